@@ -1,0 +1,2 @@
+//! Arithmetic on the CPU. The only room with `unsafe`; it knows slices, not tensors, models or sequences.
+#![allow(unsafe_code)]

@@ -1,0 +1,15 @@
+#![doc = include_str!("../ARCHITECTURE.md")]
+
+pub mod api;
+pub mod cache;
+pub mod cli;
+pub mod engine;
+pub mod error;
+pub mod kernels;
+pub mod metrics;
+pub mod model;
+pub mod protocol;
+pub mod sampling;
+pub mod service;
+pub mod stream;
+pub mod text;

@@ -1,0 +1,1 @@
+//! GGUF files: a checked reader over a memory map.

@@ -1,0 +1,10 @@
+//! The words every floor shares: ids, the request as it comes in and as it is once validated, and the events a
+//! generation is made of. Plain data; nothing here knows HTTP, a tokenizer or a tensor.
+
+mod event;
+mod ids;
+mod request;
+
+pub use event::{ErrorInfo, Event, FinishReason, TokenEvent, TokenLogprob, Usage};
+pub use ids::{Epoch, EventId, StreamId, Tenant, TokenId};
+pub use request::{ChatMessage, GenerateRequest, OnDisconnect, Prompt, SamplingParams, StopParams, ValidRequest};

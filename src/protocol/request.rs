@@ -1,0 +1,150 @@
+//! A request twice: as a dialect understood it, and as it is once templated, tokenised and checked. The second type
+//! is the proof of the check: nothing past `service/` sees the first.
+
+use super::ids::{StreamId, Tenant, TokenId};
+
+/// What every dialect turns its JSON into. Values may still break rules.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateRequest {
+    /// Whose request it is.
+    pub tenant: Tenant,
+    /// The model asked for; `None` means the one that is served.
+    pub model: Option<String>,
+    /// What to go on from.
+    pub prompt: Prompt,
+    /// How to draw tokens.
+    pub sampling: SamplingParams,
+    /// When to end.
+    pub stop: StopParams,
+    /// What to do when the last reader leaves.
+    pub on_disconnect: OnDisconnect,
+}
+
+/// What to go on from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Prompt {
+    /// Messages, rendered by the model's own template.
+    Chat(Vec<ChatMessage>),
+    /// Plain text; special tokens in it are text, not control.
+    Text(String),
+    /// Token ids as they are.
+    Tokens(Vec<TokenId>),
+}
+
+/// One message of a chat.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ChatMessage {
+    /// `system`, `user`, `assistant`, `tool` or `developer`.
+    pub role: String,
+    /// Its text.
+    pub content: String,
+}
+
+/// How tokens are drawn. The default is a plain draw from the model's own distribution.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingParams {
+    /// 0 is greedy; at most 2.
+    pub temperature: f32,
+    /// Keep the smallest set of tokens whose probabilities reach this; 1 keeps all.
+    pub top_p: f32,
+    /// Keep this many of the most probable tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Keep tokens at least this probable relative to the most probable; 0 keeps all.
+    pub min_p: f32,
+    /// Locally typical sampling's mass; 1 keeps all.
+    pub typical_p: f32,
+    /// Divides (or multiplies, if negative) the logits of tokens seen in prompt or output; 1 does nothing.
+    pub repetition_penalty: f32,
+    /// Subtracted once from tokens seen in the output.
+    pub presence_penalty: f32,
+    /// Subtracted per occurrence in the output.
+    pub frequency_penalty: f32,
+    /// Added to single tokens' logits.
+    pub logit_bias: Vec<(TokenId, f32)>,
+    /// The draw at output position `i` depends on this, `i` and the logits only. Drawn by the service where absent.
+    pub seed: Option<u64>,
+    /// Report the log-probability of each token and of this many rivals.
+    pub top_logprobs: Option<usize>,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            typical_p: 1.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: None,
+            top_logprobs: None,
+        }
+    }
+}
+
+/// When a generation ends.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StopParams {
+    /// Most tokens to sample; `None` goes on to the context limit.
+    pub max_tokens: Option<usize>,
+    /// Fewest tokens before an end-of-generation token or stop string counts.
+    pub min_tokens: usize,
+    /// The text ends before the first of these to appear.
+    pub strings: Vec<String>,
+    /// Tokens that end it like an end-of-generation token does.
+    pub token_ids: Vec<TokenId>,
+    /// Go on past end-of-generation tokens.
+    pub ignore_eos: bool,
+}
+
+/// What happens to a generation when its last reader has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnDisconnect {
+    /// Stop at once.
+    Cancel,
+    /// Stop if nobody has come back after this many milliseconds.
+    Linger {
+        /// The grace time.
+        grace_ms: u64,
+    },
+    /// Run to the end.
+    Detach,
+}
+
+/// A request that keeps every rule: tokenised, within the context, parameters in range, the seed drawn. Only
+/// `service::validate` makes them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ValidRequest {
+    /// The name of its stream.
+    pub id: StreamId,
+    /// Whose work it is.
+    pub tenant: Tenant,
+    /// At least one token, and shorter than the context.
+    pub prompt: Vec<TokenId>,
+    /// At least 1; prompt plus this many fits the context.
+    pub max_tokens: usize,
+    /// Checked, its `seed` present.
+    pub sampling: SamplingParams,
+    /// Checked, its `max_tokens` superseded by the field above.
+    pub stop: StopParams,
+    /// What to do when the last reader leaves.
+    pub on_disconnect: OnDisconnect,
+}
+
+impl ValidRequest {
+    /// The most tokens this request can ever hold, which is what admission counts.
+    pub fn num_tokens_max(&self) -> usize {
+        self.prompt.len() + self.max_tokens
+    }
+
+    /// The seed of its draws.
+    ///
+    /// # Panics
+    /// If validation was skipped: a valid request has a seed.
+    pub fn seed(&self) -> u64 {
+        self.sampling.seed.expect("a valid request has a seed")
+    }
+}

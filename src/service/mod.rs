@@ -1,0 +1,32 @@
+//! From a dialect's request to a running stream: template, tokenise, validate, submit. Below this seam a gateway and
+//! a local pool are the same.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::protocol::ValidRequest;
+use crate::stream::StreamLog;
+
+/// Whether a backend can serve, for `/health/ready`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// Requests will be served.
+    Ready,
+    /// Loading, or a worker is being restarted.
+    Starting,
+    /// No new requests; running ones finish.
+    Draining,
+}
+
+/// Where validated requests are run: the local pool, later a cluster.
+pub trait Backend: Send + Sync {
+    /// Takes the request; its events go to `log`. Returns at once.
+    ///
+    /// # Errors
+    /// [`crate::error::ErrorKind::Overloaded`] when the queue is full, with the time to come back;
+    /// [`crate::error::ErrorKind::Unavailable`] while loading or draining. Nothing was appended to `log` then.
+    fn submit(&self, request: ValidRequest, log: Arc<StreamLog>) -> Result<()>;
+
+    /// Whether requests will be served.
+    fn readiness(&self) -> Readiness;
+}
