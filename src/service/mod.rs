@@ -1,11 +1,15 @@
 //! From a dialect's request to a running stream: template, tokenise, validate, submit. Below this seam a gateway and
 //! a local pool are the same.
 
+mod template;
+
 use std::sync::Arc;
 
 use crate::error::Result;
 use crate::protocol::ValidRequest;
 use crate::stream::StreamLog;
+
+pub use template::ChatTemplate;
 
 /// Whether a backend can serve, for `/health/ready`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
