@@ -14,6 +14,7 @@ const JSON_BYTES_MAX: usize = 4 << 20;
 const INDENT_MAX: usize = 16;
 
 /// `value | tojson(indent=None, separators=None, sort_keys=False, ensure_ascii=False)`.
+#[expect(clippy::needless_pass_by_value, reason = "keyword arguments come by value")]
 pub(super) fn tojson(
     state: &State<'_, '_>,
     value: &Value,
