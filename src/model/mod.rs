@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::protocol::TokenId;
 
 pub mod gguf;
+pub mod vocab;
 
 /// What the engine must know of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
