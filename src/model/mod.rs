@@ -4,6 +4,8 @@ use crate::cache::BlockId;
 use crate::error::Result;
 use crate::protocol::TokenId;
 
+pub mod config;
+pub mod decoder;
 pub mod gguf;
 pub mod vocab;
 
