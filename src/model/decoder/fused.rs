@@ -11,7 +11,7 @@ use super::weights::{LayerTensors, Matrix, Tensors};
 use crate::cache::KvStore;
 use crate::error::Result;
 use crate::kernels::{
-    Activation, AttentionShape, Isa, Packed, Part, Pool, QkNorm, Ragged, attention, dequantize_row, gated, linear,
+    AttentionShape, Isa, KvLayer, Packed, Part, Pool, QkNorm, Ragged, attention, dequantize_row, gated, linear,
     rms_norm,
 };
 use crate::model::Batch;
@@ -38,10 +38,8 @@ struct Layer {
     ffn_norm: Vec<f32>,
     gate: Packed,
     up: Packed,
-    activation: Activation,
     down: Projection,
     post_ffn_norm: Option<Vec<f32>>,
-    eps: f32,
 }
 
 struct Projection {
@@ -104,10 +102,8 @@ impl Layer {
             ffn_norm: t.ffn_norm,
             gate: pack(t.gate, pool)?,
             up: pack(t.up, pool)?,
-            activation: config.activation,
             down: Projection { weights: pack(t.down, pool)?, bias: None, column: 0 },
             post_ffn_norm: t.post_ffn_norm,
-            eps: config.norm_eps,
         })
     }
 }
@@ -164,72 +160,88 @@ impl Fused {
         logits: &mut Vec<f32>,
     ) -> Result<()> {
         let Self { weights, kv, cpu } = self;
-        let cpu = RefCell::new(cpu);
-        let c = &weights.config;
+        let step = Step { config: &weights.config, batch, angles, tables, cpu: RefCell::new(cpu) };
         let mut h = weights.embed(batch)?;
         for (layer, kv) in weights.layers.iter().zip(&mut kv.layers) {
-            let qkv = h.apply_op1_no_bwd(&Stage1 {
-                name: "norm-qkv",
-                width: c.qkv_size(),
-                run: |x: &[f32], out: &mut [f32]| {
-                    let parts: Vec<Part<'_>> = layer.qkv.iter().map(Projection::part).collect();
-                    cpu.borrow_mut().with_norm(x, &layer.attn_norm, layer.eps, |isa, pool, normed| {
-                        linear(isa, pool, &parts, normed, batch.num_tokens(), None, out);
-                    });
-                },
-            })?;
-            let (cos, sin) = &angles[layer.rope_index];
-            let ragged = Ragged {
-                positions: &batch.positions,
-                slots: &batch.slot_mapping,
-                cu_seqlens: &batch.cu_seqlens,
-                block_tables: tables,
-                cu_blocks: &batch.cu_blocks,
-                cos,
-                sin,
-            };
-            let kv = RefCell::new(kv);
-            let attended = qkv.apply_op1_no_bwd(&Stage1 {
-                name: "rope-kv-attention",
-                width: c.num_heads * c.head_dim,
-                run: |qkv: &[f32], out: &mut [f32]| {
-                    let Cpu { isa, pool, scratch } = &mut **cpu.borrow_mut();
-                    scratch.clear();
-                    scratch.extend_from_slice(qkv);
-                    attention(*isa, pool, &layer.attention, &ragged, *kv.borrow_mut(), scratch, out);
-                },
-            })?;
-            h = attended.apply_op2_no_bwd(
-                &h,
-                &Stage2 {
-                    name: "out-residual",
-                    run: |x: &[f32], residual: &[f32], out: &mut [f32]| {
-                        let norm = layer.post_attn_norm.as_deref().map(|w| (w, layer.eps));
-                        cpu.borrow_mut().project(&layer.attn_output, x, residual, norm, out);
-                    },
-                },
-            )?;
-            let gated_up = h.apply_op1_no_bwd(&Stage1 {
-                name: "norm-gate-up",
-                width: c.intermediate_size,
-                run: |x: &[f32], out: &mut [f32]| {
-                    cpu.borrow_mut().with_norm(x, &layer.ffn_norm, layer.eps, |isa, pool, normed| {
-                        gated(isa, pool, &layer.gate, &layer.up, layer.activation, normed, batch.num_tokens(), out);
-                    });
-                },
-            })?;
-            h = gated_up.apply_op2_no_bwd(
-                &h,
-                &Stage2 {
-                    name: "down-residual",
-                    run: |x: &[f32], residual: &[f32], out: &mut [f32]| {
-                        let norm = layer.post_ffn_norm.as_deref().map(|w| (w, layer.eps));
-                        cpu.borrow_mut().project(&layer.down, x, residual, norm, out);
-                    },
-                },
-            )?;
+            let qkv = step.norm_qkv(layer, &h)?;
+            let attended = step.attention(layer, kv, &qkv)?;
+            h = step.project("out-residual", &layer.attn_output, layer.post_attn_norm.as_deref(), &attended, &h)?;
+            let branch = step.norm_gate_up(layer, &h)?;
+            h = step.project("down-residual", &layer.down, layer.post_ffn_norm.as_deref(), &branch, &h)?;
         }
-        weights.logits(&h, batch, cpu.into_inner(), logits)
+        weights.logits(&h, batch, step.cpu.into_inner(), logits)
+    }
+}
+
+/// One step's inputs, and a layer's stages over them.
+struct Step<'a> {
+    config: &'a ModelConfig,
+    batch: &'a Batch,
+    angles: &'a [(Vec<f32>, Vec<f32>)],
+    tables: &'a [u32],
+    cpu: RefCell<&'a mut Cpu>,
+}
+
+impl Step<'_> {
+    /// `h: [num_tokens, hidden_size] -> [num_tokens, qkv_size]`
+    fn norm_qkv(&self, layer: &Layer, h: &Tensor) -> CandleResult<Tensor> {
+        let parts: Vec<Part<'_>> = layer.qkv.iter().map(Projection::part).collect();
+        let run = |x: &[f32], out: &mut [f32]| {
+            self.cpu.borrow_mut().with_norm(x, &layer.attn_norm, self.config.norm_eps, |isa, pool, normed| {
+                linear(isa, pool, &parts, normed, self.batch.num_tokens(), None, out);
+            });
+        };
+        h.apply_op1_no_bwd(&Stage1 { name: "norm-qkv", width: self.config.qkv_size(), run })
+    }
+
+    /// `qkv: [num_tokens, qkv_size] -> [num_tokens, num_heads * head_dim]`
+    fn attention(&self, layer: &Layer, kv: &mut KvLayer, qkv: &Tensor) -> CandleResult<Tensor> {
+        let (cos, sin) = &self.angles[layer.rope_index];
+        let batch = Ragged {
+            positions: &self.batch.positions,
+            slots: &self.batch.slot_mapping,
+            cu_seqlens: &self.batch.cu_seqlens,
+            block_tables: self.tables,
+            cu_blocks: &self.batch.cu_blocks,
+            cos,
+            sin,
+        };
+        let kv = RefCell::new(kv);
+        let run = |qkv: &[f32], out: &mut [f32]| {
+            let Cpu { isa, pool, scratch } = &mut **self.cpu.borrow_mut();
+            scratch.clear();
+            scratch.extend_from_slice(qkv);
+            attention(*isa, pool, &layer.attention, &batch, *kv.borrow_mut(), scratch, out);
+        };
+        let width = self.config.num_heads * self.config.head_dim;
+        qkv.apply_op1_no_bwd(&Stage1 { name: "rope-kv-attention", width, run })
+    }
+
+    /// `x: [num_tokens, k], h: [num_tokens, hidden_size] -> h + norm(projection(x))`, the norm where there is one.
+    fn project(
+        &self,
+        name: &'static str,
+        projection: &Projection,
+        norm: Option<&[f32]>,
+        x: &Tensor,
+        h: &Tensor,
+    ) -> CandleResult<Tensor> {
+        let run = |x: &[f32], h: &[f32], out: &mut [f32]| {
+            let norm = norm.map(|weight| (weight, self.config.norm_eps));
+            self.cpu.borrow_mut().project(projection, x, h, norm, out);
+        };
+        x.apply_op2_no_bwd(h, &Stage2 { name, run })
+    }
+
+    /// `h: [num_tokens, hidden_size] -> [num_tokens, intermediate_size]`
+    fn norm_gate_up(&self, layer: &Layer, h: &Tensor) -> CandleResult<Tensor> {
+        let run = |x: &[f32], out: &mut [f32]| {
+            self.cpu.borrow_mut().with_norm(x, &layer.ffn_norm, self.config.norm_eps, |isa, pool, normed| {
+                let num_tokens = self.batch.num_tokens();
+                gated(isa, pool, &layer.gate, &layer.up, self.config.activation, normed, num_tokens, out);
+            });
+        };
+        h.apply_op1_no_bwd(&Stage1 { name: "norm-gate-up", width: self.config.intermediate_size, run })
     }
 }
 
