@@ -9,6 +9,7 @@ use crate::protocol::TokenId;
 pub mod config;
 pub mod decoder;
 pub mod gguf;
+pub mod load;
 pub mod vocab;
 
 /// What the engine must know of a model.
