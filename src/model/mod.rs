@@ -10,6 +10,7 @@ pub mod config;
 pub mod decoder;
 pub mod gguf;
 pub mod load;
+pub mod registry;
 pub mod vocab;
 
 /// What the engine must know of a model.
