@@ -138,7 +138,8 @@ impl CacheFile {
         if actual != sha256 {
             return Ok(Cached::Damaged(format!("has sha256 {actual}, must have {sha256}")));
         }
-        self.write_record(&now)?;
+        // A cache that cannot be written serves all the same; the next start hashes again.
+        let _ = self.write_record(&now);
         Ok(Cached::Good)
     }
 
