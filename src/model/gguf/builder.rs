@@ -9,8 +9,8 @@ pub(crate) struct Builder {
     pub(crate) version: u32,
     pub(crate) alignment: usize,
     /// Key, and the bytes of type and value.
-    entries: Vec<(Vec<u8>, Vec<u8>)>,
-    tensors: Vec<RawTensor>,
+    pub(super) entries: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) tensors: Vec<RawTensor>,
     /// Replaces the true count, to lie about it.
     pub(crate) num_entries: Option<u64>,
     /// Replaces the true count, to lie about it.
@@ -18,7 +18,7 @@ pub(crate) struct Builder {
 }
 
 #[derive(Debug, Clone)]
-struct RawTensor {
+pub(super) struct RawTensor {
     name: Vec<u8>,
     innermost_first: Vec<u64>,
     type_id: u32,
@@ -64,7 +64,7 @@ impl Builder {
     }
 
     pub(crate) fn strings(self, key: &str, values: &[&str]) -> Self {
-        let elements: Vec<u8> = values.iter().flat_map(|s| string(s)).collect();
+        let elements: Vec<u8> = values.iter().flat_map(string).collect();
         self.raw(key, 9, &array(8, values.len() as u64, &elements))
     }
 
