@@ -230,6 +230,12 @@ mod tests {
                 quantized.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
             let bytes = quantized.data().unwrap();
             assert_eq!(bytes.len(), format.row_bytes(k), "{format}");
+            let theirs = candle_dtype(format);
+            assert_eq!(
+                (format.block_len(), format.block_bytes()),
+                (theirs.block_size(), theirs.type_size()),
+                "{format}"
+            );
             let mut got = vec![0.0; k];
             dequantize_row(format, &bytes, &mut got);
             assert_eq!(got, expected, "{format}");

@@ -7,31 +7,12 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::kernels::{WeightFormat, dequantize_row};
 use crate::model::config::ModelConfig;
-use crate::model::gguf::{GgmlType, Gguf, TensorView};
-
-/// The kernels' name of a file's type.
-pub(super) fn format_of(dtype: GgmlType) -> WeightFormat {
-    match dtype {
-        GgmlType::F32 => WeightFormat::F32,
-        GgmlType::F16 => WeightFormat::F16,
-        GgmlType::BF16 => WeightFormat::BF16,
-        GgmlType::Q4_0 => WeightFormat::Q4_0,
-        GgmlType::Q4_1 => WeightFormat::Q4_1,
-        GgmlType::Q5_0 => WeightFormat::Q5_0,
-        GgmlType::Q5_1 => WeightFormat::Q5_1,
-        GgmlType::Q8_0 => WeightFormat::Q8_0,
-        GgmlType::Q2K => WeightFormat::Q2K,
-        GgmlType::Q3K => WeightFormat::Q3K,
-        GgmlType::Q4K => WeightFormat::Q4K,
-        GgmlType::Q5K => WeightFormat::Q5K,
-        GgmlType::Q6K => WeightFormat::Q6K,
-    }
-}
+use crate::model::gguf::{Gguf, TensorView};
 
 /// A whole tensor as f32: norms, biases, rope factors.
 pub(crate) fn floats(tensor: &TensorView<'_>) -> Result<Vec<f32>> {
     let mut out = vec![0.0; tensor.info.num_elements()];
-    dequantize_row(format_of(tensor.info.dtype), tensor.data, &mut out);
+    dequantize_row(tensor.info.dtype, tensor.data, &mut out);
     if let Some(bad) = out.iter().find(|x| !x.is_finite()) {
         return Err(Error::bad_model(format!("tensor `{}` holds {bad}", tensor.info.name)));
     }
@@ -176,7 +157,7 @@ impl<'a> Tensors<'a> {
 
     fn matrix(&self, name: &str, n: usize, k: usize) -> Result<Matrix<'a>> {
         let tensor = self.get(name, &[n, k])?;
-        Ok(Matrix { format: format_of(tensor.info.dtype), n, k, bytes: tensor.data })
+        Ok(Matrix { format: tensor.info.dtype, n, k, bytes: tensor.data })
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {

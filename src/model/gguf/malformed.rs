@@ -2,8 +2,10 @@
 //! place.
 
 use super::builder::{Builder, array, string};
+use super::types;
 use super::*;
 use crate::error::ErrorKind;
+use crate::kernels::WeightFormat;
 
 /// A small file with one of everything.
 pub(super) fn valid() -> Builder {
@@ -15,9 +17,9 @@ pub(super) fn valid() -> Builder {
         .strings("tokenizer.ggml.tokens", &["<s>", "", "ä", "日本"])
         .i32s("tokenizer.ggml.token_type", &[3, 1, 1, 1])
         .f32s("tokenizer.ggml.scores", &[0.0, -1.0, -2.0, -3.0])
-        .tensor("token_embd.weight", &[4, 32], GgmlType::Q4_1)
-        .tensor("blk.0.ffn_down.weight", &[3, 256], GgmlType::Q6K)
-        .tensor("output_norm.weight", &[32], GgmlType::F32)
+        .tensor("token_embd.weight", &[4, 32], WeightFormat::Q4_1)
+        .tensor("blk.0.ffn_down.weight", &[3, 256], WeightFormat::Q6K)
+        .tensor("output_norm.weight", &[32], WeightFormat::F32)
 }
 
 #[track_caller]
@@ -52,7 +54,7 @@ fn a_valid_file_is_read_as_written() {
         assert_eq!(m.opt_f32s("tokenizer.ggml.scores").unwrap().unwrap(), [0.0, -1.0, -2.0, -3.0]);
         let down = gguf.tensor("blk.0.ffn_down.weight").unwrap();
         assert_eq!(down.info.dims, [3, 256]);
-        assert_eq!((down.info.dtype, down.info.row_bytes()), (GgmlType::Q6K, 210));
+        assert_eq!((down.info.dtype, down.info.row_bytes()), (WeightFormat::Q6K, 210));
         assert_eq!(down.data, (0..630).map(|i| i as u8).collect::<Vec<_>>());
         let names: Vec<&str> = gguf.tensors().iter().map(|t| t.name.as_str()).collect();
         assert_eq!(names, ["token_embd.weight", "blk.0.ffn_down.weight", "output_norm.weight"]);
@@ -159,15 +161,15 @@ fn nested_arrays() {
 #[test]
 fn alignment() {
     for bad in [0, 3, 33, 1 << 21, u32::MAX] {
-        let file = Builder::new().u32("general.alignment", bad).tensor("t", &[32], GgmlType::F32);
+        let file = Builder::new().u32("general.alignment", bad).tensor("t", &[32], WeightFormat::F32);
         check(&file, &format!("key `general.alignment` must be a power of two up to 1048576, is {bad}"));
     }
     check(&Builder::new().str("general.alignment", "32"), "key `general.alignment` must be an integer");
     for good in [1, 8, 4096] {
         let file = Builder { alignment: good as usize, ..Builder::new() }
             .u32("general.alignment", good)
-            .tensor("a", &[3], GgmlType::F32)
-            .tensor("b", &[3], GgmlType::F32);
+            .tensor("a", &[3], WeightFormat::F32)
+            .tensor("b", &[3], WeightFormat::F32);
         let header = Header::parse(&file.build()).unwrap();
         assert!(header.tensors.iter().all(|t| t.data_range().start.is_multiple_of(good as usize)));
     }
@@ -180,9 +182,12 @@ fn tensor_shapes() {
     check(&file(&[1, 1, 1, 1, 1], 0), "tensor `t.x`: must have 1 to 4 dimensions, has 5");
     check(&file(&[32, 0], 0), "tensor `t.x`: dimensions [0, 32] must not contain 0");
     check(&file(&[0, 32], 0), "tensor `t.x`: dimensions [32, 0] must not contain 0");
-    check(&file(&[4, 33], GgmlType::Q4_0.id()), "tensor `t.x`: rows of 33 elements must be a multiple of 32");
     check(
-        &file(&[4, 128], GgmlType::Q4K.id()),
+        &file(&[4, 33], types::id_of(WeightFormat::Q4_0)),
+        "tensor `t.x`: rows of 33 elements must be a multiple of 32",
+    );
+    check(
+        &file(&[4, 128], types::id_of(WeightFormat::Q4K)),
         "rows of 128 elements must be a multiple of 256, the block length of Q4_K",
     );
     for dims in [[1 << 32, 1 << 32], [u64::MAX, 32], [1 << 57, 32], [1 << 31, 1 << 31]] {
