@@ -171,7 +171,7 @@ mod tests {
     use super::*;
     use crate::model::gguf::builder::Builder;
 
-    fn vocab(file: Builder) -> Result<Vocab> {
+    fn vocab(file: &Builder) -> Result<Vocab> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("v.gguf");
         std::fs::write(&path, file.build()).unwrap();
@@ -196,14 +196,14 @@ mod tests {
     }
 
     #[track_caller]
-    fn check_error(file: Builder, expected: &str) {
+    fn check_error(file: &Builder, expected: &str) {
         let error = vocab(file).expect_err("accepted");
         assert!(error.message().contains(expected), "expected `{expected}` in: {error}");
     }
 
     #[test]
     fn byte_level_vocabulary() {
-        let v = vocab(bpe_file().str(PRE, "smollm")).unwrap();
+        let v = vocab(&bpe_file().str(PRE, "smollm")).unwrap();
         assert_eq!(v.scheme, Scheme::Bpe { pre: "smollm".into(), merges: vec!["a b".into()] });
         assert_eq!(v.tokens[2], "ab");
         assert_eq!(v.kinds[3], TokenKind::Control);
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn sentencepiece_vocabulary() {
-        let v = vocab(sentencepiece_file()).unwrap();
+        let v = vocab(&sentencepiece_file()).unwrap();
         assert!(matches!(&v.scheme, Scheme::SentencePiece { scores } if scores[4] == -1.0));
         use TokenKind::{Byte, Control, Normal, Unknown, Unused, UserDefined};
         assert_eq!(v.kinds, [Unknown, Control, UserDefined, Byte, Normal, Unused]);
@@ -224,40 +224,40 @@ mod tests {
     #[test]
     fn a_byte_level_vocabulary_without_pre_is_split_by_the_default() {
         for file in [bpe_file(), bpe_file().str(PRE, "")] {
-            assert!(matches!(vocab(file).unwrap().scheme, Scheme::Bpe { pre, .. } if pre == "default"));
+            assert!(matches!(vocab(&file).unwrap().scheme, Scheme::Bpe { pre, .. } if pre == "default"));
         }
     }
 
     #[test]
     fn llama_3_begins_with_bos_unless_the_file_says_otherwise() {
         let file = || bpe_file().str(PRE, "llama-bpe").u32(BOS, 3);
-        assert!(vocab(file()).unwrap().add_bos);
-        assert!(!vocab(file().bool(ADD_BOS, false)).unwrap().add_bos);
+        assert!(vocab(&file()).unwrap().add_bos);
+        assert!(!vocab(&file().bool(ADD_BOS, false)).unwrap().add_bos);
     }
 
     #[test]
     fn eot_and_eom_end_a_generation_once_each() {
-        let v = vocab(bpe_file().u32(EOT, 3).u32(EOM, 0)).unwrap();
+        let v = vocab(&bpe_file().u32(EOT, 3).u32(EOM, 0)).unwrap();
         assert_eq!(v.end_of_generation, [4, 0, 3]);
     }
 
     #[test]
     fn errors_name_the_key() {
         let base = || Builder::new().strings(TOKENS, &["a", "b"]);
-        check_error(base(), "`tokenizer.ggml.model` is missing");
-        check_error(base().str(MODEL, "bert"), "supported are \"gpt2\" and \"llama\"");
-        check_error(Builder::new().str(MODEL, "gpt2"), "`tokenizer.ggml.tokens` is missing");
-        check_error(Builder::new().str(MODEL, "gpt2").strings(TOKENS, &[]), "`tokenizer.ggml.tokens` is empty");
-        check_error(base().str(MODEL, "gpt2"), "`tokenizer.ggml.merges` is missing");
-        check_error(base().str(MODEL, "gpt2").u32(MERGES, 1), "`tokenizer.ggml.merges` must be an array of strings");
-        check_error(base().str(MODEL, "llama"), "`tokenizer.ggml.scores` is missing");
-        check_error(base().str(MODEL, "llama").f32s(SCORES, &[0.0]), "`tokenizer.ggml.scores` has 1 elements");
-        check_error(base().str(MODEL, "llama").f32s(SCORES, &[0.0, f32::NAN]), "element 1 is not a number");
-        check_error(base().str(MODEL, "gpt2").i32s(TOKEN_TYPE, &[1]), "`tokenizer.ggml.token_type` has 1 elements");
-        check_error(base().str(MODEL, "gpt2").i32s(TOKEN_TYPE, &[1, 7]), "element 1 must be 1 to 6, is 7");
-        check_error(bpe_file().u32(BOS, 5), "`tokenizer.ggml.bos_token_id` must be less than");
-        check_error(bpe_file().u32(EOT, 99), "`tokenizer.ggml.eot_token_id` must be less than");
-        check_error(bpe_file().bool(ADD_BOS, true), "`tokenizer.ggml.bos_token_id` is missing");
-        check_error(bpe_file().str(EOM, "x"), "`tokenizer.ggml.eom_token_id` must be an integer");
+        check_error(&base(), "`tokenizer.ggml.model` is missing");
+        check_error(&base().str(MODEL, "bert"), "supported are \"gpt2\" and \"llama\"");
+        check_error(&Builder::new().str(MODEL, "gpt2"), "`tokenizer.ggml.tokens` is missing");
+        check_error(&Builder::new().str(MODEL, "gpt2").strings(TOKENS, &[]), "`tokenizer.ggml.tokens` is empty");
+        check_error(&base().str(MODEL, "gpt2"), "`tokenizer.ggml.merges` is missing");
+        check_error(&base().str(MODEL, "gpt2").u32(MERGES, 1), "`tokenizer.ggml.merges` must be an array of strings");
+        check_error(&base().str(MODEL, "llama"), "`tokenizer.ggml.scores` is missing");
+        check_error(&base().str(MODEL, "llama").f32s(SCORES, &[0.0]), "`tokenizer.ggml.scores` has 1 elements");
+        check_error(&base().str(MODEL, "llama").f32s(SCORES, &[0.0, f32::NAN]), "element 1 is not a number");
+        check_error(&base().str(MODEL, "gpt2").i32s(TOKEN_TYPE, &[1]), "`tokenizer.ggml.token_type` has 1 elements");
+        check_error(&base().str(MODEL, "gpt2").i32s(TOKEN_TYPE, &[1, 7]), "element 1 must be 1 to 6, is 7");
+        check_error(&bpe_file().u32(BOS, 5), "`tokenizer.ggml.bos_token_id` must be less than");
+        check_error(&bpe_file().u32(EOT, 99), "`tokenizer.ggml.eot_token_id` must be less than");
+        check_error(&bpe_file().bool(ADD_BOS, true), "`tokenizer.ggml.bos_token_id` is missing");
+        check_error(&bpe_file().str(EOM, "x"), "`tokenizer.ggml.eom_token_id` must be an integer");
     }
 }

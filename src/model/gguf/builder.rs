@@ -1,6 +1,7 @@
 //! Writes GGUF bytes for tests, right or deliberately wrong: nothing here checks anything.
 
-use super::types::GgmlType;
+use super::types;
+use crate::kernels::WeightFormat;
 
 /// A file under construction. Tensor data is laid out in order, each tensor aligned, filled with a byte pattern.
 #[derive(Debug, Clone)]
@@ -9,8 +10,8 @@ pub(crate) struct Builder {
     pub(crate) version: u32,
     pub(crate) alignment: usize,
     /// Key, and the bytes of type and value.
-    entries: Vec<(Vec<u8>, Vec<u8>)>,
-    tensors: Vec<RawTensor>,
+    pub(super) entries: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) tensors: Vec<RawTensor>,
     /// Replaces the true count, to lie about it.
     pub(crate) num_entries: Option<u64>,
     /// Replaces the true count, to lie about it.
@@ -18,7 +19,7 @@ pub(crate) struct Builder {
 }
 
 #[derive(Debug, Clone)]
-struct RawTensor {
+pub(super) struct RawTensor {
     name: Vec<u8>,
     innermost_first: Vec<u64>,
     type_id: u32,
@@ -64,7 +65,7 @@ impl Builder {
     }
 
     pub(crate) fn strings(self, key: &str, values: &[&str]) -> Self {
-        let elements: Vec<u8> = values.iter().flat_map(|s| string(s)).collect();
+        let elements: Vec<u8> = values.iter().flat_map(string).collect();
         self.raw(key, 9, &array(8, values.len() as u64, &elements))
     }
 
@@ -79,7 +80,7 @@ impl Builder {
     }
 
     /// A tensor of the right size at the next aligned offset. `dims` are outermost first.
-    pub(crate) fn tensor(self, name: &str, dims: &[u64], dtype: GgmlType) -> Self {
+    pub(crate) fn tensor(self, name: &str, dims: &[u64], dtype: WeightFormat) -> Self {
         let elements: u64 = dims.iter().product();
         let num_bytes = elements as usize / dtype.block_len() * dtype.block_bytes();
         let offset = self.tensors.last().map_or(0, |t| {
@@ -87,7 +88,7 @@ impl Builder {
             end.next_multiple_of(self.alignment.max(1))
         });
         let data = (0..num_bytes).map(|i| i as u8).collect();
-        self.raw_tensor(name.as_bytes(), dims, dtype.id(), offset as u64, data)
+        self.raw_tensor(name.as_bytes(), dims, types::id_of(dtype), offset as u64, data)
     }
 
     /// A tensor as described, right or wrong. `dims` are outermost first.

@@ -15,9 +15,10 @@ use std::ops::Range;
 use super::cursor::Cursor;
 use super::limits::{ALIGNMENT_MAX, DIMS_MAX, KEY_BYTES_MAX, METADATA_ENTRIES_MAX, TENSOR_NAME_BYTES_MAX, TENSORS_MAX};
 use super::metadata::Metadata;
-use super::types::{GgmlType, unsupported_name};
+use super::types::{self, unsupported_name};
 use super::value::read_value;
 use crate::error::{Error, Result};
+use crate::kernels::WeightFormat;
 
 /// Alignment of tensor data where the file names none.
 const ALIGNMENT_DEFAULT: u32 = 32;
@@ -43,7 +44,7 @@ pub struct TensorInfo {
     /// is a whole number of blocks.
     pub dims: Vec<usize>,
     /// Type of its elements.
-    pub dtype: GgmlType,
+    pub dtype: WeightFormat,
     /// Where its data begins in the file.
     start: usize,
     num_bytes: usize,
@@ -177,7 +178,7 @@ fn alignment(metadata: &Metadata) -> Result<u64> {
 struct RawTensor {
     name: String,
     dims: Vec<usize>,
-    dtype: GgmlType,
+    dtype: WeightFormat,
     num_bytes: u64,
     offset: u64,
 }
@@ -208,15 +209,15 @@ fn read_shape_and_place(cursor: &mut Cursor<'_>, name: &str) -> Result<RawTensor
     Ok(RawTensor { name: name.to_owned(), dims, dtype, num_bytes, offset })
 }
 
-fn supported_type(id: u32) -> Result<GgmlType> {
-    GgmlType::from_id(id).ok_or_else(|| {
+fn supported_type(id: u32) -> Result<WeightFormat> {
+    types::from_id(id).ok_or_else(|| {
         let what = unsupported_name(id).map_or_else(|| format!("type {id}"), |name| format!("type {name} ({id})"));
-        Error::bad_model(format!("{what} is not supported; supported are {}", GgmlType::supported()))
+        Error::bad_model(format!("{what} is not supported; supported are {}", types::supported()))
     })
 }
 
 /// Bytes of a tensor with these dimensions.
-fn checked_bytes(innermost_first: &[u64], dtype: GgmlType) -> Result<u64> {
+fn checked_bytes(innermost_first: &[u64], dtype: WeightFormat) -> Result<u64> {
     if innermost_first.contains(&0) {
         return Err(Error::bad_model(format!("dimensions {innermost_first:?} must not contain 0")));
     }
@@ -224,8 +225,7 @@ fn checked_bytes(innermost_first: &[u64], dtype: GgmlType) -> Result<u64> {
     if !innermost_first[0].is_multiple_of(block_len) {
         return Err(Error::bad_model(format!(
             "rows of {} elements must be a multiple of {block_len}, the block length of {}",
-            innermost_first[0],
-            dtype.name()
+            innermost_first[0], dtype
         )));
     }
     innermost_first

@@ -29,7 +29,6 @@ use memmap2::Mmap;
 
 pub use header::TensorInfo;
 pub use metadata::{Array, Metadata, Strings, Value};
-pub use types::GgmlType;
 
 use crate::error::{Error, Result};
 use header::Header;

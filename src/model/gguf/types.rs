@@ -1,116 +1,35 @@
-//! The tensor types that load: how many elements make a block, and how many bytes a block takes.
+//! The tensor types that load, by their ids in a file. What a type is - its blocks - the kernels know
+//! ([`WeightFormat`]).
 
-/// Type of a tensor's elements, with the ids of the GGUF format.
-#[allow(non_camel_case_types, missing_docs)] // The names are the format's own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum GgmlType {
-    F32,
-    F16,
-    BF16,
-    Q4_0,
-    Q4_1,
-    Q5_0,
-    Q5_1,
-    Q8_0,
-    Q2K,
-    Q3K,
-    Q4K,
-    Q5K,
-    Q6K,
+use crate::kernels::WeightFormat;
+
+/// The type with this id in a file, if it is supported.
+pub(super) fn from_id(id: u32) -> Option<WeightFormat> {
+    WeightFormat::ALL.into_iter().find(|t| id_of(*t) == id)
 }
 
-impl GgmlType {
-    /// Every supported type.
-    pub const ALL: [Self; 13] = [
-        Self::F32,
-        Self::F16,
-        Self::BF16,
-        Self::Q4_0,
-        Self::Q4_1,
-        Self::Q5_0,
-        Self::Q5_1,
-        Self::Q8_0,
-        Self::Q2K,
-        Self::Q3K,
-        Self::Q4K,
-        Self::Q5K,
-        Self::Q6K,
-    ];
-
-    /// The type with this id in a file, if it is supported.
-    pub fn from_id(id: u32) -> Option<Self> {
-        Self::ALL.into_iter().find(|t| t.id() == id)
+/// A type's id in a file.
+pub(super) fn id_of(format: WeightFormat) -> u32 {
+    match format {
+        WeightFormat::F32 => 0,
+        WeightFormat::F16 => 1,
+        WeightFormat::Q4_0 => 2,
+        WeightFormat::Q4_1 => 3,
+        WeightFormat::Q5_0 => 6,
+        WeightFormat::Q5_1 => 7,
+        WeightFormat::Q8_0 => 8,
+        WeightFormat::Q2K => 10,
+        WeightFormat::Q3K => 11,
+        WeightFormat::Q4K => 12,
+        WeightFormat::Q5K => 13,
+        WeightFormat::Q6K => 14,
+        WeightFormat::BF16 => 30,
     }
+}
 
-    /// Its id in a file.
-    pub fn id(self) -> u32 {
-        match self {
-            Self::F32 => 0,
-            Self::F16 => 1,
-            Self::Q4_0 => 2,
-            Self::Q4_1 => 3,
-            Self::Q5_0 => 6,
-            Self::Q5_1 => 7,
-            Self::Q8_0 => 8,
-            Self::Q2K => 10,
-            Self::Q3K => 11,
-            Self::Q4K => 12,
-            Self::Q5K => 13,
-            Self::Q6K => 14,
-            Self::BF16 => 30,
-        }
-    }
-
-    /// Its usual spelling.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::BF16 => "BF16",
-            Self::Q4_0 => "Q4_0",
-            Self::Q4_1 => "Q4_1",
-            Self::Q5_0 => "Q5_0",
-            Self::Q5_1 => "Q5_1",
-            Self::Q8_0 => "Q8_0",
-            Self::Q2K => "Q2_K",
-            Self::Q3K => "Q3_K",
-            Self::Q4K => "Q4_K",
-            Self::Q5K => "Q5_K",
-            Self::Q6K => "Q6_K",
-        }
-    }
-
-    /// Elements of a block. A row is a whole number of blocks.
-    pub fn block_len(self) -> usize {
-        match self {
-            Self::F32 | Self::F16 | Self::BF16 => 1,
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
-            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => 256,
-        }
-    }
-
-    /// Bytes of a block: scales and minima, then the packed values.
-    pub fn block_bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-            Self::Q4_0 => 2 + 16,
-            Self::Q4_1 => 2 + 2 + 16,
-            Self::Q5_0 => 2 + 4 + 16,
-            Self::Q5_1 => 2 + 2 + 4 + 16,
-            Self::Q8_0 => 2 + 32,
-            Self::Q2K => 16 + 64 + 2 + 2,
-            Self::Q3K => 32 + 64 + 12 + 2,
-            Self::Q4K => 2 + 2 + 12 + 128,
-            Self::Q5K => 2 + 2 + 12 + 32 + 128,
-            Self::Q6K => 128 + 64 + 16 + 2,
-        }
-    }
-
-    /// The supported types as a list for error messages.
-    pub fn supported() -> String {
-        Self::ALL.map(Self::name).join(", ")
-    }
+/// The supported types as a list for error messages.
+pub(super) fn supported() -> String {
+    WeightFormat::ALL.map(|t| t.to_string()).join(", ")
 }
 
 /// What the format calls a type that does not load, for error messages.
@@ -144,37 +63,13 @@ pub(super) fn unsupported_name(id: u32) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::quantized::GgmlDType;
-
-    #[test]
-    fn block_sizes_are_those_of_an_independent_reader() {
-        let theirs = [
-            GgmlDType::F32,
-            GgmlDType::F16,
-            GgmlDType::BF16,
-            GgmlDType::Q4_0,
-            GgmlDType::Q4_1,
-            GgmlDType::Q5_0,
-            GgmlDType::Q5_1,
-            GgmlDType::Q8_0,
-            GgmlDType::Q2K,
-            GgmlDType::Q3K,
-            GgmlDType::Q4K,
-            GgmlDType::Q5K,
-            GgmlDType::Q6K,
-        ];
-        for (ours, theirs) in GgmlType::ALL.into_iter().zip(theirs) {
-            assert_eq!(ours.block_len(), theirs.block_size(), "{ours:?}");
-            assert_eq!(ours.block_bytes(), theirs.type_size(), "{ours:?}");
-        }
-    }
 
     #[test]
     fn ids_are_distinct_and_found_again() {
-        for t in GgmlType::ALL {
-            assert_eq!(GgmlType::from_id(t.id()), Some(t));
-            assert_eq!(unsupported_name(t.id()), None);
+        for t in WeightFormat::ALL {
+            assert_eq!(from_id(id_of(t)), Some(t));
+            assert_eq!(unsupported_name(id_of(t)), None);
         }
-        assert_eq!(GgmlType::from_id(u32::MAX), None);
+        assert_eq!(from_id(u32::MAX), None);
     }
 }

@@ -218,3 +218,90 @@ fn check_word(what: &str, word: &str) -> Result<()> {
 fn default_revision() -> String {
     "main".to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+name = "tiny"
+description = "d"
+licence = "l"
+size_bytes = 1
+sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
+[[sources]]
+hub = { repo = "a/b", file = "c/d.gguf" }
+[[sources]]
+package = [{ name = "p", version = "1.0", member = "x/y" }]
+"#;
+
+    #[track_caller]
+    fn check_error(from: &str, to: &str, expected: &str) {
+        assert!(GOOD.contains(from));
+        let error = Manifest::parse(&GOOD.replace(from, to), "tiny.toml").expect_err("accepted");
+        assert!(error.message().starts_with("tiny.toml: "), "{error}");
+        assert!(error.message().contains(expected), "expected `{expected}` in: {error}");
+    }
+
+    #[test]
+    fn every_embedded_manifest_is_right() {
+        let manifests = load_manifests(None).unwrap();
+        assert_eq!(manifests.len(), EMBEDDED.len());
+        for (manifest, (file, _)) in manifests.iter().zip(EMBEDDED) {
+            assert_eq!(format!("{}.toml", manifest.name), file, "the file is named after the model");
+        }
+        let names: Vec<&str> = manifests.iter().flat_map(Manifest::names).collect();
+        let answering = |name| manifests.iter().filter(|m| m.answers_to(name)).count();
+        assert!(names.iter().all(|name| answering(name) == 1), "names are unique: {names:?}");
+    }
+
+    #[test]
+    fn every_manifest_of_the_models_folder_is_embedded() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+        let mut embedded = load_manifests(None).unwrap();
+        embedded.sort_by(|a, b| a.name.cmp(&b.name));
+        assert_eq!(read_dir(&dir).unwrap(), embedded);
+    }
+
+    #[test]
+    fn fields_are_read() {
+        let manifest = Manifest::parse(GOOD, "x").unwrap();
+        let [Source::Hub(hub), Source::Package(parts)] = manifest.sources.as_slice() else { panic!("{manifest:?}") };
+        assert_eq!((hub.repo.as_str(), hub.file.as_str(), hub.revision.as_str()), ("a/b", "c/d.gguf", "main"));
+        assert_eq!((parts[0].name.as_str(), parts[0].member.as_str()), ("p", "x/y"));
+        assert!(manifest.answers_to("TINY") && !manifest.answers_to("tin"));
+        assert_eq!(manifest.chat_template, None);
+    }
+
+    #[test]
+    fn errors_name_the_file_the_place_and_the_rule() {
+        check_error("licence = \"l\"", "licence = \"l\"\nlicense = \"l\"", "line 5");
+        check_error("licence = \"l\"", "licence = \"l\"\nlicense = \"l\"", "unknown field `license`");
+        check_error("file = \"c/d.gguf\"", "file = \"c/d.gguf\", tag = \"x\"", "unknown field `tag`");
+        check_error("version = \"1.0\"", "version = \"1.0\", sha = \"x\"", "unknown field `sha`");
+        check_error("hub = {", "ftp = {", "unknown variant `ftp`");
+        check_error("size_bytes = 1", "size_bytes = -1", "line 5");
+        check_error("size_bytes = 1", "size_bytes = 0", "`size_bytes` must be greater than 0");
+        check_error("sha256 = \"0", "sha256 = \"G", "`sha256` must be 64 lower-case hex digits");
+        check_error("name = \"tiny\"", "name = \"../x\"", "name \"../x\" must be letters");
+        check_error("name = \"p\"", "name = \"--index-url\"", "package name \"--index-url\" must be");
+        check_error("repo = \"a/b\"", "repo = \"ab\"", "a hub repository is OWNER/REPO");
+        check_error("c/d.gguf", "c/../../d.gguf", "hub file \"..\"");
+        check_error("package = [{ name = \"p\", version = \"1.0\", member = \"x/y\" }]", "package = []", "one part");
+    }
+
+    #[test]
+    fn a_directory_adds_and_replaces_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a.toml"), GOOD).unwrap();
+        std::fs::write(dir.path().join("b.toml"), GOOD.replace("\"tiny\"", "\"Gemma-3-270M\"")).unwrap();
+        std::fs::write(dir.path().join("notes.txt"), "not a manifest").unwrap();
+        let manifests = load_manifests(Some(dir.path())).unwrap();
+        let names: Vec<&str> = manifests.iter().map(|m| m.name.as_str()).collect();
+        assert_eq!(names, ["smollm2-135m-instruct", "tiny", "Gemma-3-270M"]);
+        std::fs::write(dir.path().join("c.toml"), GOOD).unwrap();
+        let error = load_manifests(Some(dir.path())).unwrap_err();
+        assert!(error.message().contains("c.toml: shares a name with the manifest of `tiny`"), "{error}");
+        assert!(load_manifests(Some(&dir.path().join("none"))).unwrap_err().message().contains("cannot read"));
+    }
+}

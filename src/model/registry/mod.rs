@@ -131,7 +131,7 @@ impl Registry {
         })
     }
 
-    /// The file that `spec` names: a manifest's NAME, a PATH, or hub:OWNER/REPO[:FILE]. Fetches it if it is not in
+    /// The file that `spec` names: a manifest's NAME, a PATH, or `hub:OWNER/REPO[:FILE]`. Fetches it if it is not in
     /// the cache or was changed there. A cached hub file is used as it is: nothing asks whether the hub has a newer.
     ///
     /// # Errors
