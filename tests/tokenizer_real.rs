@@ -5,7 +5,10 @@
 //! (individual digits, then byte-level), and python `sentencepiece` on a model made of Gemma's pieces and scores.
 //! shimmytok, a third implementation, runs here.
 
-mod common;
+#[path = "common/corpus.rs"]
+mod corpus;
+#[path = "common/real.rs"]
+mod real;
 
 use std::path::Path;
 
@@ -15,13 +18,10 @@ use tallow::model::gguf::Gguf;
 use tallow::model::vocab::vocab_from_gguf;
 use tallow::text::{Detokenizer, EncodeOptions, Scheme, TokenKind, Tokenizer, Vocab};
 
-use common::corpus;
+use real::{GEMMA3, SMOLLM2};
 
 const SEED: u64 = 20_241_124;
 const NUM_LINES: usize = 1_500;
-
-const SMOLLM2: &str = "smollm2-135m-instruct";
-const GEMMA3: &str = "gemma-3-270m";
 
 fn tokenizer(path: &Path) -> Tokenizer {
     let file = Gguf::open(path).expect("the file opens");
@@ -65,12 +65,12 @@ fn write_corpus() {
 
 #[test]
 fn smollm2_ids_equal_the_tokenizers_package() {
-    check_against_reference(&tokenizer(&common::real_model(SMOLLM2)), include_str!("data/tokens_smollm2.json"));
+    check_against_reference(&tokenizer(&real::path(SMOLLM2)), include_str!("data/tokens_smollm2.json"));
 }
 
 #[test]
 fn gemma_ids_equal_the_sentencepiece_package() {
-    check_against_reference(&tokenizer(&common::real_model(GEMMA3)), include_str!("data/tokens_gemma3.json"));
+    check_against_reference(&tokenizer(&real::path(GEMMA3)), include_str!("data/tokens_gemma3.json"));
 }
 
 /// SentencePiece with Llama 2's settings, trained on the corpus (`make_tokens.py` says how).
@@ -112,7 +112,7 @@ fn smollm2_can_spell(c: char) -> bool {
 /// and so do we: no text should end a text. Those characters are left out here.
 #[test]
 fn smollm2_ids_equal_shimmytok() {
-    let path = common::real_model(SMOLLM2);
+    let path = real::path(SMOLLM2);
     let (ours, theirs) = (tokenizer(&path), shimmytok::Tokenizer::from_gguf_file(&path).expect("shimmytok opens it"));
     for (index, line) in corpus::lines(SEED, NUM_LINES).iter().enumerate() {
         let line: String = line.chars().filter(|c| smollm2_can_spell(*c)).collect();
@@ -125,7 +125,7 @@ fn smollm2_ids_equal_shimmytok() {
 /// package and llama.cpp do. So it is asked about the stretches between them.
 #[test]
 fn gemma_ids_equal_shimmytok() {
-    let path = common::real_model(GEMMA3);
+    let path = real::path(GEMMA3);
     let (ours, theirs) = (tokenizer(&path), shimmytok::Tokenizer::from_gguf_file(&path).expect("shimmytok opens it"));
     let is_user_defined = |ids: &[u32]| ids.iter().any(|&id| ours.special_spelling(id).is_some());
     let mut num_stretches = 0;
@@ -156,8 +156,8 @@ fn check_round_trip(tokenizer: &Tokenizer, is_spelled: fn(char) -> bool) {
 
 #[test]
 fn text_comes_back_and_never_becomes_control() {
-    check_round_trip(&tokenizer(&common::real_model(SMOLLM2)), smollm2_can_spell);
-    check_round_trip(&tokenizer(&common::real_model(GEMMA3)), |_| true);
+    check_round_trip(&tokenizer(&real::path(SMOLLM2)), smollm2_can_spell);
+    check_round_trip(&tokenizer(&real::path(GEMMA3)), |_| true);
     check_round_trip(&llama_like(), |_| true);
 }
 
@@ -166,7 +166,7 @@ fn text_comes_back_and_never_becomes_control() {
 #[test]
 fn rendered_text_comes_back_token_by_token() {
     for name in [SMOLLM2, GEMMA3] {
-        let tokenizer = tokenizer(&common::real_model(name));
+        let tokenizer = tokenizer(&real::path(name));
         let mut num_special = 0;
         for (index, line) in corpus::lines(SEED, NUM_LINES).iter().enumerate() {
             let line: String = line.chars().filter(|c| smollm2_can_spell(*c)).collect();
@@ -191,13 +191,13 @@ fn rendered_text_comes_back_token_by_token() {
 
 #[test]
 fn prompts_of_the_real_models() {
-    let smollm2 = tokenizer(&common::real_model(SMOLLM2));
+    let smollm2 = tokenizer(&real::path(SMOLLM2));
     let options = EncodeOptions { parse_special: true, add_bos: smollm2.adds_bos() };
     let ids = smollm2.encode_prompt("<|im_start|>user\nHi<|im_end|>\n", options).expect("encodes");
     assert_eq!(ids, [1, 4093, 198, 26843, 2, 198], "ChatML, and no bos: the file says so");
     assert!(smollm2.is_end_of_generation(2) && !smollm2.is_end_of_generation(198));
 
-    let gemma = tokenizer(&common::real_model(GEMMA3));
+    let gemma = tokenizer(&real::path(GEMMA3));
     let options = EncodeOptions { parse_special: true, add_bos: gemma.adds_bos() };
     let written = gemma.encode_prompt("<bos>Hi", options).expect("encodes");
     assert_eq!(gemma.encode_prompt("Hi", options).as_ref(), Ok(&written), "one bos, whoever wrote it");
@@ -212,7 +212,7 @@ fn prompts_of_the_real_models() {
 /// SmolLM2's vocabulary written out as the `tokenizer.json` that was published with it.
 #[test]
 fn a_tokenizer_json_gives_the_same_ids() {
-    let path = common::real_model(SMOLLM2);
+    let path = real::path(SMOLLM2);
     let file = Gguf::open(&path).expect("the file opens");
     let vocab = vocab_from_gguf(file.metadata()).expect("it has a vocabulary");
     let Scheme::Bpe { merges, .. } = &vocab.scheme else { panic!("SmolLM2 is byte-level") };
