@@ -1,5 +1,7 @@
 //! Models: from a file to logits. The one [`Model`] trait has two implementations, the decoder and the stub.
 
+use std::sync::Arc;
+
 use crate::cache::BlockId;
 use crate::error::Result;
 use crate::protocol::TokenId;
@@ -32,6 +34,9 @@ pub trait Model: Send {
     /// If the device fails. A malformed batch is a bug and panics.
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()>;
 }
+
+/// Makes a model with KV memory of its own. Called once per worker, and again when a worker is restarted.
+pub type ModelFactory = Arc<dyn Fn() -> Result<Box<dyn Model>> + Send + Sync>;
 
 /// The ragged input of one step: some tokens of some sequences, back to back.
 #[derive(Debug, Clone, Default, PartialEq)]
