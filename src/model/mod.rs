@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::protocol::TokenId;
 
 pub mod gguf;
+pub mod stub;
 
 /// What the engine must know of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
