@@ -67,6 +67,7 @@ impl Shared {
 fn run(shared: &Shared, index: usize, loaded: SyncSender<Result<ModelSpec>>) {
     let worker = Worker { shared, index, status: &shared.statuses[index] };
     let first = worker.load();
+    worker.status.has_model.store(first.is_ok(), Ordering::Release);
     // The engine waits for this; if it is gone, so is the reason to run.
     let heard = loaded.send(first.as_ref().map(|model| model.spec().clone()).map_err(Clone::clone));
     drop(loaded);
@@ -103,6 +104,7 @@ impl Worker<'_> {
             self.status.has_model.store(false, Ordering::Release);
             let Fate::Failed { message, has_worked } = fate else { return };
             tracing::error!(worker = self.index, "step failed: {message}");
+            self.shared.parts.metrics.worker_restarts.inc();
             num_failures = if has_worked { 1 } else { num_failures + 1 };
             // What a panic left behind may panic again; its sequences then end as they are dropped.
             let quietly = AssertUnwindSafe(|| {
@@ -110,7 +112,6 @@ impl Worker<'_> {
                 drop(core);
             });
             let _ = catch_unwind(quietly);
-            self.shared.parts.metrics.worker_restarts.inc();
             model = self.reload(num_failures);
         }
     }
