@@ -62,7 +62,7 @@ fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 fn request(number: u32) -> ValidRequest {
     let prompt = (0..20 + number * 7).map(|i| 97 + (i * 31 + number) % 26).collect();
     let sampling = SamplingParams {
-        temperature: if number % 4 == 0 { 0.0 } else { 0.9 },
+        temperature: if number.is_multiple_of(4) { 0.0 } else { 0.9 },
         seed: Some(u64::from(number)),
         ..SamplingParams::default()
     };
@@ -401,4 +401,36 @@ fn an_equal_beginning_is_computed_once_per_tenant() {
     assert_eq!(transcript(&second).0, transcript(&first).0);
     let foreign = server.submit(of(2, 3));
     assert_eq!(cached(&foreign), 0, "another tenant's blocks are not seen");
+}
+
+/// Submits, cancels at random moments of a stream's life, from several threads at once.
+#[test]
+fn a_thousand_cancellations_from_many_threads_leave_nothing_behind() {
+    let config = EngineConfig { num_workers: 2, max_num_seqs: 8, ..EngineConfig::default() };
+    let server = Server::start(config, StubConfig { num_blocks: 64, ..StubConfig::default() });
+    std::thread::scope(|scope| {
+        for thread in 0..4u32 {
+            let server = &server;
+            scope.spawn(move || {
+                for i in 0..250 {
+                    let number = thread * 1000 + i;
+                    let random = tallow::sampling::random_u64(1, u64::from(number));
+                    let base = endless((random % 10) as u32);
+                    let log =
+                        server.submit(ValidRequest { id: StreamId(u128::from(number)), max_tokens: 1800, ..base });
+                    // 1 is queued, 2 started, more is decoding; a stream may also end before.
+                    let num_events = 1 + (random >> 32) as usize % 20;
+                    wait_for("events", || log.len() >= num_events || log.is_finished());
+                    log.cancel(CancelCause::Requested);
+                    wait_for("the end", || log.is_finished());
+                }
+            });
+        }
+    });
+    let m = &server.metrics;
+    // A stream may finish while its thread waits for a core.
+    assert_eq!((m.requests_cancelled.get() + m.requests_done.get(), m.requests_failed.get()), (1000, 0));
+    assert!(m.requests_cancelled.get() > 0);
+    assert_eq!(server.gauges(), (0, 0, 0));
+    assert!(server.engine.is_idle());
 }

@@ -92,12 +92,13 @@ impl Engine {
     /// [`ErrorKind::Overloaded`] when the queue is full, with the time to come back; [`ErrorKind::Unavailable`] while
     /// draining or without workers; [`ErrorKind::ContextLengthExceeded`] and [`ErrorKind::InvalidRequest`] for what
     /// the model could never run. Nothing was appended to `log` then.
+    #[expect(clippy::needless_pass_by_value, reason = "the engine becomes an owner of the log")]
     pub fn submit(&self, request: ValidRequest, log: Arc<StreamLog>) -> Result<()> {
         self.check(&request)?;
         let prefix_cache = self.shared.config.prefix_cache;
         // Here and not in the worker: hashing a long prompt takes as long as a token.
         let chain = prefix_cache.then(|| HashChain::new(request.tenant, &request.prompt));
-        self.queue().submit(request, chain, log)
+        self.queue().submit(request, chain, &log)
     }
 
     /// Whether requests are taken and a worker serves them.

@@ -110,7 +110,7 @@ impl Queue {
         self: &Arc<Self>,
         request: ValidRequest,
         chain: Option<HashChain>,
-        log: Arc<StreamLog>,
+        log: &Arc<StreamLog>,
     ) -> Result<()> {
         let id = request.id;
         let cancelled_at = Arc::new(OnceLock::new());

@@ -45,13 +45,14 @@ pub struct Scheduler {
     limits: SchedulerLimits,
     pool: BlockPool,
     /// Oldest first.
-    running: Vec<Box<Sequence>>,
+    running: Vec<Sequence>,
     /// Preempted, oldest first; all are younger than those that run.
-    waiting: VecDeque<Box<Sequence>>,
+    waiting: VecDeque<Sequence>,
     plan: Vec<Planned>,
     /// Tokens of the step being planned that are still to be handed out.
     prefill_budget: usize,
     num_preemptions: u64,
+    num_admitted: u64,
 }
 
 /// A sequence's part in a step.
@@ -80,6 +81,7 @@ impl Scheduler {
             plan: Vec::with_capacity(limits.max_num_seqs),
             prefill_budget: 0,
             num_preemptions: 0,
+            num_admitted: 0,
         }
     }
 
@@ -116,10 +118,12 @@ impl Scheduler {
             || self.has_blocks(num_blocks_needed(tenant, prompt, chain, &self.pool))
     }
 
-    /// Takes a newcomer that [`Scheduler::fits`] into the step being planned; returns how many of its tokens the
+    /// Takes a newcomer that fits (see [`Scheduler::fits`]) into the step being planned; returns how many of its tokens the
     /// prefix cache had.
-    pub fn admit(&mut self, sequence: Box<Sequence>) -> usize {
+    pub fn admit(&mut self, mut sequence: Sequence) -> usize {
         assert!(self.has_room(), "admission without room");
+        sequence.age = self.num_admitted;
+        self.num_admitted += 1;
         let index = self.start(sequence);
         self.running[index].num_computed_tokens()
     }
@@ -182,17 +186,19 @@ impl Scheduler {
         &self.pool
     }
 
-    /// Checks the pool against the tables of all sequences.
+    /// Checks the pool against the tables of all sequences, and that these are in order of age.
     ///
     /// # Panics
-    /// If they do not add up.
+    /// If something is wrong.
     pub fn check(&self) {
         self.pool.check(self.tables());
         assert!(self.waiting.iter().all(|s| s.block_table().is_empty()), "a waiting sequence holds blocks");
+        let ages = self.running.iter().chain(&self.waiting).map(|s| s.age);
+        assert!(ages.is_sorted(), "an older sequence stands behind a younger one");
     }
 
     fn tables(&self) -> impl Iterator<Item = &[BlockId]> {
-        self.running.iter().map(|s| s.block_table())
+        self.running.iter().map(Sequence::block_table)
     }
 
     fn plan_decoding(&mut self) {
@@ -234,7 +240,7 @@ impl Scheduler {
         }
     }
 
-    fn start(&mut self, mut sequence: Box<Sequence>) -> usize {
+    fn start(&mut self, mut sequence: Sequence) -> usize {
         sequence.take_blocks(&mut self.pool);
         self.running.push(sequence);
         let index = self.running.len() - 1;

@@ -10,6 +10,8 @@ use crate::protocol::{Tenant, TokenId};
 pub struct Sequence {
     slot: usize,
     tenant: Tenant,
+    /// How many were admitted before it; the scheduler counts.
+    pub(super) age: u64,
     /// Prompt, then output.
     tokens: Vec<TokenId>,
     num_computed_tokens: usize,
@@ -29,13 +31,13 @@ impl Sequence {
         mut prompt: Vec<TokenId>,
         num_tokens_max: usize,
         mut chain: Option<HashChain>,
-    ) -> Box<Self> {
+    ) -> Self {
         prompt.reserve_exact(num_tokens_max.saturating_sub(prompt.len()));
         if let Some(chain) = &mut chain {
             chain.reserve(num_tokens_max);
         }
         let block_table = Vec::with_capacity(num_tokens_max.div_ceil(BLOCK_SIZE));
-        Box::new(Self { slot, tenant, tokens: prompt, num_computed_tokens: 0, block_table, chain, num_named_blocks: 0 })
+        Self { slot, tenant, age: 0, tokens: prompt, num_computed_tokens: 0, block_table, chain, num_named_blocks: 0 }
     }
 
     /// Its owner's name for it.

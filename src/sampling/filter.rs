@@ -40,7 +40,7 @@ struct Ranked {
 impl Candidate {
     /// By probability, then by id. Bits of floats that are not negative are ordered like the floats.
     fn rank(&self) -> u64 {
-        u64::from(self.distance.to_bits()) << 32 | u64::from(self.id)
+        (u64::from(self.distance.to_bits()) << 32) | u64::from(self.id)
     }
 
     /// Distance in units of 2^-20.
@@ -88,7 +88,7 @@ impl Candidates {
         let total = self.total();
         let sum: u128 = self.list.iter().map(|c| u128::from(c.weight) * u128::from(c.distance_fixed())).sum();
         let mean = (sum / u128::from(total)) as u64;
-        let rank = |c: &Candidate| c.distance_fixed().abs_diff(mean) << 32 | u64::from(c.id);
+        let rank = |c: &Candidate| (c.distance_fixed().abs_diff(mean) << 32) | u64::from(c.id);
         self.scratch.clear();
         self.scratch.extend(self.list.iter().map(|c| Ranked { rank: rank(c), weight: c.weight }));
         let last = last_needed(&mut self.scratch, part_of(total, typical_p));
@@ -105,7 +105,7 @@ impl Candidates {
     /// The token that 64 random bits choose.
     pub(super) fn draw(&self, random: u64) -> TokenId {
         // Scaled down, not taken modulo: the bias is below 2^-6 of the least weight there is.
-        let mut at = (u128::from(random) * u128::from(self.total()) >> 64) as u64;
+        let mut at = ((u128::from(random) * u128::from(self.total())) >> 64) as u64;
         for c in &self.list {
             if at < c.weight {
                 return c.id;

@@ -231,7 +231,7 @@ fn naive(row: &[f32], p: &SamplingParams, random: u64) -> TokenId {
         list.retain(|c| c.2 >= least);
     }
     list.sort_by_key(|c| c.1);
-    let mut at = (u128::from(random) * u128::from(total(&list)) >> 64) as u64;
+    let mut at = ((u128::from(random) * u128::from(total(&list))) >> 64) as u64;
     for c in list {
         if at < c.2 {
             return c.1;

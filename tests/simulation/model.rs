@@ -74,7 +74,7 @@ impl Observed {
     fn mutated(&self, batch: &Batch) -> Batch {
         let mut batch = batch.clone();
         // Now and then, as real defects are.
-        if self.num_steps % 5 != 0 {
+        if !self.num_steps.is_multiple_of(5) {
             return batch;
         }
         match self.mutation {

@@ -148,7 +148,7 @@ impl World {
         }
         let log = StreamLog::new(request.id, request.tenant, request.on_disconnect);
         let chain = self.schedule.prefix_cache.then(|| HashChain::new(request.tenant, &request.prompt));
-        match self.parts.queue.submit(request, chain, log.clone()) {
+        match self.parts.queue.submit(request, chain, &log) {
             Ok(()) => self.logs[index] = Some(log),
             Err(e) => {
                 assert!(matches!(e.kind(), ErrorKind::Overloaded | ErrorKind::Unavailable), "{e:?}");
@@ -348,7 +348,7 @@ impl Solo {
         // The panic is the model's, not the text's: alone, the request shows what it would have said.
         request.prompt.iter_mut().filter(|t| **t == PANIC_TOKEN).for_each(|t| *t = TokenId::from(b'?'));
         let log = StreamLog::new(request.id, request.tenant, request.on_disconnect);
-        self.queue.submit(request, None, log.clone()).expect("room for one");
+        self.queue.submit(request, None, &log).expect("room for one");
         while !log.is_finished() {
             self.core.step().expect("no fault");
         }

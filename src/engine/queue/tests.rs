@@ -24,10 +24,10 @@ impl Bench {
     /// A request of 10 prompt tokens and `max_tokens`.
     fn submit(&self, id: u128, max_tokens: usize) -> Result<Arc<StreamLog>> {
         let log = StreamLog::new(StreamId(id), Tenant(0), OnDisconnect::Detach);
-        self.submit_to(log.clone(), max_tokens).map(|()| log)
+        self.submit_to(&log, max_tokens).map(|()| log)
     }
 
-    fn submit_to(&self, log: Arc<StreamLog>, max_tokens: usize) -> Result<()> {
+    fn submit_to(&self, log: &Arc<StreamLog>, max_tokens: usize) -> Result<()> {
         let request = ValidRequest {
             id: log.id(),
             tenant: Tenant(0),
@@ -84,9 +84,9 @@ fn both_bounds_refuse_and_leave_no_trace() {
     let b = bench(2, 100);
     b.submit(0, 20).expect("room");
     let log = StreamLog::new(StreamId(9), Tenant(0), OnDisconnect::Detach);
-    let by_tokens = b.submit_to(log.clone(), 61).expect_err("30 and 71 tokens");
+    let by_tokens = b.submit_to(&log, 61).expect_err("30 and 71 tokens");
     b.submit(1, 20).expect("room");
-    let by_requests = b.submit_to(log.clone(), 1).expect_err("two wait");
+    let by_requests = b.submit_to(&log, 1).expect_err("two wait");
     for e in [by_tokens, by_requests] {
         assert_eq!((e.kind(), e.retry_after_ms()), (ErrorKind::Overloaded, Some(1000)), "{e}");
     }
@@ -130,7 +130,7 @@ fn a_request_cancelled_before_it_came_never_runs() {
     let b = bench(10, 1000);
     let log = StreamLog::new(StreamId(1), Tenant(0), OnDisconnect::Detach);
     log.cancel(CancelCause::ReaderLeft);
-    b.submit_to(log.clone(), 5).expect("room");
+    b.submit_to(&log, 5).expect("room");
     assert_eq!(last_error(&log), ErrorKind::Cancelled);
     assert!(b.pull().is_none() && b.queue.is_idle());
 }
