@@ -6,8 +6,13 @@ use crate::cache::BlockId;
 use crate::error::Result;
 use crate::protocol::TokenId;
 
+pub mod config;
+pub mod decoder;
 pub mod gguf;
+pub mod load;
+pub mod registry;
 pub mod stub;
+pub mod vocab;
 
 /// What the engine must know of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
