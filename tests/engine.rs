@@ -272,6 +272,20 @@ fn a_failed_device_is_like_a_panic() {
 }
 
 #[test]
+fn a_worker_without_a_model_is_not_ready_and_still_stops_at_once() {
+    let faults = StubFaults { panic_on_token: Some(1), ..StubFaults::default() };
+    let pause = Duration::from_secs(3600);
+    let config = EngineConfig { worker_backoff_min: pause, worker_backoff_max: pause, ..EngineConfig::default() };
+    let server = Server::start(config, StubConfig { faults, ..StubConfig::default() });
+    assert!(server.engine.is_ready());
+    assert_eq!(error(&server.submit(with_token(1, 1))).kind, ErrorKind::Internal);
+    assert!(!server.engine.is_ready(), "no model before the pause is over");
+    let waiting = server.submit(request(2));
+    server.engine.shutdown("not worth waiting");
+    assert_eq!(error(&waiting).message, "not worth waiting");
+}
+
+#[test]
 fn a_poisonous_request_cannot_use_the_restarts_up() {
     let faults = StubFaults { panic_on_token: Some(1), ..StubFaults::default() };
     let config = EngineConfig {

@@ -10,9 +10,28 @@ pub(super) const WEIGHT_ONE: f64 = 1_099_511_627_776.0;
 /// Above this distance the weight is 0: 40 ln 2 is 27.73.
 const DISTANCE_MAX: f32 = 27.75;
 
+/// Logits that are weighed together: enough for the exponentials to be computed as vectors.
+const CHUNK: usize = 32;
+
 /// Weight of a token whose scaled logit is `distance >= 0` below the largest.
+#[inline]
 pub(super) fn weight(distance: f32) -> u64 {
     if distance < DISTANCE_MAX { (exp_f32(-distance) * WEIGHT_ONE as f32) as u64 } else { 0 }
+}
+
+/// The sum of all weights of a row, before any filter.
+pub(super) fn total_weight(row: &[f32], max: f32) -> u64 {
+    row.chunks(CHUNK).map(|logits| weigh(logits, max, 1.0).1.iter().sum::<u64>()).sum()
+}
+
+/// Distances and weights of up to [`CHUNK`] logits; those that are not there weigh nothing.
+#[inline]
+fn weigh(logits: &[f32], max: f32, temperature: f32) -> ([f32; CHUNK], [u64; CHUNK]) {
+    let mut distances = [f32::INFINITY; CHUNK];
+    for (distance, logit) in distances.iter_mut().zip(logits) {
+        *distance = (max - logit) / temperature;
+    }
+    (distances, distances.map(weight))
 }
 
 /// Never empty once filled; rising ids.
@@ -53,13 +72,13 @@ impl Candidates {
     /// Takes every token that weighs something and does not stand behind `last`.
     pub(super) fn fill(&mut self, row: &[f32], max: f32, temperature: f32, last: Option<(f32, TokenId)>) {
         self.list.clear();
-        for (id, &logit) in row.iter().enumerate() {
-            let id = id as TokenId;
-            let distance = (max - logit) / temperature;
-            if distance < DISTANCE_MAX && last.is_none_or(|last| top::order(&(logit, id), &last).is_le()) {
-                let weight = weight(distance);
-                if weight > 0 {
-                    self.list.push(Candidate { id, distance, weight });
+        for (index, logits) in row.chunks(CHUNK).enumerate() {
+            let (distances, weights) = weigh(logits, max, temperature);
+            for (lane, &logit) in logits.iter().enumerate() {
+                let id = (index * CHUNK + lane) as TokenId;
+                let stays = weights[lane] > 0 && last.is_none_or(|last| top::order(&(logit, id), &last).is_le());
+                if stays {
+                    self.list.push(Candidate { id, distance: distances[lane], weight: weights[lane] });
                 }
             }
         }

@@ -16,11 +16,13 @@ const LN_2_LO: f32 = 1.428_606_8e-6;
 /// `e^x`. Zero below -87.33 (where results would be subnormal), infinity above 88.72; NaN stays NaN.
 #[inline]
 pub fn exp_f32(x: f32) -> f32 {
-    // Adding 1.5 * 2^23 pushes the fraction out of the significand, rounding to nearest.
+    // Adding 1.5 * 2^23 pushes the fraction out of the significand, rounding to nearest, and leaves the integer in
+    // the low bits: unlike a cast, that is a vector operation everywhere.
     const ROUND: f32 = 12_582_912.0;
     let clamped = if x > 88.8 { 88.8 } else { x };
     let clamped = if clamped < -87.4 { -87.4 } else { clamped };
-    let n = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
     let r = (clamped - n * LN_2_HI) - n * LN_2_LO;
     let p = 1.0 / 5040.0;
     let p = p * r + 1.0 / 720.0;
@@ -30,9 +32,9 @@ pub fn exp_f32(x: f32) -> f32 {
     let p = p * r + 0.5;
     let p = (p * r) * r + r + 1.0;
     // In two factors, as 2^128 alone is no f32.
-    let n = n as i32;
+    let n = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
     let half = n >> 1;
-    let result = p * pow2(half) * pow2(n - half);
+    let result = p * pow2(half) * pow2(n.wrapping_sub(half));
     if x < -87.336_54 { 0.0 } else { result }
 }
 
@@ -68,7 +70,7 @@ pub fn ln_f32(x: f32) -> f32 {
 }
 
 fn pow2(n: i32) -> f32 {
-    f32::from_bits(((n + 127) << 23) as u32)
+    f32::from_bits((n.wrapping_add(127) << 23) as u32)
 }
 
 #[cfg(test)]

@@ -115,7 +115,7 @@ impl Sampler {
     /// Log-probabilities before temperature and filters, from the raw row.
     fn logprob(&mut self, row: &[f32], token: TokenId, num_top: usize) -> TokenLogprob {
         let max = max(row);
-        let sum: u64 = row.iter().map(|logit| filter::weight(max - logit)).sum();
+        let sum = filter::total_weight(row, max);
         let ln_sum = math::ln_f32((sum as f64 / filter::WEIGHT_ONE) as f32);
         let logprob = |logit: f32| (logit - max) - ln_sum;
         top::select_top(row, num_top, &mut self.top);
