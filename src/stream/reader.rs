@@ -25,9 +25,10 @@ impl StreamReader {
     /// Waits until an event is there to take; `false` once the terminal event was given. Cancel-safe.
     pub async fn ready(&mut self) -> bool {
         loop {
-            let state = self.log.lock();
-            let (num_events, ended) = (state.entries.len() as u64, is_ended(&state));
-            drop(state);
+            let (num_events, ended) = {
+                let state = self.log.lock();
+                (state.entries.len() as u64, is_ended(&state))
+            };
             if num_events > self.next_seq {
                 return true;
             }
