@@ -39,7 +39,7 @@ pub async fn read(request: Request, bytes_max: usize, timeout: Duration) -> Resu
     }
 }
 
-/// Reads `json`, which must be an object, as a `T`.
+/// Reads `json` as a `T`.
 ///
 /// # Errors
 /// 400: malformed JSON by line and column, a wrong type by its path.
@@ -58,10 +58,6 @@ pub fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, Problem> {
         }
     })?;
     deserializer.end().map_err(|e| not_json(&e))?;
-    // A list would pass as the fields of a struct in order.
-    if json.trim_ascii_start().first() != Some(&b'{') {
-        return Err(Problem::http(StatusCode::BAD_REQUEST, None, "the body must be a JSON object"));
-    }
     Ok(value)
 }
 

@@ -9,7 +9,7 @@ use std::fmt;
 
 use serde::de::value::SeqAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::{Value, json};
+use serde_json::{Number, Value, json};
 
 use super::body;
 use super::problem::Problem;
@@ -63,7 +63,7 @@ struct SamplingFields {
     presence_penalty: Option<f32>,
     frequency_penalty: Option<f32>,
     logit_bias: Option<BTreeMap<String, f32>>,
-    seed: Option<i128>,
+    seed: Option<Number>,
     logprobs: Option<bool>,
     top_logprobs: Option<i64>,
     n: Option<i64>,
@@ -75,7 +75,7 @@ struct SamplingFields {
     ignore_eos: Option<bool>,
 }
 
-/// What the shared fields of `json` ask for.
+/// What the shared fields of `json` ask for. Parse these first: this is where a body that is no object is found.
 ///
 /// # Errors
 /// 400 for a wrong type, a rule that only JSON can break, or a field that is not implemented.
@@ -108,7 +108,7 @@ pub fn sampling(json: &[u8]) -> Result<(SamplingParams, StopParams), Problem> {
         presence_penalty: f.presence_penalty.unwrap_or(default.presence_penalty),
         frequency_penalty: f.frequency_penalty.unwrap_or(default.frequency_penalty),
         logit_bias: logit_bias(f.logit_bias.unwrap_or_default())?,
-        seed: f.seed.map(seed).transpose()?,
+        seed: f.seed.as_ref().map(seed).transpose()?,
         top_logprobs,
     };
     let max_tokens = match (f.max_completion_tokens, f.max_tokens) {
@@ -294,11 +294,9 @@ fn count(name: &str, value: Option<i64>, min: i64) -> Result<Option<usize>, Prob
 }
 
 /// Any 64 bits do, written with a sign or without.
-fn seed(value: i128) -> Result<u64, Problem> {
-    if value < i128::from(i64::MIN) || value > i128::from(u64::MAX) {
-        return Err(Error::invalid("seed", format!("`seed` must be a 64-bit integer, got {value}")).into());
-    }
-    Ok(value as u64)
+fn seed(value: &Number) -> Result<u64, Problem> {
+    let bits = value.as_u64().or_else(|| value.as_i64().map(|n| n as u64));
+    bits.ok_or_else(|| Error::invalid("seed", format!("`seed` must be a 64-bit integer, got {value}")).into())
 }
 
 fn logit_bias(biases: BTreeMap<String, f32>) -> Result<Vec<(TokenId, f32)>, Problem> {
