@@ -14,6 +14,7 @@ mod layers;
 mod native;
 mod openai;
 mod page;
+mod peer;
 mod problem;
 mod server;
 mod sse;

@@ -1,8 +1,8 @@
 //! Connections: accepted within a bound, served as HTTP/1.1, drained at the end.
 //!
-//! A client that closes its connection ends the handler or the body that served it: the HTTP library sees the close
-//! while it waits and drops them. A client that closes only its sending half looks the same and is treated the same,
-//! since no ordinary client does that and a killed one always does.
+//! A client that closes its connection ends the handler or the body that served it: the connection is dropped, and
+//! they with it. A client that closes only its sending half looks the same and is treated the same, since no ordinary
+//! client does that and a killed one always does.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::peer::{self, SharedStream};
 use super::{ApiConfig, router};
 use crate::error::{Error, Result};
 use crate::service::Service;
@@ -101,6 +102,8 @@ async fn connection(
     closing: CancellationToken,
     _permit: OwnedSemaphorePermit,
 ) {
+    let stream = SharedStream::new(stream);
+    let gone = peer::gone(stream.clone());
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(header_read_timeout)
@@ -108,16 +111,24 @@ async fn connection(
         .half_close(false)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(serving);
-    let result = tokio::select! {
-        result = serving.as_mut() => result,
-        () = closing.cancelled() => {
-            // Ends at once when idle, else after the response under way.
-            serving.as_mut().graceful_shutdown();
-            serving.await
+    let served = async {
+        tokio::select! {
+            biased;
+            result = serving.as_mut() => return result,
+            () = closing.cancelled() => {}
         }
+        // Ends at once when idle, else after the response under way.
+        serving.as_mut().graceful_shutdown();
+        serving.await
     };
-    if let Err(e) = result {
-        tracing::debug!(error = %e, "connection ended");
+    tokio::select! {
+        biased;
+        result = served => {
+            if let Err(e) = result {
+                tracing::debug!(error = %e, "connection ended");
+            }
+        }
+        () = gone => {}
     }
 }
 
