@@ -1,6 +1,5 @@
 //! The HTTP wires over real sockets, with a backend that the tests control.
 
-#[path = "../common/mod.rs"]
 mod common;
 
 mod chat;
