@@ -1,0 +1,117 @@
+//! The whole corridor with a real model: the binary, a socket, a stream.
+
+#[path = "common/real.rs"]
+mod real;
+#[path = "common/server.rs"]
+mod server;
+
+use std::process::{Command, Stdio};
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use server::Server;
+
+fn start() -> Server {
+    real::path(real::SMOLLM2);
+    Server::start(&["--model", real::SMOLLM2])
+}
+
+fn body(prompt: &str, max_tokens: usize, more: &Value) -> Value {
+    let mut body = json!({
+        "model": real::SMOLLM2,
+        "stream": true,
+        "max_tokens": max_tokens,
+        "messages": [{ "role": "user", "content": prompt }],
+    });
+    for (key, value) in more.as_object().unwrap() {
+        body[key] = value.clone();
+    }
+    body
+}
+
+/// The text of a chat stream, checked to be well formed: a role, text, a reason, `[DONE]`.
+fn text_of(stream: &str) -> String {
+    let events: Vec<&str> = stream.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+    assert_eq!(events.last(), Some(&"[DONE]"), "{stream}");
+    let chunks: Vec<Value> =
+        events[..events.len() - 1].iter().map(|data| serde_json::from_str(data).unwrap()).collect();
+    assert_eq!(chunks[0]["choices"][0]["delta"], json!({ "role": "assistant", "content": "" }), "{stream}");
+    assert!(chunks.last().unwrap()["choices"][0]["finish_reason"].is_string(), "{stream}");
+    chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn real_model_knows_the_capital_of_france() {
+    let server = start();
+    let body = body("What is the capital of France?", 40, &json!({ "temperature": 0 }));
+    let stream = server.chat(&body).await.text().await.unwrap();
+    assert!(text_of(&stream).contains("Paris"), "{stream}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn real_streams_share_steps_and_each_equals_its_solo_run() {
+    let server = start();
+    let requests: Vec<Value> = (0..32)
+        .map(|i| {
+            let prompt = format!("Write {} about the number {i}.{}", ["a poem", "a list", "a story"][i % 3], " Please.".repeat(i));
+            body(&prompt, 12 + i * 3, &json!({ "temperature": if i % 4 == 0 { 0.0 } else { 0.9 }, "top_p": 0.95, "seed": i, "ignore_eos": true }))
+        })
+        .collect();
+    let mut alone = Vec::new();
+    for request in &requests {
+        alone.push(text_of(&server.chat(request).await.text().await.unwrap()));
+    }
+    let before = (server.metric("tallow_steps_total").await, server.metric("tallow_step_sequences_total").await);
+    let together =
+        join_all(requests.iter().map(|request| async { text_of(&server.chat(request).await.text().await.unwrap()) }));
+    let together = together.await;
+    let after = (server.metric("tallow_steps_total").await, server.metric("tallow_step_sequences_total").await);
+    for (i, (together, alone)) in together.iter().zip(&alone).enumerate() {
+        assert_eq!(together, alone, "stream {i}");
+    }
+    let mean = (after.1 - before.1) / (after.0 - before.0);
+    println!("mean batch size {mean:.1}");
+    assert!(mean > 8.0, "mean batch size {mean}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn real_curl_that_is_killed_frees_its_slot_and_blocks() {
+    let server = start();
+    let body = body("Count to ten thousand.", 4000, &json!({ "ignore_eos": true })).to_string();
+    let mut curl = Command::new("curl")
+        .args(["-N", "-s", "-H", "content-type: application/json", "-d", &body])
+        .arg(format!("{}/v1/chat/completions", server.url))
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("curl is installed by `make test`");
+    let mut stdout = std::io::BufReader::new(curl.stdout.take().unwrap());
+    let mut seen = String::new();
+    while !seen.contains(r#""delta":{"content":"#) {
+        assert!(std::io::BufRead::read_line(&mut stdout, &mut seen).unwrap() > 0, "{seen}");
+    }
+    assert_eq!(server.metric("tallow_num_running").await, 1.0);
+    curl.kill().unwrap();
+    curl.wait().unwrap();
+    let killed_at = server.metric("tallow_steps_total").await;
+    while server.metric("tallow_num_running").await > 0.0 {}
+    assert_eq!(server.metric("tallow_kv_blocks_used").await, 0.0);
+    assert_eq!(server.metric("tallow_requests_cancelled_total").await, 1.0);
+    let steps = server.metric("tallow_steps_total").await - killed_at;
+    // The step that ran when the connection closed, and the one that may have begun before the server read the close.
+    assert!(steps <= 2.0, "{steps} steps after the kill");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn real_server_drains_on_sigterm() {
+    let mut server = start();
+    let request = body("Tell me a story.", 60, &json!({ "seed": 1, "ignore_eos": true }));
+    let mut response = server.chat(&request).await;
+    let first = response.chunk().await.unwrap().expect("a first chunk");
+    server.signal("TERM");
+    let mut stream = String::from_utf8(first.to_vec()).unwrap();
+    while let Some(chunk) = response.chunk().await.unwrap() {
+        stream.push_str(std::str::from_utf8(&chunk).unwrap());
+    }
+    text_of(&stream);
+    assert!(server.wait().success());
+}
