@@ -281,7 +281,7 @@ fn asks_for_something(value: &Value, neutral: Option<&str>) -> bool {
         Value::Bool(true) => false,
     };
     // `false` for `add_generation_prompt` is the one empty value that asks for something.
-    let is_neutral = neutral.is_some_and(|n| value.to_string() == n);
+    let is_neutral = neutral.is_some_and(|n| serde_json::from_str::<Value>(n).is_ok_and(|n| n == *value));
     let is_on_by_default = neutral == Some("true");
     !(is_neutral || value.is_null() || (is_empty && !is_on_by_default))
 }

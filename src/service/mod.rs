@@ -3,6 +3,7 @@
 
 mod backend;
 mod config;
+mod local;
 mod template;
 mod validate;
 
@@ -13,6 +14,7 @@ use tokio::sync::Semaphore;
 
 pub use backend::{Backend, Readiness};
 pub use config::ServiceConfig;
+pub use local::LocalBackend;
 pub use template::ChatTemplate;
 
 use crate::cache::BLOCK_SIZE;

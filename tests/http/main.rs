@@ -1,9 +1,11 @@
-//! The HTTP wires over real sockets, with a backend that the tests control.
+//! The HTTP wires over real sockets, with a backend that the tests control; `engine` uses the
+//! real one on the stub model.
 
 mod common;
 
 mod chat;
 mod connection;
+mod engine;
 mod errors;
 mod headers;
 mod native;

@@ -8,4 +8,4 @@ pub mod sse;
 
 pub use backend::{GatedBackend, Job};
 pub use client::{Client, Reply, get, post, request};
-pub use server::TestServer;
+pub use server::{Setup, TestServer};

@@ -19,10 +19,11 @@ use super::GatedBackend;
 pub const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
                             {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
-pub struct TestServer {
+/// A server around any backend; the default is the one under the test's control.
+pub struct TestServer<B = GatedBackend> {
     pub address: SocketAddr,
     pub service: Arc<Service>,
-    pub backend: Arc<GatedBackend>,
+    pub backend: Arc<B>,
     stop: Option<oneshot::Sender<()>>,
     serving: JoinHandle<()>,
 }
@@ -56,8 +57,13 @@ impl TestServer {
     pub async fn with(change: impl FnOnce(&mut Setup)) -> Self {
         let mut setup = Setup::default();
         change(&mut setup);
-        let backend = GatedBackend::new();
-        let service = service(&setup, backend.clone());
+        Self::around(GatedBackend::new(), setup, Arc::new(Metrics::default())).await
+    }
+}
+
+impl<B: Backend + 'static> TestServer<B> {
+    pub async fn around(backend: Arc<B>, setup: Setup, metrics: Arc<Metrics>) -> Self {
+        let service = service(&setup, backend.clone(), metrics);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -81,16 +87,9 @@ impl TestServer {
     }
 }
 
-/// A service over any backend.
-pub fn service(setup: &Setup, backend: Arc<dyn Backend>) -> Arc<Service> {
-    let template = setup.with_template.then(|| ChatTemplate::new(TEMPLATE, None, None).unwrap());
-    Arc::new(Service::new(
-        setup.service.clone(),
-        Arc::new(Tokenizer::byte_level()),
-        template,
-        setup.spec.clone(),
-        backend,
-        Arc::new(StreamTable::new(setup.table)),
-        Arc::new(Metrics::default()),
-    ))
+fn service(setup: &Setup, backend: Arc<dyn Backend>, metrics: Arc<Metrics>) -> Arc<Service> {
+    let template = setup.with_template.then(|| ChatTemplate::new(TEMPLATE, "", "").unwrap());
+    let (tokenizer, table) = (Arc::new(Tokenizer::byte_level()), Arc::new(StreamTable::new(setup.table)));
+    let (config, spec) = (setup.service.clone(), setup.spec.clone());
+    Arc::new(Service::new(config, tokenizer, template, spec, backend, table, metrics))
 }
