@@ -3,6 +3,8 @@
 
 #[path = "tidy/floors.rs"]
 mod floors;
+#[path = "tidy/licences.rs"]
+mod licences;
 #[path = "tidy/rules.rs"]
 mod rules;
 #[path = "tidy/source.rs"]

@@ -3,99 +3,104 @@
 use std::io::IsTerminal;
 use std::sync::{Mutex, PoisonError};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::config::show_bytes;
 
-/// Shows one fetch at a time on standard error.
+/// Shows one step of a fetch at a time on standard error.
 #[derive(Debug)]
 pub(super) struct FetchProgress {
     bar: Option<ProgressBar>,
-    /// The tenth last printed where there is no terminal.
-    shown: Mutex<Shown>,
+    step: Mutex<Step>,
 }
 
+/// The step being shown, as far as it has come.
 #[derive(Debug, Default)]
-struct Shown {
+struct Step {
+    bytes: u64,
     bytes_total: Option<u64>,
-    tenth: u64,
+    /// Tenths that have had their line, where there is no terminal.
+    tenths: u64,
 }
 
 impl FetchProgress {
     /// For this process's standard error.
     pub(super) fn new() -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| ProgressBar::no_length().with_style(style(false)));
-        Self { bar, shown: Mutex::default() }
+        let bar = std::io::stderr().is_terminal().then(ProgressBar::hidden);
+        Self { bar, step: Mutex::default() }
     }
 
-    /// A fetch begins (again, from the next source). `bytes_total` is unknown for some sources.
-    pub(super) fn begin(&self, what: &str, bytes_total: Option<u64>) {
-        *self.lock() = Shown { bytes_total, tenth: 0 };
-        match &self.bar {
-            Some(bar) => {
-                bar.reset();
-                bar.set_style(style(bytes_total.is_some()));
-                bar.set_length(bytes_total.unwrap_or(0));
-                bar.set_message(what.to_owned());
-                bar.enable_steady_tick(std::time::Duration::from_millis(120));
-            }
-            None => match bytes_total {
-                Some(total) => eprintln!("{what}: {}", size(total)),
-                None => eprintln!("{what}"),
-            },
-        }
-    }
-
-    /// `bytes` of it are here.
-    pub(super) fn at(&self, bytes: u64) {
-        if let Some(bar) = &self.bar {
-            bar.set_position(bytes);
-            return;
-        }
-        let mut shown = self.lock();
-        if let Some(line) = shown.line_at(bytes) {
-            eprintln!("{line}");
-        }
-    }
-
-    /// Something worth a line: a source that failed, a check that passed.
+    /// Something worth a line: the step that begins, a source that failed.
     pub(super) fn note(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
+            Some(bar) if !bar.is_hidden() => bar.println(text),
+            Some(_) | None => eprintln!("{text}"),
         }
     }
 
-    /// No more fetches.
+    /// The present step has `bytes` of `bytes_total`, which is unknown for some sources.
+    pub(super) fn at(&self, bytes: u64, bytes_total: Option<u64>) {
+        let mut step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = step.go_to(bytes, bytes_total);
+        match &self.bar {
+            Some(bar) => {
+                if is_new {
+                    draw_anew(bar, bytes_total);
+                }
+                bar.set_position(bytes);
+            }
+            None => {
+                if let Some(line) = step.line() {
+                    eprintln!("{line}");
+                }
+            }
+        }
+    }
+
+    /// No more steps.
     pub(super) fn end(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
     }
+}
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Shown> {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+impl Step {
+    /// Moves on, and tells whether this is another step: another total, or fewer bytes than before.
+    fn go_to(&mut self, bytes: u64, bytes_total: Option<u64>) -> bool {
+        let is_new = self.bytes_total != bytes_total || bytes < self.bytes || self.bytes == 0;
+        let tenths = if is_new { 0 } else { self.tenths };
+        *self = Self { bytes, bytes_total, tenths };
+        is_new
+    }
+
+    /// A line each time another tenth has arrived, none without a known total.
+    fn line(&mut self) -> Option<String> {
+        let total = self.bytes_total.filter(|total| *total > 0)?;
+        let tenths = (u128::from(self.bytes) * 10 / u128::from(total)).min(10) as u64;
+        if tenths <= self.tenths {
+            return None;
+        }
+        self.tenths = tenths;
+        Some(format!("  {:3} %  {} of {}", tenths * 10, size(self.bytes), size(total)))
     }
 }
 
-impl Shown {
-    /// A line each time another tenth has arrived, none without a known total.
-    fn line_at(&mut self, bytes: u64) -> Option<String> {
-        let total = self.bytes_total.filter(|total| *total > 0)?;
-        let tenth = (u128::from(bytes) * 10 / u128::from(total)).min(10) as u64;
-        if tenth <= self.tenth {
-            return None;
-        }
-        self.tenth = tenth;
-        Some(format!("  {:3} %  {} of {}", tenth * 10, size(bytes), size(total)))
+/// The bar appears with the first byte, so that a step without bytes shows none.
+fn draw_anew(bar: &ProgressBar, bytes_total: Option<u64>) {
+    bar.reset();
+    bar.set_style(style(bytes_total.is_some()));
+    bar.set_length(bytes_total.unwrap_or(0));
+    if bar.is_hidden() {
+        bar.set_draw_target(ProgressDrawTarget::stderr());
     }
 }
 
 fn style(known_length: bool) -> ProgressStyle {
     let template = if known_length {
-        "{msg} [{bar:30}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left"
+        "  [{bar:30}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left"
     } else {
-        "{spinner} {msg} {binary_bytes} in {elapsed}"
+        "  {binary_bytes} in {elapsed}"
     };
     ProgressStyle::with_template(template).expect("our own template").progress_chars("=> ")
 }
@@ -133,12 +138,16 @@ mod tests {
 
     #[test]
     fn without_a_terminal_a_line_comes_with_each_tenth() {
-        let mut shown = Shown { bytes_total: Some(1000), tenth: 0 };
-        assert_eq!(shown.line_at(99), None);
-        assert_eq!(shown.line_at(100).as_deref(), Some("   10 %  100 B of 1000 B"));
-        assert_eq!(shown.line_at(150), None);
-        assert_eq!(shown.line_at(2000).as_deref(), Some("  100 %  2.0 KiB of 1000 B"));
-        let mut unknown = Shown::default();
-        assert_eq!(unknown.line_at(10), None);
+        let mut step = Step::default();
+        let mut line = |bytes, total| {
+            step.go_to(bytes, total);
+            step.line()
+        };
+        assert_eq!(line(99, Some(1000)), None);
+        assert_eq!(line(100, Some(1000)).as_deref(), Some("   10 %  100 B of 1000 B"));
+        assert_eq!(line(150, Some(1000)), None);
+        assert_eq!(line(1000, Some(1000)).as_deref(), Some("  100 %  1000 B of 1000 B"));
+        assert_eq!(line(500, Some(1000)).as_deref(), Some("   50 %  500 B of 1000 B"), "fewer bytes: another step");
+        assert_eq!(line(10, None), None);
     }
 }

@@ -19,6 +19,7 @@ pub(super) fn run(args: PullArgs) -> anyhow::Result<ExitCode> {
     let config = super::resolve(args.flags.0)?;
     let progress = FetchProgress::new();
     progress.note(&format!("{} -> {}", args.name, config.registry.cache_dir.display()));
+    progress.at(0, None);
     progress.end();
     anyhow::bail!("the registry is not merged yet")
 }

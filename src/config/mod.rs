@@ -54,6 +54,14 @@ pub struct ServerConfig {
     pub heartbeat_ms: u64,
     /// How long running streams may go on after the signal to end.
     pub drain_timeout_ms: u64,
+    /// How long connections may then take to hear the end.
+    pub close_timeout_ms: u64,
+    /// How long a request head may take, and how long an idle connection is kept.
+    pub header_read_timeout_ms: u64,
+    /// How long a request body may take.
+    pub body_read_timeout_ms: u64,
+    /// How often the retention of streams is looked at.
+    pub sweep_interval_ms: u64,
     /// Origins that browsers may call from; `*` is any.
     pub cors_origins: Vec<String>,
 }
@@ -148,6 +156,8 @@ pub struct ModelSection {
 pub struct RegistryConfig {
     /// The folder.
     pub cache_dir: PathBuf,
+    /// A folder with more manifests.
+    pub models_dir: Option<PathBuf>,
 }
 
 /// Shape of the log.
@@ -178,15 +188,7 @@ impl Config {
     pub fn resolve(sources: &Sources) -> Result<Self> {
         let mut values = Values { sources, resolved: Vec::with_capacity(SETTINGS.len()) };
         let config = Self {
-            server: ServerConfig {
-                host: values.text("server.host")?,
-                port: values.number("server.port")?,
-                connections_max: values.number("server.connections_max")?,
-                body_bytes_max: values.number("server.body_bytes_max")?,
-                heartbeat_ms: values.number("server.heartbeat_ms")?,
-                drain_timeout_ms: values.number("server.drain_timeout_ms")?,
-                cors_origins: values.list("server.cors_origins")?,
-            },
+            server: values.server()?,
             streams: StreamsConfig {
                 num_streams_max: values.number("streams.num_streams_max")?,
                 num_bytes_max: values.number("streams.num_bytes_max")?,
@@ -196,7 +198,7 @@ impl Config {
             requests: values.requests()?,
             engine: values.engine()?,
             model: values.model()?,
-            registry: RegistryConfig { cache_dir: values.text("registry.cache_dir")?.into() },
+            registry: values.registry()?,
             log: LogConfig {
                 level: values.text("log.level")?,
                 format: if values.text("log.format")? == "json" { LogFormat::Json } else { LogFormat::Text },
@@ -275,6 +277,22 @@ impl Values<'_> {
         self.resolved.iter().find(|(s, _, _)| s.key == key).map_or(Origin::Default, |(_, _, origin)| *origin)
     }
 
+    fn server(&mut self) -> Result<ServerConfig> {
+        Ok(ServerConfig {
+            host: self.text("server.host")?,
+            port: self.number("server.port")?,
+            connections_max: self.number("server.connections_max")?,
+            body_bytes_max: self.number("server.body_bytes_max")?,
+            heartbeat_ms: self.number("server.heartbeat_ms")?,
+            drain_timeout_ms: self.number("server.drain_timeout_ms")?,
+            close_timeout_ms: self.number("server.close_timeout_ms")?,
+            header_read_timeout_ms: self.number("server.header_read_timeout_ms")?,
+            body_read_timeout_ms: self.number("server.body_read_timeout_ms")?,
+            sweep_interval_ms: self.number("server.sweep_interval_ms")?,
+            cors_origins: self.list("server.cors_origins")?,
+        })
+    }
+
     fn requests(&mut self) -> Result<RequestsConfig> {
         Ok(RequestsConfig {
             max_tokens_default: self.number_or_auto("requests.max_tokens_default")?,
@@ -299,6 +317,13 @@ impl Values<'_> {
             queue_requests_max: self.number("engine.queue_requests_max")?,
             queue_tokens_max: self.number("engine.queue_tokens_max")?,
             prefix_cache: self.bool("engine.prefix_cache")?,
+        })
+    }
+
+    fn registry(&mut self) -> Result<RegistryConfig> {
+        Ok(RegistryConfig {
+            cache_dir: self.text("registry.cache_dir")?.into(),
+            models_dir: Some(self.text("registry.models_dir")?).filter(|dir| !dir.is_empty()).map(PathBuf::from),
         })
     }
 

@@ -100,7 +100,7 @@ fn the_table_is_aligned_and_says_where_values_came_from() {
     let table = config.to_string();
     let line = |key: &str| table.lines().find(|l| l.contains(key)).expect("a line per setting");
     assert!(line("server.port").ends_with("flag"), "{table}");
-    assert!(line("server.body_bytes_max").contains("8 MiB"), "{table}");
+    assert!(line("server.body_bytes_max").contains("4 MiB"), "{table}");
     let column = |key: &str, word: &str| line(key).find(word).expect("the word is in its line");
     assert_eq!(column("server.port", "flag"), column("server.host", "default"), "{table}");
 }
