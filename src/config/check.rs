@@ -24,6 +24,13 @@ pub(super) fn together(mut config: Config) -> Result<Config> {
     {
         return Err(pair("engine.threads", threads, "engine.num_workers", engine.num_workers));
     }
+    if engine.worker_backoff_max_ms < engine.worker_backoff_min_ms {
+        let message = format!(
+            "--worker-backoff-max-ms must be at least --worker-backoff-min-ms ({}), got {}",
+            engine.worker_backoff_min_ms, engine.worker_backoff_max_ms
+        );
+        return Err(Error::invalid("engine.worker_backoff_max_ms", message));
+    }
     device(config.model.device)?;
     for required in ["server.host", "model.name", "log.level"] {
         let empty =

@@ -121,6 +121,16 @@ pub struct EngineSection {
     pub queue_tokens_max: usize,
     /// Whether equal prompt beginnings share KV blocks.
     pub prefix_cache: bool,
+    /// How often in a row a failed worker is restarted.
+    pub worker_load_attempts_max: u32,
+    /// First wait before a restart.
+    pub worker_backoff_min_ms: u64,
+    /// Longest wait before a restart.
+    pub worker_backoff_max_ms: u64,
+    /// A worker whose step takes longer counts as hung.
+    pub step_time_max_ms: u64,
+    /// How long the end waits for a step.
+    pub shutdown_time_max_ms: u64,
 }
 
 /// Where to compute.
@@ -317,6 +327,11 @@ impl Values<'_> {
             queue_requests_max: self.number("engine.queue_requests_max")?,
             queue_tokens_max: self.number("engine.queue_tokens_max")?,
             prefix_cache: self.bool("engine.prefix_cache")?,
+            worker_load_attempts_max: self.number("engine.worker_load_attempts_max")?,
+            worker_backoff_min_ms: self.number("engine.worker_backoff_min_ms")?,
+            worker_backoff_max_ms: self.number("engine.worker_backoff_max_ms")?,
+            step_time_max_ms: self.number("engine.step_time_max_ms")?,
+            shutdown_time_max_ms: self.number("engine.shutdown_time_max_ms")?,
         })
     }
 

@@ -226,7 +226,7 @@ mod tests {
         check("engine.max_num_seqs", "8", "8 sequences");
         check("engine.max_num_seqs", "0", "must be at least 1, got 0");
         check("engine.max_num_seqs", "-1", "must be a whole number, got `-1`");
-        check("engine.max_num_seqs", "99999999999", "must be at most 4294967296, got 99999999999");
+        check("engine.max_num_seqs", "99999999999", "must be at most 4096, got 99999999999");
         check("engine.threads", "auto", "auto");
         check("engine.threads", "many", "must be a whole number or `auto`, got `many`");
         check("server.port", "65536", "must be at most 65535, got 65536");
