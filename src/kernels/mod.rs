@@ -1,2 +1,21 @@
 //! Arithmetic on the CPU. The only room with `unsafe`; it knows slices, not tensors, models or sequences.
+//!
+//! Every function gives the same bits on every CPU, for every number of threads and whatever else is in the batch.
+//! `simd/` has the sixteen virtual lanes that make this true, `pool` the threads, `weights/` the packed matrices;
+//! `matmul`, `norm` and `attention` are the arithmetic itself.
 #![allow(unsafe_code)]
+
+mod attention;
+mod math;
+mod matmul;
+mod norm;
+mod pool;
+mod simd;
+mod weights;
+
+pub use attention::{AttentionShape, KV_BLOCK, KvLayer, QkNorm, Ragged, RopePairs, attention};
+pub use matmul::{Activation, Part, gated, linear};
+pub use norm::rms_norm;
+pub use pool::Pool;
+pub use simd::Isa;
+pub use weights::{Packed, WeightFormat, dequantize_row};

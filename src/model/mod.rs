@@ -1,10 +1,17 @@
 //! Models: from a file to logits. The one [`Model`] trait has two implementations, the decoder and the stub.
 
+use std::sync::Arc;
+
 use crate::cache::BlockId;
 use crate::error::Result;
 use crate::protocol::TokenId;
 
+pub mod config;
+pub mod decoder;
 pub mod gguf;
+pub mod load;
+pub mod registry;
+pub mod vocab;
 
 /// What the engine must know of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +39,9 @@ pub trait Model: Send {
     /// If the device fails. A malformed batch is a bug and panics.
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()>;
 }
+
+/// Makes a model with KV memory of its own. Called once per worker, and again when a worker is restarted.
+pub type ModelFactory = Arc<dyn Fn() -> Result<Box<dyn Model>> + Send + Sync>;
 
 /// The ragged input of one step: some tokens of some sequences, back to back.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -1,5 +1,17 @@
 //! Tokens to text and back. Built from plain data (a vocabulary), so this floor knows no model file and no template.
 
+mod bpe;
+mod detokenizer;
+mod json;
+mod pieces;
+mod pretokenizer;
+mod sentencepiece;
+mod special;
+mod stop;
 mod tokenizer;
+mod vocab;
 
-pub use tokenizer::Tokenizer;
+pub use detokenizer::Detokenizer;
+pub use stop::{StopOutcome, StopStrings};
+pub use tokenizer::{EncodeOptions, Tokenizer};
+pub use vocab::{Scheme, TokenKind, Vocab};

@@ -1,0 +1,17 @@
+//! The memory behind the block pool: keys and values of every layer, as the CPU kernels lay them out.
+
+use crate::kernels::KvLayer;
+
+/// KV memory of one worker, f16.
+#[derive(Debug)]
+pub struct KvStore {
+    /// One per layer.
+    pub layers: Vec<KvLayer>,
+}
+
+impl KvStore {
+    /// Memory for `num_blocks` blocks in each of `num_layers` layers.
+    pub fn new(num_layers: usize, num_blocks: usize, num_kv_heads: usize, head_dim: usize) -> Self {
+        Self { layers: (0..num_layers).map(|_| KvLayer::new(num_blocks, num_kv_heads, head_dim)).collect() }
+    }
+}

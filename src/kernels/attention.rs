@@ -1,0 +1,392 @@
+//! Causal attention of a ragged batch over the paged KV cache.
+//!
+//! A KV block holds 32 positions of one head. Keys lie transposed, `[head_dim][32]`, so that scores have one position
+//! per lane and no sum across lanes is needed; values lie `[32][head_dim]`, so that outputs have one dimension per lane.
+//!
+//! ```text
+//! rotate and scale the queries; rotate the keys and write them, with the values, to their slots    (all tokens)
+//! for each sequence, KV head and group of queries, claimed by a thread:
+//!   for each KV block that a query of the group may see, in order of position:
+//!     scores = q . K                                   each a chain over head_dim
+//!     m' = max(m, max scores), p = exp(scores - m'), c = exp(m - m')
+//!     l = l c + sum p                                  (online softmax, Milakov and Gimelshein, arXiv 1805.02867)
+//!     out = out c + sum over positions of p V          each a chain in order of position
+//!   out / l
+//! ```
+//! What a query computes depends on its own position and the cache alone: blocks are cut at multiples of 32 from
+//! position 0 (or the first block of its window), whatever chunk or batch it came in.
+
+use half::f16;
+
+use super::math;
+use super::norm::rms_norm_row;
+use super::pool::{Pool, SharedMut};
+use super::simd::{Isa, LANES, Simd, simd_kernel};
+
+/// Positions in one KV block.
+pub const KV_BLOCK: usize = 32;
+
+/// Rows (a query of one head) that share a load of keys and values.
+const ROWS: usize = 4;
+/// Queries of one sequence in a tile.
+const QUERIES_PER_TILE: usize = 16;
+
+/// Which dimensions a rotation pairs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopePairs {
+    /// (0, 1), (2, 3), ...: the order of llama GGUF files.
+    Interleaved,
+    /// (0, half), (1, half + 1), ...
+    Halves,
+}
+
+/// The attention of one layer, apart from its memory.
+#[derive(Debug, Clone)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key and value heads; divides `num_heads`.
+    pub num_kv_heads: usize,
+    /// Size of a head; a multiple of 16.
+    pub head_dim: usize,
+    /// Multiplies the scores.
+    pub scale: f32,
+    /// A query sees this many positions, its own included; `None` sees all.
+    pub window: Option<usize>,
+    /// How dimensions are paired.
+    pub rope_pairs: RopePairs,
+    /// Norm of each query and key head before the rotation.
+    pub qk_norm: Option<QkNorm>,
+}
+
+/// Root-mean-square norms of query and key heads.
+#[derive(Debug, Clone)]
+pub struct QkNorm {
+    /// `[head_dim]`
+    pub q_weight: Vec<f32>,
+    /// `[head_dim]`
+    pub k_weight: Vec<f32>,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// The ragged batch, as plain numbers: see `model::Batch`.
+#[derive(Debug, Clone, Copy)]
+pub struct Ragged<'a> {
+    /// `[num_tokens]`
+    pub positions: &'a [u32],
+    /// `[num_tokens]`
+    pub slots: &'a [u32],
+    /// `[num_seqs + 1]`
+    pub cu_seqlens: &'a [u32],
+    /// All block tables back to back.
+    pub block_tables: &'a [u32],
+    /// `[num_seqs + 1]`
+    pub cu_blocks: &'a [u32],
+    /// `[num_tokens, rope_dim / 2]`; dimensions past `rope_dim` are not rotated.
+    pub cos: &'a [f32],
+    /// Like `cos`.
+    pub sin: &'a [f32],
+}
+
+/// One layer's KV memory, f16 bits.
+#[derive(Debug)]
+pub struct KvLayer {
+    /// `[num_blocks, num_kv_heads, head_dim, KV_BLOCK]`
+    pub keys: Vec<u16>,
+    /// `[num_blocks, num_kv_heads, KV_BLOCK, head_dim]`
+    pub values: Vec<u16>,
+}
+
+impl KvLayer {
+    /// Zeroed memory. The system hands out zero pages lazily, so unused blocks cost nothing.
+    pub fn new(num_blocks: usize, num_kv_heads: usize, head_dim: usize) -> Self {
+        let len = num_blocks * num_kv_heads * head_dim * KV_BLOCK;
+        Self { keys: vec![0; len], values: vec![0; len] }
+    }
+}
+
+/// Attention of every token of the batch.
+///
+/// `qkv: [num_tokens, (num_heads + 2 num_kv_heads) * head_dim]`: queries, keys, values of each token; overwritten.
+/// `out: [num_tokens, num_heads * head_dim]`.
+///
+/// # Panics
+/// If a length does not fit, or a block lies outside the memory.
+pub fn attention(
+    isa: Isa,
+    pool: &mut Pool,
+    shape: &AttentionShape,
+    batch: &Ragged<'_>,
+    kv: &mut KvLayer,
+    qkv: &mut [f32],
+    out: &mut [f32],
+) {
+    let &AttentionShape { num_heads, num_kv_heads, head_dim, .. } = shape;
+    let num_tokens = batch.positions.len();
+    let width = (num_heads + 2 * num_kv_heads) * head_dim;
+    assert!(head_dim.is_multiple_of(LANES) && num_heads.is_multiple_of(num_kv_heads), "{shape:?}");
+    assert_eq!(qkv.len(), num_tokens * width, "qkv of {num_tokens} tokens");
+    assert_eq!(out.len(), num_tokens * num_heads * head_dim, "output of {num_tokens} tokens");
+    assert_eq!(batch.slots.len(), num_tokens);
+    let num_blocks = kv.keys.len() / (num_kv_heads * head_dim * KV_BLOCK);
+    assert!(
+        batch.slots.iter().all(|s| (*s as usize) < num_blocks * KV_BLOCK),
+        "a slot outside the {num_blocks} blocks"
+    );
+    assert!(batch.block_tables.iter().all(|b| (*b as usize) < num_blocks), "a block outside the {num_blocks}");
+
+    write_kv(isa, pool, shape, batch, kv, qkv);
+
+    let tiles_per_head =
+        |seq: usize| (batch.cu_seqlens[seq + 1] - batch.cu_seqlens[seq]).div_ceil(QUERIES_PER_TILE as u32);
+    let num_seqs = batch.cu_seqlens.len() - 1;
+    let mut first_tile = Vec::with_capacity(num_seqs + 1);
+    first_tile.push(0);
+    for seq in 0..num_seqs {
+        let table_len = (batch.cu_blocks[seq + 1] - batch.cu_blocks[seq]) as usize;
+        let last = batch.cu_seqlens[seq + 1] as usize - 1;
+        assert!(batch.positions[last] as usize / KV_BLOCK < table_len, "sequence {seq} has a short block table");
+        first_tile.push(first_tile[seq] + tiles_per_head(seq) as usize * num_kv_heads);
+    }
+    let (kv, qkv, out) = (&*kv, &*qkv, SharedMut::new(out));
+    pool.run(first_tile[num_seqs], |tile| {
+        let seq = first_tile.partition_point(|first| *first <= tile) - 1;
+        let (head, chunk) = ((tile - first_tile[seq]) % num_kv_heads, (tile - first_tile[seq]) / num_kv_heads);
+        let first = batch.cu_seqlens[seq] as usize + chunk * QUERIES_PER_TILE;
+        let last = (first + QUERIES_PER_TILE).min(batch.cu_seqlens[seq + 1] as usize);
+        let table = &batch.block_tables[batch.cu_blocks[seq] as usize..batch.cu_blocks[seq + 1] as usize];
+        let group = num_heads / num_kv_heads;
+        let row = |i: usize| {
+            let (token, query_head) = (first + i / group, head * group + i % group);
+            let q = &qkv[token * width + query_head * head_dim..][..head_dim];
+            // SAFETY: each query of each head is one row of one tile.
+            let out = unsafe { out.slice((token * num_heads + query_head) * head_dim, head_dim) };
+            Row { q, position: batch.positions[token] as usize, out }
+        };
+        let view = View { kv, head, num_kv_heads, head_dim, table, window: shape.window };
+        let num_rows = (last - first) * group;
+        let mut i = 0;
+        while i < num_rows {
+            match num_rows - i {
+                1 => attend_1(isa, &view, [row(i)]),
+                2 => attend_2(isa, &view, [row(i), row(i + 1)]),
+                3 => attend_3(isa, &view, [row(i), row(i + 1), row(i + 2)]),
+                _ => attend_4(isa, &view, [row(i), row(i + 1), row(i + 2), row(i + 3)]),
+            }
+            i += ROWS;
+        }
+    });
+}
+
+/// Norms and rotates queries and keys in place, scales the queries, and writes keys and values to their slots.
+fn write_kv(isa: Isa, pool: &mut Pool, shape: &AttentionShape, batch: &Ragged<'_>, kv: &mut KvLayer, qkv: &mut [f32]) {
+    let &AttentionShape { num_heads, num_kv_heads, head_dim, scale, .. } = shape;
+    let width = (num_heads + 2 * num_kv_heads) * head_dim;
+    let num_tokens = batch.positions.len();
+    let half = batch.cos.len() / num_tokens.max(1);
+    assert!(2 * half <= head_dim && batch.sin.len() == num_tokens * half && batch.cos.len() == num_tokens * half);
+    let (qkv, keys, values) = (SharedMut::new(qkv), SharedMut::new(&mut kv.keys), SharedMut::new(&mut kv.values));
+    pool.run(num_tokens.div_ceil(QUERIES_PER_TILE), |tile| {
+        for token in tile * QUERIES_PER_TILE..num_tokens.min((tile + 1) * QUERIES_PER_TILE) {
+            // SAFETY: every token belongs to one tile.
+            let row = unsafe { qkv.slice(token * width, width) };
+            let (cos, sin) = (&batch.cos[token * half..][..half], &batch.sin[token * half..][..half]);
+            let (q, rest) = row.split_at_mut(num_heads * head_dim);
+            let (k, v) = rest.split_at_mut(num_kv_heads * head_dim);
+            for (heads, is_query) in [(q, true), (&mut *k, false)] {
+                for head in heads.chunks_exact_mut(head_dim) {
+                    if let Some(norm) = &shape.qk_norm {
+                        rms_norm_row(isa, head, if is_query { &norm.q_weight } else { &norm.k_weight }, norm.eps);
+                    }
+                    rotate(shape.rope_pairs, head, cos, sin);
+                    if is_query {
+                        head.iter_mut().for_each(|x| *x *= scale);
+                    }
+                }
+            }
+            let (block, offset) = (batch.slots[token] as usize / KV_BLOCK, batch.slots[token] as usize % KV_BLOCK);
+            for head in 0..num_kv_heads {
+                let at = (block * num_kv_heads + head) * head_dim * KV_BLOCK;
+                let v = &v[head * head_dim..][..head_dim];
+                // SAFETY: no two tokens of a batch share a slot, and a slot's values are not touched by others.
+                let out = unsafe { values.slice(at + offset * head_dim, head_dim) };
+                out.iter_mut().zip(v).for_each(|(out, x)| *out = f16::from_f32(*x).to_bits());
+                for (d, x) in k[head * head_dim..][..head_dim].iter().enumerate() {
+                    // SAFETY: as above; one element at a time, because neighbours belong to other slots.
+                    unsafe { keys.slice(at + d * KV_BLOCK + offset, 1)[0] = f16::from_f32(*x).to_bits() };
+                }
+            }
+        }
+    });
+}
+
+/// Rotates the first `2 * cos.len()` dimensions of a head.
+fn rotate(pairs: RopePairs, head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let half = cos.len();
+    for i in 0..half {
+        let (a, b) = match pairs {
+            RopePairs::Interleaved => (2 * i, 2 * i + 1),
+            RopePairs::Halves => (i, i + half),
+        };
+        let (x, y) = (head[a], head[b]);
+        head[a] = x * cos[i] - y * sin[i];
+        head[b] = x * sin[i] + y * cos[i];
+    }
+}
+
+/// One query of one head.
+struct Row<'a> {
+    q: &'a [f32],
+    position: usize,
+    out: &'a mut [f32],
+}
+
+impl Row<'_> {
+    /// First position that it sees.
+    fn first(&self, window: Option<usize>) -> usize {
+        window.map_or(0, |w| (self.position + 1).saturating_sub(w))
+    }
+}
+
+/// One head's cache, seen through one sequence's block table.
+struct View<'a> {
+    kv: &'a KvLayer,
+    head: usize,
+    num_kv_heads: usize,
+    head_dim: usize,
+    table: &'a [u32],
+    window: Option<usize>,
+}
+
+simd_kernel! { fn attend_1(view: &View<'_>, rows: [Row<'_>; 1]) = attend }
+simd_kernel! { fn attend_2(view: &View<'_>, rows: [Row<'_>; 2]) = attend }
+simd_kernel! { fn attend_3(view: &View<'_>, rows: [Row<'_>; 3]) = attend }
+simd_kernel! { fn attend_4(view: &View<'_>, rows: [Row<'_>; 4]) = attend }
+
+#[inline(always)]
+fn attend<S: Simd, const R: usize>(s: S, view: &View<'_>, rows: [Row<'_>; R]) {
+    let head_dim = view.head_dim;
+    let first = rows.iter().map(|r| r.first(view.window)).min().unwrap_or(0);
+    let last = rows.iter().map(|r| r.position).max().unwrap_or(0);
+    let mut max = [f32::NEG_INFINITY; R];
+    let mut sum = [0f32; R];
+    let mut rows = rows;
+    rows.iter_mut().for_each(|row| row.out.fill(0.0));
+    for block in first / KV_BLOCK..=last / KV_BLOCK {
+        let at = (view.table[block] as usize * view.num_kv_heads + view.head) * head_dim * KV_BLOCK;
+        let keys = &view.kv.keys[at..at + head_dim * KV_BLOCK];
+        let values = &view.kv.values[at..at + head_dim * KV_BLOCK];
+        let mut p = scores(s, keys, &rows);
+        let mut rescale = [1f32; R];
+        let mut union = (KV_BLOCK, 0);
+        for r in 0..R {
+            let start = rows[r].first(view.window).saturating_sub(block * KV_BLOCK);
+            let end = KV_BLOCK.min((rows[r].position + 1).saturating_sub(block * KV_BLOCK));
+            if start >= end {
+                p[r] = [0.0; KV_BLOCK]; // Nothing of this block is this row's; its state stays as it is.
+                continue;
+            }
+            union = (start.min(union.0), end.max(union.1));
+            rescale[r] = online_softmax(s, &mut p[r], start..end, &mut max[r], &mut sum[r]);
+        }
+        weigh(s, values, head_dim, &p, &rescale, union.0..union.1, &mut rows);
+    }
+    for (row, sum) in rows.iter_mut().zip(sum) {
+        row.out.iter_mut().for_each(|x| *x /= sum);
+    }
+}
+
+/// q . K for the 32 positions of a block.
+#[inline(always)]
+fn scores<S: Simd, const R: usize>(s: S, keys: &[u16], rows: &[Row<'_>; R]) -> [[f32; KV_BLOCK]; R] {
+    let mut lo = [s.splat(0.0); R];
+    let mut hi = [s.splat(0.0); R];
+    let head_dim = keys.len() / KV_BLOCK;
+    assert!(rows.iter().all(|row| row.q.len() == head_dim));
+    let mut out = [[0f32; KV_BLOCK]; R];
+    // SAFETY: `keys` holds `head_dim` rows of 32 halves, and every query `head_dim` values.
+    unsafe {
+        for d in 0..head_dim {
+            let k_lo = s.load_f16(keys.as_ptr().add(d * KV_BLOCK));
+            let k_hi = s.load_f16(keys.as_ptr().add(d * KV_BLOCK + LANES));
+            for r in 0..R {
+                let q = s.splat(*rows[r].q.get_unchecked(d));
+                lo[r] = s.fma(k_lo, q, lo[r]);
+                hi[r] = s.fma(k_hi, q, hi[r]);
+            }
+        }
+        for r in 0..R {
+            s.store(out[r].as_mut_ptr(), lo[r]);
+            s.store(out[r].as_mut_ptr().add(LANES), hi[r]);
+        }
+    }
+    out
+}
+
+/// Turns scores into weights relative to the greatest score so far, zero outside `seen`; returns the factor that
+/// brings what was summed before to the new maximum.
+#[inline(always)]
+fn online_softmax<S: Simd>(
+    s: S,
+    p: &mut [f32; KV_BLOCK],
+    seen: std::ops::Range<usize>,
+    max: &mut f32,
+    sum: &mut f32,
+) -> f32 {
+    p[..seen.start].fill(f32::NEG_INFINITY);
+    p[seen.end..].fill(f32::NEG_INFINITY);
+    // SAFETY: `p` holds 32 values.
+    unsafe {
+        let (lo, hi) = (s.load(p.as_ptr()), s.load(p.as_ptr().add(LANES)));
+        let new_max = {
+            let m = s.reduce_max(s.max(lo, hi));
+            if m > *max { m } else { *max }
+        };
+        let subtract = s.splat(new_max);
+        s.store(p.as_mut_ptr(), math::exp(s, s.sub(lo, subtract)));
+        s.store(p.as_mut_ptr().add(LANES), math::exp(s, s.sub(hi, subtract)));
+        // `exp` clamps, so a position that is not seen would weigh e^-87.
+        p[..seen.start].fill(0.0);
+        p[seen.end..].fill(0.0);
+        let mut factor = [0f32; LANES];
+        s.store(factor.as_mut_ptr(), math::exp(s, s.splat(*max - new_max)));
+        let block_sum = s.reduce_add(s.add(s.load(p.as_ptr()), s.load(p.as_ptr().add(LANES))));
+        *sum = sum.mul_add(factor[0], block_sum);
+        *max = new_max;
+        factor[0]
+    }
+}
+
+/// out = out * rescale + sum of p V over the positions that any row sees.
+#[inline(always)]
+fn weigh<S: Simd, const R: usize>(
+    s: S,
+    values: &[u16],
+    head_dim: usize,
+    p: &[[f32; KV_BLOCK]; R],
+    rescale: &[f32; R],
+    seen: std::ops::Range<usize>,
+    rows: &mut [Row<'_>; R],
+) {
+    assert!(values.len() == head_dim * KV_BLOCK && seen.end <= KV_BLOCK);
+    assert!(rows.iter().all(|row| row.out.len() == head_dim));
+    for d in (0..head_dim).step_by(LANES) {
+        // SAFETY: `d + 16 <= head_dim` in every row of values and outputs.
+        unsafe {
+            let mut acc = [s.splat(0.0); R];
+            for r in 0..R {
+                acc[r] = s.mul(s.load(rows[r].out.as_ptr().add(d)), s.splat(rescale[r]));
+            }
+            for position in seen.clone() {
+                let v = s.load_f16(values.as_ptr().add(position * head_dim + d));
+                for r in 0..R {
+                    acc[r] = s.fma(v, s.splat(*p[r].get_unchecked(position)), acc[r]);
+                }
+            }
+            for r in 0..R {
+                s.store(rows[r].out.as_mut_ptr().add(d), acc[r]);
+            }
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! The compute threads of one worker. A job is a number of tiles and a function of the tile's index; threads claim
+//! tiles one by one from a shared counter, so a thread that loses its core holds up one tile and not a fixed share.
+//! Between jobs the helpers spin for a moment (a step is some hundred jobs back to back), then park.
+//!
+//! ```text
+//! claim = generation << 24 | next tile         one atomic word
+//! run:    close claim, publish the function, then claim = (generation + 1, 0)
+//! claim:  read claim, read the function, compare-and-swap claim + 1
+//! ```
+//! The swap succeeds only if no newer job was published since the first read, and a job cannot end while one of its
+//! tiles is still running, so a function is never called after its job has ended.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{JoinHandle, Thread};
+
+const TILE_BITS: u32 = 24;
+const TILE_MASK: u64 = (1 << TILE_BITS) - 1;
+/// Spins before a thread parks: about 30 us, several times the gap between two jobs of a step.
+const SPINS_BEFORE_PARK: u32 = 2_000;
+
+/// Threads that run tiles. The calling thread is one of them.
+pub struct Pool {
+    shared: Arc<Shared>,
+    helpers: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    /// Generation and next tile of the current job.
+    claim: AtomicU64,
+    num_tiles: AtomicUsize,
+    num_done: AtomicUsize,
+    /// The job's function as an erased closure and the shim that calls it.
+    closure: AtomicPtr<()>,
+    call: AtomicPtr<()>,
+    caller: Mutex<Option<Thread>>,
+    caller_parked: AtomicBool,
+    /// Helpers that are parked or about to park.
+    num_parked: AtomicUsize,
+    stop: AtomicBool,
+    panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
+}
+
+type Call = unsafe fn(*const (), usize);
+
+impl Pool {
+    /// A pool of `num_threads`, the caller included.
+    ///
+    /// # Panics
+    /// If `num_threads` is 0 or a thread cannot be started.
+    pub fn new(num_threads: usize) -> Self {
+        assert!(num_threads > 0, "a pool needs a thread");
+        let shared = Arc::new(Shared {
+            claim: AtomicU64::new(TILE_MASK),
+            num_tiles: AtomicUsize::new(0),
+            num_done: AtomicUsize::new(0),
+            closure: AtomicPtr::default(),
+            call: AtomicPtr::default(),
+            caller: Mutex::default(),
+            caller_parked: AtomicBool::new(false),
+            num_parked: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+            panic: Mutex::default(),
+        });
+        let helpers = (1..num_threads)
+            .map(|i| {
+                let shared = shared.clone();
+                let builder = std::thread::Builder::new().name(format!("compute-{i}"));
+                builder.spawn(move || shared.help()).expect("cannot start a compute thread")
+            })
+            .collect();
+        Self { shared, helpers }
+    }
+
+    /// Number of threads, the caller included.
+    pub fn num_threads(&self) -> usize {
+        self.helpers.len() + 1
+    }
+
+    /// Calls `f(tile)` once for every tile in `0..num_tiles`, on all threads; returns when all are done. Tiles run in
+    /// any order and must not depend on each other. `&mut self` because one job runs at a time.
+    ///
+    /// # Panics
+    /// With the first panic of a tile, after the others have run.
+    pub fn run<F: Fn(usize) + Sync>(&mut self, num_tiles: usize, f: F) {
+        if self.helpers.is_empty() || num_tiles <= 1 {
+            (0..num_tiles).for_each(f);
+            return;
+        }
+        assert!((num_tiles as u64) < TILE_MASK, "too many tiles in one job: {num_tiles}");
+        let s = &*self.shared;
+        let call: Call = call_closure::<F>;
+        // Close the old claim first: a helper that read it before and reads the new `num_tiles` now would otherwise
+        // take the old job's end for a tile of the new one. Its swap fails on the closed word.
+        let old = s.claim.load(Ordering::Relaxed);
+        s.claim.store(old | TILE_MASK, Ordering::SeqCst);
+        s.closure.store((&raw const f).cast_mut().cast(), Ordering::Release);
+        s.call.store(call as *mut (), Ordering::Release);
+        s.num_tiles.store(num_tiles, Ordering::Release);
+        s.num_done.store(0, Ordering::Release);
+        s.claim.store((old >> TILE_BITS).wrapping_add(1) << TILE_BITS, Ordering::SeqCst);
+        if s.num_parked.load(Ordering::SeqCst) > 0 {
+            self.helpers.iter().for_each(|h| h.thread().unpark());
+        }
+        while s.run_one_tile() {}
+        s.wait_until_done(num_tiles);
+        if let Some(panic) = s.panic.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            resume_unwind(panic);
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        for helper in self.helpers.drain(..) {
+            helper.thread().unpark();
+            // A helper catches the panics of its tiles, so it has none of its own to report.
+            let _ = helper.join();
+        }
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("num_threads", &self.num_threads()).finish()
+    }
+}
+
+/// # Safety
+/// `closure` points to a live `F`.
+unsafe fn call_closure<F: Fn(usize) + Sync>(closure: *const (), tile: usize) {
+    // SAFETY: the caller vouches for the type and the life of the closure.
+    unsafe { (*closure.cast::<F>())(tile) }
+}
+
+impl Shared {
+    /// Claims and runs a tile; `false` if there is none left to claim.
+    fn run_one_tile(&self) -> bool {
+        let claim = self.claim.load(Ordering::Acquire);
+        let tile = (claim & TILE_MASK) as usize;
+        let num_tiles = self.num_tiles.load(Ordering::Acquire);
+        let closure = self.closure.load(Ordering::Acquire);
+        let call = self.call.load(Ordering::Acquire);
+        if tile >= num_tiles {
+            return false;
+        }
+        if self.claim.compare_exchange_weak(claim, claim + 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return true; // Somebody else was faster, or a newer job came: look again.
+        }
+        // SAFETY: the swap proves that the words read after `claim` belong to its job (a newer job changes `claim`
+        // for good), and that job waits in `run` for this tile, so the closure is alive and `call` is its shim.
+        let result = catch_unwind(AssertUnwindSafe(|| unsafe {
+            let call = std::mem::transmute::<*mut (), Call>(call);
+            call(closure, tile);
+        }));
+        if let Err(panic) = result {
+            self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
+        }
+        // SeqCst orders this against `caller_parked`: one side always sees the other.
+        if self.num_done.fetch_add(1, Ordering::SeqCst) + 1 == num_tiles && self.caller_parked.load(Ordering::SeqCst) {
+            if let Some(caller) = &*self.caller.lock().unwrap_or_else(PoisonError::into_inner) {
+                caller.unpark();
+            }
+        }
+        true
+    }
+
+    fn wait_until_done(&self, num_tiles: usize) {
+        for _ in 0..SPINS_BEFORE_PARK {
+            if self.num_done.load(Ordering::Acquire) == num_tiles {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        *self.caller.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
+        self.caller_parked.store(true, Ordering::SeqCst);
+        while self.num_done.load(Ordering::SeqCst) != num_tiles {
+            std::thread::park();
+        }
+        self.caller_parked.store(false, Ordering::SeqCst);
+    }
+
+    fn help(&self) {
+        let mut spins = 0;
+        while !self.stop.load(Ordering::Relaxed) {
+            if self.run_one_tile() {
+                spins = 0;
+            } else if spins < SPINS_BEFORE_PARK {
+                spins += 1;
+                std::hint::spin_loop();
+            } else {
+                self.num_parked.fetch_add(1, Ordering::SeqCst);
+                // Looked at once more after saying so: a job published before that was seen is not slept through.
+                let claim = self.claim.load(Ordering::SeqCst);
+                let idle = (claim & TILE_MASK) as usize >= self.num_tiles.load(Ordering::SeqCst);
+                if idle && !self.stop.load(Ordering::SeqCst) {
+                    std::thread::park();
+                }
+                self.num_parked.fetch_sub(1, Ordering::SeqCst);
+                spins = 0;
+            }
+        }
+    }
+}
+
+/// A slice that several tiles write at once, each its own part.
+#[derive(Clone, Copy)]
+pub(crate) struct SharedMut<'a, T> {
+    ptr: *mut T,
+    len: usize,
+    life: std::marker::PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it hands out parts only through `slice`, whose callers vouch that the parts do not overlap.
+unsafe impl<T: Send> Send for SharedMut<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
+
+impl<'a, T> SharedMut<'a, T> {
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
+        Self { ptr: slice.as_mut_ptr(), len: slice.len(), life: std::marker::PhantomData }
+    }
+
+    /// The part `start..start + len`.
+    ///
+    /// # Safety
+    /// No other live part overlaps it.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn slice(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start <= self.len && len <= self.len - start, "part {start}+{len} of {}", self.len);
+        // SAFETY: in bounds; the caller vouches that it is the only one.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(start), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_tile_runs_once() {
+        for num_threads in [1, 2, 3, 8] {
+            let mut pool = Pool::new(num_threads);
+            for num_tiles in (0..70).chain([1000]).cycle().take(3000) {
+                let counts: Vec<AtomicUsize> = (0..num_tiles).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(num_tiles, |tile| {
+                    counts[tile].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{num_threads} threads, {num_tiles}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
+        let mut pool = Pool::new(2);
+        for _ in 0..50 {
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                pool.run(16, |tile| assert_ne!(tile, 7, "tile seven"));
+            }));
+            assert!(result.is_err());
+            let sum = AtomicUsize::new(0);
+            pool.run(10, |tile| {
+                sum.fetch_add(tile, Ordering::Relaxed);
+            });
+            assert_eq!(sum.into_inner(), 45);
+        }
+    }
+
+    #[test]
+    fn parked_helpers_wake_for_a_job() {
+        let mut pool = Pool::new(2);
+        for _ in 0..20 {
+            while pool.shared.num_parked.load(Ordering::SeqCst) == 0 {
+                std::thread::yield_now();
+            }
+            // Two tiles that wait for each other end only if both threads are awake.
+            let both = std::sync::Barrier::new(2);
+            pool.run(2, |_| {
+                both.wait();
+            });
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Which instruction set to use: the widest that the CPU has, or a lower one on request.
+
+use std::fmt;
+
+#[cfg(target_arch = "x86_64")]
+use super::{Avx2, Avx512};
+use crate::error::{Error, Result};
+
+/// The proof that this CPU has an instruction set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Isa(Level);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Level {
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    Portable,
+}
+
+impl Isa {
+    /// The widest set of this CPU, or the one that the environment variable `TALLOW_ISA` names.
+    ///
+    /// # Errors
+    /// If `TALLOW_ISA` names a set that is unknown or absent here.
+    pub fn from_env() -> Result<Self> {
+        match std::env::var("TALLOW_ISA") {
+            Err(_) => Ok(Self::detect()),
+            Ok(name) if name.is_empty() => Ok(Self::detect()),
+            Ok(name) => Self::by_name(&name),
+        }
+    }
+
+    /// The widest set of this CPU.
+    pub fn detect() -> Self {
+        Self::all_here()[0]
+    }
+
+    /// Plain loops.
+    pub fn portable() -> Self {
+        Self(Level::Portable)
+    }
+
+    /// Every set of this CPU, the widest first; [`Isa::portable`] is always the last.
+    pub fn all_here() -> Vec<Self> {
+        let mut all = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            all.extend(Avx512::detect().map(|s| Self(Level::Avx512(s))));
+            all.extend(Avx2::detect().map(|s| Self(Level::Avx2(s))));
+        }
+        all.push(Self::portable());
+        all
+    }
+
+    fn by_name(name: &str) -> Result<Self> {
+        let all = Self::all_here();
+        all.iter().copied().find(|isa| isa.to_string() == name).ok_or_else(|| {
+            let here: Vec<String> = all.iter().map(ToString::to_string).collect();
+            Error::invalid("TALLOW_ISA", format!("TALLOW_ISA must be one of {}, got {name:?}", here.join(", ")))
+        })
+    }
+
+    pub(crate) fn level(self) -> Level {
+        self.0
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => "avx2",
+            Level::Portable => "portable",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_is_found_by_its_name_and_an_unknown_one_is_refused() {
+        for isa in Isa::all_here() {
+            assert_eq!(Isa::by_name(&isa.to_string()), Ok(isa));
+        }
+        let error = Isa::by_name("mmx").expect_err("unknown");
+        assert!(error.message().contains("portable"), "{error}");
+        assert!(error.message().contains("mmx"), "{error}");
+    }
+}

@@ -1,0 +1,168 @@
+//! Sixteen virtual lanes on every CPU. Each algorithm is written once over [`Simd`]; thin shells made by
+//! `simd_kernel!` compile it for one instruction set each and pick the shell at run time.
+//!
+//! The bits do not depend on the instruction set: every operation is lane-wise IEEE arithmetic (the multiply-add is
+//! always fused), and [`Simd::reduce_add`] adds the lanes in one fixed tree.
+
+mod isa;
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub use isa::Isa;
+pub(crate) use isa::Level;
+pub(crate) use portable::Portable;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{Avx2, Avx512};
+
+/// Virtual lanes: f32 values in one [`Simd::F`], i32 values in one [`Simd::I`].
+pub const LANES: usize = 16;
+
+/// An instruction set, seen as sixteen lanes. A value of an implementing type exists only on a CPU that has the set.
+///
+/// # Safety of the pointer methods
+/// `load*` read and `store*` write sixteen elements at any alignment; the caller vouches for the memory.
+pub(crate) trait Simd: Copy {
+    /// Sixteen f32.
+    type F: Copy;
+    /// Sixteen i32.
+    type I: Copy;
+
+    /// The same value in every lane.
+    fn splat(self, x: f32) -> Self::F;
+    /// # Safety
+    /// Sixteen readable f32 at `p`.
+    unsafe fn load(self, p: *const f32) -> Self::F;
+    /// # Safety
+    /// Sixteen writable f32 at `p`.
+    unsafe fn store(self, p: *mut f32, x: Self::F);
+    /// Widens sixteen IEEE half floats, exactly.
+    ///
+    /// # Safety
+    /// Sixteen readable u16 at `p`.
+    unsafe fn load_f16(self, p: *const u16) -> Self::F;
+    /// Widens sixteen bfloat16, exactly.
+    ///
+    /// # Safety
+    /// Sixteen readable u16 at `p`.
+    unsafe fn load_bf16(self, p: *const u16) -> Self::F;
+    /// a + b
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a - b
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a * b
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a / b, correctly rounded
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a * b + c with one rounding
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The greater of each pair; `b` where either is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller of each pair; `b` where either is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The sum of all lanes: halves are added lane by lane until one is left (16, 8, 4, 2, 1).
+    fn reduce_add(self, a: Self::F) -> f32;
+    /// The greatest lane.
+    fn reduce_max(self, a: Self::F) -> f32;
+
+    /// # Safety
+    /// Sixteen readable i32 (64 bytes) at `p`, of any alignment.
+    unsafe fn load_i32(self, p: *const u8) -> Self::I;
+    /// Bits `SHIFT..SHIFT + 8` of each lane under `mask`, as a float: one packed weight of each row.
+    fn field<const SHIFT: u32>(self, a: Self::I, mask: i32) -> Self::F;
+    /// 2^n * a, where `n` is the low bits of the magic-rounded `n_magic` (see `math::exp`).
+    fn scale_by_exponent(self, a: Self::F, n_magic: Self::F) -> Self::F;
+}
+
+/// Defines a function that runs a generic body `fn body<S: Simd>(s: S, args...)` compiled for the given [`Isa`].
+/// The body must be `#[inline(always)]`, or the instruction set is lost at its call.
+macro_rules! simd_kernel {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:path) => {
+        $(#[$doc])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name(isa: $crate::kernels::simd::Isa, $($arg: $ty),*) $(-> $ret)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                use $crate::kernels::simd::{Avx2, Avx512};
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma,f16c")]
+                fn avx512(s: Avx512, $($arg: $ty),*) $(-> $ret)? {
+                    $body(s, $($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma,f16c")]
+                fn avx2(s: Avx2, $($arg: $ty),*) $(-> $ret)? {
+                    $body(s, $($arg),*)
+                }
+                match isa.level() {
+                    // SAFETY: a token of this type exists only if the CPU has the shell's features.
+                    $crate::kernels::simd::Level::Avx512(s) => return unsafe { avx512(s, $($arg),*) },
+                    // SAFETY: as above.
+                    $crate::kernels::simd::Level::Avx2(s) => return unsafe { avx2(s, $($arg),*) },
+                    $crate::kernels::simd::Level::Portable => {}
+                }
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            let $crate::kernels::simd::Level::Portable = isa.level();
+            $body($crate::kernels::simd::Portable, $($arg),*)
+        }
+    };
+}
+pub(crate) use simd_kernel;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[inline(always)]
+    fn every_op<S: Simd>(s: S, x: &[f32; 16], halves: &[u16; 16], out: &mut Vec<f32>) {
+        let mut row = [0f32; 16];
+        // SAFETY: all pointers come from arrays of sixteen elements.
+        unsafe {
+            let a = s.load(x.as_ptr());
+            let b = s.load_f16(halves.as_ptr());
+            let c = s.load_bf16(halves.as_ptr());
+            let i = s.load_i32(x.as_ptr().cast());
+            let magic = s.splat(12_582_912.0 - 3.0);
+            for v in [
+                s.add(a, b),
+                s.sub(a, c),
+                s.mul(a, b),
+                s.div(a, s.splat(3.7)),
+                s.fma(a, b, s.splat(0.1)),
+                s.max(a, b),
+                s.min(a, b),
+                s.field::<0>(i, 0x0f),
+                s.field::<12>(i, 0x0f),
+                s.field::<24>(i, 0xff),
+                s.scale_by_exponent(a, magic),
+            ] {
+                s.store(row.as_mut_ptr(), v);
+                out.extend_from_slice(&row);
+            }
+            out.push(s.reduce_add(a));
+            out.push(s.reduce_max(a));
+        }
+    }
+
+    simd_kernel! {
+        fn run_every_op(x: &[f32; 16], halves: &[u16; 16], out: &mut Vec<f32>) = every_op
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        let mut x = [0f32; 16];
+        let mut halves = [0u16; 16];
+        for i in 0..16 {
+            x[i] = ((i * 7919 + 13) % 1000) as f32 / 37.0 - 11.0;
+            // Positive and negative, normal and subnormal, none infinite.
+            halves[i] = ((i * 4801 + 5) % 0x7800) as u16 | if i % 3 == 0 { 0x8000 } else { 0 };
+        }
+        let mut expected = Vec::new();
+        run_every_op(Isa::portable(), &x, &halves, &mut expected);
+        for isa in Isa::all_here() {
+            let mut got = Vec::new();
+            run_every_op(isa, &x, &halves, &mut got);
+            let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&got), bits(&expected), "{isa}");
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Plain loops over arrays of sixteen: the twin that every other instruction set is checked against, and the path of
+//! CPUs without one of their own (on AArch64 the compiler turns these loops into NEON).
+
+use half::{bf16, f16};
+
+use super::{LANES, Simd};
+
+/// No instruction set at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Portable;
+
+type F = [f32; LANES];
+
+#[inline(always)]
+fn zip(a: F, b: F, op: impl Fn(f32, f32) -> f32) -> F {
+    let mut out = [0.0; LANES];
+    for i in 0..LANES {
+        out[i] = op(a[i], b[i]);
+    }
+    out
+}
+
+impl Simd for Portable {
+    type F = F;
+    type I = [i32; LANES];
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> F {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> F {
+        // SAFETY: the caller vouches for sixteen values.
+        unsafe { p.cast::<F>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, x: F) {
+        // SAFETY: the caller vouches for sixteen values.
+        unsafe { p.cast::<F>().write_unaligned(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> F {
+        // SAFETY: the caller vouches for sixteen values.
+        let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
+        bits.map(|b| f16::from_bits(b).to_f32())
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> F {
+        // SAFETY: the caller vouches for sixteen values.
+        let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
+        bits.map(|b| bf16::from_bits(b).to_f32())
+    }
+
+    #[inline(always)]
+    fn add(self, a: F, b: F) -> F {
+        zip(a, b, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: F, b: F) -> F {
+        zip(a, b, |a, b| a - b)
+    }
+
+    #[inline(always)]
+    fn mul(self, a: F, b: F) -> F {
+        zip(a, b, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    fn div(self, a: F, b: F) -> F {
+        zip(a, b, |a, b| a / b)
+    }
+
+    #[inline(always)]
+    fn fma(self, a: F, b: F, c: F) -> F {
+        let mut out = [0.0; LANES];
+        for i in 0..LANES {
+            out[i] = a[i].mul_add(b[i], c[i]);
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn max(self, a: F, b: F) -> F {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn min(self, a: F, b: F) -> F {
+        zip(a, b, |a, b| if a < b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn reduce_add(self, mut a: F) -> f32 {
+        let mut half = LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                a[i] += a[i + half];
+            }
+            half /= 2;
+        }
+        a[0]
+    }
+
+    #[inline(always)]
+    fn reduce_max(self, a: F) -> f32 {
+        a.into_iter().fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
+    }
+
+    #[inline(always)]
+    unsafe fn load_i32(self, p: *const u8) -> Self::I {
+        // SAFETY: the caller vouches for 64 bytes.
+        unsafe { p.cast::<[[u8; 4]; LANES]>().read_unaligned() }.map(i32::from_le_bytes)
+    }
+
+    #[inline(always)]
+    fn field<const SHIFT: u32>(self, a: Self::I, mask: i32) -> F {
+        a.map(|x| ((x as u32 >> SHIFT) as i32 & mask) as f32)
+    }
+
+    #[inline(always)]
+    fn scale_by_exponent(self, a: F, n_magic: F) -> F {
+        let mut out = [0.0; LANES];
+        for i in 0..LANES {
+            out[i] = f32::from_bits(a[i].to_bits().wrapping_add(n_magic[i].to_bits() << 23));
+        }
+        out
+    }
+}

