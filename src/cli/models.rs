@@ -7,6 +7,8 @@ use clap::Args;
 
 use super::flags::ToolFlags;
 use super::progress::size;
+use super::pull::registry;
+use crate::model::registry::ListedModel;
 
 #[derive(Debug, Args)]
 pub(super) struct ModelsArgs {
@@ -16,28 +18,19 @@ pub(super) struct ModelsArgs {
 
 pub(super) fn run(args: ModelsArgs) -> anyhow::Result<ExitCode> {
     let config = super::resolve(args.flags.0)?;
-    super::print(&format!("{}cache: {}\n", table(&[]), config.registry.cache_dir.display()))?;
+    let listed = registry(&config.registry)?.list()?;
+    super::print(&table(&listed))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// One model for people.
-#[derive(Debug)]
-struct Row {
-    name: String,
-    size_bytes: Option<u64>,
-    cached: bool,
-    path: String,
-    description: String,
-}
-
 /// Columns as wide as their widest cell, the last one free.
-fn table(rows: &[Row]) -> String {
+fn table(listed: &[ListedModel]) -> String {
     let head = ["NAME", "SIZE", "CACHED", "PATH", "DESCRIPTION"].map(str::to_owned);
-    let cells = rows.iter().map(|row| {
-        let bytes = row.size_bytes.map_or_else(|| "-".to_owned(), size);
-        let cached = if row.cached { "yes" } else { "no" };
-        let path = if row.path.is_empty() { "-" } else { &row.path };
-        [row.name.clone(), bytes, cached.to_owned(), path.to_owned(), row.description.clone()]
+    let cells = listed.iter().map(|model| {
+        let cached = if model.cached.is_some() { "yes" } else { "no" };
+        let path = model.cached.as_ref().map_or_else(|| "-".to_owned(), |path| path.display().to_string());
+        let description = model.manifest.as_ref().map_or("from the hub", |m| m.description.as_str()).to_owned();
+        [model.spec.clone(), size(model.size_bytes), cached.to_owned(), path, description]
     });
     let lines: Vec<[String; 5]> = std::iter::once(head).chain(cells).collect();
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
@@ -56,17 +49,16 @@ mod tests {
 
     #[test]
     fn columns_are_aligned() {
-        let row = |name: &str, size_bytes, path: &str| Row {
-            name: name.into(),
+        let model = |spec: &str, size_bytes, cached: Option<&str>| ListedModel {
+            spec: spec.into(),
             size_bytes,
-            cached: !path.is_empty(),
-            path: path.into(),
-            description: "words".into(),
+            cached: cached.map(Into::into),
+            manifest: None,
         };
-        let text = table(&[row("a", Some(98_362_432), ""), row("longer-name", None, "/cache/x.gguf")]);
-        let starts: Vec<_> = text.lines().map(|line| line.find("words").or(line.find("DESC"))).collect();
+        let text = table(&[model("a", 98_362_432, None), model("longer-name", 5 << 30, Some("/cache/x.gguf"))]);
+        let starts: Vec<_> = text.lines().map(|line| line.find("from the hub").or(line.find("DESC"))).collect();
         assert_eq!(starts, [starts[0]; 3], "{text}");
-        assert!(text.contains("a            93.8 MiB  no"), "{text}");
-        assert!(text.contains("longer-name         -  yes     /cache/x.gguf  words"), "{text}");
+        assert!(text.contains("a            93.8 MiB  no      -  "), "{text}");
+        assert!(text.contains("longer-name     5 GiB  yes     /cache/x.gguf  from"), "{text}");
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::config::show_bytes;
+use crate::model::registry::ProgressEvent;
 
 /// Shows one step of a fetch at a time on standard error.
 #[derive(Debug)]
@@ -30,16 +31,22 @@ impl FetchProgress {
         Self { bar, step: Mutex::default() }
     }
 
-    /// Something worth a line: the step that begins, a source that failed.
-    pub(super) fn note(&self, text: &str) {
+    /// Shows what a fetch has to say.
+    pub(super) fn hear(&self, event: ProgressEvent) {
+        match event {
+            ProgressEvent::Message(text) => self.note(&text),
+            ProgressEvent::Bytes { done, total } => self.at(done, total),
+        }
+    }
+
+    fn note(&self, text: &str) {
         match &self.bar {
             Some(bar) if !bar.is_hidden() => bar.println(text),
             Some(_) | None => eprintln!("{text}"),
         }
     }
 
-    /// The present step has `bytes` of `bytes_total`, which is unknown for some sources.
-    pub(super) fn at(&self, bytes: u64, bytes_total: Option<u64>) {
+    fn at(&self, bytes: u64, bytes_total: Option<u64>) {
         let mut step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
         let is_new = step.go_to(bytes, bytes_total);
         match &self.bar {

@@ -1,4 +1,4 @@
-//! `tallow pull`: fetch a model's weights into the cache.
+//! `tallow pull`: fetch a model's weights into the cache, or check those that are there.
 
 use std::process::ExitCode;
 
@@ -6,6 +6,8 @@ use clap::Args;
 
 use super::flags::ToolFlags;
 use super::progress::FetchProgress;
+use crate::config::RegistryConfig;
+use crate::model::registry::{CacheDir, Registry};
 
 #[derive(Debug, Args)]
 pub(super) struct PullArgs {
@@ -17,9 +19,15 @@ pub(super) struct PullArgs {
 
 pub(super) fn run(args: PullArgs) -> anyhow::Result<ExitCode> {
     let config = super::resolve(args.flags.0)?;
+    let registry = registry(&config.registry)?;
     let progress = FetchProgress::new();
-    progress.note(&format!("{} -> {}", args.name, config.registry.cache_dir.display()));
-    progress.at(0, None);
+    let pulled = registry.pull(&args.name, &|event| progress.hear(event));
     progress.end();
-    anyhow::bail!("the registry is not merged yet")
+    super::print(&format!("{}\n", pulled?.path.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The registry as configured; the hub's address and token come from its own variables (`HF_ENDPOINT`, `HF_TOKEN`).
+pub(super) fn registry(config: &RegistryConfig) -> crate::error::Result<Registry> {
+    Registry::from_env(CacheDir::new(&config.cache_dir), config.models_dir.as_deref())
 }
