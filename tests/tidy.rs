@@ -82,6 +82,12 @@ const SRC_RULES: &[(&str, Rule, Example, Example)] = &[
         ),
     ),
     (
+        "unsafe says why",
+        rules::unsafe_says_why,
+        ("src/kernels/a.rs", "fn g() {\n// SAFETY of this one\n}\nlet x = unsafe { f() };"),
+        ("src/kernels/a.rs", "// SAFETY of all below: f is fine\nimpl A {\n fn a() {}\n fn b() { unsafe { f() } }\n}"),
+    ),
+    (
         "channels are bounded",
         rules::channels_are_bounded,
         ("src/engine/a.rs", "let (a, b) = mpsc::channel::<Vec<u8>>();"),

@@ -54,6 +54,11 @@ pub(super) fn run(args: ChatArgs) -> anyhow::Result<ExitCode> {
         max_tokens: args.max_tokens,
         seed: args.seed,
         prompt: args.prompt,
+    });
+    let ended = ended.map_err(|e| match e.param() {
+        // Ours name a parameter; what a server refuses does not, and is no wrong call of this command.
+        Some(_) => anyhow::Error::from(Usage(e)),
+        None => e.into(),
     })?;
     Ok(match ended {
         ChatEnd::Finished => ExitCode::SUCCESS,

@@ -62,6 +62,23 @@ impl Source {
         Some(open..bytes.len())
     }
 
+    /// The innermost block around `at`.
+    pub fn block_around(&self, at: usize) -> Option<Range<usize>> {
+        let mut depth = 0usize;
+        let open = self.code.as_bytes()[..at].iter().rposition(|byte| match byte {
+            b'}' => {
+                depth += 1;
+                false
+            }
+            b'{' if depth > 0 => {
+                depth -= 1;
+                false
+            }
+            byte => *byte == b'{',
+        })?;
+        self.block_after(open)
+    }
+
     /// The insides of `mod name { ... }` blocks.
     pub fn inline_modules(&self) -> Vec<Range<usize>> {
         self.words("mod").filter_map(|at| self.block_after(at)).collect()
@@ -200,6 +217,9 @@ fn blocks_and_words_are_found() {
     let source = Source::new("x.rs", "fn f(a: [u8; 3]) { { } } fn g();");
     assert_eq!(source.block_after(0), Some(17..24));
     assert_eq!(source.block_after(25), None);
+    assert_eq!(source.block_around(20), Some(19..22));
+    assert_eq!(source.block_around(23), Some(17..24));
+    assert_eq!(source.block_around(3), None);
     let source = Source::new("x.rs", "unsafe unsafety not_unsafe \"unsafe\"");
     assert_eq!(source.words("unsafe").collect::<Vec<_>>(), [0]);
     let source = Source::new("x.rs", "a;\n#[cfg(test)]\nmod tests { async }\nb");
