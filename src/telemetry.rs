@@ -1,10 +1,10 @@
 //! The log on standard error, as lines for people or as JSON, and the hook that reports a panic once. Called by the
 //! command line before anything else runs; the rooms below only emit `tracing` events.
 
+use std::io::IsTerminal;
 use std::panic::PanicHookInfo;
 
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::format::FmtSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogConfig, LogFormat};
@@ -16,8 +16,13 @@ use crate::error::{Error, Result};
 /// If the level is neither a word nor a filter, or the log was started before.
 pub fn start(config: &LogConfig) -> Result<()> {
     let filter = filter(config, std::env::var("RUST_LOG").ok().as_deref())?;
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_span_events(FmtSpan::NONE);
+    // Colours are for eyes, not for files.
+    let is_terminal = std::io::stderr().is_terminal();
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(is_terminal && !no_colour)
+        .with_writer(std::io::stderr);
     let started = match config.format {
         LogFormat::Text => builder.finish().try_init(),
         LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
