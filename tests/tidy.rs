@@ -259,7 +259,9 @@ fn foreign_names_in_the_tree_are_found() {
     let hosts = |text: &str| rules::hosts_are_public("x", text).len();
     assert_eq!(hosts(&format!("http{}mirror.corp.net:8081/simple", "://")), 1);
     assert_eq!(
-        hosts("https://huggingface.co/x http://127.0.0.1:8080/ http://{address}/ http://a.test:1/ http://$HOST"),
+        hosts(
+            "https://huggingface.co/x http://127.0.0.1:8080/ http://{address}/ http://a.test:1/ http://$HOST http://127.0.0.1:PORT http://[::1]:8/"
+        ),
         0
     );
     let paths = |text: &str| rules::paths_are_relative("x", text).len();

@@ -169,6 +169,7 @@ const HOSTS: &[&str] = &[
     "127.0.0.1",
     "0.0.0.0",
     "[::1]",
+    "[::]",
     "localhost",
     "arxiv.org",
     "crates.io",
@@ -198,12 +199,13 @@ pub fn hosts_are_public(path: &str, text: &str) -> Vec<String> {
         let rest = &text[at + scheme.len()..];
         let end = rest.find(|c: char| !(c.is_ascii_alphanumeric() || ".-[]:".contains(c))).unwrap_or(rest.len());
         let host = rest[..end].trim_end_matches(['.', ':']);
-        let host =
-            host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(host, |h| h.0);
+        let host = match host.find(']') {
+            Some(end) => &host[..=end],
+            None => host.split(':').next().unwrap_or(host),
+        };
         // Format strings (`http://{address}`) and shell variables have no host to check.
         let reserved = [".test", ".example", ".invalid", ".localhost"].iter().any(|tld| host.ends_with(tld));
-        let plain = !host.contains('.') && !host.contains(':');
-        if !host.is_empty() && !plain && !reserved && !HOSTS.contains(&host) {
+        if host.contains(['.', ':']) && !reserved && !HOSTS.contains(&host) {
             findings.push(format!("{path}: names the host {host}"));
         }
     }
