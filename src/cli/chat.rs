@@ -13,7 +13,7 @@ use crate::error::Error;
 pub(super) struct ChatArgs {
     /// Ask this and leave; without it, standard input is the question if it is piped
     prompt: Option<String>,
-    /// Address of the server; any that speaks Chat Completions
+    /// Address of the server; any that speaks Chat Completions over plain HTTP
     #[arg(long, env = "TALLOW_URL", default_value = "http://127.0.0.1:8080")]
     url: String,
     /// Key sent as a bearer token

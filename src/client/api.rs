@@ -57,12 +57,19 @@ impl ChatClient {
     /// A client of the server at `url`, with or without `/v1` at its end.
     ///
     /// # Errors
-    /// If `url` is no HTTP address.
+    /// If `url` is no plain HTTP address: there is no TLS in this build.
     pub fn new(url: &str, api_key: Option<String>) -> Result<Self> {
         let parsed: Option<reqwest::Url> = url.parse().ok();
-        if !parsed.is_some_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host()) {
-            let message = format!("--url must be an address like http://127.0.0.1:8080, got `{url}`");
-            return Err(Error::invalid("url", message));
+        match parsed.as_ref().filter(|url| url.has_host()).map(reqwest::Url::scheme) {
+            Some("http") => {}
+            Some("https") => {
+                let message = format!("--url: this client has no TLS and speaks plain http only, got `{url}`");
+                return Err(Error::invalid("url", message));
+            }
+            _ => {
+                let message = format!("--url must be an address like http://127.0.0.1:8080, got `{url}`");
+                return Err(Error::invalid("url", message));
+            }
         }
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)

@@ -286,6 +286,8 @@ async fn the_first_listed_model_is_taken() {
 
 #[test]
 fn addresses_are_checked() {
+    let error = ChatClient::new("https://a.test/v1", None).expect_err("no TLS");
+    assert!(error.message().contains("no TLS"), "{error}");
     for bad in ["", "localhost:80", "ftp://x", "/v1", "http://"] {
         let error = ChatClient::new(bad, None).expect_err(bad);
         assert!(error.message().starts_with("--url must be"), "{error}");
