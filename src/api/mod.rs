@@ -23,13 +23,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::{HeaderValue, Method, StatusCode, Uri};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::Response;
 use axum::routing::{get, post};
 
-pub use server::serve;
+pub use server::{serve, serve_while};
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{StreamId, Tenant};
 use crate::service::Service;
 use problem::Problem;
@@ -109,6 +109,20 @@ pub fn router(service: Arc<Service>, config: ApiConfig) -> Result<Router> {
         router = router.layer(cors);
     }
     Ok(router.layer(axum::middleware::from_fn(layers::guard)))
+}
+
+/// The routes of a server whose model is not there yet. Each answer closes its connection, so that none outlives them.
+fn loading_router(config: &ApiConfig) -> Result<Router> {
+    let loading = async || Problem::from(Error::new(ErrorKind::Unavailable, "the model is loading"));
+    let close = async |mut response: Response| {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response
+    };
+    let mut router = Router::new().route("/health/live", get(health::live)).fallback(loading);
+    if let Some(cors) = layers::cors(&config.cors_origins)? {
+        router = router.layer(cors);
+    }
+    Ok(router.layer(axum::middleware::from_fn(layers::guard)).layer(axum::middleware::map_response(close)))
 }
 
 async fn no_route(method: Method, uri: Uri) -> Problem {

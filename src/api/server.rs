@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::peer::{self, SharedStream};
-use super::{ApiConfig, router};
+use super::{ApiConfig, loading_router, router};
 use crate::error::{Error, Result};
 use crate::service::Service;
 
@@ -46,10 +46,10 @@ pub async fn serve(
     // Aborts what is left when this future is dropped.
     let mut connections = JoinSet::new();
     tokio::select! {
-        never = accept(listener, router, &config, closing.clone(), &mut connections) => match never {},
+        never = accept(&listener, router, &config, closing.clone(), &mut connections) => match never {},
         () = shutdown => {}
     }
-    // The listener is gone with the loop above.
+    drop(listener);
     drain(&service, &config, &closing).await?;
     let closed = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(config.close_timeout, closed).await.is_err() {
@@ -58,9 +58,30 @@ pub async fn serve(
     Ok(())
 }
 
+/// Answers while `loading` runs: alive, and 503 with `Retry-After` to everything else. Returns what `loading` does; the
+/// listener is then free for [`serve`].
+///
+/// # Errors
+/// If the configuration is wrong.
+pub async fn serve_while<T>(listener: &TcpListener, config: &ApiConfig, loading: impl Future<Output = T>) -> Result<T> {
+    let router = loading_router(config)?;
+    let closing = CancellationToken::new();
+    let mut connections = JoinSet::new();
+    let loaded = tokio::select! {
+        never = accept(listener, router, config, closing.clone(), &mut connections) => match never {},
+        loaded = loading => loaded,
+    };
+    closing.cancel();
+    let closed = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(config.close_timeout, closed).await.is_err() {
+        tracing::warn!("connections from before the model was loaded are cut");
+    }
+    Ok(loaded)
+}
+
 /// Never returns; ends by being dropped.
 async fn accept(
-    listener: TcpListener,
+    listener: &TcpListener,
     router: Router,
     config: &ApiConfig,
     closing: CancellationToken,
@@ -70,7 +91,7 @@ async fn accept(
     loop {
         // Before accepting, so that one too many waits in the kernel's backlog and costs us nothing.
         let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let stream = next_connection(&listener).await;
+        let stream = next_connection(listener).await;
         while connections.try_join_next().is_some() {}
         let service = TowerToHyperService::new(router.clone());
         connections.spawn(connection(stream, service, config.header_read_timeout, closing.clone(), permit));

@@ -7,8 +7,10 @@ mod flags;
 mod models;
 mod progress;
 mod pull;
+mod sections;
 mod serve;
 mod signals;
+mod start;
 
 use std::process::ExitCode;
 

@@ -1,18 +1,22 @@
 //! `tallow serve`: configuration, listener, model, server, in that order.
 //!
 //! The listener is bound before the model is fetched and loaded, so that a taken port fails at once. Until the model
-//! is there, connections wait in the listener's backlog; then they are answered.
+//! is there, `/health/live` answers and everything else is told to come back (503 with `Retry-After`).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
-use super::Usage;
 use super::flags::ServeFlags;
+use super::progress::FetchProgress;
 use super::signals::Signals;
+use super::{Usage, sections, start};
+use crate::api;
 use crate::config::{Config, ServerConfig, setting};
 use crate::telemetry;
 
@@ -42,9 +46,38 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::listen().context("signals cannot be heard")?;
     let listener = bind(&config.server).await?;
     let address = listener.local_addr().context("the listener has no address")?;
-    super::print(&banner(address, &config.model.name))?;
-    let code = signals.next().await;
-    Ok(ExitCode::from(code))
+    super::print(&format!("listening on http://{address}\n"))?;
+
+    let api = sections::api(config);
+    let progress = Arc::new(FetchProgress::new());
+    let loading = {
+        let (config, progress) = (config.clone(), progress.clone());
+        tokio::task::spawn_blocking(move || start::service(&config, &|event| progress.hear(event)))
+    };
+    let service = tokio::select! {
+        service = api::serve_while(&listener, &api, loading) => service,
+        code = signals.next() => return Ok(ExitCode::from(code)),
+    };
+    progress.end();
+    let service = service?.context("loading stopped")??;
+    super::print(&ready(address, service.model_name(), service.has_template()))?;
+
+    let stop = CancellationToken::new();
+    let served = api::serve(listener, service, api, stop.clone().cancelled_owned());
+    tokio::pin!(served);
+    tokio::select! {
+        result = &mut served => return Ok(result.map(|()| ExitCode::SUCCESS)?),
+        _ = signals.next() => {}
+    }
+    tracing::info!(
+        "draining: running streams have {} s; another signal ends at once",
+        config.server.drain_timeout_ms / 1000
+    );
+    stop.cancel();
+    tokio::select! {
+        result = &mut served => Ok(result.map(|()| ExitCode::SUCCESS)?),
+        code = signals.next() => Ok(ExitCode::from(code)),
+    }
 }
 
 async fn bind(server: &ServerConfig) -> anyhow::Result<TcpListener> {
@@ -53,8 +86,8 @@ async fn bind(server: &ServerConfig) -> anyhow::Result<TcpListener> {
     listener.with_context(|| format!("cannot listen on {host}:{port} (--host, --port)"))
 }
 
-/// Where the server is, and a line to try it with.
-fn banner(address: SocketAddr, model: &str) -> String {
+/// That the server is ready, and a line to try it with.
+fn ready(address: SocketAddr, model: &str, has_template: bool) -> String {
     // A wildcard address cannot be called; the loopback one stands for it.
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -62,16 +95,17 @@ fn banner(address: SocketAddr, model: &str) -> String {
         ip => ip,
     };
     let callable = SocketAddr::new(ip, address.port());
-    let body = serde_json::json!({
-        "model": model,
-        "stream": true,
-        "max_tokens": 40,
-        "messages": [{ "role": "user", "content": "What is the capital of France?" }],
-    });
+    let (path, body) = if has_template {
+        let messages = serde_json::json!([{ "role": "user", "content": "What is the capital of France?" }]);
+        let body = serde_json::json!({ "model": model, "stream": true, "max_tokens": 40, "messages": messages });
+        ("/v1/chat/completions", body)
+    } else {
+        ("/v1/streams", serde_json::json!({ "model": model, "max_tokens": 40, "prompt": "The capital of France is" }))
+    };
     let body = body.to_string().replace('\'', r"'\''");
     format!(
-        "listening on http://{address}\n\n  \
-         curl -N http://{callable}/v1/chat/completions -H 'content-type: application/json' -d '{body}'\n\n\
+        "ready: {model}\n\n  \
+         curl -N http://{callable}{path} -H 'content-type: application/json' -d '{body}'\n\n\
          chat in the terminal with `tallow chat`, in a browser at http://{callable}/; Ctrl-C stops\n"
     )
 }
@@ -82,11 +116,11 @@ mod tests {
 
     #[test]
     fn the_banner_can_be_pasted() {
-        let text = banner("0.0.0.0:81".parse().expect("an address"), "it's");
-        assert!(text.starts_with("listening on http://0.0.0.0:81\n"), "{text}");
+        let text = ready("0.0.0.0:81".parse().expect("an address"), "it's", true);
+        assert!(text.starts_with("ready: it's\n"), "{text}");
         assert!(text.contains("curl -N http://127.0.0.1:81/v1/chat/completions"), "{text}");
         assert!(text.contains(r#"-d '{"model":"it'\''s","stream":true"#), "{text}");
-        let text = banner("[::]:81".parse().expect("an address"), "m");
+        let text = ready("[::]:81".parse().expect("an address"), "m", true);
         assert!(text.contains("http://[::1]:81/v1"), "{text}");
     }
 }

@@ -112,6 +112,11 @@ impl Service {
         &self.config.model_name
     }
 
+    /// Whether it can chat: the model brought a template.
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+
     /// Longest sequence a request can have: the model's context, or less if the KV memory is smaller.
     pub fn context_len(&self) -> usize {
         self.spec.max_model_len.min(self.spec.num_blocks.saturating_mul(BLOCK_SIZE))
