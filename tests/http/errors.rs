@@ -285,3 +285,17 @@ async fn readiness_is_a_status() {
         assert_eq!(error(&post(server.address, "/v1/streams", &body).await, 503)["code"], "unavailable");
     }
 }
+
+#[tokio::test]
+async fn a_panic_is_a_500_of_the_same_shape_and_leaves_nothing() {
+    let server = TestServer::start().await;
+    let mut client = Client::connect(server.address).await;
+    let body = json!({"prompt": "hi"}).to_string();
+    server.backend.panic_next();
+    let reply = client.exchange(&request("POST", "/v1/streams", &[], &body)).await;
+    assert_eq!(error(&reply, 500)["code"], "internal_error");
+    assert!(reply.headers.contains_key("x-request-id"));
+    assert!(server.service.table().is_empty());
+    // The connection and the server go on.
+    assert_eq!(client.exchange(&request("POST", "/v1/streams", &[], &body)).await.status, 201);
+}

@@ -18,6 +18,7 @@ pub struct GatedBackend {
 struct State {
     readiness: Readiness,
     refusal: Option<Error>,
+    panics: bool,
     live: Vec<Arc<StreamLog>>,
 }
 
@@ -31,7 +32,7 @@ pub struct Job {
 impl GatedBackend {
     pub fn new() -> Arc<Self> {
         let (jobs, received) = mpsc::unbounded_channel();
-        let state = State { readiness: Readiness::Ready, refusal: None, live: Vec::new() };
+        let state = State { readiness: Readiness::Ready, refusal: None, panics: false, live: Vec::new() };
         Arc::new(Self { jobs, received: received.into(), state: Mutex::new(state) })
     }
 
@@ -49,6 +50,11 @@ impl GatedBackend {
         self.state.lock().unwrap().readiness = readiness;
     }
 
+    /// Panics on the next request.
+    pub fn panic_next(&self) {
+        self.state.lock().unwrap().panics = true;
+    }
+
     /// Refuses the next request.
     pub fn refuse_next(&self, error: Error) {
         self.state.lock().unwrap().refusal = Some(error);
@@ -58,6 +64,10 @@ impl GatedBackend {
 impl Backend for GatedBackend {
     fn submit(&self, request: ValidRequest, log: Arc<StreamLog>) -> Result<()> {
         let mut state = self.state.lock().unwrap();
+        if std::mem::take(&mut state.panics) {
+            drop(state);
+            panic!("the backend has a bug, as this test wants");
+        }
         if let Some(error) = state.refusal.take() {
             return Err(error);
         }
