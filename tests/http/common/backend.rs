@@ -9,9 +9,12 @@ use tallow::service::{Backend, Readiness};
 use tallow::stream::{CancelCause, StreamLog};
 use tokio::sync::{mpsc, watch};
 
+/// More than any test has waiting.
+const NUM_JOBS_MAX: usize = 64;
+
 pub struct GatedBackend {
-    jobs: mpsc::UnboundedSender<Job>,
-    received: tokio::sync::Mutex<mpsc::UnboundedReceiver<Job>>,
+    jobs: mpsc::Sender<Job>,
+    received: tokio::sync::Mutex<mpsc::Receiver<Job>>,
     state: Mutex<State>,
 }
 
@@ -31,7 +34,7 @@ pub struct Job {
 
 impl GatedBackend {
     pub fn new() -> Arc<Self> {
-        let (jobs, received) = mpsc::unbounded_channel();
+        let (jobs, received) = mpsc::channel(NUM_JOBS_MAX);
         let state = State { readiness: Readiness::Ready, refusal: None, panics: false, live: Vec::new() };
         Arc::new(Self { jobs, received: received.into(), state: Mutex::new(state) })
     }
@@ -87,7 +90,8 @@ impl Backend for GatedBackend {
             }
             sender.send_replace(Some(cause));
         });
-        self.jobs.send(Job { request, log, cancelled }).expect("the test holds the receiver");
+        let sent = self.jobs.try_send(Job { request, log, cancelled });
+        assert!(sent.is_ok(), "more than {NUM_JOBS_MAX} jobs that the test has not taken");
         Ok(())
     }
 
