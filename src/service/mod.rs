@@ -86,10 +86,9 @@ impl Service {
         self.table.insert(log.clone()).inspect_err(|_| {
             self.metrics.requests_rejected.inc();
         })?;
-        if let Err(e) = self.backend.submit(valid, log.clone()) {
-            self.table.remove(id);
-            return Err(e);
-        }
+        let mut inserted = Inserted { table: &self.table, id: Some(id) };
+        self.backend.submit(valid, log.clone())?;
+        inserted.id = None;
         Ok(Started { log, prompt_tokens, seed })
     }
 
@@ -195,6 +194,22 @@ impl Service {
 impl std::fmt::Debug for Service {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Service").field("config", &self.config).field("spec", &self.spec).finish_non_exhaustive()
+    }
+}
+
+/// A stream in the table whose request the backend has not accepted yet. Leaves with an error or a panic: a stream
+/// that nobody runs would never end.
+struct Inserted<'a> {
+    table: &'a StreamTable,
+    /// `None` once it was accepted.
+    id: Option<StreamId>,
+}
+
+impl Drop for Inserted<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.table.remove(id);
+        }
     }
 }
 

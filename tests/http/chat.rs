@@ -11,7 +11,7 @@ use crate::common::{Client, TestServer, post};
 
 const PATH: &str = "/v1/chat/completions";
 
-fn asking(more: Value) -> Value {
+fn asking(more: &Value) -> Value {
     let mut body = json!({"model": "stub", "messages": [{"role": "user", "content": "hi"}]});
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     body
@@ -19,7 +19,7 @@ fn asking(more: Value) -> Value {
 
 /// Opens a stream, runs it, and returns its bytes with the random id and the time replaced.
 async fn streamed(server: &TestServer, more: Value, pieces: &[&str]) -> String {
-    let mut body = asking(json!({"stream": true}));
+    let mut body = asking(&json!({"stream": true}));
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let (mut client, head) = Client::open_post(server.address, PATH, &body).await;
     assert_eq!(head.status, 200);
@@ -95,8 +95,12 @@ async fn a_whole_answer_is_the_stream_folded() {
     let mut streaming = more.clone();
     streaming["stream_options"] = json!({"include_usage": true});
     let text = streamed(&server, streaming, &pieces).await;
-    let chunks: Vec<Value> =
-        SseParser::parse(&text).events.iter().filter(|e| e.data != "[DONE]").map(|e| e.json()).collect();
+    let chunks: Vec<Value> = SseParser::parse(&text)
+        .events
+        .iter()
+        .filter(|e| e.data != "[DONE]")
+        .map(crate::common::sse::SseEvent::json)
+        .collect();
     let deltas = chunks.iter().flat_map(|c| c["choices"].as_array().unwrap().clone());
     let (mut content, mut logprobs, mut finish) = (String::new(), Vec::new(), Value::Null);
     for choice in deltas {
@@ -105,7 +109,7 @@ async fn a_whole_answer_is_the_stream_folded() {
         finish = choice["finish_reason"].clone();
     }
 
-    let (reply, job) = tokio::join!(post_owned(&server, asking(more)), async {
+    let (reply, job) = tokio::join!(post_owned(&server, asking(&more)), async {
         let job = server.backend.job().await;
         job.run(&pieces);
         job
@@ -130,7 +134,7 @@ async fn post_owned(server: &TestServer, body: Value) -> crate::common::Reply {
 #[tokio::test]
 async fn a_failure_in_the_middle_is_an_error_object_and_the_end() {
     let server = TestServer::start().await;
-    let (mut client, _) = Client::open_post(server.address, PATH, &asking(json!({"stream": true}))).await;
+    let (mut client, _) = Client::open_post(server.address, PATH, &asking(&json!({"stream": true}))).await;
     let job = server.backend.job().await;
     job.start();
     job.say("so far");
@@ -147,7 +151,7 @@ async fn a_failure_in_the_middle_is_an_error_object_and_the_end() {
 async fn a_failed_call_without_stream_has_a_status() {
     let server = TestServer::start().await;
     for (kind, status) in [(ErrorKind::Internal, 500), (ErrorKind::Unavailable, 503), (ErrorKind::Cancelled, 499)] {
-        let (reply, ()) = tokio::join!(post_owned(&server, asking(json!({}))), async {
+        let (reply, ()) = tokio::join!(post_owned(&server, asking(&json!({}))), async {
             server.backend.job().await.fail(kind, "no");
         });
         assert_eq!(reply.status, status);
@@ -158,7 +162,7 @@ async fn a_failed_call_without_stream_has_a_status() {
 #[tokio::test]
 async fn heartbeats_are_one_line_and_flow_while_queued() {
     let server = TestServer::with(|s| s.api.heartbeat = Duration::from_millis(2)).await;
-    let (mut client, head) = Client::open_post(server.address, PATH, &asking(json!({"stream": true}))).await;
+    let (mut client, head) = Client::open_post(server.address, PATH, &asking(&json!({"stream": true}))).await;
     assert_eq!(head.headers["content-type"], "text/event-stream");
     assert_eq!(head.headers["cache-control"], "no-cache, no-transform");
     assert_eq!(head.headers["x-accel-buffering"], "no");
@@ -178,7 +182,7 @@ async fn heartbeats_are_one_line_and_flow_while_queued() {
 #[tokio::test]
 async fn parameters_reach_the_backend() {
     let server = TestServer::start().await;
-    let body = asking(json!({
+    let body = asking(&json!({
         "stream": true, "temperature": 0.5, "top_p": 0.9, "top_k": 7, "min_p": 0.1, "typical_p": 0.8,
         "repetition_penalty": 1.1, "presence_penalty": -1, "frequency_penalty": 2, "logit_bias": {"65": -100},
         "seed": -1, "max_completion_tokens": 9, "max_tokens": 5, "min_tokens": 2, "stop": "end",
@@ -230,7 +234,7 @@ async fn a_large_prompt_takes_the_same_way() {
 async fn a_reader_far_behind_still_gets_every_byte() {
     let server = TestServer::start().await;
     let job_text: Vec<String> = (0..200).map(|i| format!("{i} ")).collect();
-    let body = asking(json!({}));
+    let body = asking(&json!({}));
     let (reply, ()) = tokio::join!(post_owned(&server, body), async {
         let job = server.backend.job().await;
         job.start();

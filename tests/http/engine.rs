@@ -37,7 +37,7 @@ fn body(n: usize, stream: bool) -> Value {
     let content = "tell me ".repeat(1 + n % 7);
     json!({
         "messages": [{"role": "user", "content": content}], "stream": stream, "seed": n, "max_tokens": 10 + n,
-        "stop": ["zq"], "logprobs": n % 2 == 0, "top_logprobs": (n % 2 == 0).then_some(2),
+        "stop": ["zq"], "logprobs": n.is_multiple_of(2), "top_logprobs": n.is_multiple_of(2).then_some(2),
     })
 }
 

@@ -20,10 +20,11 @@ fn error(reply: &Reply, status: u16) -> Value {
     body["error"].clone()
 }
 
-#[tokio::test]
-async fn every_rule_names_parameter_and_value() {
-    let server = TestServer::start().await;
-    let rules: Vec<(Value, &str, &str)> = vec![
+/// Fields of a chat request, the parameter at fault, and what the message says.
+type Rule = (Value, &'static str, &'static str);
+
+fn sampling_rules() -> Vec<Rule> {
+    vec![
         (json!({"temperature": 2.5}), "temperature", "`temperature` must be 0 to 2, got 2.5"),
         (json!({"temperature": -0.1}), "temperature", "`temperature` must be 0 to 2, got -0.1"),
         (json!({"top_p": 1.7}), "top_p", "`top_p` must be > 0 and <= 1, got 1.7"),
@@ -39,6 +40,11 @@ async fn every_rule_names_parameter_and_value() {
         (json!({"logit_bias": {"x": 1}}), "logit_bias", "the keys of `logit_bias` must be token ids, got \"x\""),
         (json!({"top_logprobs": 3}), "top_logprobs", "`top_logprobs` must come with `logprobs: true`, got 3 without"),
         (json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs", "`top_logprobs` must be at most 20, got 21"),
+    ]
+}
+
+fn length_rules() -> Vec<Rule> {
+    vec![
         (json!({"max_tokens": 0}), "max_tokens", "`max_tokens` must be at least 1, got 0"),
         (
             json!({"max_completion_tokens": -4}),
@@ -57,6 +63,11 @@ async fn every_rule_names_parameter_and_value() {
         (json!({"n": 0}), "n", "`n` must be 1, got 0"),
         (json!({"seed": 1e30}), "seed", "`seed` must be a 64-bit integer, got 1e+30"),
         (json!({"stream_options": {}}), "stream_options", "`stream_options` must come with `stream: true`"),
+    ]
+}
+
+fn message_rules() -> Vec<Rule> {
+    vec![
         (json!({"messages": []}), "messages", "`messages` must have at least one message, got none"),
         (json!({"messages": null}), "messages", "`messages` must be given"),
         (
@@ -81,6 +92,11 @@ async fn every_rule_names_parameter_and_value() {
             "messages[0].tool_calls",
             "is not supported",
         ),
+    ]
+}
+
+fn type_rules() -> Vec<Rule> {
+    vec![
         // Wrong types, by their path.
         (json!({"temperature": "hot"}), "temperature", "`temperature` is wrong: invalid type: string \"hot\""),
         (json!({"messages": "hi"}), "messages", "`messages` is wrong: invalid type: string \"hi\""),
@@ -95,8 +111,14 @@ async fn every_rule_names_parameter_and_value() {
         (json!({"logit_bias": {"5": "x"}}), "logit_bias.5", "expected f32"),
         (json!({"max_tokens": 1.5}), "max_tokens", "expected i64"),
         (json!({"stream": "yes"}), "stream", "expected a boolean"),
-    ];
-    for (fields, param, message) in rules {
+    ]
+}
+
+#[tokio::test]
+async fn every_rule_names_parameter_and_value() {
+    let server = TestServer::start().await;
+    let rules = [sampling_rules(), length_rules(), message_rules(), type_rules()];
+    for (fields, param, message) in rules.concat() {
         let mut body = json!({"messages": [{"role": "user", "content": "hi"}]});
         body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         let error = error(&post(server.address, CHAT, &body).await, 400);
@@ -284,4 +306,18 @@ async fn readiness_is_a_status() {
         let body = json!({"prompt": "hi"});
         assert_eq!(error(&post(server.address, "/v1/streams", &body).await, 503)["code"], "unavailable");
     }
+}
+
+#[tokio::test]
+async fn a_panic_is_a_500_of_the_same_shape_and_leaves_nothing() {
+    let server = TestServer::start().await;
+    let mut client = Client::connect(server.address).await;
+    let body = json!({"prompt": "hi"}).to_string();
+    server.backend.panic_next();
+    let reply = client.exchange(&request("POST", "/v1/streams", &[], &body)).await;
+    assert_eq!(error(&reply, 500)["code"], "internal_error");
+    assert!(reply.headers.contains_key("x-request-id"));
+    assert!(server.service.table().is_empty());
+    // The connection and the server go on.
+    assert_eq!(client.exchange(&request("POST", "/v1/streams", &[], &body)).await.status, 201);
 }

@@ -9,15 +9,19 @@ use tallow::service::{Backend, Readiness};
 use tallow::stream::{CancelCause, StreamLog};
 use tokio::sync::{mpsc, watch};
 
+/// More than any test has waiting.
+const NUM_JOBS_MAX: usize = 64;
+
 pub struct GatedBackend {
-    jobs: mpsc::UnboundedSender<Job>,
-    received: tokio::sync::Mutex<mpsc::UnboundedReceiver<Job>>,
+    jobs: mpsc::Sender<Job>,
+    received: tokio::sync::Mutex<mpsc::Receiver<Job>>,
     state: Mutex<State>,
 }
 
 struct State {
     readiness: Readiness,
     refusal: Option<Error>,
+    panics: bool,
     live: Vec<Arc<StreamLog>>,
 }
 
@@ -30,8 +34,8 @@ pub struct Job {
 
 impl GatedBackend {
     pub fn new() -> Arc<Self> {
-        let (jobs, received) = mpsc::unbounded_channel();
-        let state = State { readiness: Readiness::Ready, refusal: None, live: Vec::new() };
+        let (jobs, received) = mpsc::channel(NUM_JOBS_MAX);
+        let state = State { readiness: Readiness::Ready, refusal: None, panics: false, live: Vec::new() };
         Arc::new(Self { jobs, received: received.into(), state: Mutex::new(state) })
     }
 
@@ -49,6 +53,11 @@ impl GatedBackend {
         self.state.lock().unwrap().readiness = readiness;
     }
 
+    /// Panics on the next request.
+    pub fn panic_next(&self) {
+        self.state.lock().unwrap().panics = true;
+    }
+
     /// Refuses the next request.
     pub fn refuse_next(&self, error: Error) {
         self.state.lock().unwrap().refusal = Some(error);
@@ -58,6 +67,10 @@ impl GatedBackend {
 impl Backend for GatedBackend {
     fn submit(&self, request: ValidRequest, log: Arc<StreamLog>) -> Result<()> {
         let mut state = self.state.lock().unwrap();
+        if std::mem::take(&mut state.panics) {
+            drop(state);
+            panic!("the backend has a bug, as this test wants");
+        }
         if let Some(error) = state.refusal.take() {
             return Err(error);
         }
@@ -77,7 +90,8 @@ impl Backend for GatedBackend {
             }
             sender.send_replace(Some(cause));
         });
-        self.jobs.send(Job { request, log, cancelled }).expect("the test holds the receiver");
+        let sent = self.jobs.try_send(Job { request, log, cancelled });
+        assert!(sent.is_ok(), "more than {NUM_JOBS_MAX} jobs that the test has not taken");
         Ok(())
     }
 
