@@ -29,7 +29,7 @@ fn main() {
         compute: Compute::Cpu { num_threads },
         max_model_len: Some(BLOCKS * BLOCK_SIZE),
         kv_bytes_max: 4 << 30,
-        num_blocks_max: 32 * BLOCKS,
+        max_num_seqs: 32,
     };
     let start = Instant::now();
     let gguf = Arc::new(Gguf::open(Path::new(&path)).expect("a GGUF file"));

@@ -3,6 +3,8 @@
 pub mod api;
 pub mod cache;
 pub mod cli;
+pub mod client;
+pub mod config;
 pub mod engine;
 pub mod error;
 pub mod kernels;
@@ -12,4 +14,5 @@ pub mod protocol;
 pub mod sampling;
 pub mod service;
 pub mod stream;
+pub mod telemetry;
 pub mod text;

@@ -16,6 +16,8 @@ pub struct Metrics {
     pub num_running: Gauge,
     /// KV blocks referenced by running sequences.
     pub kv_blocks_used: Gauge,
+    /// KV blocks that no sequence references and that a prefix can still be found in.
+    pub kv_blocks_cached: Gauge,
     /// KV blocks in all.
     pub kv_blocks_total: Gauge,
     /// Steps run by all workers.
@@ -54,6 +56,8 @@ pub struct Metrics {
     pub ttft_seconds: Histogram,
     /// Between one token and the next of a sequence.
     pub itl_seconds: Histogram,
+    /// From the cancellation of a running generation to its slot and blocks being free.
+    pub disconnect_to_free_seconds: Histogram,
     registry: Registry,
 }
 
@@ -64,6 +68,7 @@ impl Default for Metrics {
             num_waiting: Gauge::default(),
             num_running: Gauge::default(),
             kv_blocks_used: Gauge::default(),
+            kv_blocks_cached: Gauge::default(),
             kv_blocks_total: Gauge::default(),
             steps: Counter::default(),
             step_sequences: Counter::default(),
@@ -83,12 +88,14 @@ impl Default for Metrics {
             queue_wait_seconds: seconds(0.001),
             ttft_seconds: seconds(0.002),
             itl_seconds: seconds(0.001),
+            disconnect_to_free_seconds: seconds(0.001),
             registry: Registry::with_prefix("tallow"),
         };
         let r = &mut m.registry;
         r.register("num_waiting", "Sequences waiting in the queue", m.num_waiting.clone());
         r.register("num_running", "Sequences that hold a slot in a worker", m.num_running.clone());
         r.register("kv_blocks_used", "KV blocks referenced by running sequences", m.kv_blocks_used.clone());
+        r.register("kv_blocks_cached", "KV blocks kept for prefix reuse alone", m.kv_blocks_cached.clone());
         r.register("kv_blocks_total", "KV blocks in all", m.kv_blocks_total.clone());
         r.register("steps", "Steps run by all workers", m.steps.clone());
         r.register("step_sequences", "Sequences in a step, summed over steps", m.step_sequences.clone());
@@ -108,6 +115,8 @@ impl Default for Metrics {
         r.register("queue_wait_seconds", "From acceptance to the first step", m.queue_wait_seconds.clone());
         r.register("ttft_seconds", "From acceptance to the first token", m.ttft_seconds.clone());
         r.register("itl_seconds", "Between one token and the next of a sequence", m.itl_seconds.clone());
+        let help = "From a running generation's cancellation to its slot and blocks being free";
+        r.register("disconnect_to_free_seconds", help, m.disconnect_to_free_seconds.clone());
         m
     }
 }

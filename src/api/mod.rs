@@ -1,1 +1,143 @@
-//! The HTTP wires.
+//! The HTTP wires. Every route ends in the same [`Service`]; dialects differ in how they read a request and spell
+//! events, never in how a generation runs. This is the only floor that knows HTTP and dialect JSON.
+//!
+//! A request: `server` (connection) -> `layers` (request id, panics, CORS) -> a route -> `body`, `fields` (JSON with
+//! the path of what is wrong) -> `Service::start` -> `event_body` with a `Dialect`, or `fold` -> `sse` bytes.
+
+mod body;
+mod disconnect;
+mod event_body;
+mod fields;
+mod fold;
+mod health;
+mod layers;
+mod native;
+mod openai;
+mod page;
+mod peer;
+mod problem;
+mod server;
+mod sse;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::Response;
+use axum::routing::{get, post};
+
+pub use server::{serve, serve_while};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::protocol::{StreamId, Tenant};
+use crate::service::Service;
+use problem::Problem;
+
+/// Everybody, until there are keys.
+const TENANT: Tenant = Tenant(0);
+
+/// Bounds and habits of the HTTP server.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ApiConfig {
+    /// Silence on an event stream after which a heartbeat is sent.
+    pub heartbeat: Duration,
+    /// Origins whose pages may call from a browser; `*` is any. Empty: only the server's own page.
+    pub cors_origins: Vec<String>,
+    /// Longest request body.
+    pub body_bytes_max: usize,
+    /// How long a request body may take to arrive.
+    pub body_read_timeout: Duration,
+    /// How long a request head may take to arrive, and how long an idle connection is kept.
+    pub header_read_timeout: Duration,
+    /// Most connections at once; more wait in the kernel's backlog.
+    pub connections_max: usize,
+    /// How often retention and lingering are looked at.
+    pub sweep_interval: Duration,
+    /// How long running generations may go on after the signal to stop.
+    pub drain_timeout: Duration,
+    /// How long connections may take to hear the end after that.
+    pub close_timeout: Duration,
+}
+
+impl Default for ApiConfig {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_secs(15),
+            cors_origins: Vec::new(),
+            body_bytes_max: 4 << 20,
+            body_read_timeout: Duration::from_secs(30),
+            header_read_timeout: Duration::from_secs(60),
+            connections_max: 4096,
+            sweep_interval: Duration::from_millis(250),
+            drain_timeout: Duration::from_secs(30),
+            close_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What every route has at hand.
+#[derive(Clone)]
+struct App {
+    service: Arc<Service>,
+    config: Arc<ApiConfig>,
+}
+
+/// All routes, for a server of one's own; [`serve`] is the whole thing.
+///
+/// # Errors
+/// If an origin in the configuration is none.
+pub fn router(service: Arc<Service>, config: ApiConfig) -> Result<Router> {
+    let cors = layers::cors(&config.cors_origins)?;
+    let app = App { service, config: Arc::new(config) };
+    let mut router = Router::new()
+        .route("/", get(page::index))
+        .route("/style.css", get(page::style))
+        .route("/app.js", get(page::script))
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
+        .route("/metrics", get(health::metrics))
+        .route("/v1/models", get(openai::list_models))
+        .route("/v1/models/{*name}", get(openai::get_model))
+        .route("/v1/chat/completions", post(openai::create))
+        .route("/v1/streams", get(native::list).post(native::create))
+        .route("/v1/streams/{id}", get(native::follow).delete(native::cancel))
+        .fallback(no_route)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(app);
+    if let Some(cors) = cors {
+        router = router.layer(cors);
+    }
+    Ok(router.layer(axum::middleware::from_fn(layers::guard)))
+}
+
+/// The routes of a server whose model is not there yet. Each answer closes its connection, so that none outlives them.
+fn loading_router(config: &ApiConfig) -> Result<Router> {
+    let loading = async || Problem::from(Error::new(ErrorKind::Unavailable, "the model is loading"));
+    let close = async |mut response: Response| {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response
+    };
+    let mut router = Router::new().route("/health/live", get(health::live)).fallback(loading);
+    if let Some(cors) = layers::cors(&config.cors_origins)? {
+        router = router.layer(cors);
+    }
+    Ok(router.layer(axum::middleware::from_fn(layers::guard)).layer(axum::middleware::map_response(close)))
+}
+
+async fn no_route(method: Method, uri: Uri) -> Problem {
+    Problem::http(StatusCode::NOT_FOUND, Some("unknown_route"), format!("no route {method} {}", uri.path()))
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Problem {
+    let message = format!("{} does not take {method}", uri.path());
+    Problem::http(StatusCode::METHOD_NOT_ALLOWED, Some("method_not_allowed"), message)
+}
+
+/// Names the stream in a response, so that any client can attach to the native stream of the same generation.
+fn with_stream_id(mut response: Response, id: StreamId) -> Response {
+    if let Ok(value) = HeaderValue::try_from(id.to_string()) {
+        response.headers_mut().insert("x-stream-id", value);
+    }
+    response
+}

@@ -1,7 +1,11 @@
 //! The KV cache: which blocks are whose (`block_pool`, no tensors), and the memory behind them (`kv_store`).
 
+mod block_hash;
+mod block_pool;
 mod kv_store;
 
+pub use block_hash::{BlockHash, HashChain};
+pub use block_pool::{BlockPool, PrefixHit};
 pub use kv_store::KvStore;
 
 /// Names one block of KV memory: `block_size` token slots in every layer.

@@ -1,1 +1,192 @@
-//! The engine: a bounded queue, workers that pull from it, and the step loop. Plain threads, no async.
+//! The engine: a bounded queue, workers that pull from it, and the step loop. Plain threads, no async; it knows
+//! nothing of HTTP, templates or files. Requests come in validated, as token ids, each with the log its events go to.
+//!
+//! | file | what |
+//! |---|---|
+//! | `queue` | requests that wait, bounded; cancelled ones leave at once |
+//! | `scheduler`, `sequence` | which tokens make up the next step, in which blocks |
+//! | `output` | tokens to text; when it is over |
+//! | `core` | one step, from schedule to publish |
+//! | `worker` | a thread around the steps: panics, restarts, sleep |
+//! | `writer` | a log's one terminal event |
+//! | `rate` | when a refused client should come back |
+
+mod config;
+pub mod core;
+pub mod output;
+pub mod queue;
+mod rate;
+pub mod scheduler;
+pub mod sequence;
+mod worker;
+mod writer;
+
+use std::sync::atomic::AtomicUsize;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+pub use config::EngineConfig;
+
+use self::core::CoreParts;
+use self::queue::Queue;
+use self::scheduler::Scheduler;
+use self::worker::Shared;
+use crate::cache::{BLOCK_SIZE, HashChain};
+use crate::error::{Error, ErrorKind, Result};
+use crate::metrics::Metrics;
+use crate::model::{ModelFactory, ModelSpec};
+use crate::protocol::{TokenId, ValidRequest};
+use crate::stream::StreamLog;
+use crate::text::Tokenizer;
+
+/// A pool of workers behind a queue.
+pub struct Engine {
+    shared: Arc<Shared>,
+    spec: ModelSpec,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Engine {
+    /// Starts the workers and waits until each has its model.
+    ///
+    /// # Errors
+    /// If a setting breaks its rule, or a model does not load.
+    pub fn start(
+        config: EngineConfig,
+        factory: ModelFactory,
+        tokenizer: Arc<Tokenizer>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>> {
+        config.validate()?;
+        let began = Instant::now();
+        let queue = Queue::new(config.queue_limits(), metrics.clone(), Arc::new(move || began.elapsed()));
+        let ids = 0..tokenizer.vocab_size() as TokenId;
+        let end_of_generation = ids.filter(|&id| tokenizer.is_end_of_generation(id)).collect();
+        let parts = CoreParts { limits: config.scheduler_limits(), queue, tokenizer, end_of_generation, metrics };
+        let num_workers = config.num_workers;
+        let shared = Arc::new(Shared {
+            config,
+            factory,
+            parts,
+            statuses: (0..num_workers).map(|_| worker::Status::default()).collect(),
+            num_alive: AtomicUsize::new(num_workers),
+            num_exited: Mutex::new(0),
+            exited: Condvar::new(),
+        });
+        let (sender, loaded) = sync_channel(num_workers);
+        let threads = (0..num_workers).map(|index| worker::spawn(&shared, index, sender.clone())).collect();
+        drop(sender);
+        let spec = match (threads, first_spec(&loaded)) {
+            (Ok(threads), Ok(spec)) => return Ok(Arc::new(Self { shared, spec, threads: Mutex::new(threads) })),
+            (Err(e), _) | (_, Err(e)) => e,
+        };
+        shared.parts.queue.stop("the engine did not start");
+        Err(spec)
+    }
+
+    /// Takes a request; its events go to `log`, `Queued` before this returns.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Overloaded`] when the queue is full, with the time to come back; [`ErrorKind::Unavailable`] while
+    /// draining or without workers; [`ErrorKind::ContextLengthExceeded`] and [`ErrorKind::InvalidRequest`] for what
+    /// the model could never run. Nothing was appended to `log` then.
+    #[expect(clippy::needless_pass_by_value, reason = "the engine becomes an owner of the log")]
+    pub fn submit(&self, request: ValidRequest, log: Arc<StreamLog>) -> Result<()> {
+        self.check(&request)?;
+        let prefix_cache = self.shared.config.prefix_cache;
+        // Here and not in the worker: hashing a long prompt takes as long as a token.
+        let chain = prefix_cache.then(|| HashChain::new(request.tenant, &request.prompt));
+        self.queue().submit(request, chain, &log)
+    }
+
+    /// Whether requests are taken and a worker serves them.
+    pub fn is_ready(&self) -> bool {
+        let (now, step_time_max) = (self.queue().now(), self.shared.config.step_time_max);
+        self.queue().is_open() && self.shared.statuses.iter().any(|status| status.is_ready(now, step_time_max))
+    }
+
+    /// Takes no new requests from now on; those that wait or run go on.
+    pub fn drain(&self) {
+        self.queue().close("the server is shutting down");
+    }
+
+    /// Whether nothing waits or runs.
+    pub fn is_idle(&self) -> bool {
+        self.queue().is_idle()
+    }
+
+    /// Ends what is left with an error event that says `message`, and the workers with it. Blocks until their steps
+    /// are over, or `shutdown_time_max` is. May be called again.
+    pub fn shutdown(&self, message: &str) {
+        self.queue().stop(message);
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        if !self.shared.wait_exited(self.shared.config.shutdown_time_max) {
+            tracing::error!("a worker is stuck in a step and is left behind");
+        }
+        for thread in threads.into_iter().filter(JoinHandle::is_finished) {
+            // It reported its end as its last act, and panics do not get that far.
+            let _ = thread.join();
+        }
+    }
+
+    /// What the model can do; the same for every worker.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// The queue, for its depth.
+    pub fn queue(&self) -> &Arc<Queue> {
+        &self.shared.parts.queue
+    }
+
+    /// Validation has seen the request already, but a token past the vocabulary would crash the worker, and whether
+    /// it fits the pool only the engine knows.
+    fn check(&self, request: &ValidRequest) -> Result<()> {
+        let ModelSpec { vocab_size, max_model_len, num_blocks } = self.spec;
+        let num_tokens_max = request.num_tokens_max();
+        if request.prompt.is_empty() || request.max_tokens == 0 {
+            return Err(Error::invalid("prompt", "prompt and `max_tokens` must be at least one token"));
+        }
+        if let Some(token) = request.prompt.iter().find(|&&token| token as usize >= vocab_size) {
+            return Err(Error::invalid("prompt", format!("token {token} is not of this model's {vocab_size}")));
+        }
+        let too_long = |rule: String| {
+            let (p, m) = (request.prompt.len(), request.max_tokens);
+            let message = format!("{rule}, got {p} prompt tokens and `max_tokens` {m}");
+            Err(Error::new(ErrorKind::ContextLengthExceeded, message))
+        };
+        if num_tokens_max > max_model_len {
+            return too_long(format!("prompt and output must fit the model's context of {max_model_len} tokens"));
+        }
+        if !Scheduler::can_ever_fit(num_tokens_max, num_blocks) {
+            let room = num_blocks * BLOCK_SIZE;
+            return too_long(format!("prompt and output must fit the server's KV memory of {room} tokens"));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shutdown("the server is shutting down");
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { spec, shared, .. } = self;
+        f.debug_struct("Engine").field("spec", spec).field("config", &shared.config).finish_non_exhaustive()
+    }
+}
+
+/// Waits for every worker's first load; all models are alike.
+fn first_spec(loaded: &Receiver<Result<ModelSpec>>) -> Result<ModelSpec> {
+    let mut specs = loaded.iter().collect::<Result<Vec<_>>>()?;
+    let spec = specs.pop().ok_or_else(|| Error::internal("no worker started"))?;
+    match specs.iter().find(|other| **other != spec) {
+        None => Ok(spec),
+        Some(other) => Err(Error::internal(format!("workers differ: {spec:?} and {other:?}"))),
+    }
+}

@@ -11,6 +11,7 @@ pub mod decoder;
 pub mod gguf;
 pub mod load;
 pub mod registry;
+pub mod stub;
 pub mod vocab;
 
 /// What the engine must know of a model.

@@ -46,6 +46,13 @@ impl FromStr for StreamId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Epoch(pub u64);
 
+impl Epoch {
+    /// A fresh one; two lives of a server practically never share it.
+    pub fn random() -> Self {
+        Self((StreamId::random().0 >> 64) as u64)
+    }
+}
+
 /// A place in a stream: `<epoch>-<seq>`, the epoch in hex, the sequence number (dense from 0) in decimal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EventId {

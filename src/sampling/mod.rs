@@ -1,1 +1,185 @@
-//! From logits to a token.
+//! From logits to a token: one row in, one id out. No state between calls but scratch memory, no clock, and no
+//! randomness that is not a function of seed and position.
+//!
+//! The chain, in this order:
+//!
+//! ```text
+//! logit_bias -> repetition, presence, frequency penalties -> (temperature 0: argmax, lowest id wins ties)
+//!            -> temperature -> top_k -> typical_p -> top_p -> min_p -> draw
+//! ```
+//!
+//! Bias and penalties act on raw logits, where their documented scales mean something; that is vLLM's order too.
+//! Temperature comes before the filters, as in OpenAI's and vLLM's, so `top_p` cuts the distribution that is drawn
+//! from; the filters follow llama.cpp's order, from the one that looks at ranks to the one that looks at the survivors.
+//! Each filter sees the renormalised survivors of the one before, and never leaves nothing.
+//!
+//! Probabilities are integers: a token whose logit is `d` below the largest weighs `floor(exp(-d / temperature) *
+//! 2^40)`. Integer sums do not depend on order, so cuts by probability mass need no sort (a selection finds the last
+//! survivor, and one pass in order of id drops the rest), a draw walks the survivors in order of id, and no CPU,
+//! vector width or batch can change the outcome. Tokens below 2^-40 of the most probable one cannot be drawn.
+
+mod filter;
+pub mod math;
+mod philox;
+mod seen;
+mod top;
+
+use filter::Candidates;
+pub use philox::random_u64;
+pub use seen::SeenTokens;
+
+use crate::error::{Error, Result};
+use crate::protocol::{SamplingParams, TokenId, TokenLogprob};
+
+/// Scratch memory for sampling. One per worker; what is in it between calls means nothing.
+#[derive(Debug, Default)]
+pub struct Sampler {
+    candidates: Candidates,
+    /// Ids whose logits were changed, with their raw values, in order of change.
+    touched: Vec<(TokenId, f32)>,
+    top: Vec<(f32, TokenId)>,
+}
+
+/// What one draw depends on besides the logits.
+#[derive(Debug, Clone, Copy)]
+pub struct Draw<'a> {
+    /// The request's parameters.
+    pub params: &'a SamplingParams,
+    /// Tokens seen so far, for the penalties.
+    pub seen: &'a SeenTokens,
+    /// Tokens that may not be chosen here.
+    pub banned: &'a [TokenId],
+    /// The request's seed.
+    pub seed: u64,
+    /// Place of the token in the output, from 0.
+    pub position: u64,
+}
+
+/// The chosen token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampled {
+    /// Its id.
+    pub token: TokenId,
+    /// Its log-probability and its rivals', where asked for.
+    pub logprob: Option<TokenLogprob>,
+}
+
+impl Sampler {
+    /// Chooses a token from `row: [vocab_size]`. The row serves as scratch and is as before on return.
+    ///
+    /// # Errors
+    /// If the row has a NaN or infinity, or no token that may be chosen: the model is at fault, and the sequence
+    /// cannot go on.
+    pub fn sample(&mut self, row: &mut [f32], draw: &Draw<'_>) -> Result<Sampled> {
+        check(row)?;
+        self.touched.clear();
+        adjust(row, draw, &mut self.touched);
+        let token = self.choose(row, draw);
+        while let Some((id, raw)) = self.touched.pop() {
+            row[id as usize] = raw;
+        }
+        let token = token?;
+        let logprob = draw.params.top_logprobs.map(|n| self.logprob(row, token, n));
+        Ok(Sampled { token, logprob })
+    }
+
+    fn choose(&mut self, row: &[f32], draw: &Draw<'_>) -> Result<TokenId> {
+        let params = draw.params;
+        let max = max(row);
+        if !max.is_finite() {
+            return Err(Error::internal("bias, penalties and bans leave no token that can be chosen"));
+        }
+        if params.temperature == 0.0 {
+            let best = row.iter().position(|&logit| logit == max).expect("the maximum is in the row");
+            return Ok(best as TokenId);
+        }
+        let candidates = &mut self.candidates;
+        if (1..row.len()).contains(&params.top_k) {
+            top::select_top(row, params.top_k, &mut self.top);
+            candidates.fill(row, max, params.temperature, self.top.last().copied());
+        } else {
+            candidates.fill(row, max, params.temperature, None);
+        }
+        if params.typical_p < 1.0 {
+            candidates.keep_typical(params.typical_p);
+        }
+        if params.top_p < 1.0 {
+            candidates.keep_top_p(params.top_p);
+        }
+        if params.min_p > 0.0 {
+            candidates.keep_min_p(params.min_p);
+        }
+        Ok(candidates.draw(random_u64(draw.seed, draw.position)))
+    }
+
+    /// Log-probabilities before temperature and filters, from the raw row.
+    fn logprob(&mut self, row: &[f32], token: TokenId, num_top: usize) -> TokenLogprob {
+        let max = max(row);
+        let sum = filter::total_weight(row, max);
+        let ln_sum = math::ln_f32((sum as f64 / filter::WEIGHT_ONE) as f32);
+        let logprob = |logit: f32| (logit - max) - ln_sum;
+        top::select_top(row, num_top, &mut self.top);
+        self.top.sort_unstable_by(top::order);
+        let top = self.top.iter().map(|&(logit, id)| (id, logprob(logit))).collect();
+        TokenLogprob { token, logprob: logprob(row[token as usize]), top }
+    }
+}
+
+fn check(row: &[f32]) -> Result<()> {
+    // Neither NaN nor infinity is less than infinity.
+    let bad = row.iter().fold(0u32, |bad, &logit| bad + u32::from(!is_below_infinity(logit)));
+    if bad > 0 {
+        return Err(Error::internal(format!("the model gave {bad} logits that are NaN or infinite")));
+    }
+    if max(row) == f32::NEG_INFINITY {
+        return Err(Error::internal("the model gave no token a logit"));
+    }
+    Ok(())
+}
+
+fn is_below_infinity(logit: f32) -> bool {
+    logit < f32::INFINITY
+}
+
+/// Bias, penalties and bans, each change noted.
+fn adjust(row: &mut [f32], draw: &Draw<'_>, touched: &mut Vec<(TokenId, f32)>) {
+    let mut change = |id: TokenId, f: &dyn Fn(f32) -> f32| {
+        // An id past the vocabulary cannot come up, so there is nothing to make more or less likely.
+        if let Some(logit) = row.get_mut(id as usize) {
+            touched.push((id, *logit));
+            *logit = f(*logit);
+        }
+    };
+    for &(id, bias) in &draw.params.logit_bias {
+        change(id, &|logit| logit + bias);
+    }
+    let SamplingParams { repetition_penalty, presence_penalty, frequency_penalty, .. } = *draw.params;
+    for (id, count) in draw.seen.counts() {
+        change(id, &|logit| {
+            // Keskar et al., arXiv:1909.05858, section 4.1, with the sign that makes it a penalty for all logits.
+            let logit = if logit > 0.0 { logit / repetition_penalty } else { logit * repetition_penalty };
+            let presence = if count > 0 { presence_penalty } else { 0.0 };
+            logit - count as f32 * frequency_penalty - presence
+        });
+    }
+    for &id in draw.banned {
+        change(id, &|_| f32::NEG_INFINITY);
+    }
+}
+
+/// The largest logit. Sixteen running maxima, so that the loop is a vector loop on any CPU.
+fn max(row: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let chunks = row.chunks_exact(16);
+    let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, larger);
+    for chunk in chunks {
+        for (lane, &logit) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, logit);
+        }
+    }
+    lanes.into_iter().fold(rest, larger)
+}
+
+#[cfg(test)]
+mod tests;

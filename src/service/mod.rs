@@ -1,32 +1,248 @@
-//! From a dialect's request to a running stream: template, tokenise, validate, submit. Below this seam a gateway and
-//! a local pool are the same.
+//! From a dialect's request to a running stream: template, tokenise, validate, submit. Below the [`Backend`] seam a
+//! gateway and a local pool are the same. This floor knows no HTTP and no dialect.
+
+mod backend;
+mod config;
+mod local;
+mod template;
+mod validate;
 
 use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use crate::error::Result;
-use crate::protocol::ValidRequest;
-use crate::stream::StreamLog;
+use tokio::sync::Semaphore;
 
-/// Whether a backend can serve, for `/health/ready`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Readiness {
-    /// Requests will be served.
-    Ready,
-    /// Loading, or a worker is being restarted.
-    Starting,
-    /// No new requests; running ones finish.
-    Draining,
+pub use backend::{Backend, Readiness};
+pub use config::ServiceConfig;
+pub use local::LocalBackend;
+pub use template::ChatTemplate;
+
+use crate::cache::BLOCK_SIZE;
+use crate::error::{Error, ErrorKind, Result};
+use crate::metrics::Metrics;
+use crate::model::ModelSpec;
+use crate::protocol::{ChatMessage, GenerateRequest, Prompt, StreamId, TokenId};
+use crate::stream::{Clock, StreamLog, StreamTable};
+use crate::text::Tokenizer;
+
+/// The one front door of generation: every dialect's request goes through [`Service::start`].
+pub struct Service {
+    config: ServiceConfig,
+    tokenizer: Arc<Tokenizer>,
+    template: Option<Arc<ChatTemplate>>,
+    spec: ModelSpec,
+    backend: Arc<dyn Backend>,
+    table: Arc<StreamTable>,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+    tokenising: Arc<Semaphore>,
+    created_ms: u64,
 }
 
-/// Where validated requests are run: the local pool, later a cluster.
-pub trait Backend: Send + Sync {
-    /// Takes the request; its events go to `log`. Returns at once.
+/// A generation that was accepted.
+#[derive(Debug, Clone)]
+pub struct Started {
+    /// Its events. Take a reader before the next `.await`: a `cancel` stream lives as long as its readers.
+    pub log: Arc<StreamLog>,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// The seed of its draws: the request's, or the one drawn for it. Asking again with it gives the same text.
+    pub seed: u64,
+}
+
+impl Service {
+    /// Puts the parts together. `template` is the model's own; without one, chats are refused.
+    pub fn new(
+        config: ServiceConfig,
+        tokenizer: Arc<Tokenizer>,
+        template: Option<ChatTemplate>,
+        spec: ModelSpec,
+        backend: Arc<dyn Backend>,
+        table: Arc<StreamTable>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let clock = wall_clock();
+        let (created_ms, tokenising) = (clock(), Arc::new(Semaphore::new(config.tokenising_max.max(1))));
+        let template = template.map(Arc::new);
+        Self { config, tokenizer, template, spec, backend, table, metrics, clock, tokenising, created_ms }
+    }
+
+    /// Accepts a request and hands it to the backend. Dropping the returned future before it is done leaves nothing
+    /// behind.
     ///
     /// # Errors
-    /// [`crate::error::ErrorKind::Overloaded`] when the queue is full, with the time to come back;
-    /// [`crate::error::ErrorKind::Unavailable`] while loading or draining. Nothing was appended to `log` then.
-    fn submit(&self, request: ValidRequest, log: Arc<StreamLog>) -> Result<()>;
+    /// [`ErrorKind::ModelNotFound`]; [`ErrorKind::InvalidRequest`] or [`ErrorKind::ContextLengthExceeded`] with the
+    /// parameter at fault; [`ErrorKind::Overloaded`] and [`ErrorKind::Unavailable`] from table and backend. No stream
+    /// exists then.
+    pub async fn start(&self, request: GenerateRequest) -> Result<Started> {
+        self.check_model(request.model.as_deref())?;
+        validate::parameters(&request, self.limits())?;
+        let (request, prompt) = self.tokenise(request).await?;
+        // No await from here on: the stream is either running and in the caller's hands, or was never there.
+        let id = StreamId::random();
+        let valid = validate::fit(id, request, prompt, random_seed(), self.limits())?;
+        let log = StreamLog::with_clock(id, valid.tenant, valid.on_disconnect, self.clock.clone());
+        let (prompt_tokens, seed) = (valid.prompt.len(), valid.seed());
+        self.table.insert(log.clone()).inspect_err(|_| {
+            self.metrics.requests_rejected.inc();
+        })?;
+        if let Err(e) = self.backend.submit(valid, log.clone()) {
+            self.table.remove(id);
+            return Err(e);
+        }
+        Ok(Started { log, prompt_tokens, seed })
+    }
+
+    /// Says whether `name` is the served model; `None` always is.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ModelNotFound`].
+    pub fn check_model(&self, name: Option<&str>) -> Result<()> {
+        match name {
+            Some(name) if name != self.config.model_name => {
+                let message = format!("`model` must be {:?}, got {name:?}", self.config.model_name);
+                Err(Error::new(ErrorKind::ModelNotFound, message).with_param("model"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The served model's name.
+    pub fn model_name(&self) -> &str {
+        &self.config.model_name
+    }
+
+    /// Whether it can chat: the model brought a template.
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// Longest sequence a request can have: the model's context, or less if the KV memory is smaller.
+    pub fn context_len(&self) -> usize {
+        self.spec.max_model_len.min(self.spec.num_blocks.saturating_mul(BLOCK_SIZE))
+    }
+
+    /// When the service was made, in milliseconds since the Unix epoch.
+    pub fn created_ms(&self) -> u64 {
+        self.created_ms
+    }
+
+    /// Now, by the clock that stamps events.
+    pub fn now_ms(&self) -> u64 {
+        (self.clock)()
+    }
+
+    /// The vocabulary, for spelling tokens in responses.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// All streams.
+    pub fn table(&self) -> &Arc<StreamTable> {
+        &self.table
+    }
+
+    /// All metrics.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
 
     /// Whether requests will be served.
-    fn readiness(&self) -> Readiness;
+    pub fn readiness(&self) -> Readiness {
+        self.backend.readiness()
+    }
+
+    /// Takes no new requests from now on.
+    pub fn drain(&self) {
+        self.backend.drain();
+    }
+
+    /// Waits until every stream in the table has ended.
+    pub async fn drained(&self) {
+        for log in self.table.live() {
+            log.finished().await;
+        }
+    }
+
+    /// Ends what is left with an error event. Blocks until that is done.
+    pub fn shutdown(&self, message: &str) {
+        self.backend.shutdown(message);
+    }
+
+    fn limits(&self) -> validate::Limits<'_> {
+        let (vocab_size, context_len) = (self.spec.vocab_size, self.context_len());
+        validate::Limits { config: &self.config, vocab_size, context_len }
+    }
+
+    /// The request's prompt as tokens, and the request back. A large text is worked on away from the async threads.
+    async fn tokenise(&self, mut request: GenerateRequest) -> Result<(GenerateRequest, Vec<TokenId>)> {
+        if prompt_bytes(&request.prompt) <= self.config.inline_bytes_max {
+            let prompt = encode(&self.tokenizer, self.template.as_deref(), &mut request.prompt)?;
+            return Ok((request, prompt));
+        }
+        let permit = self.tokenising.clone().acquire_owned().await.map_err(|e| Error::internal(e.to_string()))?;
+        let (tokenizer, template) = (self.tokenizer.clone(), self.template.clone());
+        let task = tokio::task::spawn_blocking(move || {
+            // Held until the work is done, also when nobody waits for it any more.
+            let _permit = permit;
+            let prompt = encode(&tokenizer, template.as_deref(), &mut request.prompt)?;
+            Ok((request, prompt))
+        });
+        task.await.map_err(|e| Error::internal(format!("tokenising failed: {e}")))?
+    }
+}
+
+impl std::fmt::Debug for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Service").field("config", &self.config).field("spec", &self.spec).finish_non_exhaustive()
+    }
+}
+
+fn prompt_bytes(prompt: &Prompt) -> usize {
+    match prompt {
+        Prompt::Chat(messages) => messages.iter().map(|m| m.role.len() + m.content.len()).sum(),
+        Prompt::Text(text) => text.len(),
+        Prompt::Tokens(_) => 0,
+    }
+}
+
+/// Tokens of the prompt. Token ids are taken out of it; texts stay, since errors name where the prompt came from.
+fn encode(tokenizer: &Tokenizer, template: Option<&ChatTemplate>, prompt: &mut Prompt) -> Result<Vec<TokenId>> {
+    let param = validate::prompt_param(prompt);
+    let (text, is_rendered) = match prompt {
+        Prompt::Tokens(tokens) => return Ok(std::mem::take(tokens)),
+        Prompt::Text(text) => (std::mem::take(text), false),
+        Prompt::Chat(messages) => (render(template, messages)?, true),
+    };
+    let mut tokens = tokenizer.encode(&text, is_rendered).map_err(|e| e.with_param(param))?;
+    if let Some(bos) = tokenizer.bos()
+        && tokens.first() != Some(&bos)
+    {
+        tokens.insert(0, bos);
+    }
+    Ok(tokens)
+}
+
+fn render(template: Option<&ChatTemplate>, messages: &mut [ChatMessage]) -> Result<String> {
+    let Some(template) = template else {
+        let message = "`messages` need a model with a chat template, and this one has none; send a `prompt` instead";
+        return Err(Error::invalid("messages", message));
+    };
+    for message in messages.iter_mut().filter(|m| m.role == "developer") {
+        // OpenAI's newer word for the same thing, which no template in the field knows.
+        "system".clone_into(&mut message.role);
+    }
+    template.render(messages, true).map_err(|e| e.with_param("messages"))
+}
+
+/// 53 bits, so that a JavaScript client can send the seed back unchanged.
+fn random_seed() -> u64 {
+    (StreamId::random().0 as u64) & ((1 << 53) - 1)
+}
+
+/// Wall time that cannot go back: read once, then carried on by the monotonic clock.
+fn wall_clock() -> Clock {
+    let start = Instant::now();
+    let start_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+    Arc::new(move || start_ms + start.elapsed().as_millis() as u64)
 }

@@ -1,10 +1,19 @@
-//! One generation's log and its readers.
+//! One generation's log: append-only, dense sequence numbers from 0, one terminal event that is last.
+//!
+//! Writers append, readers ([`StreamReader`]) hold cursors, and either side may cancel. The log reads no clock of its
+//! own: who makes it hands one in, so a simulation can run on invented time.
 
+use std::mem::size_of;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use crate::protocol::{Event, OnDisconnect, StreamId, Tenant};
+use super::StreamReader;
+use crate::protocol::{Event, OnDisconnect, StreamId, Tenant, TokenLogprob};
+
+/// Milliseconds since the Unix epoch, never going back. Handed in, so that nothing here reads a clock.
+pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 /// Why a generation was told to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -17,34 +26,90 @@ pub enum CancelCause {
     Shutdown,
 }
 
+/// How far a generation has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StreamStatus {
+    /// Accepted, no worker has begun.
+    Queued,
+    /// A worker is on it.
+    Running,
+    /// Ended as it should.
+    Done,
+    /// Ended because somebody cancelled it.
+    Cancelled,
+    /// Ended by a failure.
+    Failed,
+}
+
+impl StreamStatus {
+    /// The wire word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Cancelled => "cancelled",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// One event with its place and time, as readers get it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// Its place in the log, from 0.
+    pub seq: u64,
+    /// When it was appended, by the log's clock.
+    pub ts_ms: u64,
+    /// What happened.
+    pub event: Event,
+}
+
 type CancelHook = Box<dyn FnOnce(CancelCause) + Send>;
 
-/// An append-only run of events. Writers append; readers hold cursors; either side may cancel.
+/// An append-only run of events.
 pub struct StreamLog {
     id: StreamId,
     tenant: Tenant,
     on_disconnect: OnDisconnect,
+    created_ms: u64,
+    clock: Clock,
     // A std mutex: it is held for a push or a clone, never across an await.
     state: Mutex<State>,
+    /// Memory of the events, roughly; read by the table without the lock.
+    num_bytes: AtomicUsize,
     /// Number of events; readers wait on it.
-    len: watch::Sender<usize>,
+    pub(super) len: watch::Sender<usize>,
 }
 
 #[derive(Default)]
-struct State {
-    events: Vec<Event>,
-    num_readers: usize,
+pub(super) struct State {
+    pub(super) entries: Vec<Entry>,
+    pub(super) num_readers: usize,
+    started: bool,
     cancelled: Option<CancelCause>,
     cancel_hook: Option<CancelHook>,
-    /// When the last reader left a lingering stream; the table's sweep measures the grace from here.
+    /// Since when a lingering stream has had no reader; the table's sweep sets it and measures the grace from it.
     orphaned_at_ms: Option<u64>,
 }
 
+impl State {
+    fn terminal(&self) -> Option<&Entry> {
+        self.entries.last().filter(|e| e.event.is_terminal())
+    }
+}
+
 impl StreamLog {
-    /// An empty log.
+    /// An empty log whose time stands still at 0: for simulations and tests.
     pub fn new(id: StreamId, tenant: Tenant, on_disconnect: OnDisconnect) -> Arc<Self> {
-        let state = Mutex::new(State::default());
-        Arc::new(Self { id, tenant, on_disconnect, state, len: watch::Sender::new(0) })
+        Self::with_clock(id, tenant, on_disconnect, Arc::new(|| 0))
+    }
+
+    /// An empty log that stamps its events with `clock`.
+    pub fn with_clock(id: StreamId, tenant: Tenant, on_disconnect: OnDisconnect, clock: Clock) -> Arc<Self> {
+        let created_ms = clock();
+        let (state, num_bytes, len) = (Mutex::default(), AtomicUsize::default(), watch::Sender::new(0));
+        Arc::new(Self { id, tenant, on_disconnect, created_ms, clock, state, num_bytes, len })
     }
 
     /// Its name.
@@ -57,27 +122,58 @@ impl StreamLog {
         self.tenant
     }
 
+    /// What happens when its last reader leaves.
+    pub fn on_disconnect(&self) -> OnDisconnect {
+        self.on_disconnect
+    }
+
+    /// When it was made, by its clock.
+    pub fn created_ms(&self) -> u64 {
+        self.created_ms
+    }
+
+    /// When it ended, by its clock.
+    pub fn finished_ms(&self) -> Option<u64> {
+        self.lock().terminal().map(|e| e.ts_ms)
+    }
+
+    /// How far it has come.
+    pub fn status(&self) -> StreamStatus {
+        let state = self.lock();
+        match state.terminal().map(|e| &e.event) {
+            Some(Event::Done { .. }) => StreamStatus::Done,
+            Some(_) if state.cancelled.is_some() => StreamStatus::Cancelled,
+            Some(_) => StreamStatus::Failed,
+            None if state.started => StreamStatus::Running,
+            None => StreamStatus::Queued,
+        }
+    }
+
     /// Adds an event and wakes every reader; returns its sequence number.
     ///
     /// # Panics
     /// If the log has already ended: an event after the terminal one is a bug in the writer.
     pub fn append(&self, event: Event) -> u64 {
+        let num_bytes = event_bytes(&event);
         let mut state = self.lock();
-        let ended = state.events.last().is_some_and(Event::is_terminal);
-        assert!(!ended, "stream {}: event after the terminal one: {event:?}", self.id);
+        assert!(state.terminal().is_none(), "stream {}: event after the terminal one: {event:?}", self.id);
         if event.is_terminal() {
             state.cancel_hook = None;
         }
-        state.events.push(event);
-        let len = state.events.len();
+        state.started |= matches!(event, Event::Started { .. });
+        let seq = state.entries.len() as u64;
+        // Under the lock, so that times rise with sequence numbers.
+        let ts_ms = (self.clock)();
+        state.entries.push(Entry { seq, ts_ms, event });
         drop(state);
-        self.len.send_replace(len);
-        len as u64 - 1
+        self.num_bytes.fetch_add(num_bytes, Ordering::Relaxed);
+        self.len.send_replace(seq as usize + 1);
+        seq
     }
 
     /// Number of events so far.
     pub fn len(&self) -> usize {
-        self.lock().events.len()
+        self.lock().entries.len()
     }
 
     /// Whether nothing has happened yet.
@@ -85,9 +181,25 @@ impl StreamLog {
         self.len() == 0
     }
 
+    /// The memory its events take, roughly.
+    pub fn num_bytes(&self) -> usize {
+        self.num_bytes.load(Ordering::Relaxed)
+    }
+
     /// Whether the terminal event is there.
     pub fn is_finished(&self) -> bool {
-        self.lock().events.last().is_some_and(Event::is_terminal)
+        self.lock().terminal().is_some()
+    }
+
+    /// Waits for the terminal event without being a reader: it neither keeps the stream alive nor ends it.
+    pub async fn finished(&self) {
+        let mut len = self.len.subscribe();
+        while !self.is_finished() {
+            // The sender lives in `self`, so this cannot fail while we wait.
+            if len.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// The cause, once somebody has cancelled it. Workers ask at every step.
@@ -98,7 +210,7 @@ impl StreamLog {
     /// Asks for the end. The first cause stays; a finished log ignores it. Returns whether this call was the one.
     pub fn cancel(&self, cause: CancelCause) -> bool {
         let mut state = self.lock();
-        if state.cancelled.is_some() || state.events.last().is_some_and(Event::is_terminal) {
+        if state.cancelled.is_some() || state.terminal().is_some() {
             return false;
         }
         state.cancelled = Some(cause);
@@ -130,10 +242,22 @@ impl StreamLog {
         state.num_readers += 1;
         state.orphaned_at_ms = None;
         drop(state);
-        StreamReader { log: self.clone(), next_seq: from_seq, len: self.len.subscribe() }
+        StreamReader::new(self.clone(), from_seq)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    /// Whether this live stream has lingered without a reader for its whole grace time. The first call that finds it
+    /// alone starts the grace.
+    pub(super) fn has_outlingered(&self, now_ms: u64) -> bool {
+        let OnDisconnect::Linger { grace_ms } = self.on_disconnect else { return false };
+        let mut state = self.lock();
+        if state.num_readers > 0 || state.cancelled.is_some() || state.terminal().is_some() {
+            return false;
+        }
+        let since_ms = *state.orphaned_at_ms.get_or_insert(now_ms);
+        now_ms.saturating_sub(since_ms) >= grace_ms
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         // A panic while pushing leaves a valid vector behind, so the poison says nothing.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -145,86 +269,14 @@ impl std::fmt::Debug for StreamLog {
     }
 }
 
-/// A cursor into a log. Dropping it leaves the stream, which may cancel it (see [`OnDisconnect`]).
-#[derive(Debug)]
-pub struct StreamReader {
-    log: Arc<StreamLog>,
-    next_seq: u64,
-    len: watch::Receiver<usize>,
-}
-
-impl StreamReader {
-    /// The next event and its sequence number, waiting for it if need be; `None` once the terminal event was given.
-    /// Cancel-safe: a dropped future loses nothing.
-    pub async fn next(&mut self) -> Option<(u64, Event)> {
-        loop {
-            match self.try_next() {
-                Some(item) => return Some(item),
-                None if self.log.is_finished() => return self.try_next(),
-                None => {}
-            }
-            let next = self.next_seq as usize;
-            // The sender lives in the log that this reader holds, so waiting cannot fail.
-            self.len.wait_for(|len| *len > next).await.ok()?;
+fn event_bytes(event: &Event) -> usize {
+    let payload = match event {
+        Event::Token(t) => {
+            let logprobs = t.logprobs.iter().map(|l| size_of::<TokenLogprob>() + 8 * l.top.len()).sum::<usize>();
+            t.text.len() + 4 * t.tokens.len() + logprobs
         }
-    }
-
-    /// The next event if it is there already.
-    pub fn try_next(&mut self) -> Option<(u64, Event)> {
-        let event = self.log.lock().events.get(self.next_seq as usize).cloned()?;
-        let seq = self.next_seq;
-        self.next_seq += 1;
-        Some((seq, event))
-    }
-
-    /// The sequence number of the next event.
-    pub fn next_seq(&self) -> u64 {
-        self.next_seq
-    }
-
-    /// The log it reads.
-    pub fn log(&self) -> &Arc<StreamLog> {
-        &self.log
-    }
-}
-
-impl Drop for StreamReader {
-    fn drop(&mut self) {
-        let mut state = self.log.lock();
-        state.num_readers -= 1;
-        let last = state.num_readers == 0;
-        drop(state);
-        if last && self.log.on_disconnect == OnDisconnect::Cancel {
-            self.log.cancel(CancelCause::ReaderLeft);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::protocol::{FinishReason, Usage};
-
-    #[tokio::test]
-    async fn readers_see_every_event_once_and_then_the_end() {
-        let log = StreamLog::new(StreamId(1), Tenant(0), OnDisconnect::Detach);
-        let mut early = log.reader(0);
-        log.append(Event::Queued { position: 0 });
-        log.append(Event::Done { finish_reason: FinishReason::Stop, usage: Usage::default() });
-        let mut late = log.reader(1);
-        assert_eq!(early.next().await.map(|(seq, _)| seq), Some(0));
-        assert_eq!(early.next().await.map(|(seq, _)| seq), Some(1));
-        assert_eq!(early.next().await, None);
-        assert_eq!(late.next().await.map(|(seq, _)| seq), Some(1));
-    }
-
-    #[test]
-    fn the_last_reader_to_leave_cancels() {
-        let log = StreamLog::new(StreamId(1), Tenant(0), OnDisconnect::Cancel);
-        let (a, b) = (log.reader(0), log.reader(0));
-        drop(a);
-        assert_eq!(log.cancelled(), None);
-        drop(b);
-        assert_eq!(log.cancelled(), Some(CancelCause::ReaderLeft));
-    }
+        Event::Error(info) => info.message.len(),
+        Event::Queued { .. } | Event::Started { .. } | Event::Done { .. } => 0,
+    };
+    size_of::<Entry>() + payload
 }

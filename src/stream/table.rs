@@ -1,56 +1,320 @@
-//! All streams of this process, by id: bounded in number, kept for a retention time after their end.
+//! All streams of this process, by id: bounded in number and bytes, kept for a retention time after their end, and
+//! remembered for a while after that, so that a late reader learns `expired` and not `unknown`.
+//!
+//! Time is passed in: whoever owns a clock calls [`StreamTable::sweep`] a few times a second. The sweep ends lingering
+//! streams whose grace is over and forgets what is past its retention. Between two sweeps the byte bound may be
+//! overstepped by what is generated in that time, no more.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::StreamLog;
+use super::{CancelCause, StreamLog};
 use crate::error::{Error, ErrorKind, Result};
-use crate::protocol::{StreamId, Tenant};
+use crate::protocol::{Epoch, StreamId, Tenant};
+
+/// How long a client is asked to wait when the table is full of live streams: about one short generation.
+const RETRY_AFTER_MS: u64 = 1000;
 
 /// The table's bounds.
 #[derive(Debug, Clone, Copy)]
 pub struct TableLimits {
     /// Most streams, live and retained.
     pub num_streams_max: usize,
+    /// Most memory for their events.
+    pub num_bytes_max: usize,
     /// How long a finished stream can be replayed.
     pub retention_ms: u64,
+    /// How many expired ids are remembered as such.
+    pub num_expired_max: usize,
+}
+
+impl Default for TableLimits {
+    fn default() -> Self {
+        Self { num_streams_max: 4096, num_bytes_max: 256 << 20, retention_ms: 600_000, num_expired_max: 16_384 }
+    }
 }
 
 /// Streams by id.
 #[derive(Debug)]
 pub struct StreamTable {
     limits: TableLimits,
-    streams: Mutex<HashMap<StreamId, Arc<StreamLog>>>,
+    epoch: Epoch,
+    // A std mutex: held for map operations only, never while a log is cancelled or awaited.
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    streams: HashMap<StreamId, Slot>,
+    /// Finished streams that the table knows to be finished, oldest end first.
+    finished: VecDeque<(u64, StreamId)>,
+    expired: HashMap<StreamId, Tenant>,
+    expired_order: VecDeque<StreamId>,
+    /// Bytes of all streams at the last sweep, less what was evicted since.
+    num_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Slot {
+    log: Arc<StreamLog>,
+    /// Whether it stands in `finished`.
+    is_noted: bool,
 }
 
 impl StreamTable {
-    /// An empty table.
+    /// An empty table with an epoch of its own.
     pub fn new(limits: TableLimits) -> Self {
-        Self { limits, streams: Mutex::default() }
+        Self { limits, epoch: Epoch::random(), inner: Mutex::default() }
     }
 
-    /// Adds a stream.
+    /// The life of the server that numbers these streams' events.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Adds a stream, evicting the finished ones that ended first if there is no room.
     ///
     /// # Errors
     /// [`ErrorKind::Overloaded`] when the table is full of live streams.
     pub fn insert(&self, log: Arc<StreamLog>) -> Result<()> {
-        let mut streams = self.streams.lock().expect("no panic while held");
-        if streams.len() >= self.limits.num_streams_max {
-            return Err(Error::overloaded("too many streams", 1000));
+        let mut inner = self.lock();
+        let full = |inner: &Inner| {
+            inner.streams.len() >= self.limits.num_streams_max || inner.num_bytes > self.limits.num_bytes_max
+        };
+        if full(&inner) && inner.finished.is_empty() {
+            inner.note_finished();
         }
-        streams.insert(log.id(), log);
+        while full(&inner) {
+            if !inner.evict_oldest(self.limits.num_expired_max) {
+                let message = format!("all {} streams the server keeps are in use", inner.streams.len());
+                return Err(Error::overloaded(message, RETRY_AFTER_MS));
+            }
+        }
+        inner.streams.insert(log.id(), Slot { log, is_noted: false });
         Ok(())
+    }
+
+    /// Takes a stream out as if it had never been: its request was refused.
+    pub fn remove(&self, id: StreamId) {
+        self.lock().streams.remove(&id);
     }
 
     /// The stream, if it exists and is `tenant`'s.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] for unknown and foreign ids alike.
+    /// [`ErrorKind::NotFound`] for unknown and foreign ids alike; [`ErrorKind::Expired`] for the tenant's own whose
+    /// retention is over.
     pub fn get(&self, id: StreamId, tenant: Tenant) -> Result<Arc<StreamLog>> {
-        let streams = self.streams.lock().expect("no panic while held");
-        match streams.get(&id) {
-            Some(log) if log.tenant() == tenant => Ok(log.clone()),
+        let inner = self.lock();
+        match inner.streams.get(&id) {
+            Some(slot) if slot.log.tenant() == tenant => Ok(slot.log.clone()),
+            None if inner.expired.get(&id) == Some(&tenant) => {
+                Err(Error::new(ErrorKind::Expired, format!("stream {id} has ended and is no longer kept")))
+            }
             _ => Err(Error::new(ErrorKind::NotFound, format!("no stream {id}"))),
         }
+    }
+
+    /// Cancels the tenant's stream; one that has ended stays as it is.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn cancel(&self, id: StreamId, tenant: Tenant) -> Result<()> {
+        self.get(id, tenant)?.cancel(CancelCause::Requested);
+        Ok(())
+    }
+
+    /// The tenant's streams, newest first.
+    pub fn list(&self, tenant: Tenant) -> Vec<Arc<StreamLog>> {
+        let inner = self.lock();
+        let own = inner.streams.values().filter(|s| s.log.tenant() == tenant);
+        let mut logs: Vec<_> = own.map(|s| s.log.clone()).collect();
+        drop(inner);
+        logs.sort_by_key(|log| (std::cmp::Reverse(log.created_ms()), log.id()));
+        logs
+    }
+
+    /// Every stream that has not ended.
+    pub fn live(&self) -> Vec<Arc<StreamLog>> {
+        let inner = self.lock();
+        let waiting = inner.streams.values().filter(|s| !s.is_noted && !s.log.is_finished());
+        waiting.map(|s| s.log.clone()).collect()
+    }
+
+    /// Number of streams, live and retained.
+    pub fn len(&self) -> usize {
+        self.lock().streams.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Cancels lingering streams whose grace is over and evicts finished ones past the retention time or the byte
+    /// bound. `now_ms` is of the same clock as the logs'.
+    pub fn sweep(&self, now_ms: u64) {
+        let mut inner = self.lock();
+        inner.note_finished();
+        inner.num_bytes = inner.streams.values().map(|s| s.log.num_bytes()).sum();
+        while let Some(&(finished_ms, _)) = inner.finished.front() {
+            let is_over = now_ms.saturating_sub(finished_ms) >= self.limits.retention_ms;
+            if !is_over && inner.num_bytes <= self.limits.num_bytes_max {
+                break;
+            }
+            inner.evict_oldest(self.limits.num_expired_max);
+        }
+        let live = inner.streams.values().filter(|s| !s.is_noted);
+        let abandoned: Vec<_> = live.filter(|s| s.log.has_outlingered(now_ms)).map(|s| s.log.clone()).collect();
+        // Outside the lock: a cancel hook takes the queue's.
+        drop(inner);
+        for log in abandoned {
+            log.cancel(CancelCause::ReaderLeft);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Every change below is a whole map operation, so a panic elsewhere leaves nothing half done.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Puts newly finished streams behind the known ones, in the order in which they ended.
+    fn note_finished(&mut self) {
+        let mut ended = Vec::new();
+        for (id, slot) in &mut self.streams {
+            if !slot.is_noted
+                && let Some(finished_ms) = slot.log.finished_ms()
+            {
+                slot.is_noted = true;
+                ended.push((finished_ms, *id));
+            }
+        }
+        ended.sort_unstable();
+        self.finished.extend(ended);
+    }
+
+    /// Whether there was one to evict.
+    fn evict_oldest(&mut self, num_expired_max: usize) -> bool {
+        let Some((_, id)) = self.finished.pop_front() else { return false };
+        let Some(slot) = self.streams.remove(&id) else { return true };
+        self.num_bytes = self.num_bytes.saturating_sub(slot.log.num_bytes());
+        self.expired.insert(id, slot.log.tenant());
+        self.expired_order.push_back(id);
+        while self.expired_order.len() > num_expired_max {
+            if let Some(forgotten) = self.expired_order.pop_front() {
+                self.expired.remove(&forgotten);
+            }
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{Event, FinishReason, OnDisconnect, TokenEvent, Usage};
+
+    const LIMITS: TableLimits =
+        TableLimits { num_streams_max: 2, num_bytes_max: 1 << 20, retention_ms: 100, num_expired_max: 2 };
+
+    /// A log that says `now_ms` whenever it is asked.
+    fn log_at(id: u128, now_ms: u64, policy: OnDisconnect) -> Arc<StreamLog> {
+        StreamLog::with_clock(StreamId(id), Tenant(1), policy, Arc::new(move || now_ms))
+    }
+
+    fn end(log: &StreamLog) {
+        log.append(Event::Done { finish_reason: FinishReason::Stop, usage: Usage::default() });
+    }
+
+    fn kind_of(table: &StreamTable, id: u128, tenant: u64) -> Option<ErrorKind> {
+        table.get(StreamId(id), Tenant(tenant)).err().map(|e| e.kind())
+    }
+
+    #[test]
+    fn a_finished_stream_is_kept_then_expired_then_forgotten() {
+        let table = StreamTable::new(LIMITS);
+        for id in 1..=3 {
+            let log = log_at(id, 10, OnDisconnect::Detach);
+            table.insert(log.clone()).expect("room");
+            end(&log);
+            table.sweep(109);
+            assert_eq!(kind_of(&table, id, 1), None);
+            table.sweep(110);
+            assert_eq!(kind_of(&table, id, 1), Some(ErrorKind::Expired));
+            assert_eq!(kind_of(&table, id, 2), Some(ErrorKind::NotFound), "never told to a stranger");
+        }
+        assert_eq!(kind_of(&table, 1, 1), Some(ErrorKind::NotFound), "only two expired ids are remembered");
+        assert_eq!(kind_of(&table, 9, 1), Some(ErrorKind::NotFound));
+    }
+
+    #[test]
+    fn a_full_table_evicts_the_finished_that_ended_first_and_never_the_live() {
+        let table = StreamTable::new(LIMITS);
+        let (first, second) = (log_at(1, 20, OnDisconnect::Detach), log_at(2, 10, OnDisconnect::Detach));
+        table.insert(first.clone()).expect("room");
+        table.insert(second.clone()).expect("room");
+        let refused = table.insert(log_at(3, 30, OnDisconnect::Detach)).expect_err("both are live");
+        assert_eq!(refused.kind(), ErrorKind::Overloaded);
+        assert!(refused.retry_after_ms().is_some());
+        end(&first);
+        end(&second);
+        table.insert(log_at(3, 30, OnDisconnect::Detach)).expect("a finished one makes room");
+        assert_eq!(kind_of(&table, 2, 1), Some(ErrorKind::Expired), "it ended at 10");
+        assert_eq!(kind_of(&table, 1, 1), None, "it ended at 20");
+    }
+
+    #[test]
+    fn bytes_are_bounded_too() {
+        let table = StreamTable::new(TableLimits { num_bytes_max: 2000, num_streams_max: 9, ..LIMITS });
+        let text = "x".repeat(1500);
+        for id in 1..=2 {
+            let log = log_at(id, id as u64, OnDisconnect::Detach);
+            table.insert(log.clone()).expect("room");
+            log.append(Event::Token(TokenEvent { text: text.clone(), ..TokenEvent::default() }));
+            if id == 1 {
+                end(&log);
+            }
+        }
+        table.sweep(5);
+        assert_eq!(kind_of(&table, 1, 1), Some(ErrorKind::Expired));
+        assert_eq!(kind_of(&table, 2, 1), None, "live streams stay");
+        let live = table.get(StreamId(2), Tenant(1)).expect("live");
+        live.append(Event::Token(TokenEvent { text, ..TokenEvent::default() }));
+        table.sweep(6);
+        let refused = table.insert(log_at(3, 3, OnDisconnect::Detach)).expect_err("live streams hold all memory");
+        assert_eq!(refused.kind(), ErrorKind::Overloaded);
+    }
+
+    #[test]
+    fn a_lingering_stream_is_cancelled_when_its_grace_is_over() {
+        let table = StreamTable::new(LIMITS);
+        let log = log_at(1, 0, OnDisconnect::Linger { grace_ms: 50 });
+        table.insert(log.clone()).expect("room");
+        table.sweep(1000);
+        table.sweep(1049);
+        let reader = log.reader(0);
+        table.sweep(2000);
+        assert_eq!(log.cancelled(), None, "somebody reads");
+        drop(reader);
+        table.sweep(3000);
+        table.sweep(3049);
+        assert_eq!(log.cancelled(), None, "the grace began anew");
+        table.sweep(3050);
+        assert_eq!(log.cancelled(), Some(CancelCause::ReaderLeft));
+    }
+
+    #[test]
+    fn the_list_shows_a_tenant_its_own_newest_first() {
+        let table = StreamTable::new(LIMITS);
+        let foreign = StreamLog::new(StreamId(1), Tenant(2), OnDisconnect::Detach);
+        table.insert(foreign).expect("room");
+        table.insert(log_at(2, 5, OnDisconnect::Detach)).expect("room");
+        let ids = |tenant| table.list(Tenant(tenant)).iter().map(|l| l.id().0).collect::<Vec<_>>();
+        assert_eq!(ids(1), [2]);
+        assert_eq!(ids(2), [1]);
+        assert_eq!(ids(3), [0u128; 0]);
+        assert_eq!(table.live().len(), 2);
     }
 }

@@ -137,6 +137,65 @@ mod tests {
         assert_eq!(byte_of_char('日'), None);
     }
 
+    /// The words of `text`, as the expressions of `pre` leave them.
+    fn words(pre: &str, text: &str) -> Vec<String> {
+        let mut words = PreTokenizedString::from(text);
+        for expression in rules_of(pre).expect("a known name").expressions {
+            let split = isolate(expression).expect("compiles");
+            split.pre_tokenize(&mut words).expect("splits");
+        }
+        let splits = words.get_splits(OffsetReferential::Normalized, OffsetType::None);
+        splits.into_iter().map(|(word, _, _)| word.to_owned()).collect()
+    }
+
+    #[track_caller]
+    fn check(pre: &str, text: &str, expect: &[&str]) {
+        assert_eq!(words(pre, text), expect, "{pre}");
+    }
+
+    #[test]
+    fn each_family_splits_in_its_own_way() {
+        let text = "I'LL pay 12345 now,\n\n  ok?";
+        check("gpt-2", text, &["I", "'", "LL", " pay", " 12345", " now", ",", "\n\n ", " ok", "?"]);
+        check(
+            "smollm",
+            text,
+            &["I", "'", "LL", " pay", " ", "1", "2", "3", "4", "5", " now", ",", "\n\n ", " ok", "?"],
+        );
+        check("llama-bpe", text, &["I", "'LL", " pay", " ", "123", "45", " now", ",\n\n", " ", " ok", "?"]);
+        check("qwen2", text, &["I", "'LL", " pay", " ", "1", "2", "3", "4", "5", " now", ",\n\n", " ", " ok", "?"]);
+        check("tekken", text, &["I", "'LL", " pay", " ", "1", "2", "3", "4", "5", " now", ",\n\n", " ", " ok", "?"]);
+        check("gpt-4o", text, &["I'LL", " pay", " ", "123", "45", " now", ",\n\n", " ", " ok", "?"]);
+        check("falcon", text, &["I", "'", "LL", " pay", " ", "123", "45", " now", ",", "\n\n ", " ok", "?"]);
+        check("deepseek-v3", text, &["I", "'LL", " pay", " ", "123", "45", " now", ",\n\n", " ", " ok", "?"]);
+        check("deepseek-coder", "a\n b, 12 漢字", &["a", "\n", " b", ",", " ", "1", "2", " ", "漢字"]);
+        check("bloom", "Hi (you), ok", &["Hi", " (", "you", "),", " ok"]);
+        check("tekken", "camelCase path/to//x\n", &["camel", "Case", " path", "/to", "//", "x", "\n"]);
+        check("qwen35", "नमस्ते", &["नमस्ते"]);
+        check("qwen2", "नमस्ते", &["नमस", "्त", "े"]);
+    }
+
+    #[test]
+    fn aliases_split_alike() {
+        let text = "It's 2024: naïve café  \t x_y\r\n";
+        for (pre, alias) in [
+            ("llama-bpe", "llama3"),
+            ("llama-bpe", "dbrx"),
+            ("qwen2", "deepseek-r1-qwen"),
+            ("smollm", "starcoder"),
+            ("gpt-2", "olmo"),
+        ] {
+            assert_eq!(words(pre, text), words(alias, text), "{alias}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_lists_the_known_ones() {
+        let error = rules_of("nobody-knows").expect_err("not a name");
+        assert_eq!(error.kind(), crate::error::ErrorKind::BadModel);
+        assert!(error.message().contains("`nobody-knows`") && error.message().contains("smollm"), "{error}");
+    }
+
     #[test]
     fn merges_split_at_the_space_between_pieces() {
         assert_eq!(split_merge("a b"), Some(("a", "b")));

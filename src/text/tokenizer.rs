@@ -59,7 +59,7 @@ impl Tokenizer {
             pieces.push(&[byte]);
         }
         pieces.push(&[]);
-        Self::plain(pieces, Encoder::Bytes).with_ends(None, Some(256), &[])
+        Self::plain(pieces, Encoder::Bytes).with_ends(None, Some(256), Vec::new())
     }
 
     /// Builds the tokenizer a vocabulary describes.
@@ -80,10 +80,10 @@ impl Tokenizer {
             Scheme::Bpe { pre, merges } => Encoder::Bpe(Box::new(Bpe::new(&vocab, pre, merges)?)),
             Scheme::SentencePiece { scores } => Encoder::SentencePiece(SentencePiece::new(&vocab, scores, &pieces)),
         };
-        let mut tokenizer = Self::plain(pieces, encoder).with_ends(vocab.bos, vocab.eos, &vocab.end_of_generation);
+        let mut tokenizer = Self::plain(pieces, encoder);
         tokenizer.add_bos = vocab.add_bos;
         tokenizer.set_special(&vocab);
-        Ok(tokenizer)
+        Ok(tokenizer.with_ends(vocab.bos, vocab.eos, vocab.end_of_generation))
     }
 
     /// Reads a `tokenizer.json`. What such a file does not say (beginning and end of text) comes from `vocab`, or
@@ -112,11 +112,11 @@ impl Tokenizer {
         tokenizer = match vocab {
             Some(vocab) => {
                 tokenizer.add_bos = vocab.add_bos;
-                tokenizer.with_ends(vocab.bos, vocab.eos, &vocab.end_of_generation)
+                tokenizer.with_ends(vocab.bos, vocab.eos, vocab.end_of_generation)
             }
             None => {
                 tokenizer.add_bos = facts.bos.is_some();
-                tokenizer.with_ends(facts.bos, facts.end_of_generation.first().copied(), &facts.end_of_generation)
+                tokenizer.with_ends(facts.bos, facts.end_of_generation.first().copied(), facts.end_of_generation)
             }
         };
         tokenizer.spellings = spellings;
@@ -241,10 +241,10 @@ impl Tokenizer {
         }
     }
 
-    fn with_ends(mut self, bos: Option<TokenId>, eos: Option<TokenId>, end_of_generation: &[TokenId]) -> Self {
+    fn with_ends(mut self, bos: Option<TokenId>, eos: Option<TokenId>, end_of_generation: Vec<TokenId>) -> Self {
         self.bos = bos;
         self.eos = eos;
-        self.end_of_generation = end_of_generation.to_vec();
+        self.end_of_generation = end_of_generation;
         self.end_of_generation.extend(eos);
         self.end_of_generation.sort_unstable();
         self.end_of_generation.dedup();
@@ -273,3 +273,6 @@ impl Tokenizer {
         self.spellings = of(SPECIAL).map(|(id, token)| (id, token.to_owned())).collect();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,8 +15,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the binary with these arguments after `serve --port 0`, and waits for its address. Requests wait in its
-    /// backlog while the model loads.
+    /// Starts the binary with these arguments after `serve --port 0`, and waits until it is ready.
     pub fn start(args: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_tallow"))
             .args(["serve", "--host", "127.0.0.1", "--port", "0"])
@@ -25,12 +24,16 @@ impl Server {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let url = loop {
-            let line = lines.next().expect("the server says its address before it ends").unwrap();
-            if let Some((_, address)) = line.split_once("listening on ") {
-                break address.trim().to_owned();
+        let mut url = String::new();
+        loop {
+            let line = lines.next().expect("the server is ready before it ends").unwrap();
+            if let Some(address) = line.strip_prefix("listening on ") {
+                url = address.to_owned();
             }
-        };
+            if line.starts_with("ready: ") {
+                break;
+            }
+        }
         // Drained on a thread, or the server would block on a full pipe.
         std::thread::spawn(move || lines.for_each(drop));
         Self { child, url, http: reqwest::Client::builder().no_proxy().build().unwrap() }

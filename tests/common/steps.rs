@@ -11,7 +11,7 @@ use tallow::model::{Batch, Model};
 
 /// A decoder with 64 blocks.
 pub fn load(path: &Path, compute: Compute) -> Decoder {
-    let options = DecoderOptions { compute, max_model_len: Some(512), kv_bytes_max: 1 << 30, num_blocks_max: 64 };
+    let options = DecoderOptions { compute, max_model_len: Some(512), kv_bytes_max: 1 << 30, max_num_seqs: 4 };
     let gguf = Arc::new(Gguf::open(path).unwrap());
     DecoderWeights::load(&gguf, &options).unwrap().decoder().unwrap()
 }

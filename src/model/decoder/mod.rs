@@ -41,8 +41,8 @@ pub struct DecoderOptions {
     pub max_model_len: Option<usize>,
     /// Memory for keys and values.
     pub kv_bytes_max: usize,
-    /// Most blocks it is worth having (all slots full of the longest sequences).
-    pub num_blocks_max: usize,
+    /// Most sequences at once: no more blocks are made than these can fill.
+    pub max_num_seqs: usize,
 }
 
 /// Weights and description, shared by all workers' decoders.
@@ -128,8 +128,8 @@ fn spec(config: &ModelConfig, options: &DecoderOptions) -> Result<ModelSpec> {
         ));
     }
     let block_bytes = config.kv_block_bytes() * if matches!(options.compute, Compute::Composed(_)) { 2 } else { 1 };
-    let num_blocks =
-        (options.kv_bytes_max / block_bytes).min(options.num_blocks_max.max(max_model_len.div_ceil(BLOCK_SIZE)));
+    let useful = options.max_num_seqs.max(1).saturating_mul(max_model_len.div_ceil(BLOCK_SIZE));
+    let num_blocks = (options.kv_bytes_max / block_bytes).min(useful);
     if num_blocks == 0 {
         let got = options.kv_bytes_max;
         return Err(Error::invalid(

@@ -1,0 +1,57 @@
+# Two commands matter: `make serve` and `make test`. `make help` lists the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+# Given on make's command line (make serve PORT=9000); otherwise tallow's own configuration decides. Assigned with
+# `=`, not `?=`: some shells export HOST with the name of the machine.
+HOST =
+PORT =
+MODEL =
+ARGS =
+
+# Where .ci/tools puts pip if the system has none.
+export PATH := $(CURDIR)/target/venv/bin:$(PATH)
+
+NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
+
+.PHONY: help serve test tools fmt lint doc bench prove clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@echo "  make serve takes HOST=, PORT=, MODEL= and ARGS= (any flag of tallow serve)"
+
+serve: ## build the release binary, fetch the model if need be, serve on 127.0.0.1:8080
+	@cargo run --release --locked -- serve \
+	  $(if $(HOST),--host '$(HOST)') $(if $(PORT),--port '$(PORT)') $(if $(MODEL),--model '$(MODEL)') $(ARGS)
+
+test: tools ## install what the tests need where possible, then run all of them
+ifeq ($(NEXTEST),yes)
+	@cargo nextest run --locked --no-fail-fast
+	@cargo test --locked --doc
+else
+	@echo "cargo-nextest is not installed: running plain cargo test"
+	@cargo test --locked --no-fail-fast
+endif
+
+tools: ## see to compiler, Python and pip
+	@.ci/tools
+
+fmt: ## format the code
+	@cargo fmt
+
+lint: ## clippy, warnings are errors
+	@cargo clippy --locked --all-targets -- -D warnings
+
+doc: ## the crate's documentation, warnings are errors
+	@RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+bench: ## benchmarks
+	@cargo bench --locked
+
+prove: tools ## the simulation and the fuzzers for much longer than CI has time for
+	@TALLOW_SIM_SCHEDULES=$${TALLOW_SIM_SCHEDULES:-1000000} TALLOW_FUZZ_CASES=$${TALLOW_FUZZ_CASES:-1000000} \
+	  PROPTEST_CASES=$${PROPTEST_CASES:-20000} cargo test --locked --release --lib --tests
+
+clean: ## remove what was built
+	@cargo clean

@@ -1,0 +1,106 @@
+//! From a log to a response body: a reader, a dialect and heartbeats. Dropping the body drops the reader, which leaves
+//! the stream; what that means is the stream's own policy.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::stream;
+use prometheus_client::metrics::gauge::Gauge;
+
+use super::sse::{self, SseWriter};
+use crate::stream::{Entry, StreamReader};
+
+/// Events that are ready go out in one write, up to about this size.
+const FRAME_BYTES_MAX: usize = 32 << 10;
+
+/// How one kind of client wants to hear of a generation.
+pub trait Dialect: Send + 'static {
+    /// Writes what comes before the first event. Called once.
+    fn open(&mut self, out: &mut SseWriter);
+
+    /// Writes what `entry` means to this client; may be nothing. After a terminal entry nothing follows.
+    fn event(&mut self, entry: &Entry, out: &mut SseWriter);
+
+    /// How many token events must have piled up before they may come as one; `None` keeps each on its own.
+    fn merge_backlog(&self) -> Option<usize> {
+        None
+    }
+}
+
+/// Answers 200 with the events of `reader`, as `dialect` spells them, until the terminal one.
+pub fn respond(reader: StreamReader, dialect: impl Dialect, heartbeat: Duration, readers: &Gauge) -> Response {
+    let reading = Reading { reader, dialect, heartbeat, opened: false, _count: Counted::new(readers) };
+    let body = Body::from_stream(stream::unfold(reading, |mut reading| async move {
+        let bytes = reading.next_bytes().await?;
+        Some((Ok::<_, Infallible>(bytes), reading))
+    }));
+    let mut response = body.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(sse::CONTENT_TYPE));
+    // `no-transform`: a proxy that compresses would also buffer.
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+struct Reading<D> {
+    reader: StreamReader,
+    dialect: D,
+    heartbeat: Duration,
+    opened: bool,
+    _count: Counted,
+}
+
+impl<D: Dialect> Reading<D> {
+    /// The next bytes to write: everything that is ready, or a heartbeat when nothing has come for long.
+    async fn next_bytes(&mut self) -> Option<Bytes> {
+        let mut out = SseWriter::default();
+        if !self.opened {
+            self.opened = true;
+            self.dialect.open(&mut out);
+        }
+        // Loops past events that mean nothing to this client, but never in silence for longer than a heartbeat.
+        loop {
+            self.take_ready(&mut out);
+            if !out.is_empty() {
+                return Some(out.take());
+            }
+            match tokio::time::timeout(self.heartbeat, self.reader.ready()).await {
+                Ok(true) => {}
+                Ok(false) => return None,
+                Err(_elapsed) => out.heartbeat(),
+            }
+        }
+    }
+
+    fn take_ready(&mut self, out: &mut SseWriter) {
+        while out.len() < FRAME_BYTES_MAX {
+            let next = match self.dialect.merge_backlog() {
+                Some(backlog_min) => self.reader.try_next_merged(backlog_min),
+                None => self.reader.try_next_entry(),
+            };
+            let Some(entry) = next else { return };
+            self.dialect.event(&entry, out);
+        }
+    }
+}
+
+/// One reader in the gauge, for as long as it lives.
+struct Counted(Gauge);
+
+impl Counted {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

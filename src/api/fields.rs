@@ -1,0 +1,311 @@
+//! Request fields that dialects share: sampling and stopping, as OpenAI, vLLM and llama.cpp name them, and the fields
+//! that would change the output and are not implemented, which are refused by name rather than ignored.
+//!
+//! A body is parsed once per group of fields, each time from the same bytes. Merging the groups with serde's `flatten`
+//! would buffer the values and lose the paths that errors are reported with.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::{Number, Value, json};
+
+use super::body;
+use super::problem::Problem;
+use crate::error::Error;
+use crate::protocol::{ChatMessage, SamplingParams, StopParams, TokenId};
+
+/// Fields that would change the output, with the one value each that asks for nothing (beside `null`, `false`, `0` and
+/// empty ones, which never do).
+const UNSUPPORTED: [(&str, Option<&str>); 30] = [
+    ("add_generation_prompt", Some("true")),
+    ("allowed_token_ids", None),
+    ("audio", None),
+    ("bad_words", None),
+    ("best_of", Some("1")),
+    ("chat_template", None),
+    ("chat_template_kwargs", None),
+    ("continue_final_message", None),
+    ("documents", None),
+    ("dry_multiplier", None),
+    ("echo", None),
+    ("function_call", Some("\"none\"")),
+    ("functions", None),
+    ("grammar", None),
+    ("guided_choice", None),
+    ("guided_grammar", None),
+    ("guided_json", None),
+    ("guided_regex", None),
+    ("json_schema", None),
+    ("mirostat", None),
+    ("modalities", Some("[\"text\"]")),
+    ("prompt_logprobs", None),
+    ("response_format", Some("{\"type\":\"text\"}")),
+    ("structured_outputs", None),
+    ("suffix", None),
+    ("tool_choice", Some("\"none\"")),
+    ("tools", None),
+    ("use_beam_search", None),
+    ("web_search_options", None),
+    ("xtc_probability", None),
+];
+
+/// Sampling and stopping fields as they came. Counts are wide so that a negative one meets its rule.
+#[derive(Debug, serde::Deserialize)]
+struct SamplingFields {
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    top_k: Option<i64>,
+    min_p: Option<f32>,
+    typical_p: Option<f32>,
+    repetition_penalty: Option<f32>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    logit_bias: Option<BTreeMap<String, f32>>,
+    seed: Option<Number>,
+    logprobs: Option<bool>,
+    top_logprobs: Option<i64>,
+    n: Option<i64>,
+    max_tokens: Option<i64>,
+    max_completion_tokens: Option<i64>,
+    min_tokens: Option<i64>,
+    stop: Option<OneOrMany>,
+    stop_token_ids: Option<Vec<TokenId>>,
+    ignore_eos: Option<bool>,
+}
+
+/// What the shared fields of `json` ask for. Parse these first: this is where a body that is no object is found.
+///
+/// # Errors
+/// 400 for a wrong type, a rule that only JSON can break, or a field that is not implemented.
+pub fn sampling(json: &[u8]) -> Result<(SamplingParams, StopParams), Problem> {
+    let Unsupported(found) = body::parse(json)?;
+    if let Some(name) = found {
+        return Err(Problem::unsupported(&name, "is not supported by this server"));
+    }
+    let f: SamplingFields = body::parse(json)?;
+    if f.n.is_some_and(|n| n != 1) {
+        return Err(Error::invalid("n", format!("`n` must be 1, got {}", f.n.unwrap_or_default())).into());
+    }
+    let top_logprobs = match (f.logprobs.unwrap_or(false), count("top_logprobs", f.top_logprobs, 0)?) {
+        (false, Some(n)) if n > 0 => {
+            let message = format!("`top_logprobs` must come with `logprobs: true`, got {n} without");
+            return Err(Error::invalid("top_logprobs", message).into());
+        }
+        (false, _) => None,
+        (true, n) => Some(n.unwrap_or(0)),
+    };
+    let default = SamplingParams::default();
+    let sampling = SamplingParams {
+        temperature: f.temperature.unwrap_or(default.temperature),
+        top_p: f.top_p.unwrap_or(default.top_p),
+        // -1 is vLLM's spelling of "all".
+        top_k: count("top_k", f.top_k.filter(|&k| k != -1), 0)?.unwrap_or(default.top_k),
+        min_p: f.min_p.unwrap_or(default.min_p),
+        typical_p: f.typical_p.unwrap_or(default.typical_p),
+        repetition_penalty: f.repetition_penalty.unwrap_or(default.repetition_penalty),
+        presence_penalty: f.presence_penalty.unwrap_or(default.presence_penalty),
+        frequency_penalty: f.frequency_penalty.unwrap_or(default.frequency_penalty),
+        logit_bias: logit_bias(f.logit_bias.unwrap_or_default())?,
+        seed: f.seed.as_ref().map(seed).transpose()?,
+        top_logprobs,
+    };
+    let max_tokens = match (f.max_completion_tokens, f.max_tokens) {
+        (Some(n), _) => count("max_completion_tokens", Some(n), 1)?,
+        (None, n) => count("max_tokens", n, 1)?,
+    };
+    let stop = StopParams {
+        max_tokens,
+        min_tokens: count("min_tokens", f.min_tokens, 0)?.unwrap_or(0),
+        strings: f.stop.map_or_else(Vec::new, |s| s.0),
+        token_ids: f.stop_token_ids.unwrap_or_default(),
+        ignore_eos: f.ignore_eos.unwrap_or(false),
+    };
+    Ok((sampling, stop))
+}
+
+/// One message of a chat as it came.
+#[derive(Debug, serde::Deserialize)]
+pub struct MessageFields {
+    role: Option<String>,
+    content: Option<Content>,
+    tool_calls: Option<Vec<IgnoredAny>>,
+    function_call: Option<IgnoredAny>,
+}
+
+/// The messages, each as one text.
+///
+/// # Errors
+/// 400 for a missing role or content and for content that is not text.
+pub fn messages(messages: Vec<MessageFields>) -> Result<Vec<ChatMessage>, Problem> {
+    messages.into_iter().enumerate().map(|(i, m)| message(i, m)).collect()
+}
+
+fn message(i: usize, m: MessageFields) -> Result<ChatMessage, Problem> {
+    let missing = |field: &str| {
+        let param = format!("messages[{i}].{field}");
+        Problem::from(Error::invalid(param.clone(), format!("`{param}` must be given")))
+    };
+    let role = m.role.ok_or_else(|| missing("role"))?;
+    let calls =
+        [("tool_calls", m.tool_calls.is_some_and(|c| !c.is_empty())), ("function_call", m.function_call.is_some())];
+    if let Some((field, _)) = calls.iter().find(|(_, is_used)| *is_used) {
+        return Err(Problem::unsupported(&format!("messages[{i}].{field}"), "is not supported by this server"));
+    }
+    let content = match m.content.ok_or_else(|| missing("content"))? {
+        Content::Text(text) => text,
+        Content::Parts(parts) => {
+            let mut text = String::new();
+            for (j, part) in parts.into_iter().enumerate() {
+                text.push_str(&part.into_text(&format!("messages[{i}].content[{j}]"))?);
+            }
+            text
+        }
+    };
+    Ok(ChatMessage { role, content })
+}
+
+/// A string, or a list of parts.
+#[derive(Debug)]
+enum Content {
+    Text(String),
+    Parts(Vec<Part>),
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct Part {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    text: Option<String>,
+}
+
+impl Part {
+    fn into_text(self, path: &str) -> Result<String, Problem> {
+        match (self.kind.as_deref(), self.text) {
+            (Some("text"), Some(text)) => Ok(text),
+            (Some("text"), None) => {
+                let param = format!("{path}.text");
+                Err(Error::invalid(param.clone(), format!("`{param}` must be given")).into())
+            }
+            (kind, _) => {
+                let param = format!("{path}.type");
+                let got = kind.map_or_else(|| "nothing".to_owned(), |k| format!("{k:?}"));
+                let message = format!("`{param}` must be \"text\", got {got}");
+                Err(Error::invalid(param, message).into())
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct ContentVisitor;
+        impl<'de> Visitor<'de> for ContentVisitor {
+            type Value = Content;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or a list of content parts")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Content, E> {
+                Ok(Content::Text(text.to_owned()))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, parts: A) -> Result<Content, A::Error> {
+                Deserialize::deserialize(SeqAccessDeserializer::new(parts)).map(Content::Parts)
+            }
+        }
+        d.deserialize_any(ContentVisitor)
+    }
+}
+
+/// A string, or a list of strings.
+#[derive(Debug)]
+struct OneOrMany(Vec<String>);
+
+impl<'de> Deserialize<'de> for OneOrMany {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct OneOrManyVisitor;
+        impl<'de> Visitor<'de> for OneOrManyVisitor {
+            type Value = OneOrMany;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or a list of strings")
+            }
+            fn visit_str<E>(self, one: &str) -> Result<OneOrMany, E> {
+                Ok(OneOrMany(vec![one.to_owned()]))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, many: A) -> Result<OneOrMany, A::Error> {
+                Deserialize::deserialize(SeqAccessDeserializer::new(many)).map(OneOrMany)
+            }
+        }
+        d.deserialize_any(OneOrManyVisitor)
+    }
+}
+
+/// The first field of an object that asks for something unsupported. Everything else is skipped, not stored.
+struct Unsupported(Option<String>);
+
+impl<'de> Deserialize<'de> for Unsupported {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct UnsupportedVisitor;
+        impl<'de> Visitor<'de> for UnsupportedVisitor {
+            type Value = Unsupported;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Unsupported, A::Error> {
+                let mut found = None;
+                while let Some(name) = map.next_key::<String>()? {
+                    match UNSUPPORTED.iter().find(|(known, _)| *known == name) {
+                        Some((_, neutral)) if found.is_none() => {
+                            let value: Value = map.next_value()?;
+                            found = asks_for_something(&value, *neutral).then_some(name);
+                        }
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                }
+                Ok(Unsupported(found))
+            }
+        }
+        d.deserialize_map(UnsupportedVisitor)
+    }
+}
+
+fn asks_for_something(value: &Value, neutral: Option<&str>) -> bool {
+    let is_empty = match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Number(n) => n.as_f64() == Some(0.0),
+        Value::String(s) => s.is_empty(),
+        Value::Array(a) => a.is_empty(),
+        Value::Object(o) => o.is_empty(),
+        Value::Bool(true) => false,
+    };
+    // `false` for `add_generation_prompt` is the one empty value that asks for something.
+    let is_neutral = neutral.is_some_and(|n| serde_json::from_str::<Value>(n).is_ok_and(|n| n == *value));
+    let is_on_by_default = neutral == Some("true");
+    !(is_neutral || value.is_null() || (is_empty && !is_on_by_default))
+}
+
+fn count(name: &str, value: Option<i64>, min: i64) -> Result<Option<usize>, Problem> {
+    match value {
+        Some(n) if n < min => Err(Error::invalid(name, format!("`{name}` must be at least {min}, got {n}")).into()),
+        n => Ok(n.map(|n| n as usize)),
+    }
+}
+
+/// Any 64 bits do, written with a sign or without.
+fn seed(value: &Number) -> Result<u64, Problem> {
+    let bits = value.as_u64().or_else(|| value.as_i64().map(|n| n as u64));
+    bits.ok_or_else(|| Error::invalid("seed", format!("`seed` must be a 64-bit integer, got {value}")).into())
+}
+
+fn logit_bias(biases: BTreeMap<String, f32>) -> Result<Vec<(TokenId, f32)>, Problem> {
+    let entry = |(key, bias): (String, f32)| match key.parse() {
+        Ok(token) => Ok((token, bias)),
+        Err(_) => {
+            let message = format!("the keys of `logit_bias` must be token ids, got {}", json!(key));
+            Err(Error::invalid("logit_bias", message).into())
+        }
+    };
+    biases.into_iter().map(entry).collect()
+}

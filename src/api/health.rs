@@ -1,0 +1,36 @@
+//! What operators ask: alive, ready, and the metrics.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
+use serde_json::{Value, json};
+
+use super::App;
+use super::problem::Problem;
+use crate::error::{Error, ErrorKind};
+use crate::service::Readiness;
+
+/// The process answers.
+pub async fn live() -> Json<Value> {
+    Json(json!({"status": "live"}))
+}
+
+/// Requests will be served.
+///
+/// # Errors
+/// 503 with `Retry-After` while starting or draining.
+pub async fn ready(State(app): State<App>) -> Result<Json<Value>, Problem> {
+    let why = match app.service.readiness() {
+        Readiness::Ready => return Ok(Json(json!({"status": "ready"}))),
+        Readiness::Starting => "the server is starting",
+        Readiness::Draining => "the server is draining",
+    };
+    Err(Error::new(ErrorKind::Unavailable, why).into())
+}
+
+/// The metrics as OpenMetrics text.
+pub async fn metrics(State(app): State<App>) -> impl IntoResponse {
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, content_type)], app.service.metrics().render())
+}

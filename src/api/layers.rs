@@ -1,0 +1,94 @@
+//! What every request passes through: a request id, a net for panics, and CORS where it is configured.
+
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use axum::extract::Request;
+use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
+use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+
+use super::disconnect;
+use super::problem::Problem;
+use crate::error::{Error, Result};
+use crate::protocol::StreamId;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Longest request id that is taken over from a client.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// How long a browser may remember a preflight's answer.
+const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(3600);
+
+/// Gives the response a request id (the client's, if it is a sane one) and turns a panic into a 500.
+pub async fn guard(request: Request, next: Next) -> Response {
+    let given = request.headers().get(REQUEST_ID).filter(|v| is_sane(v.as_bytes())).cloned();
+    let made = || HeaderValue::try_from(format!("req_{}", StreamId::random())).ok();
+    let id = given.or_else(made);
+    // A handler holds nothing across a panic that another request could see: shared state is behind locks that
+    // survive poisoning, and a half-started stream leaves through its reader's drop.
+    let mut response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+        Ok(response) => response,
+        Err(_panic) => Problem::from(Error::internal("the server hit a bug on this request")).into_response(),
+    };
+    if let Some(id) = id {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response
+}
+
+/// The CORS layer for `origins`; none for an empty list, so that only the server's own pages can call it.
+///
+/// # Errors
+/// If an origin cannot be one.
+pub fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
+    if origins.is_empty() {
+        return Ok(None);
+    }
+    let allowed = if origins.iter().any(|o| o == "*") {
+        AllowOrigin::from(Any)
+    } else {
+        AllowOrigin::list(origins.iter().map(|o| origin(o)).collect::<Result<Vec<_>>>()?)
+    };
+    let request_headers = [
+        header::AUTHORIZATION,
+        header::CONTENT_TYPE,
+        HeaderName::from_static("last-event-id"),
+        REQUEST_ID,
+        HeaderName::from_static(disconnect::HEADER),
+    ];
+    let response_headers = [
+        header::LOCATION,
+        header::RETRY_AFTER,
+        HeaderName::from_static("retry-after-ms"),
+        HeaderName::from_static("x-stream-id"),
+        REQUEST_ID,
+    ];
+    let layer = CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        .allow_headers(request_headers)
+        .expose_headers(response_headers)
+        .max_age(PREFLIGHT_MAX_AGE);
+    Ok(Some(layer))
+}
+
+fn origin(text: &str) -> Result<HeaderValue> {
+    let host = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    let is_origin = host.is_some_and(|h| !h.is_empty() && !h.contains('/'));
+    match HeaderValue::from_str(text) {
+        Ok(value) if is_origin => Ok(value),
+        _ => {
+            let message = format!("a CORS origin must be * or scheme://host[:port], got {text:?}");
+            Err(Error::invalid("cors_origins", message))
+        }
+    }
+}
+
+fn is_sane(id: &[u8]) -> bool {
+    let is_plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b':');
+    !id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX && id.iter().all(is_plain)
+}

@@ -1,0 +1,166 @@
+//! The native stream: every event of the log with an id, so that a client can leave after any and come back.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::cursor::{Cursor, Resume};
+use crate::api::event_body::Dialect;
+use crate::api::problem::ErrorBody;
+use crate::api::sse::SseWriter;
+use crate::protocol::{Epoch, ErrorInfo, Event, EventId, StreamId, TokenEvent, TokenId, Usage};
+use crate::stream::Entry;
+use crate::text::Tokenizer;
+
+/// One client's view of a generation as native events.
+pub(super) struct NativeEvents {
+    pub(super) stream: StreamId,
+    pub(super) epoch: Epoch,
+    pub(super) resume: Resume,
+    /// Jittered by the caller, so that a restarted server is not met by all clients at once.
+    pub(super) retry_ms: u64,
+    pub(super) now_ms: u64,
+    pub(super) tokenizer: Arc<Tokenizer>,
+}
+
+/// What every event's data begins with.
+#[derive(Debug, Serialize)]
+struct Data<T> {
+    stream: String,
+    /// Its place in the log; for `gap`, which is not in the log, the place of the event that follows.
+    seq: u64,
+    #[serde(rename = "type")]
+    event_type: &'static str,
+    /// Milliseconds since the Unix epoch.
+    ts: u64,
+    #[serde(flatten)]
+    more: T,
+}
+
+#[derive(Debug, Serialize)]
+struct Queued {
+    position: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct Started {
+    prompt_tokens: usize,
+    cached_tokens: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct Token<'a> {
+    text: &'a str,
+    tokens: &'a [TokenId],
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    logprobs: Vec<Logprob>,
+}
+
+#[derive(Debug, Serialize)]
+struct Logprob {
+    #[serde(flatten)]
+    token: Spelled,
+    top: Vec<Spelled>,
+}
+
+/// A token by id and bytes, with the natural logarithm of its probability (`null` if that is 0).
+#[derive(Debug, Serialize)]
+struct Spelled {
+    token: TokenId,
+    bytes: Vec<u8>,
+    logprob: f32,
+}
+
+#[derive(Debug, Serialize)]
+struct Done {
+    finish_reason: &'static str,
+    usage: UsageObject,
+}
+
+#[derive(Debug, Serialize)]
+struct Failed {
+    error: ErrorBody,
+    usage: UsageObject,
+}
+
+#[derive(Debug, Serialize)]
+struct Gap {
+    reason: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct UsageObject {
+    prompt_tokens: usize,
+    cached_tokens: usize,
+    completion_tokens: usize,
+}
+
+impl From<Usage> for UsageObject {
+    fn from(u: Usage) -> Self {
+        let Usage { prompt_tokens, cached_tokens, completion_tokens } = u;
+        Self { prompt_tokens, cached_tokens, completion_tokens }
+    }
+}
+
+impl Dialect for NativeEvents {
+    fn open(&mut self, out: &mut SseWriter) {
+        let cursor = match self.resume {
+            Resume::From(seq) if seq > 0 => self.id(seq - 1),
+            _ => Cursor::Start(self.epoch),
+        };
+        out.cursor(cursor);
+        out.retry(self.retry_ms);
+        if let Resume::Gap { from, reason } = self.resume {
+            let more = Gap { reason: reason.as_str() };
+            let id = if from == 0 { Cursor::Start(self.epoch) } else { self.id(from - 1) };
+            out.event(id, "gap", &self.data("gap", from, self.now_ms, more));
+        }
+    }
+
+    fn event(&mut self, entry: &Entry, out: &mut SseWriter) {
+        match &entry.event {
+            Event::Queued { position } => self.write("queued", entry, Queued { position: *position }, out),
+            Event::Started { prompt_tokens, cached_tokens } => {
+                let more = Started { prompt_tokens: *prompt_tokens, cached_tokens: *cached_tokens };
+                self.write("started", entry, more, out);
+            }
+            Event::Token(token) => self.write("token", entry, self.token(token), out),
+            Event::Done { finish_reason, usage } => {
+                let more = Done { finish_reason: finish_reason.as_str(), usage: (*usage).into() };
+                self.write("done", entry, more, out);
+            }
+            Event::Error(info) => self.write("error", entry, failed(info), out),
+        }
+    }
+}
+
+impl NativeEvents {
+    fn write(&self, name: &'static str, entry: &Entry, more: impl Serialize, out: &mut SseWriter) {
+        out.event(self.id(entry.seq), name, &self.data(name, entry.seq, entry.ts_ms, more));
+    }
+
+    fn data<T>(&self, event_type: &'static str, seq: u64, ts: u64, more: T) -> Data<T> {
+        Data { stream: self.stream.to_string(), seq, event_type, ts, more }
+    }
+
+    fn id(&self, seq: u64) -> Cursor {
+        Cursor::After(EventId { epoch: self.epoch, seq })
+    }
+
+    fn token<'a>(&self, token: &'a TokenEvent) -> Token<'a> {
+        let spell = |token: TokenId, logprob: f32| Spelled {
+            token,
+            bytes: self.tokenizer.token_bytes(token).to_vec(),
+            logprob,
+        };
+        let logprobs = token.logprobs.iter().map(|l| Logprob {
+            token: spell(l.token, l.logprob),
+            top: l.top.iter().map(|&(t, p)| spell(t, p)).collect(),
+        });
+        Token { text: &token.text, tokens: &token.tokens, logprobs: logprobs.collect() }
+    }
+}
+
+fn failed(info: &ErrorInfo) -> Failed {
+    Failed { error: info.into(), usage: info.usage.into() }
+}

@@ -1,0 +1,8 @@
+//! The native wire, `/v1/streams`: a generation is a thing with a name. Post one, follow it from anywhere, as often as
+//! you like and from any event on; delete it to cancel.
+
+mod cursor;
+mod events;
+mod routes;
+
+pub use routes::{cancel, create, follow, list};

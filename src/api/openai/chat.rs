@@ -1,0 +1,89 @@
+//! `POST /v1/chat/completions`, streamed or whole.
+//!
+//! A stream answers 200 as soon as the request is accepted: by then every error that is the client's or the queue's
+//! has been told with a real status, and heartbeats can flow while it waits. What fails later is an error object in
+//! the stream. A call without `stream` is the same stream folded to its end, so it can still answer with a status.
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+
+use super::chat_chunks::ChatChunks;
+use super::chat_types::{ChatRequest, Choice, Completion, Logprobs, Message};
+use crate::api::problem::Problem;
+use crate::api::{App, TENANT, body, disconnect, event_body, fields, fold, with_stream_id};
+use crate::error::Error;
+use crate::protocol::{GenerateRequest, OnDisconnect, Prompt};
+use crate::service::Started;
+
+/// Handles one request.
+///
+/// # Errors
+/// Any of the body's, the fields' and the service's.
+pub async fn create(State(app): State<App>, request: Request) -> Result<Response, Problem> {
+    let policy = disconnect::from_header(request.headers())?;
+    let json = body::read(request, app.config.body_bytes_max, app.config.body_read_timeout).await?;
+    let (sampling, stop) = fields::sampling(&json)?;
+    let chat: ChatRequest = body::parse(&json)?;
+    drop(json);
+    let stream = chat.stream.unwrap_or(false);
+    if chat.stream_options.is_some() && !stream {
+        let message = "`stream_options` must come with `stream: true`, got it without";
+        return Err(Error::invalid("stream_options", message).into());
+    }
+    let include_usage = chat.stream_options.and_then(|o| o.include_usage).unwrap_or(false);
+    let messages = chat.messages.ok_or_else(|| Error::invalid("messages", "`messages` must be given"))?;
+    let with_logprobs = sampling.top_logprobs.is_some();
+    let generate = GenerateRequest {
+        tenant: TENANT,
+        model: chat.model,
+        prompt: Prompt::Chat(fields::messages(messages)?),
+        sampling,
+        stop,
+        on_disconnect: policy.unwrap_or(OnDisconnect::Cancel),
+    };
+    let started = app.service.start(generate).await?;
+    if stream {
+        Ok(chunks(&app, &started, include_usage, with_logprobs))
+    } else {
+        whole(&app, &started, with_logprobs).await
+    }
+}
+
+fn chunks(app: &App, started: &Started, include_usage: bool, with_logprobs: bool) -> Response {
+    let dialect = ChatChunks {
+        id: completion_id(started),
+        created: started.log.created_ms() / 1000,
+        model: app.service.model_name().to_owned(),
+        include_usage,
+        with_logprobs,
+        tokenizer: app.service.tokenizer().clone(),
+    };
+    let reader = started.log.reader(0);
+    let response = event_body::respond(reader, dialect, app.config.heartbeat, &app.service.metrics().readers);
+    with_stream_id(response, started.log.id())
+}
+
+/// Waits for the end. If the client goes away meanwhile, the server drops this future, and with it the reader.
+async fn whole(app: &App, started: &Started, with_logprobs: bool) -> Result<Response, Problem> {
+    let folded = fold::to_end(started.log.reader(0)).await;
+    let (finish_reason, usage) = folded.end.map_err(|info| Problem::from(&info))?;
+    let completion = Completion {
+        id: completion_id(started),
+        object: "chat.completion",
+        created: started.log.created_ms() / 1000,
+        model: app.service.model_name(),
+        choices: [Choice {
+            index: 0,
+            message: Message { role: "assistant", content: folded.token.text, refusal: None },
+            logprobs: with_logprobs.then(|| Logprobs::new(&folded.token.logprobs, app.service.tokenizer())),
+            finish_reason: finish_reason.as_str(),
+        }],
+        usage: usage.into(),
+    };
+    Ok(with_stream_id(Json(completion).into_response(), started.log.id()))
+}
+
+fn completion_id(started: &Started) -> String {
+    format!("chatcmpl-{}", started.log.id())
+}

@@ -1,0 +1,148 @@
+//! Chat Completions' JSON, private to this dialect.
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::fields::MessageFields;
+use crate::protocol::{TokenId, TokenLogprob, Usage};
+use crate::text::Tokenizer;
+
+/// What OpenAI's clients are told where a probability is 0: JSON has no infinity.
+const LOGPROB_MIN: f32 = -9999.0;
+
+/// The fields of a request that only this dialect has; sampling is in `api::fields`.
+#[derive(Debug, Deserialize)]
+pub(super) struct ChatRequest {
+    pub(super) model: Option<String>,
+    pub(super) messages: Option<Vec<MessageFields>>,
+    pub(super) stream: Option<bool>,
+    pub(super) stream_options: Option<StreamOptions>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct StreamOptions {
+    pub(super) include_usage: Option<bool>,
+}
+
+/// One chunk of a stream. `usage` is left out unless the client asked for it; then it is `null` but in the last.
+#[derive(Debug, Serialize)]
+pub(super) struct Chunk<'a> {
+    pub(super) id: &'a str,
+    pub(super) object: &'static str,
+    pub(super) created: u64,
+    pub(super) model: &'a str,
+    pub(super) choices: Vec<ChunkChoice<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) usage: Option<Option<UsageObject>>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct ChunkChoice<'a> {
+    pub(super) index: usize,
+    pub(super) delta: Delta<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) logprobs: Option<Logprobs>,
+    pub(super) finish_reason: Option<&'static str>,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Delta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) content: Option<&'a str>,
+}
+
+/// The answer to a call without `stream`.
+#[derive(Debug, Serialize)]
+pub(super) struct Completion<'a> {
+    pub(super) id: String,
+    pub(super) object: &'static str,
+    pub(super) created: u64,
+    pub(super) model: &'a str,
+    pub(super) choices: [Choice; 1],
+    pub(super) usage: UsageObject,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Choice {
+    pub(super) index: usize,
+    pub(super) message: Message,
+    pub(super) logprobs: Option<Logprobs>,
+    pub(super) finish_reason: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Message {
+    pub(super) role: &'static str,
+    pub(super) content: String,
+    pub(super) refusal: Option<()>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Logprobs {
+    content: Vec<TokenObject>,
+    refusal: Option<()>,
+}
+
+#[derive(Debug, Serialize)]
+struct TokenObject {
+    #[serde(flatten)]
+    token: TokenSpelling,
+    top_logprobs: Vec<TokenSpelling>,
+}
+
+#[derive(Debug, Serialize)]
+struct TokenSpelling {
+    token: String,
+    logprob: f32,
+    bytes: Vec<u8>,
+}
+
+impl Logprobs {
+    pub(super) fn new(logprobs: &[TokenLogprob], tokenizer: &Tokenizer) -> Self {
+        let content = logprobs.iter().map(|l| TokenObject {
+            token: TokenSpelling::new(l.token, l.logprob, tokenizer),
+            top_logprobs: l.top.iter().map(|&(t, p)| TokenSpelling::new(t, p, tokenizer)).collect(),
+        });
+        Self { content: content.collect(), refusal: None }
+    }
+}
+
+impl TokenSpelling {
+    fn new(token: TokenId, logprob: f32, tokenizer: &Tokenizer) -> Self {
+        let bytes = tokenizer.token_bytes(token).to_vec();
+        let logprob = if logprob.is_finite() { logprob } else { LOGPROB_MIN };
+        Self { token: String::from_utf8_lossy(&bytes).into_owned(), logprob, bytes }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct UsageObject {
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    total_tokens: usize,
+    prompt_tokens_details: PromptTokens,
+    completion_tokens_details: CompletionTokens,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+struct PromptTokens {
+    cached_tokens: usize,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+struct CompletionTokens {
+    reasoning_tokens: usize,
+}
+
+impl From<Usage> for UsageObject {
+    fn from(u: Usage) -> Self {
+        Self {
+            prompt_tokens: u.prompt_tokens,
+            completion_tokens: u.completion_tokens,
+            total_tokens: u.prompt_tokens + u.completion_tokens,
+            prompt_tokens_details: PromptTokens { cached_tokens: u.cached_tokens },
+            completion_tokens_details: CompletionTokens { reasoning_tokens: 0 },
+        }
+    }
+}

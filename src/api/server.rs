@@ -1,0 +1,175 @@
+//! Connections: accepted within a bound, served as HTTP/1.1, drained at the end.
+//!
+//! A client that closes its connection ends the handler or the body that served it: the connection is dropped, and
+//! they with it. A client that closes only its sending half looks the same and is treated the same, since no ordinary
+//! client does that and a killed one always does.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::peer::{self, SharedStream};
+use super::{ApiConfig, loading_router, router};
+use crate::error::{Error, Result};
+use crate::service::Service;
+
+/// What is left at the deadline is told this.
+const SHUTDOWN_MESSAGE: &str = "the server is shutting down";
+
+/// Pause after a failed accept: mostly there are no file descriptors left, and only closing connections helps.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until `shutdown` resolves, then drains: no new connections and requests, running generations go on until
+/// `drain_timeout`, what is left ends with an error event, and connections get `close_timeout` to hear of it.
+///
+/// # Errors
+/// If the configuration is wrong. A failed connection is no error.
+pub async fn serve(
+    listener: TcpListener,
+    service: Arc<Service>,
+    config: ApiConfig,
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
+    let router = router(service.clone(), config.clone())?;
+    let closing = CancellationToken::new();
+    let _sweeper = AbortOnDropHandle::new(tokio::spawn(sweep(service.clone(), config.sweep_interval)));
+    // Aborts what is left when this future is dropped.
+    let mut connections = JoinSet::new();
+    tokio::select! {
+        never = accept(&listener, router, &config, closing.clone(), &mut connections) => match never {},
+        () = shutdown => {}
+    }
+    drop(listener);
+    drain(&service, &config, &closing).await?;
+    let closed = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(config.close_timeout, closed).await.is_err() {
+        tracing::warn!("connections still open after the close time-out are cut");
+    }
+    Ok(())
+}
+
+/// Answers while `loading` runs: alive, and 503 with `Retry-After` to everything else. Returns what `loading` does; the
+/// listener is then free for [`serve`].
+///
+/// # Errors
+/// If the configuration is wrong.
+pub async fn serve_while<T>(listener: &TcpListener, config: &ApiConfig, loading: impl Future<Output = T>) -> Result<T> {
+    let router = loading_router(config)?;
+    let closing = CancellationToken::new();
+    let mut connections = JoinSet::new();
+    let loaded = tokio::select! {
+        never = accept(listener, router, config, closing.clone(), &mut connections) => match never {},
+        loaded = loading => loaded,
+    };
+    closing.cancel();
+    let closed = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(config.close_timeout, closed).await.is_err() {
+        tracing::warn!("connections from before the model was loaded are cut");
+    }
+    Ok(loaded)
+}
+
+/// Never returns; ends by being dropped.
+async fn accept(
+    listener: &TcpListener,
+    router: Router,
+    config: &ApiConfig,
+    closing: CancellationToken,
+    connections: &mut JoinSet<()>,
+) -> std::convert::Infallible {
+    let permits = Arc::new(Semaphore::new(config.connections_max.max(1)));
+    loop {
+        // Before accepting, so that one too many waits in the kernel's backlog and costs us nothing.
+        let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let stream = next_connection(listener).await;
+        while connections.try_join_next().is_some() {}
+        let service = TowerToHyperService::new(router.clone());
+        connections.spawn(connection(stream, service, config.header_read_timeout, closing.clone(), permit));
+    }
+}
+
+async fn next_connection(listener: &TcpListener) -> TcpStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _peer)) => {
+                // Tokens are small and each should leave at once.
+                if let Err(e) = stream.set_nodelay(true) {
+                    tracing::debug!(error = %e, "no TCP_NODELAY");
+                }
+                return stream;
+            }
+            Err(e) => {
+                tracing::warn!(error = %e, "accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    service: TowerToHyperService<Router>,
+    header_read_timeout: Duration,
+    closing: CancellationToken,
+    _permit: OwnedSemaphorePermit,
+) {
+    let stream = SharedStream::new(stream);
+    let gone = peer::gone(stream.clone());
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(header_read_timeout)
+        // A close of the sending half ends the connection: see the top of this file.
+        .half_close(false)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(serving);
+    let served = async {
+        tokio::select! {
+            biased;
+            result = serving.as_mut() => return result,
+            () = closing.cancelled() => {}
+        }
+        // Ends at once when idle, else after the response under way.
+        serving.as_mut().graceful_shutdown();
+        serving.await
+    };
+    tokio::select! {
+        biased;
+        result = served => {
+            if let Err(e) = result {
+                tracing::debug!(error = %e, "connection ended");
+            }
+        }
+        () = gone => {}
+    }
+}
+
+async fn drain(service: &Arc<Service>, config: &ApiConfig, closing: &CancellationToken) -> Result<()> {
+    service.drain();
+    closing.cancel();
+    if tokio::time::timeout(config.drain_timeout, service.drained()).await.is_err() {
+        tracing::warn!("generations still running after the drain time-out are ended");
+    }
+    let service = service.clone();
+    // Joins the worker threads.
+    let stopping = tokio::task::spawn_blocking(move || service.shutdown(SHUTDOWN_MESSAGE));
+    stopping.await.map_err(|e| Error::internal(format!("the backend failed to stop: {e}")))
+}
+
+async fn sweep(service: Arc<Service>, interval: Duration) {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        service.table().sweep(service.now_ms());
+    }
+}

@@ -1,0 +1,119 @@
+//! Server-sent events, as bytes (WHATWG HTML, "Server-sent events").
+//!
+//! Ours and not a library's, for one line: the heartbeat. It is `:` and one newline. A heartbeat with a blank line
+//! dispatches: by the letter it resets the cursor of a fresh connection, and it makes clients that parse every block
+//! as JSON fail. Payloads are JSON on one line, so no field ever holds a line break.
+
+use bytes::Bytes;
+use serde::Serialize;
+
+/// The media type.
+pub const CONTENT_TYPE: &str = "text/event-stream";
+
+/// Collects frames into one buffer.
+#[derive(Debug, Default)]
+pub struct SseWriter {
+    buf: Vec<u8>,
+}
+
+impl SseWriter {
+    /// A block of an id and nothing else: moves the client's cursor, fires no event.
+    pub fn cursor(&mut self, id: impl std::fmt::Display) {
+        self.field("id", &id.to_string());
+        self.end();
+    }
+
+    /// How long a client should wait before it reconnects.
+    pub fn retry(&mut self, retry_ms: u64) {
+        self.field("retry", &retry_ms.to_string());
+        self.end();
+    }
+
+    /// A comment that keeps proxies and clients from giving up. No blank line follows: see above.
+    pub fn heartbeat(&mut self) {
+        self.buf.extend_from_slice(b":\n");
+    }
+
+    /// An event without id and name, as plain OpenAI clients want it.
+    pub fn data(&mut self, payload: &impl Serialize) {
+        self.json(payload);
+        self.end();
+    }
+
+    /// A payload that is not JSON: OpenAI's `[DONE]`.
+    pub fn raw_data(&mut self, payload: &'static str) {
+        self.field("data", payload);
+        self.end();
+    }
+
+    /// An event with id and name.
+    pub fn event(&mut self, id: impl std::fmt::Display, name: &'static str, payload: &impl Serialize) {
+        self.field("id", &id.to_string());
+        self.field("event", name);
+        self.json(payload);
+        self.end();
+    }
+
+    /// Bytes collected so far.
+    pub fn len(&self) -> usize {
+        self.buf.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.buf.is_empty()
+    }
+
+    /// Hands over what was collected.
+    pub fn take(&mut self) -> Bytes {
+        Bytes::from(std::mem::take(&mut self.buf))
+    }
+
+    fn field(&mut self, name: &'static str, value: &str) {
+        debug_assert!(!value.contains(['\n', '\r', '\0']), "{name}: {value:?}");
+        self.buf.extend_from_slice(name.as_bytes());
+        self.buf.extend_from_slice(b": ");
+        self.buf.extend_from_slice(value.as_bytes());
+        self.buf.push(b'\n');
+    }
+
+    fn json(&mut self, payload: &impl Serialize) {
+        self.buf.extend_from_slice(b"data: ");
+        // Compact JSON escapes every line break. Our payloads have string keys and a Vec never refuses.
+        serde_json::to_writer(&mut self.buf, payload).expect("wire types serialise");
+        self.buf.push(b'\n');
+    }
+
+    fn end(&mut self) {
+        self.buf.push(b'\n');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[track_caller]
+    fn check(write: impl FnOnce(&mut SseWriter), expect: &str) {
+        let mut out = SseWriter::default();
+        write(&mut out);
+        assert_eq!(String::from_utf8_lossy(&out.take()), expect);
+        assert!(out.is_empty());
+    }
+
+    #[test]
+    fn frames_are_exact_bytes() {
+        check(|o| o.cursor("1f-7"), "id: 1f-7\n\n");
+        check(|o| o.retry(1500), "retry: 1500\n\n");
+        check(SseWriter::heartbeat, ":\n");
+        check(|o| o.raw_data("[DONE]"), "data: [DONE]\n\n");
+        check(|o| o.data(&json!({"a": 1})), "data: {\"a\":1}\n\n");
+        check(|o| o.event("1f-0", "token", &json!({})), "id: 1f-0\nevent: token\ndata: {}\n\n");
+    }
+
+    #[test]
+    fn a_payload_stays_on_one_line() {
+        check(|o| o.data(&json!({"t": "a\nb\r\n\u{2028}é"})), "data: {\"t\":\"a\\nb\\r\\n\u{2028}é\"}\n\n");
+    }
+}

@@ -1,0 +1,88 @@
+//! The settings table as flags. Each flag takes text; reading it is the configuration's business, so that a value
+//! breaks the same rule with the same words whether it was typed here, exported or written in a file.
+
+use std::path::PathBuf;
+
+use clap::error::Error;
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, value_parser};
+
+use crate::config::{Kind, SETTINGS, Setting, Typed};
+
+/// The settings as typed: all of them, or only what commands beside `serve` need.
+#[derive(Debug, Clone, Default)]
+pub struct Flags<const ALL: bool>(pub Typed);
+
+/// For `serve`.
+pub type ServeFlags = Flags<true>;
+/// For `pull` and `models`.
+pub type ToolFlags = Flags<false>;
+
+const CONFIG_ID: &str = "config";
+
+fn settings(all: bool) -> impl Iterator<Item = &'static Setting> {
+    SETTINGS.iter().filter(move |s| all || s.section() == "registry")
+}
+
+fn arg(setting: &'static Setting) -> Arg {
+    let default = Some(setting.default).filter(|text| !text.is_empty());
+    let default = default.map(|text| format!(" [default: {text}]")).unwrap_or_default();
+    let words = match setting.kind {
+        Kind::OneOf(words) => format!(": {}", words.join(", ")),
+        _ => String::new(),
+    };
+    let help = format!("{}{words}{default} [env: {}]", setting.help, setting.env());
+    let arg = Arg::new(setting.key).long(setting.flag).help(help).help_heading(heading(setting.section()));
+    match setting.kind {
+        Kind::Bool => arg
+            .value_name("BOOL")
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .hide_possible_values(true),
+        Kind::Count { .. } | Kind::Millis { .. } => arg.value_name("N").allow_negative_numbers(true),
+        Kind::Bytes { .. } => arg.value_name("BYTES").allow_negative_numbers(true),
+        Kind::OneOf(_) => arg.value_name("WORD"),
+        Kind::List => arg.value_name("A,B"),
+        Kind::Text => arg.value_name("TEXT"),
+    }
+}
+
+fn heading(section: &str) -> &'static str {
+    match section {
+        "server" => "Server",
+        "streams" => "Streams",
+        "requests" => "Requests",
+        "engine" => "Engine",
+        "model" => "Model",
+        "registry" => "Weights",
+        _ => "Log",
+    }
+}
+
+impl<const ALL: bool> Args for Flags<ALL> {
+    fn augment_args(command: Command) -> Command {
+        let file = Arg::new(CONFIG_ID)
+            .long("config")
+            .value_name("FILE")
+            .value_parser(value_parser!(PathBuf))
+            .help("Settings as TOML; ./tallow.toml if it exists [env: TALLOW_CONFIG]");
+        command.arg(file).args(settings(ALL).map(arg))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl<const ALL: bool> FromArgMatches for Flags<ALL> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
+        let typed = |s: &'static Setting| Some((s, matches.get_one::<String>(s.key)?.clone()));
+        let file = matches.get_one::<PathBuf>(CONFIG_ID).cloned();
+        Ok(Self(Typed { values: settings(ALL).filter_map(typed).collect(), file }))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}

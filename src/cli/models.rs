@@ -1,0 +1,64 @@
+//! `tallow models`: what can be served by name, and what is here already.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::flags::ToolFlags;
+use super::progress::size;
+use super::pull::registry;
+use crate::model::registry::ListedModel;
+
+#[derive(Debug, Args)]
+pub(super) struct ModelsArgs {
+    #[command(flatten)]
+    flags: ToolFlags,
+}
+
+pub(super) fn run(args: ModelsArgs) -> anyhow::Result<ExitCode> {
+    let config = super::resolve(args.flags.0)?;
+    let listed = registry(&config.registry)?.list()?;
+    super::print(&table(&listed))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Columns as wide as their widest cell, the last one free.
+fn table(listed: &[ListedModel]) -> String {
+    let head = ["NAME", "SIZE", "CACHED", "PATH", "DESCRIPTION"].map(str::to_owned);
+    let cells = listed.iter().map(|model| {
+        let cached = if model.cached.is_some() { "yes" } else { "no" };
+        let path = model.cached.as_ref().map_or_else(|| "-".to_owned(), |path| path.display().to_string());
+        let description = model.manifest.as_ref().map_or("from the hub", |m| m.description.as_str()).to_owned();
+        [model.spec.clone(), size(model.size_bytes), cached.to_owned(), path, description]
+    });
+    let lines: Vec<[String; 5]> = std::iter::once(head).chain(cells).collect();
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    let widths = [width(0), width(1), width(2), width(3)];
+    let mut text = String::new();
+    for [name, bytes, cached, path, description] in &lines {
+        let [w0, w1, w2, w3] = widths;
+        writeln!(text, "{name:w0$}  {bytes:>w1$}  {cached:w2$}  {path:w3$}  {description}").expect("a string takes it");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned() {
+        let model = |spec: &str, size_bytes, cached: Option<&str>| ListedModel {
+            spec: spec.into(),
+            size_bytes,
+            cached: cached.map(Into::into),
+            manifest: None,
+        };
+        let text = table(&[model("a", 98_362_432, None), model("longer-name", 5 << 30, Some("/cache/x.gguf"))]);
+        let starts: Vec<_> = text.lines().map(|line| line.find("from the hub").or(line.find("DESC"))).collect();
+        assert_eq!(starts, [starts[0]; 3], "{text}");
+        assert!(text.contains("a            93.8 MiB  no      -  "), "{text}");
+        assert!(text.contains("longer-name     5 GiB  yes     /cache/x.gguf  from"), "{text}");
+    }
+}

@@ -1,0 +1,145 @@
+//! From the resolved configuration to what each room takes.
+
+use std::time::Duration;
+
+use candle_core::Device;
+
+use crate::api::ApiConfig;
+use crate::config::{Config, DeviceKind};
+use crate::engine::EngineConfig;
+use crate::error::{Error, Result};
+use crate::model::decoder::{Compute, DecoderOptions};
+use crate::service::ServiceConfig;
+use crate::stream::TableLimits;
+
+pub(super) fn api(config: &Config) -> ApiConfig {
+    let server = &config.server;
+    ApiConfig {
+        heartbeat: Duration::from_millis(server.heartbeat_ms),
+        cors_origins: server.cors_origins.clone(),
+        body_bytes_max: server.body_bytes_max,
+        body_read_timeout: Duration::from_millis(server.body_read_timeout_ms),
+        header_read_timeout: Duration::from_millis(server.header_read_timeout_ms),
+        connections_max: server.connections_max,
+        sweep_interval: Duration::from_millis(server.sweep_interval_ms),
+        drain_timeout: Duration::from_millis(server.drain_timeout_ms),
+        close_timeout: Duration::from_millis(server.close_timeout_ms),
+    }
+}
+
+pub(super) fn streams(config: &Config) -> TableLimits {
+    let streams = &config.streams;
+    TableLimits {
+        num_streams_max: streams.num_streams_max,
+        num_bytes_max: streams.num_bytes_max,
+        retention_ms: streams.retention_ms,
+        num_expired_max: streams.num_expired_max,
+    }
+}
+
+pub(super) fn service(config: &Config, model_name: String) -> ServiceConfig {
+    let requests = &config.requests;
+    ServiceConfig {
+        model_name,
+        max_tokens_default: requests.max_tokens_default,
+        stop_strings_max: requests.stop_strings_max,
+        stop_string_bytes_max: requests.stop_string_bytes_max,
+        stop_tokens_max: requests.stop_tokens_max,
+        logit_bias_max: requests.logit_bias_max,
+        top_logprobs_max: requests.top_logprobs_max,
+        linger_ms_max: requests.linger_ms_max,
+        inline_bytes_max: requests.inline_bytes_max,
+        tokenising_max: requests.tokenising_max.unwrap_or_else(num_cores),
+    }
+}
+
+pub(super) fn engine(config: &Config) -> EngineConfig {
+    let engine = &config.engine;
+    EngineConfig {
+        num_workers: engine.num_workers,
+        max_num_seqs: engine.max_num_seqs,
+        max_num_batched_tokens: engine.max_num_batched_tokens,
+        prefill_tokens_per_step_max: engine.prefill_tokens_per_step_max,
+        queue_requests_max: engine.queue_requests_max,
+        queue_tokens_max: engine.queue_tokens_max,
+        prefix_cache: engine.prefix_cache,
+        worker_load_attempts_max: engine.worker_load_attempts_max,
+        worker_backoff_min: Duration::from_millis(engine.worker_backoff_min_ms),
+        worker_backoff_max: Duration::from_millis(engine.worker_backoff_max_ms),
+        step_time_max: Duration::from_millis(engine.step_time_max_ms),
+        shutdown_time_max: Duration::from_millis(engine.shutdown_time_max_ms),
+    }
+}
+
+/// How a worker's decoder runs. Threads and KV memory are split evenly among the workers.
+///
+/// # Errors
+/// If the device was not compiled in or does not answer.
+pub(super) fn decoder(config: &Config) -> Result<DecoderOptions> {
+    let (model, engine) = (&config.model, &config.engine);
+    let compute = match model.device {
+        DeviceKind::Cpu if model.reference => Compute::Composed(Device::Cpu),
+        DeviceKind::Cpu => {
+            let num_threads = engine.threads.unwrap_or_else(num_cores) / engine.num_workers;
+            Compute::Cpu { num_threads: num_threads.max(1) }
+        }
+        DeviceKind::Cuda => Compute::Composed(device("cuda", Device::new_cuda(0))?),
+        DeviceKind::Metal => Compute::Composed(device("metal", Device::new_metal(0))?),
+    };
+    let kv_bytes = model.kv_cache_bytes / engine.num_workers as u64;
+    Ok(DecoderOptions {
+        compute,
+        max_model_len: model.max_model_len,
+        kv_bytes_max: usize::try_from(kv_bytes).unwrap_or(usize::MAX),
+        max_num_seqs: engine.max_num_seqs,
+    })
+}
+
+fn device(name: &str, device: candle_core::Result<Device>) -> Result<Device> {
+    device.map_err(|e| Error::invalid("--device", format!("--device {name} cannot be used: {e}")))
+}
+
+/// Cores this process may use: affinity and control groups count.
+fn num_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{SETTINGS, Sources, Typed};
+
+    fn config(flags: &[(&str, &str)]) -> Config {
+        let row = |flag: &str| SETTINGS.iter().find(|s| s.flag == flag).expect("a flag of ours");
+        let mut values: Vec<_> = flags.iter().map(|(flag, text)| (row(flag), (*text).to_owned())).collect();
+        values.push((row("cache-dir"), "cache".to_owned()));
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let sources = Sources::collect(Typed { values, file: None }, &|_| None, dir.path()).expect("no file");
+        Config::resolve(&sources).expect("a good configuration")
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_rooms() {
+        let config = config(&[]);
+        assert_eq!(engine(&config), EngineConfig::default());
+        assert_eq!(api(&config), ApiConfig::default());
+        let name = ServiceConfig::default().model_name;
+        assert_eq!(service(&config, name), ServiceConfig::default());
+        let (limits, default) = (streams(&config), TableLimits::default());
+        assert_eq!((limits.num_streams_max, limits.num_bytes_max), (default.num_streams_max, default.num_bytes_max));
+        assert_eq!((limits.retention_ms, limits.num_expired_max), (default.retention_ms, default.num_expired_max));
+    }
+
+    #[test]
+    fn threads_and_kv_memory_are_split_between_workers() {
+        let options = |flags: &[(&str, &str)]| decoder(&config(flags)).expect("a CPU");
+        let threads = |flags: &[(&str, &str)]| match options(flags).compute {
+            Compute::Cpu { num_threads } => num_threads,
+            Compute::Composed(device) => panic!("asked for the CPU, got {device:?}"),
+        };
+        assert_eq!(threads(&[("threads", "8"), ("workers", "2")]), 4);
+        assert_eq!(threads(&[("threads", "3"), ("workers", "2")]), 1);
+        assert!(threads(&[]) >= 1);
+        assert_eq!(options(&[("kv-cache-bytes", "1GiB"), ("workers", "4")]).kv_bytes_max, 256 << 20);
+    }
+}

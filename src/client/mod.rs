@@ -1,0 +1,16 @@
+//! `tallow chat`: a client of the HTTP API, ours or any that speaks Chat Completions. It shares nothing with the
+//! server but the words of [`crate::protocol`]: what it shows came over the wire.
+//!
+//! `terminal` (lines in, text out) -> `session` (history, one turn, stopping) -> `api` (requests, errors) -> `sse`.
+
+mod api;
+mod session;
+mod sse;
+mod terminal;
+#[cfg(test)]
+mod tests;
+
+pub use api::{ChatClient, ChatParams, Piece, ReplyStream};
+pub use session::{Session, TurnEnd, TurnStats};
+pub use sse::{EventTooLong, SseEvent, SseParser};
+pub use terminal::{ChatEnd, ChatOptions, run};

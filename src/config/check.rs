@@ -1,0 +1,101 @@
+//! Rules between settings, and the defaults that depend on other values or on the machine.
+
+use super::{Config, DeviceKind, Origin, Value, setting};
+use crate::error::{Error, Result};
+
+/// Fills in what depends on other values, then checks the settings against each other.
+pub(super) fn together(mut config: Config) -> Result<Config> {
+    fill_in(&mut config)?;
+    let engine = &config.engine;
+    if engine.max_num_batched_tokens < engine.max_num_seqs {
+        return Err(pair("engine.max_num_batched_tokens", engine.max_num_batched_tokens, "engine.max_num_seqs", {
+            engine.max_num_seqs
+        }));
+    }
+    if engine.prefill_tokens_per_step_max > engine.max_num_batched_tokens {
+        let message = format!(
+            "--prefill-tokens-per-step-max must be at most --max-num-batched-tokens ({}), got {}",
+            engine.max_num_batched_tokens, engine.prefill_tokens_per_step_max
+        );
+        return Err(Error::invalid("engine.prefill_tokens_per_step_max", message));
+    }
+    if let Some(threads) = engine.threads
+        && threads < engine.num_workers
+    {
+        return Err(pair("engine.threads", threads, "engine.num_workers", engine.num_workers));
+    }
+    if engine.worker_backoff_max_ms < engine.worker_backoff_min_ms {
+        let message = format!(
+            "--worker-backoff-max-ms must be at least --worker-backoff-min-ms ({}), got {}",
+            engine.worker_backoff_min_ms, engine.worker_backoff_max_ms
+        );
+        return Err(Error::invalid("engine.worker_backoff_max_ms", message));
+    }
+    device(config.model.device)?;
+    for required in ["server.host", "model.name", "log.level"] {
+        let empty =
+            config.resolved.iter().any(|(s, value, _)| s.key == required && *value == Value::Text(String::new()));
+        if empty {
+            return Err(Error::invalid(required, format!("--{} must not be empty", setting(required).flag)));
+        }
+    }
+    config.server.cors_origins.iter().try_for_each(|origin| cors_origin(origin))?;
+    Ok(config)
+}
+
+fn pair(small: &'static str, got: usize, large: &'static str, least: usize) -> Error {
+    let (small_flag, large_flag) = (setting(small).flag, setting(large).flag);
+    Error::invalid(small, format!("--{small_flag} must be at least --{large_flag} ({least}), got {got}"))
+}
+
+/// Values that nobody typed and that follow from others.
+fn fill_in(config: &mut Config) -> Result<()> {
+    if config.registry.cache_dir.as_os_str().is_empty() {
+        let base = dirs::cache_dir().ok_or_else(|| {
+            Error::invalid("registry.cache_dir", "--cache-dir must be given: this user has no cache directory")
+        })?;
+        config.registry.cache_dir = base.join("tallow");
+        let shown = config.registry.cache_dir.to_string_lossy().into_owned();
+        replace(config, "registry.cache_dir", Value::Text(shown));
+    }
+    // A smaller step than the default prefill share is a wish about the step, not a mistake about the share.
+    let engine = &mut config.engine;
+    let step = engine.max_num_batched_tokens;
+    if engine.prefill_tokens_per_step_max > step
+        && config.origin("engine.prefill_tokens_per_step_max") == Origin::Default
+    {
+        config.engine.prefill_tokens_per_step_max = step;
+        replace(config, "engine.prefill_tokens_per_step_max", Value::Number(step as u64));
+    }
+    Ok(())
+}
+
+fn replace(config: &mut Config, key: &str, value: Value) {
+    let entry = config.resolved.iter_mut().find(|(s, _, _)| s.key == key);
+    entry.expect("every setting is resolved").1 = value;
+}
+
+/// A device needs its support compiled in; this never falls back to another in silence.
+fn device(device: DeviceKind) -> Result<()> {
+    let (name, compiled_in) = match device {
+        DeviceKind::Cpu => return Ok(()),
+        DeviceKind::Cuda => ("cuda", cfg!(feature = "cuda")),
+        DeviceKind::Metal => ("metal", cfg!(feature = "metal")),
+    };
+    if compiled_in {
+        return Ok(());
+    }
+    let message = format!("--device {name}: this binary has no {name} support; build it with `--features {name}`");
+    Err(Error::invalid("model.device", message))
+}
+
+/// An origin is scheme, host and port: `https://chat.example`, never a path.
+fn cors_origin(origin: &str) -> Result<()> {
+    let host = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+    let plain = |host: &str| !host.is_empty() && host.chars().all(|c| c.is_ascii_graphic() && c != '/');
+    if origin == "*" || host.is_some_and(plain) {
+        return Ok(());
+    }
+    let message = format!("--cors-origins must be `*` or origins like https://chat.example, got `{origin}`");
+    Err(Error::invalid("server.cors_origins", message))
+}

@@ -1,0 +1,363 @@
+//! Configuration in two stages: what was typed ([`Typed`] flags, the environment, a file: `sources`) becomes one
+//! [`Config`] of plain, checked values. `settings` is the table both stages read. Config is passed down, never
+//! global, and knows none of the rooms it configures: `cli/serve` hands its values to them.
+
+mod check;
+mod settings;
+mod show;
+mod sources;
+mod table;
+
+use std::path::PathBuf;
+
+pub use settings::{Kind, Setting, Value, setting, show_bytes};
+pub use sources::{CONFIG_ENV, DEFAULT_FILE, Origin, Sources, Typed};
+pub use table::{DEVICES, LOG_FORMATS, SETTINGS};
+
+use crate::error::Result;
+
+/// Everything a server must be told, resolved and checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The listener and the HTTP wires.
+    pub server: ServerConfig,
+    /// The table of streams.
+    pub streams: StreamsConfig,
+    /// What a request may ask for.
+    pub requests: RequestsConfig,
+    /// Workers, scheduler, queue.
+    pub engine: EngineSection,
+    /// Which model, and how it is run.
+    pub model: ModelSection,
+    /// Where weights are kept.
+    pub registry: RegistryConfig,
+    /// The log.
+    pub log: LogConfig,
+    /// The file that was read, if any.
+    pub file: Option<PathBuf>,
+    /// Each setting's final value and where it came from, in the order of [`SETTINGS`].
+    pub resolved: Vec<(&'static Setting, Value, Origin)>,
+}
+
+/// The listener and the HTTP wires.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// Address or host name to listen on.
+    pub host: String,
+    /// Port; 0 takes a free one.
+    pub port: u16,
+    /// Most open connections.
+    pub connections_max: usize,
+    /// Longest request body.
+    pub body_bytes_max: usize,
+    /// Longest silence on an event stream.
+    pub heartbeat_ms: u64,
+    /// How long running streams may go on after the signal to end.
+    pub drain_timeout_ms: u64,
+    /// How long connections may then take to hear the end.
+    pub close_timeout_ms: u64,
+    /// How long a request head may take, and how long an idle connection is kept.
+    pub header_read_timeout_ms: u64,
+    /// How long a request body may take.
+    pub body_read_timeout_ms: u64,
+    /// How often the retention of streams is looked at.
+    pub sweep_interval_ms: u64,
+    /// Origins that browsers may call from; `*` is any.
+    pub cors_origins: Vec<String>,
+}
+
+/// The table of streams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamsConfig {
+    /// Most streams, live and retained.
+    pub num_streams_max: usize,
+    /// Most memory for their events.
+    pub num_bytes_max: usize,
+    /// How many expired streams are remembered as such.
+    pub num_expired_max: usize,
+    /// How long a finished stream can be replayed.
+    pub retention_ms: u64,
+}
+
+/// What a request may ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestsConfig {
+    /// Tokens of an answer whose request does not say; `None` goes on to the context limit.
+    pub max_tokens_default: Option<usize>,
+    /// Most stop strings.
+    pub stop_strings_max: usize,
+    /// Longest stop string.
+    pub stop_string_bytes_max: usize,
+    /// Most stop tokens.
+    pub stop_tokens_max: usize,
+    /// Most tokens with a bias.
+    pub logit_bias_max: usize,
+    /// Most rivals whose log-probability is told.
+    pub top_logprobs_max: usize,
+    /// Longest grace time of a lingering stream.
+    pub linger_ms_max: u64,
+    /// Longer prompts are tokenised away from the async threads.
+    pub inline_bytes_max: usize,
+    /// Prompts tokenised at once; `None` takes the number of cores.
+    pub tokenising_max: Option<usize>,
+}
+
+/// Workers, scheduler, queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineSection {
+    /// Inference workers.
+    pub num_workers: usize,
+    /// Compute threads of all workers together; `None` takes every core.
+    pub threads: Option<usize>,
+    /// Most sequences in a step.
+    pub max_num_seqs: usize,
+    /// Most tokens in a step.
+    pub max_num_batched_tokens: usize,
+    /// Most prompt tokens in a step while others decode.
+    pub prefill_tokens_per_step_max: usize,
+    /// Most waiting requests.
+    pub queue_requests_max: usize,
+    /// Most tokens of waiting requests.
+    pub queue_tokens_max: usize,
+    /// Whether equal prompt beginnings share KV blocks.
+    pub prefix_cache: bool,
+    /// How often in a row a failed worker is restarted.
+    pub worker_load_attempts_max: u32,
+    /// First wait before a restart.
+    pub worker_backoff_min_ms: u64,
+    /// Longest wait before a restart.
+    pub worker_backoff_max_ms: u64,
+    /// A worker whose step takes longer counts as hung.
+    pub step_time_max_ms: u64,
+    /// How long the end waits for a step.
+    pub shutdown_time_max_ms: u64,
+}
+
+/// Where to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// Our kernels on this machine's cores.
+    Cpu,
+    /// candle on an NVIDIA card.
+    Cuda,
+    /// candle on Apple graphics.
+    Metal,
+}
+
+/// Which model, and how it is run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelSection {
+    /// A registry name, a path, or `hub:OWNER/REPO[:FILE]`.
+    pub name: String,
+    /// Name on the wire; `None` takes its own.
+    pub served_name: Option<String>,
+    /// Where to compute.
+    pub device: DeviceKind,
+    /// Decode with the composed reference.
+    pub reference: bool,
+    /// Longest sequence; `None` takes the model's own.
+    pub max_model_len: Option<usize>,
+    /// Memory for keys and values, per worker.
+    pub kv_cache_bytes: u64,
+}
+
+/// Where weights are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegistryConfig {
+    /// The folder.
+    pub cache_dir: PathBuf,
+    /// A folder with more manifests.
+    pub models_dir: Option<PathBuf>,
+}
+
+/// Shape of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    /// A level or a filter.
+    pub level: String,
+    /// Its shape.
+    pub format: LogFormat,
+    /// Whether the level was typed; if not, `RUST_LOG` may say otherwise.
+    pub level_given: bool,
+}
+
+impl Config {
+    /// Stage two: reads every setting from `sources` and checks them one by one, then together.
+    ///
+    /// # Errors
+    /// The first broken rule, with the name by which the value was given.
+    pub fn resolve(sources: &Sources) -> Result<Self> {
+        let mut values = Values { sources, resolved: Vec::with_capacity(SETTINGS.len()) };
+        let config = Self {
+            server: values.server()?,
+            streams: StreamsConfig {
+                num_streams_max: values.number("streams.num_streams_max")?,
+                num_bytes_max: values.number("streams.num_bytes_max")?,
+                num_expired_max: values.number("streams.num_expired_max")?,
+                retention_ms: values.number("streams.retention_ms")?,
+            },
+            requests: values.requests()?,
+            engine: values.engine()?,
+            model: values.model()?,
+            registry: values.registry()?,
+            log: LogConfig {
+                level: values.text("log.level")?,
+                format: if values.text("log.format")? == "json" { LogFormat::Json } else { LogFormat::Text },
+                level_given: values.origin("log.level") != Origin::Default,
+            },
+            file: sources.file_path().map(PathBuf::from),
+            resolved: values.resolved,
+        };
+        check::together(config)
+    }
+
+    /// Where the value of `key` came from.
+    ///
+    /// # Panics
+    /// If there is no such setting.
+    pub fn origin(&self, key: &str) -> Origin {
+        let entry = self.resolved.iter().find(|(s, _, _)| s.key == key);
+        entry.map_or_else(|| panic!("no setting {key}"), |(_, _, origin)| *origin)
+    }
+}
+
+/// Reads settings in the order of the table and remembers what it read.
+struct Values<'a> {
+    sources: &'a Sources,
+    resolved: Vec<(&'static Setting, Value, Origin)>,
+}
+
+impl Values<'_> {
+    fn take(&mut self, key: &str) -> Result<Value> {
+        let setting = setting(key);
+        let (value, origin) = self.sources.value(setting)?;
+        self.resolved.push((setting, value.clone(), origin));
+        Ok(value)
+    }
+
+    fn number<T: TryFrom<u64>>(&mut self, key: &str) -> Result<T> {
+        self.number_or_auto(key).map(|number| number.unwrap_or_else(|| panic!("{key} cannot be auto")))
+    }
+
+    fn number_or_auto<T: TryFrom<u64>>(&mut self, key: &str) -> Result<Option<T>> {
+        match self.take(key)? {
+            Value::Auto => Ok(None),
+            Value::Number(n) => match T::try_from(n) {
+                Ok(number) => Ok(Some(number)),
+                Err(_) => {
+                    let message = format!("--{} must fit this machine's word, got {n}", setting(key).flag);
+                    Err(crate::error::Error::invalid(key, message))
+                }
+            },
+            other => panic!("{key} is not a number: {other:?}"),
+        }
+    }
+
+    fn text(&mut self, key: &str) -> Result<String> {
+        match self.take(key)? {
+            Value::Text(text) => Ok(text),
+            other => panic!("{key} is not a text: {other:?}"),
+        }
+    }
+
+    fn bool(&mut self, key: &str) -> Result<bool> {
+        match self.take(key)? {
+            Value::Bool(b) => Ok(b),
+            other => panic!("{key} is not a switch: {other:?}"),
+        }
+    }
+
+    fn list(&mut self, key: &str) -> Result<Vec<String>> {
+        match self.take(key)? {
+            Value::List(items) => Ok(items),
+            other => panic!("{key} is not a list: {other:?}"),
+        }
+    }
+
+    fn origin(&self, key: &str) -> Origin {
+        self.resolved.iter().find(|(s, _, _)| s.key == key).map_or(Origin::Default, |(_, _, origin)| *origin)
+    }
+
+    fn server(&mut self) -> Result<ServerConfig> {
+        Ok(ServerConfig {
+            host: self.text("server.host")?,
+            port: self.number("server.port")?,
+            connections_max: self.number("server.connections_max")?,
+            body_bytes_max: self.number("server.body_bytes_max")?,
+            heartbeat_ms: self.number("server.heartbeat_ms")?,
+            drain_timeout_ms: self.number("server.drain_timeout_ms")?,
+            close_timeout_ms: self.number("server.close_timeout_ms")?,
+            header_read_timeout_ms: self.number("server.header_read_timeout_ms")?,
+            body_read_timeout_ms: self.number("server.body_read_timeout_ms")?,
+            sweep_interval_ms: self.number("server.sweep_interval_ms")?,
+            cors_origins: self.list("server.cors_origins")?,
+        })
+    }
+
+    fn requests(&mut self) -> Result<RequestsConfig> {
+        Ok(RequestsConfig {
+            max_tokens_default: self.number_or_auto("requests.max_tokens_default")?,
+            stop_strings_max: self.number("requests.stop_strings_max")?,
+            stop_string_bytes_max: self.number("requests.stop_string_bytes_max")?,
+            stop_tokens_max: self.number("requests.stop_tokens_max")?,
+            logit_bias_max: self.number("requests.logit_bias_max")?,
+            top_logprobs_max: self.number("requests.top_logprobs_max")?,
+            linger_ms_max: self.number("requests.linger_ms_max")?,
+            inline_bytes_max: self.number("requests.inline_bytes_max")?,
+            tokenising_max: self.number_or_auto("requests.tokenising_max")?,
+        })
+    }
+
+    fn engine(&mut self) -> Result<EngineSection> {
+        Ok(EngineSection {
+            num_workers: self.number("engine.num_workers")?,
+            threads: self.number_or_auto("engine.threads")?,
+            max_num_seqs: self.number("engine.max_num_seqs")?,
+            max_num_batched_tokens: self.number("engine.max_num_batched_tokens")?,
+            prefill_tokens_per_step_max: self.number("engine.prefill_tokens_per_step_max")?,
+            queue_requests_max: self.number("engine.queue_requests_max")?,
+            queue_tokens_max: self.number("engine.queue_tokens_max")?,
+            prefix_cache: self.bool("engine.prefix_cache")?,
+            worker_load_attempts_max: self.number("engine.worker_load_attempts_max")?,
+            worker_backoff_min_ms: self.number("engine.worker_backoff_min_ms")?,
+            worker_backoff_max_ms: self.number("engine.worker_backoff_max_ms")?,
+            step_time_max_ms: self.number("engine.step_time_max_ms")?,
+            shutdown_time_max_ms: self.number("engine.shutdown_time_max_ms")?,
+        })
+    }
+
+    fn registry(&mut self) -> Result<RegistryConfig> {
+        Ok(RegistryConfig {
+            cache_dir: self.text("registry.cache_dir")?.into(),
+            models_dir: Some(self.text("registry.models_dir")?).filter(|dir| !dir.is_empty()).map(PathBuf::from),
+        })
+    }
+
+    fn model(&mut self) -> Result<ModelSection> {
+        let device = |word: &str| match word {
+            "cuda" => DeviceKind::Cuda,
+            "metal" => DeviceKind::Metal,
+            _ => DeviceKind::Cpu,
+        };
+        Ok(ModelSection {
+            name: self.text("model.name")?,
+            served_name: Some(self.text("model.served_name")?).filter(|name| !name.is_empty()),
+            device: device(&self.text("model.device")?),
+            reference: self.bool("model.reference")?,
+            max_model_len: self.number_or_auto("model.max_model_len")?,
+            kv_cache_bytes: self.number("model.kv_cache_bytes")?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

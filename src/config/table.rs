@@ -1,0 +1,270 @@
+//! Every setting of the server, one row each, in the order in which `--help` and the table at start show them.
+
+use super::settings::Kind::{self, Bytes, Count, List, Millis, OneOf, Text};
+use super::settings::{GIB, KIB, MIB, Setting};
+
+const HOUR_MS: u64 = 3_600_000;
+/// The highest count of anything: large enough to mean "no bound in practice", small enough that sums cannot wrap.
+const COUNT_MAX: u64 = 1 << 32;
+
+const fn count(min: u64, unit: &'static str) -> Kind {
+    Count { min, max: COUNT_MAX, unit, auto: false }
+}
+
+const fn row(key: &'static str, flag: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Setting {
+    Setting { key, flag, kind, default, help }
+}
+
+/// The words of `--device`.
+pub const DEVICES: &[&str] = &["cpu", "cuda", "metal"];
+/// The words of `--log-format`.
+pub const LOG_FORMATS: &[&str] = &["text", "json"];
+
+/// All rows, in the order in which `--help` and the table at start show them.
+pub static SETTINGS: &[Setting] = &[
+    row("server.host", "host", Text, "127.0.0.1", "Address or host name to listen on"),
+    row(
+        "server.port",
+        "port",
+        Count { min: 0, max: 65_535, unit: "", auto: false },
+        "8080",
+        "Port; 0 takes a free one",
+    ),
+    row("server.connections_max", "connections-max", count(1, "connections"), "4096", "Most open connections"),
+    row("server.body_bytes_max", "body-bytes-max", Bytes { min: KIB, max: GIB }, "4MiB", "Longest request body"),
+    row(
+        "server.heartbeat_ms",
+        "heartbeat-ms",
+        Millis { min: 100, max: HOUR_MS },
+        "15000",
+        "Longest silence on an event stream before a heartbeat",
+    ),
+    row(
+        "server.drain_timeout_ms",
+        "drain-timeout-ms",
+        Millis { min: 0, max: HOUR_MS },
+        "30000",
+        "How long running streams may go on after SIGTERM or SIGINT",
+    ),
+    row(
+        "server.close_timeout_ms",
+        "close-timeout-ms",
+        Millis { min: 0, max: HOUR_MS },
+        "5000",
+        "How long connections may then take to hear the end",
+    ),
+    row(
+        "server.header_read_timeout_ms",
+        "header-read-timeout-ms",
+        Millis { min: 100, max: HOUR_MS },
+        "60000",
+        "How long a request head may take, and how long an idle connection is kept",
+    ),
+    row(
+        "server.body_read_timeout_ms",
+        "body-read-timeout-ms",
+        Millis { min: 100, max: HOUR_MS },
+        "30000",
+        "How long a request body may take",
+    ),
+    row(
+        "server.sweep_interval_ms",
+        "sweep-interval-ms",
+        Millis { min: 10, max: 60_000 },
+        "250",
+        "How often the retention of streams is looked at",
+    ),
+    row("server.cors_origins", "cors-origins", List, "", "Origins that browsers may call from, or *; none by default"),
+    row("streams.num_streams_max", "streams-max", count(1, "streams"), "4096", "Most streams, live and retained"),
+    row(
+        "streams.num_bytes_max",
+        "streams-bytes-max",
+        Bytes { min: MIB, max: 1 << 50 },
+        "256MiB",
+        "Most memory for the events of all streams",
+    ),
+    row(
+        "streams.num_expired_max",
+        "expired-streams-max",
+        count(0, "streams"),
+        "16384",
+        "How many expired streams are remembered as such",
+    ),
+    row(
+        "streams.retention_ms",
+        "retention-ms",
+        Millis { min: 0, max: 24 * HOUR_MS },
+        "600000",
+        "How long a finished stream can be replayed",
+    ),
+    row(
+        "requests.max_tokens_default",
+        "max-tokens-default",
+        Count { min: 1, max: COUNT_MAX, unit: "tokens", auto: true },
+        "auto",
+        "Tokens of an answer whose request does not say; auto goes on to the context limit",
+    ),
+    row("requests.stop_strings_max", "stop-strings-max", count(0, "strings"), "4", "Most stop strings of a request"),
+    row(
+        "requests.stop_string_bytes_max",
+        "stop-string-bytes-max",
+        Bytes { min: 1, max: MIB },
+        "1KiB",
+        "Longest stop string; this much text may be held back",
+    ),
+    row("requests.stop_tokens_max", "stop-tokens-max", count(0, "tokens"), "128", "Most stop tokens of a request"),
+    row(
+        "requests.logit_bias_max",
+        "logit-bias-max",
+        count(0, "tokens"),
+        "1024",
+        "Most tokens with a bias in a request",
+    ),
+    row(
+        "requests.top_logprobs_max",
+        "top-logprobs-max",
+        count(0, "tokens"),
+        "20",
+        "Most rivals whose log-probability is told",
+    ),
+    row(
+        "requests.linger_ms_max",
+        "linger-ms-max",
+        Millis { min: 0, max: 24 * HOUR_MS },
+        "3600000",
+        "Longest time a request may ask its stream to run on without readers",
+    ),
+    row(
+        "requests.inline_bytes_max",
+        "inline-bytes-max",
+        Bytes { min: 0, max: MIB },
+        "4KiB",
+        "Longer prompts are tokenised away from the async threads",
+    ),
+    row(
+        "requests.tokenising_max",
+        "tokenising-max",
+        Count { min: 1, max: 4096, unit: "prompts", auto: true },
+        "auto",
+        "Prompts tokenised at once; auto takes the number of cores",
+    ),
+    row(
+        "engine.num_workers",
+        "workers",
+        Count { min: 1, max: 64, unit: "workers", auto: false },
+        "1",
+        "Inference workers; the cores are split between them",
+    ),
+    row(
+        "engine.threads",
+        "threads",
+        Count { min: 1, max: 4096, unit: "threads", auto: true },
+        "auto",
+        "Compute threads of all workers together; auto takes every core",
+    ),
+    row(
+        "engine.max_num_seqs",
+        "max-num-seqs",
+        Count { min: 1, max: 4096, unit: "sequences", auto: false },
+        "64",
+        "Most sequences in one step of a worker",
+    ),
+    row(
+        "engine.max_num_batched_tokens",
+        "max-num-batched-tokens",
+        Count { min: 1, max: 1 << 20, unit: "tokens", auto: false },
+        "512",
+        "Most tokens in one step of a worker",
+    ),
+    row(
+        "engine.prefill_tokens_per_step_max",
+        "prefill-tokens-per-step-max",
+        Count { min: 1, max: 1 << 20, unit: "tokens", auto: false },
+        "256",
+        "Most prompt tokens in a step while others decode",
+    ),
+    row(
+        "engine.queue_requests_max",
+        "queue-requests-max",
+        Count { min: 1, max: 1 << 20, unit: "requests", auto: false },
+        "1024",
+        "Most waiting requests; beyond, 429",
+    ),
+    row(
+        "engine.queue_tokens_max",
+        "queue-tokens-max",
+        count(1, "tokens"),
+        "1048576",
+        "Most tokens of waiting requests, prompt and output; beyond, 429",
+    ),
+    row("engine.prefix_cache", "prefix-cache", Kind::Bool, "true", "Reuse the KV blocks of equal prompt beginnings"),
+    row(
+        "engine.worker_load_attempts_max",
+        "worker-load-attempts-max",
+        Count { min: 1, max: 1000, unit: "attempts", auto: false },
+        "5",
+        "How often in a row a failed worker is restarted",
+    ),
+    row(
+        "engine.worker_backoff_min_ms",
+        "worker-backoff-min-ms",
+        Millis { min: 1, max: HOUR_MS },
+        "100",
+        "First wait before a worker's restart; each further one is twice as long",
+    ),
+    row(
+        "engine.worker_backoff_max_ms",
+        "worker-backoff-max-ms",
+        Millis { min: 1, max: HOUR_MS },
+        "5000",
+        "Longest wait before a worker's restart",
+    ),
+    row(
+        "engine.step_time_max_ms",
+        "step-time-max-ms",
+        Millis { min: 100, max: HOUR_MS },
+        "10000",
+        "A worker whose step takes longer counts as hung",
+    ),
+    row(
+        "engine.shutdown_time_max_ms",
+        "shutdown-time-max-ms",
+        Millis { min: 0, max: HOUR_MS },
+        "10000",
+        "How long the end waits for a step",
+    ),
+    row(
+        "model.name",
+        "model",
+        Text,
+        "smollm2-135m-instruct",
+        "A name of `tallow models`, PATH.gguf, or hub:OWNER/REPO[:FILE]",
+    ),
+    row("model.served_name", "served-name", Text, "", "Name of the model on the wire; its own by default"),
+    row("model.device", "device", OneOf(DEVICES), "cpu", "Where to compute"),
+    row(
+        "model.reference",
+        "reference",
+        Kind::Bool,
+        "false",
+        "Decode with candle's own operations (slow; the yardstick for the fused ones)",
+    ),
+    row(
+        "model.max_model_len",
+        "max-model-len",
+        Count { min: 1, max: COUNT_MAX, unit: "tokens", auto: true },
+        "auto",
+        "Longest sequence, prompt and output; auto takes the model's own",
+    ),
+    row(
+        "model.kv_cache_bytes",
+        "kv-cache-bytes",
+        Bytes { min: MIB, max: 1 << 50 },
+        "1GiB",
+        "Memory for keys and values, per worker",
+    ),
+    row("registry.cache_dir", "cache-dir", Text, "", "Where weights are kept; the user's cache directory by default"),
+    row("registry.models_dir", "models-dir", Text, "", "A folder with more manifests"),
+    row("log.level", "log-level", Text, "info", "error, warn, info, debug, trace, or a filter like tallow::api=debug"),
+    row("log.format", "log-format", OneOf(LOG_FORMATS), "text", "Shape of the log on standard error"),
+];

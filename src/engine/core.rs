@@ -1,0 +1,353 @@
+//! The step loop's one step, without a thread around it: a worker runs it with a clock and a model, the simulation
+//! with neither.
+//!
+//! ```text
+//! end what was cancelled -> schedule -> pull from the queue -> forward -> sample -> publish -> end what is finished
+//! ```
+//!
+//! A sequence's slot and blocks are free, and the gauges say so, before its terminal event can be seen.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use super::output::Output;
+use super::queue::{Entry, Pulled, Queue};
+use super::scheduler::{Planned, Scheduler, SchedulerLimits};
+use super::sequence::Sequence;
+use super::writer::Writer;
+use crate::error::{ErrorKind, Result};
+use crate::metrics::Metrics;
+use crate::model::{Batch, Model};
+use crate::protocol::{Event, FinishReason, SamplingParams, TokenId};
+use crate::sampling::{Draw, Sampler, SeenTokens};
+use crate::text::Tokenizer;
+
+/// One worker's model, sequences and scratch.
+pub struct EngineCore {
+    model: Box<dyn Model>,
+    parts: CoreParts,
+    scheduler: Scheduler,
+    /// By slot.
+    generations: Vec<Option<Box<Generation>>>,
+    free_slots: Vec<usize>,
+    ended: Vec<(usize, End)>,
+    sampler: Sampler,
+    batch: Batch,
+    logits: Vec<f32>,
+    gauges: Gauges,
+}
+
+/// What a worker's core shares with the rest of the engine.
+#[derive(Debug, Clone)]
+pub struct CoreParts {
+    /// Bounds of a step.
+    pub limits: SchedulerLimits,
+    /// Where work comes from.
+    pub queue: Arc<Queue>,
+    /// Tokens to bytes.
+    pub tokenizer: Arc<Tokenizer>,
+    /// The vocabulary's own stop tokens.
+    pub end_of_generation: Arc<[TokenId]>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// What a step came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Something was computed.
+    Ran,
+    /// There was nothing to do.
+    Idle,
+    /// The engine shuts down; every sequence has its terminal event.
+    Stopped,
+}
+
+/// A request in flight, as far as the scheduler need not know it.
+#[derive(Debug)]
+struct Generation {
+    writer: Writer,
+    output: Output,
+    sampling: SamplingParams,
+    seen: SeenTokens,
+    seed: u64,
+    num_tokens_max: usize,
+    accepted_at: Duration,
+    cancelled_at: Arc<OnceLock<Duration>>,
+    last_token_at: Option<Duration>,
+}
+
+#[derive(Debug)]
+enum End {
+    Done(FinishReason),
+    Cancelled,
+    Failed(ErrorKind, String),
+}
+
+impl EngineCore {
+    /// A core without sequences.
+    pub fn new(model: Box<dyn Model>, parts: CoreParts) -> Self {
+        let num_blocks = model.spec().num_blocks;
+        let max_num_seqs = parts.limits.max_num_seqs;
+        let gauges = Gauges::new(parts.metrics.clone(), num_blocks);
+        Self {
+            model,
+            scheduler: Scheduler::new(parts.limits, num_blocks),
+            generations: (0..max_num_seqs).map(|_| None).collect(),
+            free_slots: (0..max_num_seqs).rev().collect(),
+            ended: Vec::new(),
+            sampler: Sampler::default(),
+            batch: Batch::default(),
+            logits: Vec::new(),
+            gauges,
+            parts,
+        }
+    }
+
+    /// Computes one step.
+    ///
+    /// # Errors
+    /// If the model fails. Like after a panic, the core is of no more use then than for [`EngineCore::fail_all`].
+    pub fn step(&mut self) -> Result<Step> {
+        let started_at = self.parts.queue.now();
+        self.end_cancelled();
+        self.scheduler.schedule();
+        if let Some(message) = self.pull(started_at) {
+            self.fail_all(ErrorKind::Unavailable, &message);
+            return Ok(Step::Stopped);
+        }
+        self.gauges.set(&self.scheduler);
+        if self.scheduler.plan().is_empty() {
+            debug_assert_eq!(
+                self.scheduler.num_running() + self.scheduler.num_waiting(),
+                0,
+                "sequences that stand still"
+            );
+            return Ok(Step::Idle);
+        }
+        self.scheduler.build(&mut self.batch);
+        self.model.forward(&self.batch, &mut self.logits)?;
+        self.scheduler.commit();
+        let now = self.parts.queue.now();
+        self.count_step(now.saturating_sub(started_at));
+        self.sample(now);
+        self.settle();
+        Ok(Step::Ran)
+    }
+
+    /// Ends every sequence with an error event.
+    pub fn fail_all(&mut self, kind: ErrorKind, message: &str) {
+        self.gauges.clear();
+        for generation in self.generations.iter_mut().filter_map(Option::take) {
+            generation.writer.failed(kind, message.to_owned());
+        }
+    }
+
+    /// Its sequences and blocks.
+    pub fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
+    }
+
+    fn end_cancelled(&mut self) {
+        for (slot, generation) in self.generations.iter().enumerate() {
+            if generation.as_ref().is_some_and(|g| g.writer.is_cancelled()) {
+                self.ended.push((slot, End::Cancelled));
+            }
+        }
+        self.settle();
+    }
+
+    /// Takes what there is room for; a message if the engine shuts down.
+    fn pull(&mut self, now: Duration) -> Option<String> {
+        loop {
+            let scheduler = &self.scheduler;
+            let fits = |entry: &Entry| {
+                let Entry { request, chain, .. } = entry;
+                scheduler.has_room() && scheduler.fits(request.tenant, &request.prompt, chain.as_ref())
+            };
+            match self.parts.queue.pull(fits) {
+                Pulled::Entry(entry) => self.admit(*entry, now),
+                Pulled::Nothing => return None,
+                Pulled::Stopped(message) => return Some(message),
+            }
+        }
+    }
+
+    fn admit(&mut self, entry: Entry, now: Duration) {
+        let Entry { request, chain, mut writer, accepted_at, cancelled_at } = entry;
+        let (seed, num_tokens_max) = (request.seed(), request.num_tokens_max());
+        let slot = self.free_slots.pop().expect("as many slots as sequences");
+        let seen = SeenTokens::new(&request.sampling, &request.prompt, request.max_tokens);
+        let output = Output::new(request.stop, request.max_tokens, &self.parts.end_of_generation);
+        let prompt_tokens = request.prompt.len();
+        let sequence = Sequence::new(slot, request.tenant, request.prompt, num_tokens_max, chain);
+        let cached_tokens = self.scheduler.admit(sequence);
+        writer.usage.prompt_tokens = prompt_tokens;
+        writer.usage.cached_tokens = cached_tokens;
+        let metrics = &self.parts.metrics;
+        metrics.prompt_tokens.inc_by(prompt_tokens as u64);
+        metrics.cached_tokens.inc_by(cached_tokens as u64);
+        metrics.queue_wait_seconds.observe(now.saturating_sub(accepted_at).as_secs_f64());
+        writer.append(Event::Started { prompt_tokens, cached_tokens });
+        let sampling = request.sampling;
+        self.generations[slot] = Some(Box::new(Generation {
+            writer,
+            output,
+            sampling,
+            seen,
+            seed,
+            num_tokens_max,
+            accepted_at,
+            cancelled_at,
+            last_token_at: None,
+        }));
+    }
+
+    /// Samples for every sequence whose last token was computed, and publishes what that makes visible.
+    fn sample(&mut self, now: Duration) {
+        let vocab_size = self.model.spec().vocab_size;
+        assert_eq!(self.logits.len(), self.batch.logits_indices.len() * vocab_size, "logits of the wanted rows");
+        let mut rows = self.logits.chunks_exact_mut(vocab_size);
+        for index in 0..self.scheduler.plan().len() {
+            let planned = self.scheduler.plan()[index];
+            if !planned.is_sampled {
+                continue;
+            }
+            let row = rows.next().expect("a row per sampled sequence");
+            let generation = self.generations[planned.slot].as_mut().expect("a planned sequence is alive");
+            let end = generation.sample(row, planned, &mut self.sampler, &mut self.scheduler, &self.parts, now);
+            self.ended.extend(end.map(|end| (planned.slot, end)));
+        }
+    }
+
+    fn count_step(&self, took: Duration) {
+        let metrics = &self.parts.metrics;
+        metrics.steps.inc();
+        metrics.step_sequences.inc_by(self.batch.num_seqs() as u64);
+        metrics.step_tokens.inc_by(self.batch.num_tokens() as u64);
+        metrics.step_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Frees what the ended sequences held, and only then tells the world.
+    fn settle(&mut self) {
+        for (slot, _) in &self.ended {
+            self.scheduler.remove(*slot);
+            self.free_slots.push(*slot);
+        }
+        self.gauges.set(&self.scheduler);
+        for (slot, end) in self.ended.drain(..) {
+            let generation = self.generations[slot].take().expect("a sequence ends once");
+            self.parts.queue.on_served(generation.num_tokens_max);
+            match end {
+                End::Done(reason) => generation.writer.done(reason),
+                End::Failed(kind, message) => generation.writer.failed(kind, message),
+                End::Cancelled => {
+                    if let Some(&at) = generation.cancelled_at.get() {
+                        let took = self.parts.queue.now().saturating_sub(at);
+                        self.parts.metrics.disconnect_to_free_seconds.observe(took.as_secs_f64());
+                    }
+                    generation.writer.cancelled();
+                }
+            }
+        }
+    }
+}
+
+impl Generation {
+    fn sample(
+        &mut self,
+        row: &mut [f32],
+        planned: Planned,
+        sampler: &mut Sampler,
+        scheduler: &mut Scheduler,
+        parts: &CoreParts,
+        now: Duration,
+    ) -> Option<End> {
+        let draw = Draw {
+            params: &self.sampling,
+            seen: &self.seen,
+            banned: self.output.banned(),
+            seed: self.seed,
+            position: self.output.num_tokens() as u64,
+        };
+        let sampled = match sampler.sample(row, &draw) {
+            Ok(sampled) => sampled,
+            Err(e) => return Some(End::Failed(e.kind(), e.message().to_owned())),
+        };
+        self.count_token(&parts.metrics, now);
+        self.seen.push(sampled.token);
+        scheduler.push_token(planned, sampled.token);
+        let reason = self.output.push(sampled, &parts.tokenizer);
+        if let Some(event) = self.output.take_event() {
+            self.writer.append(Event::Token(event));
+        }
+        reason.map(End::Done)
+    }
+
+    fn count_token(&mut self, metrics: &Metrics, now: Duration) {
+        self.writer.usage.completion_tokens += 1;
+        metrics.completion_tokens.inc();
+        let since = |then: Duration| now.saturating_sub(then).as_secs_f64();
+        match self.last_token_at.replace(now) {
+            None => metrics.ttft_seconds.observe(since(self.accepted_at)),
+            Some(last) => metrics.itl_seconds.observe(since(last)),
+        }
+    }
+}
+
+/// This worker's part of the gauges that all workers add up in; taken out again when the core goes away.
+#[derive(Debug)]
+struct Gauges {
+    metrics: Arc<Metrics>,
+    num_blocks: i64,
+    shown: GaugeValues,
+    num_preemptions: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct GaugeValues {
+    running: i64,
+    waiting: i64,
+    blocks_used: i64,
+    blocks_cached: i64,
+}
+
+impl Gauges {
+    fn new(metrics: Arc<Metrics>, num_blocks: usize) -> Self {
+        let num_blocks = num_blocks as i64;
+        metrics.kv_blocks_total.inc_by(num_blocks);
+        Self { metrics, num_blocks, shown: GaugeValues::default(), num_preemptions: 0 }
+    }
+
+    fn set(&mut self, scheduler: &Scheduler) {
+        let pool = scheduler.pool();
+        self.show(GaugeValues {
+            running: scheduler.num_running() as i64,
+            waiting: scheduler.num_waiting() as i64,
+            blocks_used: pool.num_referenced() as i64,
+            blocks_cached: pool.num_cached() as i64,
+        });
+        self.metrics.preemptions.inc_by(scheduler.num_preemptions() - self.num_preemptions);
+        self.num_preemptions = scheduler.num_preemptions();
+    }
+
+    fn clear(&mut self) {
+        self.show(GaugeValues::default());
+    }
+
+    fn show(&mut self, values: GaugeValues) {
+        let (m, old) = (&self.metrics, self.shown);
+        m.num_running.inc_by(values.running - old.running);
+        m.num_waiting.inc_by(values.waiting - old.waiting);
+        m.kv_blocks_used.inc_by(values.blocks_used - old.blocks_used);
+        m.kv_blocks_cached.inc_by(values.blocks_cached - old.blocks_cached);
+        self.shown = values;
+    }
+}
+
+impl Drop for Gauges {
+    fn drop(&mut self) {
+        self.clear();
+        self.metrics.kv_blocks_total.dec_by(self.num_blocks);
+    }
+}

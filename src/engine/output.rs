@@ -1,0 +1,188 @@
+//! Sampled tokens to text, and the decision that the text is over. Runs on the worker, so that a stop string ends the
+//! sequence in the step that completes it.
+
+use crate::protocol::{FinishReason, StopParams, TokenEvent, TokenId};
+use crate::sampling::Sampled;
+use crate::text::{Detokenizer, StopStrings, Tokenizer};
+
+/// One generation's output so far. Text that may be the beginning of a stop string, or half a character, is held
+/// back; its tokens wait with it.
+#[derive(Debug)]
+pub struct Output {
+    detokenizer: Detokenizer,
+    stop_strings: StopStrings,
+    stop: StopParams,
+    max_tokens: usize,
+    num_tokens: usize,
+    /// Text that can be shown, and the tokens since the last event.
+    next: TokenEvent,
+    /// What may not be sampled before `min_tokens`.
+    banned: Vec<TokenId>,
+}
+
+impl Output {
+    /// Nothing sampled yet. `end_of_generation` are the vocabulary's own stop tokens.
+    pub fn new(stop: StopParams, max_tokens: usize, end_of_generation: &[TokenId]) -> Self {
+        let mut banned = Vec::new();
+        if stop.min_tokens > 0 {
+            banned.extend_from_slice(&stop.token_ids);
+            if !stop.ignore_eos {
+                banned.extend_from_slice(end_of_generation);
+            }
+        }
+        Self {
+            detokenizer: Detokenizer::new(),
+            stop_strings: StopStrings::new(&stop.strings),
+            stop,
+            max_tokens,
+            num_tokens: 0,
+            next: TokenEvent::default(),
+            banned,
+        }
+    }
+
+    /// Tokens sampled so far.
+    pub fn num_tokens(&self) -> usize {
+        self.num_tokens
+    }
+
+    /// Tokens that may not come next: before `min_tokens`, those that would end the text.
+    pub fn banned(&self) -> &[TokenId] {
+        if self.num_tokens < self.stop.min_tokens { &self.banned } else { &[] }
+    }
+
+    /// Adds a token. `Some` if it is the last: what was held back can be shown then, unless it belongs to a stop
+    /// string. The token that ends a text is counted, but is no part of it.
+    pub fn push(&mut self, sampled: Sampled, tokenizer: &Tokenizer) -> Option<FinishReason> {
+        let may_stop = self.num_tokens >= self.stop.min_tokens;
+        let token = sampled.token;
+        self.num_tokens += 1;
+        let is_end = tokenizer.is_end_of_generation(token) && !self.stop.ignore_eos;
+        if may_stop && (is_end || self.stop.token_ids.contains(&token)) {
+            self.flush();
+            return Some(FinishReason::Stop);
+        }
+        self.next.tokens.push(token);
+        self.next.logprobs.extend(sampled.logprob);
+        self.detokenizer.push(tokenizer.token_bytes(token));
+        let text = self.detokenizer.take();
+        if !may_stop {
+            self.next.text.push_str(&text);
+        } else if self.show(&text) {
+            return Some(FinishReason::Stop);
+        }
+        if self.num_tokens < self.max_tokens {
+            return None;
+        }
+        Some(if self.flush() { FinishReason::Stop } else { FinishReason::Length })
+    }
+
+    /// The text and tokens since the last call, if there is text.
+    pub fn take_event(&mut self) -> Option<TokenEvent> {
+        (!self.next.text.is_empty()).then(|| std::mem::take(&mut self.next))
+    }
+
+    /// Shows what no stop string can claim; true if one was completed.
+    fn show(&mut self, text: &str) -> bool {
+        let outcome = self.stop_strings.push(text);
+        self.next.text.push_str(&outcome.emit);
+        outcome.stopped
+    }
+
+    /// Shows everything that was held back; true if that completed a stop string.
+    fn flush(&mut self) -> bool {
+        let text = self.detokenizer.finish();
+        if !text.is_empty() && self.show(&text) {
+            return true;
+        }
+        let held = self.stop_strings.finish();
+        self.next.text.push_str(&held);
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stop_at(strings: &[&str]) -> StopParams {
+        StopParams { strings: strings.iter().map(|&s| s.to_owned()).collect(), ..StopParams::default() }
+    }
+
+    /// Feeds bytes (256 is the end); returns each step's text, and the end with the number of tokens it took.
+    fn run(stop: StopParams, max_tokens: usize, tokens: &[TokenId]) -> (Vec<String>, Option<(FinishReason, usize)>) {
+        let tokenizer = Tokenizer::byte_level();
+        let mut output = Output::new(stop, max_tokens, &[256]);
+        let mut texts = Vec::new();
+        for &token in tokens {
+            let reason = output.push(Sampled { token, logprob: None }, &tokenizer);
+            texts.push(output.take_event().map(|e| e.text).unwrap_or_default());
+            if let Some(reason) = reason {
+                return (texts, Some((reason, output.num_tokens())));
+            }
+        }
+        (texts, None)
+    }
+
+    #[track_caller]
+    fn check(stop: StopParams, tokens: &str, expect: &str, reason: FinishReason, num_tokens: usize) {
+        let mut tokens: Vec<TokenId> = tokens.bytes().map(TokenId::from).collect();
+        tokens.push(256);
+        let (texts, end) = run(stop, 20, &tokens);
+        assert_eq!((texts.concat().as_str(), end), (expect, Some((reason, num_tokens))));
+    }
+
+    #[test]
+    fn texts_end_where_they_should() {
+        check(StopParams::default(), "hello", "hello", FinishReason::Stop, 6);
+        check(stop_at(&["ll"]), "hello", "he", FinishReason::Stop, 4);
+        check(stop_at(&["lx"]), "hello", "hello", FinishReason::Stop, 6);
+        check(stop_at(&["lox"]), "hello", "hello", FinishReason::Stop, 6);
+        check(StopParams::default(), "0123456789012345678901", "01234567890123456789", FinishReason::Length, 20);
+        check(stop_at(&["89x"]), "0123456789012345678901", "01234567890123456789", FinishReason::Length, 20);
+        let ids = StopParams { token_ids: vec![b'l'.into()], ..StopParams::default() };
+        check(ids, "hello", "he", FinishReason::Stop, 3);
+        let min = StopParams { min_tokens: 4, ..stop_at(&["l"]) };
+        check(min, "hello all", "hello a", FinishReason::Stop, 8);
+    }
+
+    #[test]
+    fn the_end_is_passed_where_asked() {
+        let stop = StopParams { ignore_eos: true, ..StopParams::default() };
+        assert_eq!(run(stop, 3, &[104, 256, 105]).0.concat(), "hi");
+    }
+
+    #[test]
+    fn what_may_be_a_stop_string_or_half_a_character_is_held_back() {
+        let tokens: Vec<TokenId> = "a<b<e\u{e9}.".bytes().map(TokenId::from).collect();
+        let (texts, end) = run(stop_at(&["<end>"]), 20, &tokens);
+        assert_eq!((texts, end), (["a", "", "<b", "", "", "", "<e\u{e9}", "."].map(str::to_owned).to_vec(), None));
+    }
+
+    #[test]
+    fn tokens_travel_with_the_text_they_made() {
+        let tokenizer = Tokenizer::byte_level();
+        let mut output = Output::new(StopParams::default(), 9, &[256]);
+        let mut events = Vec::new();
+        for token in [0xe2, 0x82, 0xac, 0x61] {
+            assert_eq!(output.push(Sampled { token, logprob: None }, &tokenizer), None);
+            events.extend(output.take_event());
+        }
+        let event = |text: &str, tokens: &[TokenId]| TokenEvent {
+            text: text.to_owned(),
+            tokens: tokens.to_vec(),
+            logprobs: Vec::new(),
+        };
+        assert_eq!(events, [event("\u{20ac}", &[0xe2, 0x82, 0xac]), event("a", &[0x61])]);
+    }
+
+    #[test]
+    fn before_min_tokens_the_ends_are_banned() {
+        let stop = StopParams { min_tokens: 1, token_ids: vec![7], ..StopParams::default() };
+        let mut output = Output::new(stop.clone(), 9, &[256]);
+        assert_eq!(output.banned(), [7, 256]);
+        output.push(Sampled { token: 97, logprob: None }, &Tokenizer::byte_level());
+        assert!(output.banned().is_empty());
+        assert_eq!(Output::new(StopParams { ignore_eos: true, ..stop }, 9, &[256]).banned(), [7]);
+    }
+}

@@ -1,0 +1,272 @@
+//! Which tokens of which sequences make up the next step. No tensors, no clock, no randomness, no log: sequences in,
+//! a batch out.
+//!
+//! ```text
+//! schedule:  budget = max_num_batched_tokens
+//!            sequences with one token to compute (decoding), oldest first: one token each;
+//!                no block left -> preempt the youngest, maybe itself
+//!            prefill budget = what is left, and if somebody decodes at most prefill_tokens_per_step_max
+//!            running sequences with more to compute, oldest first: a chunk each
+//!            preempted sequences that fit again, oldest first: a chunk each
+//! admit:     while has_room() and the queue's next fits(): a chunk
+//! batch:     what was planned, as arrays
+//! commit:    what was planned is computed; blocks that are full get their names
+//! ```
+//!
+//! The prefill bound holds only while somebody decodes: it is there to bound the time between two tokens, and with
+//! nobody waiting for a token a whole budget of prefill is simply faster.
+//!
+//! A sequence is admitted only if there are blocks for all its tokens, and takes them at once, so only decoding can
+//! run out of blocks. Admission leaves a block free per running sequence, for the next one each will need: without
+//! that, a newcomer would be preempted a few steps after it came. `running` is ordered by age and the youngest is
+//! preempted, so the oldest always advances, and as any one request fits the pool alone, every request ends.
+
+use std::collections::VecDeque;
+
+use super::sequence::{Sequence, num_blocks_needed};
+use crate::cache::{BLOCK_SIZE, BlockId, BlockPool, HashChain};
+use crate::model::Batch;
+use crate::protocol::{Tenant, TokenId};
+
+/// The scheduler's bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SchedulerLimits {
+    /// Most sequences at once; at least 1.
+    pub max_num_seqs: usize,
+    /// Most tokens in a step; at least `max_num_seqs`, so that every sequence can decode in every step.
+    pub max_num_batched_tokens: usize,
+    /// Most tokens of a step that are not decoding, while others decode; at least 1.
+    pub prefill_tokens_per_step_max: usize,
+}
+
+/// A worker's sequences and blocks.
+#[derive(Debug)]
+pub struct Scheduler {
+    limits: SchedulerLimits,
+    pool: BlockPool,
+    /// Oldest first.
+    running: Vec<Sequence>,
+    /// Preempted, oldest first; all are younger than those that run.
+    waiting: VecDeque<Sequence>,
+    plan: Vec<Planned>,
+    /// Tokens of the step being planned that are still to be handed out.
+    prefill_budget: usize,
+    num_preemptions: u64,
+    num_admitted: u64,
+}
+
+/// A sequence's part in a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Planned {
+    /// Place in the list of running sequences.
+    index: usize,
+    /// The sequence.
+    pub slot: usize,
+    /// How many of its tokens are computed.
+    pub num_tokens: usize,
+    /// Whether its last token is among them, so that the next is sampled.
+    pub is_sampled: bool,
+}
+
+impl Scheduler {
+    /// Nothing running, `num_blocks` free blocks.
+    pub fn new(limits: SchedulerLimits, num_blocks: usize) -> Self {
+        debug_assert!(limits.max_num_seqs >= 1 && limits.prefill_tokens_per_step_max >= 1);
+        debug_assert!(limits.max_num_batched_tokens >= limits.max_num_seqs);
+        Self {
+            limits,
+            pool: BlockPool::new(num_blocks),
+            running: Vec::with_capacity(limits.max_num_seqs),
+            waiting: VecDeque::with_capacity(limits.max_num_seqs),
+            plan: Vec::with_capacity(limits.max_num_seqs),
+            prefill_budget: 0,
+            num_preemptions: 0,
+            num_admitted: 0,
+        }
+    }
+
+    /// Whether a request of at most `num_tokens_max` tokens can run in a pool of `num_blocks` at all. The last token
+    /// sampled is never computed, so it needs no place.
+    pub fn can_ever_fit(num_tokens_max: usize, num_blocks: usize) -> bool {
+        num_tokens_max.saturating_sub(1) <= num_blocks * BLOCK_SIZE
+    }
+
+    /// Begins a step: plans the sequences that are here.
+    pub fn schedule(&mut self) {
+        self.plan.clear();
+        self.plan_decoding();
+        let left = self.limits.max_num_batched_tokens - self.plan.len();
+        let bound = if self.plan.is_empty() { left } else { self.limits.prefill_tokens_per_step_max };
+        self.prefill_budget = left.min(bound);
+        for index in 0..self.running.len() {
+            if self.running[index].num_remaining() > 1 {
+                self.plan_chunk(index);
+            }
+        }
+        self.readmit();
+    }
+
+    /// Whether a newcomer could take part in the step being planned: preempted sequences come first.
+    pub fn has_room(&self) -> bool {
+        self.waiting.is_empty() && self.prefill_budget > 0 && self.running.len() < self.limits.max_num_seqs
+    }
+
+    /// Whether there are blocks for a newcomer with this prompt.
+    pub fn fits(&self, tenant: Tenant, prompt: &[TokenId], chain: Option<&HashChain>) -> bool {
+        // First without asking the cache, which is rarely needed.
+        self.has_blocks(prompt.len().div_ceil(BLOCK_SIZE))
+            || self.has_blocks(num_blocks_needed(tenant, prompt, chain, &self.pool))
+    }
+
+    /// Takes a newcomer that fits (see [`Scheduler::fits`]) into the step being planned; returns how many of its tokens the
+    /// prefix cache had.
+    pub fn admit(&mut self, mut sequence: Sequence) -> usize {
+        assert!(self.has_room(), "admission without room");
+        sequence.age = self.num_admitted;
+        self.num_admitted += 1;
+        let index = self.start(sequence);
+        self.running[index].num_computed_tokens()
+    }
+
+    /// The step as the model wants it.
+    pub fn build(&self, batch: &mut Batch) {
+        batch.clear();
+        for planned in &self.plan {
+            self.running[planned.index].append_to(batch, planned.num_tokens, &self.pool);
+        }
+        assert!(batch.num_tokens() <= self.limits.max_num_batched_tokens, "a step over budget");
+        assert!(self.running.len() <= self.limits.max_num_seqs, "too many sequences");
+    }
+
+    /// What the step being planned, or the one just computed, consists of, in the batch's order.
+    pub fn plan(&self) -> &[Planned] {
+        &self.plan
+    }
+
+    /// Notes that the step was computed.
+    pub fn commit(&mut self) {
+        for planned in &self.plan {
+            self.running[planned.index].advance(planned.num_tokens, &mut self.pool);
+        }
+    }
+
+    /// Adds the token sampled for one of the step's sequences.
+    pub fn push_token(&mut self, planned: Planned, token: TokenId) {
+        self.running[planned.index].push_token(token);
+    }
+
+    /// Takes a sequence out and frees its blocks. The plan is void after that.
+    pub fn remove(&mut self, slot: usize) {
+        let running = self.running.iter().position(|s| s.slot() == slot);
+        let removed = match running {
+            Some(index) => Some(self.running.remove(index)),
+            None => self.waiting.iter().position(|s| s.slot() == slot).and_then(|index| self.waiting.remove(index)),
+        };
+        removed.expect("the sequence is here").release_blocks(&mut self.pool);
+        self.plan.clear();
+    }
+
+    /// Sequences that take part in steps.
+    pub fn num_running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Preempted sequences.
+    pub fn num_waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Preemptions so far.
+    pub fn num_preemptions(&self) -> u64 {
+        self.num_preemptions
+    }
+
+    /// The blocks.
+    pub fn pool(&self) -> &BlockPool {
+        &self.pool
+    }
+
+    /// Checks the pool against the tables of all sequences, and that these are in order of age.
+    ///
+    /// # Panics
+    /// If something is wrong.
+    pub fn check(&self) {
+        self.pool.check(self.tables());
+        assert!(self.waiting.iter().all(|s| s.block_table().is_empty()), "a waiting sequence holds blocks");
+        let ages = self.running.iter().chain(&self.waiting).map(|s| s.age);
+        assert!(ages.is_sorted(), "an older sequence stands behind a younger one");
+    }
+
+    fn tables(&self) -> impl Iterator<Item = &[BlockId]> {
+        self.running.iter().map(Sequence::block_table)
+    }
+
+    fn plan_decoding(&mut self) {
+        let mut index = 0;
+        while index < self.running.len() {
+            if self.running[index].num_remaining() == 1 && self.ensure_block(index) {
+                self.push_plan(index, 1);
+            }
+            index += 1;
+        }
+    }
+
+    /// Gets sequence `index` a block for its next token, at the cost of the youngest; false if that was itself.
+    fn ensure_block(&mut self, index: usize) -> bool {
+        while self.running[index].needs_block() {
+            if let Some(id) = self.pool.allocate() {
+                self.running[index].push_block(id);
+                break;
+            }
+            let mut youngest = self.running.pop().expect("one that needs a block");
+            youngest.release_blocks(&mut self.pool);
+            self.waiting.push_front(youngest);
+            self.num_preemptions += 1;
+            if self.running.len() == index {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn readmit(&mut self) {
+        while self.prefill_budget > 0 && self.running.len() < self.limits.max_num_seqs {
+            let Some(next) = self.waiting.front() else { return };
+            if !self.has_blocks(next.num_blocks_needed(&self.pool)) {
+                return;
+            }
+            let next = self.waiting.pop_front().expect("looked at just now");
+            self.start(next);
+        }
+    }
+
+    fn start(&mut self, mut sequence: Sequence) -> usize {
+        sequence.take_blocks(&mut self.pool);
+        self.running.push(sequence);
+        let index = self.running.len() - 1;
+        self.plan_chunk(index);
+        index
+    }
+
+    /// Whether `num_blocks` can be taken and the running sequences still get their next block.
+    fn has_blocks(&self, num_blocks: usize) -> bool {
+        num_blocks + self.running.len() <= self.pool.num_available()
+    }
+
+    fn plan_chunk(&mut self, index: usize) {
+        let num_tokens = self.running[index].num_remaining().min(self.prefill_budget);
+        if num_tokens > 0 {
+            self.prefill_budget -= num_tokens;
+            self.push_plan(index, num_tokens);
+        }
+    }
+
+    fn push_plan(&mut self, index: usize, num_tokens: usize) {
+        let sequence = &self.running[index];
+        let is_sampled = sequence.num_remaining() == num_tokens;
+        self.plan.push(Planned { index, slot: sequence.slot(), num_tokens, is_sampled });
+    }
+}
+
+#[cfg(test)]
+mod tests;

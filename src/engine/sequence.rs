@@ -1,0 +1,150 @@
+//! A request as the scheduler sees it: how many tokens there are, how many of them are computed, and in which blocks.
+//! There is no prefill and no decode, only tokens that are not computed yet.
+
+use crate::cache::{BLOCK_SIZE, BlockId, BlockPool, HashChain};
+use crate::model::Batch;
+use crate::protocol::{Tenant, TokenId};
+
+/// One request in flight.
+#[derive(Debug)]
+pub struct Sequence {
+    slot: usize,
+    tenant: Tenant,
+    /// How many were admitted before it; the scheduler counts.
+    pub(super) age: u64,
+    /// Prompt, then output.
+    tokens: Vec<TokenId>,
+    num_computed_tokens: usize,
+    block_table: Vec<BlockId>,
+    /// Names of the full blocks; absent where the prefix cache is off.
+    chain: Option<HashChain>,
+    /// Blocks at the beginning of the table that have been named, or were found named.
+    num_named_blocks: usize,
+}
+
+impl Sequence {
+    /// A sequence that can grow to `num_tokens_max` without allocating. `slot` is its owner's name for it; `chain`
+    /// names the prompt's full blocks.
+    pub fn new(
+        slot: usize,
+        tenant: Tenant,
+        mut prompt: Vec<TokenId>,
+        num_tokens_max: usize,
+        mut chain: Option<HashChain>,
+    ) -> Self {
+        prompt.reserve_exact(num_tokens_max.saturating_sub(prompt.len()));
+        if let Some(chain) = &mut chain {
+            chain.reserve(num_tokens_max);
+        }
+        let block_table = Vec::with_capacity(num_tokens_max.div_ceil(BLOCK_SIZE));
+        Self { slot, tenant, age: 0, tokens: prompt, num_computed_tokens: 0, block_table, chain, num_named_blocks: 0 }
+    }
+
+    /// Its owner's name for it.
+    pub fn slot(&self) -> usize {
+        self.slot
+    }
+
+    /// Tokens there are.
+    pub fn num_tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Tokens whose keys and values are in the cache.
+    pub fn num_computed_tokens(&self) -> usize {
+        self.num_computed_tokens
+    }
+
+    /// Tokens still to be computed; at least 1, since the last token's logits are wanted.
+    pub fn num_remaining(&self) -> usize {
+        self.tokens.len() - self.num_computed_tokens
+    }
+
+    /// Its blocks, in order of position.
+    pub fn block_table(&self) -> &[BlockId] {
+        &self.block_table
+    }
+
+    /// Whether the next token has no block yet.
+    pub(super) fn needs_block(&self) -> bool {
+        self.num_computed_tokens == self.block_table.len() * BLOCK_SIZE
+    }
+
+    pub(super) fn push_block(&mut self, id: BlockId) {
+        self.block_table.push(id);
+    }
+
+    /// Blocks that would have to be taken from the free list for all its tokens, cached ones included.
+    pub(super) fn num_blocks_needed(&self, pool: &BlockPool) -> usize {
+        num_blocks_needed(self.tenant, &self.tokens, self.chain.as_ref(), pool)
+    }
+
+    /// Takes blocks for all its tokens: what the prefix cache has, and new ones for the rest.
+    ///
+    /// # Panics
+    /// If there are not enough.
+    pub(super) fn take_blocks(&mut self, pool: &mut BlockPool) {
+        debug_assert!(self.block_table.is_empty() && self.num_computed_tokens == 0);
+        if let Some(chain) = &self.chain {
+            self.num_named_blocks = pool.take_prefix(self.tenant, &self.tokens, chain, &mut self.block_table);
+        }
+        self.num_computed_tokens = self.num_named_blocks * BLOCK_SIZE;
+        while self.block_table.len() * BLOCK_SIZE < self.tokens.len() {
+            self.block_table.push(pool.allocate().expect("admission made sure of enough blocks"));
+        }
+    }
+
+    /// Gives all blocks back and forgets that anything was computed; the tokens stay.
+    pub(super) fn release_blocks(&mut self, pool: &mut BlockPool) {
+        pool.release_all(&mut self.block_table);
+        self.num_computed_tokens = 0;
+        self.num_named_blocks = 0;
+    }
+
+    /// Puts the next `num_tokens` into the batch, with logits of the last where that is the sequence's last.
+    pub(super) fn append_to(&self, batch: &mut Batch, num_tokens: usize, pool: &BlockPool) {
+        let range = self.num_computed_tokens..self.num_computed_tokens + num_tokens;
+        batch.token_ids.extend_from_slice(&self.tokens[range.clone()]);
+        batch.positions.extend(range.clone().map(|position| position as u32));
+        batch.slot_mapping.extend(range.clone().map(|position| {
+            let block = self.block_table[position / BLOCK_SIZE];
+            debug_assert!(pool.is_writable(block), "{block:?} is shared or named and must not be written");
+            block.0 * BLOCK_SIZE as u32 + (position % BLOCK_SIZE) as u32
+        }));
+        batch.cu_seqlens.push(batch.token_ids.len() as u32);
+        batch.block_tables.extend_from_slice(&self.block_table[..range.end.div_ceil(BLOCK_SIZE)]);
+        batch.cu_blocks.push(batch.block_tables.len() as u32);
+        if range.end == self.tokens.len() {
+            batch.logits_indices.push(batch.token_ids.len() as u32 - 1);
+        }
+    }
+
+    /// Notes that the next `num_tokens` are computed, and names the blocks that are full now.
+    pub(super) fn advance(&mut self, num_tokens: usize, pool: &mut BlockPool) {
+        self.num_computed_tokens += num_tokens;
+        let Some(chain) = &mut self.chain else { return };
+        chain.extend(&self.tokens);
+        while (self.num_named_blocks + 1) * BLOCK_SIZE <= self.num_computed_tokens {
+            let index = self.num_named_blocks;
+            pool.register(self.block_table[index], self.tenant, &self.tokens, chain, index);
+            self.num_named_blocks += 1;
+        }
+    }
+
+    /// Adds a sampled token.
+    pub(super) fn push_token(&mut self, token: TokenId) {
+        debug_assert_eq!(self.num_remaining(), 0, "a token is sampled once all before it are computed");
+        self.tokens.push(token);
+    }
+}
+
+/// Blocks that would have to be taken from the free list to hold `tokens`, cached ones included.
+pub(super) fn num_blocks_needed(
+    tenant: Tenant,
+    tokens: &[TokenId],
+    chain: Option<&HashChain>,
+    pool: &BlockPool,
+) -> usize {
+    let hit = chain.map(|chain| pool.find_prefix(tenant, tokens, chain)).unwrap_or_default();
+    tokens.len().div_ceil(BLOCK_SIZE) - hit.num_blocks + hit.num_unreferenced
+}

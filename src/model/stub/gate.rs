@@ -1,0 +1,67 @@
+//! Lets a test decide when the stub's steps run, so that no test needs to sleep.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How long a test waits for what must come before it says that it did not.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A door that steps wait at. New ones are shut.
+#[derive(Debug, Default)]
+pub struct StubGate {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    num_arrived: u64,
+    num_allowed: u64,
+}
+
+impl StubGate {
+    /// A shut door.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Lets `num_steps` more steps through.
+    pub fn allow(&self, num_steps: u64) {
+        let mut state = self.lock();
+        state.num_allowed = state.num_allowed.saturating_add(num_steps);
+        self.changed.notify_all();
+    }
+
+    /// Lets every step through from now on.
+    pub fn open(&self) {
+        self.allow(u64::MAX);
+    }
+
+    /// Waits until `num_steps` steps in all have arrived at the door, let through or not.
+    ///
+    /// # Panics
+    /// If they do not come within a minute.
+    pub fn wait_arrived(&self, num_steps: u64) {
+        let arrived = self.changed.wait_timeout_while(self.lock(), PATIENCE, |s| s.num_arrived < num_steps);
+        let (state, timeout) = arrived.unwrap_or_else(PoisonError::into_inner);
+        assert!(!timeout.timed_out(), "waited for {num_steps} steps, saw {}", state.num_arrived);
+    }
+
+    /// Steps that have arrived so far.
+    pub fn num_arrived(&self) -> u64 {
+        self.lock().num_arrived
+    }
+
+    pub(super) fn pass(&self) {
+        let mut state = self.lock();
+        state.num_arrived += 1;
+        let number = state.num_arrived;
+        self.changed.notify_all();
+        let passed = self.changed.wait_while(state, |s| s.num_allowed < number);
+        drop(passed.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,41 @@
+//! The seam below which a local pool and a cluster look the same.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::protocol::ValidRequest;
+use crate::stream::StreamLog;
+
+/// Whether a backend can serve, for `/health/ready`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// Requests will be served.
+    Ready,
+    /// Loading, or a worker is being restarted.
+    Starting,
+    /// No new requests; running ones finish.
+    Draining,
+}
+
+/// Where validated requests are run: the local pool, later a cluster.
+pub trait Backend: Send + Sync {
+    /// Takes the request; its events go to `log`. Returns at once.
+    ///
+    /// # Errors
+    /// [`crate::error::ErrorKind::Overloaded`] when the queue is full, with the time to come back;
+    /// [`crate::error::ErrorKind::Unavailable`] while loading or draining. Nothing was appended to `log` then.
+    fn submit(&self, request: ValidRequest, log: Arc<StreamLog>) -> Result<()>;
+
+    /// Whether requests will be served.
+    fn readiness(&self) -> Readiness;
+
+    /// Takes no new requests from now on; what was accepted goes on to its end. Returns at once.
+    fn drain(&self);
+
+    /// Whether nothing is waiting or running.
+    fn is_idle(&self) -> bool;
+
+    /// Ends what is left with an error event that says `message`, and returns when every accepted log has its
+    /// terminal event. May block; safe to call twice.
+    fn shutdown(&self, message: &str);
+}

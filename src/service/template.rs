@@ -1,0 +1,259 @@
+//! Chat templates: messages to the one text a model was trained on, through Jinja as the transformers library runs it.
+//!
+//! A template comes from a model file, never from a request, and is still not trusted:
+//!
+//! - **fuel** pays for every instruction and for every 64 bytes it makes; it grows with the messages and with nothing
+//!   else, so a loop ends and doubling strings end;
+//! - **output** is counted while it is written;
+//! - **depth** of macros and of the source is limited, and templates run on a thread of their own with a stack that
+//!   outlasts the deepest value that fuel can build.
+//!
+//! What fuel does not see: a list that holds one list many times over (`x = [x, x]`, repeated) is small until something
+//! compares it or turns it into text with `~`. minijinja 3.1 meters the result and not the walk, so a template made to
+//! hurt can still spend time and memory there. Serve only model files you would run.
+//!
+//! The same messages give the same text on every day: `strftime_now` tells one fixed date.
+
+mod date;
+mod python_json;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::thread;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{Environment, Error as JinjaError, ErrorKind as JinjaErrorKind, State, Value};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::protocol::ChatMessage;
+
+/// More than ten times the longest published template; keeps the parser's recursion within its stack.
+const SOURCE_BYTES_MAX: usize = 256 << 10;
+/// What a rendered prompt may take.
+const OUTPUT_BYTES_MAX: usize = 4 << 20;
+/// Fuel for a template however short the chat: a long published one with tools takes about a tenth.
+const FUEL_BASE: u64 = 250_000;
+/// Fuel for looping over one more message; the nested scans of published templates take about a tenth.
+const FUEL_PER_MESSAGE: u64 = 2_000;
+/// Fuel per byte of message text, each worth 64 bytes of copies.
+const FUEL_PER_BYTE: u64 = 1;
+/// Nested macro calls and includes.
+const RECURSION_MAX: usize = 100;
+/// Reserved, not used: pages are touched only as deep as a template nests.
+const STACK_BYTES: usize = 256 << 20;
+/// Wider fields in a format string are an attack on memory.
+const FORMAT_DIGITS_MAX: usize = 4;
+
+/// A compiled chat template of one model.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    bos: String,
+    eos: String,
+    output_bytes_max: usize,
+}
+
+impl fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChatTemplate").field("bos", &self.bos).field("eos", &self.eos).finish_non_exhaustive()
+    }
+}
+
+impl ChatTemplate {
+    /// Compiles `source`; `bos` and `eos` are how the model spells these tokens (empty where it has none).
+    ///
+    /// # Errors
+    /// [`ErrorKind::BadModel`] if it is too long or not valid Jinja.
+    pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self> {
+        if source.len() > SOURCE_BYTES_MAX {
+            let len = source.len();
+            return Err(Error::bad_model(format!("a chat template has at most {SOURCE_BYTES_MAX} bytes, got {len}")));
+        }
+        let source = without_generation_tags(source);
+        let environment = on_deep_stack(|| {
+            let mut environment = new_environment()?;
+            let compiled = environment.add_template_owned(TEMPLATE, source);
+            compiled.map(|()| environment).map_err(|e| Error::bad_model(format!("the chat template is not valid: {e}")))
+        })?;
+        Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned(), output_bytes_max: OUTPUT_BYTES_MAX })
+    }
+
+    /// Sets the most bytes a rendered prompt may have; 4 MiB unless set.
+    #[must_use]
+    pub fn with_output_bytes_max(mut self, output_bytes_max: usize) -> Self {
+        self.output_bytes_max = output_bytes_max;
+        self
+    }
+
+    /// The prompt for `messages`; with `add_generation_prompt` it ends where the assistant's answer begins.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidRequest`] with the template's own words if it rejects the messages (`raise_exception`);
+    /// [`ErrorKind::BadModel`] if it fails otherwise, runs too long or writes too much.
+    pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
+        self.render_with(messages, add_generation_prompt, &BTreeMap::new())
+    }
+
+    /// As [`ChatTemplate::render`], with further variables (`tools`, `enable_thinking`); they win over ours.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_with(
+        &self,
+        messages: &[ChatMessage],
+        add_generation_prompt: bool,
+        extra: &BTreeMap<String, serde_json::Value>,
+    ) -> Result<String> {
+        let mut variables: BTreeMap<&str, Value> = BTreeMap::from([
+            ("messages", Value::from(Serde(messages))),
+            ("add_generation_prompt", Value::from(add_generation_prompt)),
+            ("bos_token", Value::from(self.bos.as_str())),
+            ("eos_token", Value::from(self.eos.as_str())),
+            // transformers passes these as none where there are none, and templates ask `is not none`.
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
+        ]);
+        variables.extend(extra.iter().map(|(name, value)| (name.as_str(), Value::from(Serde(value)))));
+        let message_bytes: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
+        let extra_bytes: usize = extra.values().map(|value| value.to_string().len()).sum();
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(
+            FUEL_BASE + FUEL_PER_MESSAGE * messages.len() as u64 + FUEL_PER_BYTE * (message_bytes + extra_bytes) as u64,
+        ));
+        on_deep_stack(move || {
+            let mut output = CappedOutput { bytes: Vec::new(), bytes_max: self.output_bytes_max };
+            let template = environment.get_template(TEMPLATE).map_err(|e| Error::internal(e.to_string()))?;
+            template.render_captured_to(variables, &mut output).map_err(|e| as_error(&e))?;
+            String::from_utf8(output.bytes).map_err(|_| Error::internal("a rendered template is UTF-8"))
+        })
+    }
+}
+
+/// The name of the only template of an environment.
+const TEMPLATE: &str = "chat template";
+
+/// What the transformers library sets up: block lines leave no blank lines, Python's methods on strings and maps,
+/// `raise_exception`, `strftime_now`, and JSON as Python writes it.
+fn new_environment() -> Result<Environment<'static>> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(syntax.map_err(|e| Error::internal(e.to_string()))?);
+    environment.set_recursion_limit(RECURSION_MAX);
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.set_unknown_method_callback(call_python_method);
+    environment.add_function("raise_exception", |message: String| -> Result<Value, JinjaError> {
+        let raised = JinjaError::new(JinjaErrorKind::InvalidOperation, "the template rejects these messages");
+        Err(raised.with_source(RaisedException(message)))
+    });
+    environment.add_function("strftime_now", |format: &str| date::format_fixed_date(format));
+    environment.add_filter("tojson", python_json::tojson);
+    Ok(environment)
+}
+
+/// Python's methods, without the one that lets a few characters ask for a gigabyte.
+fn call_python_method(
+    state: &mut State<'_, '_>,
+    value: &Value,
+    method: &str,
+    args: &[Value],
+) -> Result<Value, JinjaError> {
+    if method == "format" {
+        let format = value.as_str().unwrap_or_default();
+        if format.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > FORMAT_DIGITS_MAX) {
+            let rule = format!("a format string has numbers of at most {FORMAT_DIGITS_MAX} digits");
+            return Err(JinjaError::new(JinjaErrorKind::InvalidOperation, rule));
+        }
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+}
+
+/// What a template said through `raise_exception`.
+#[derive(Debug)]
+struct RaisedException(String);
+
+impl fmt::Display for RaisedException {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for RaisedException {}
+
+/// Our error for Jinja's: the template's own objection is about the request, all else about the template.
+fn as_error(error: &JinjaError) -> Error {
+    let mut cause = std::error::Error::source(error);
+    while let Some(source) = cause {
+        if let Some(RaisedException(message)) = source.downcast_ref() {
+            return Error::invalid("messages", message.clone());
+        }
+        if let Some(full) = source.downcast_ref::<io::Error>().filter(|e| e.kind() == io::ErrorKind::FileTooLarge) {
+            return Error::bad_model(full.to_string());
+        }
+        cause = source.source();
+    }
+    match error.kind() {
+        JinjaErrorKind::OutOfFuel => {
+            Error::bad_model("the chat template did more work than these messages allow it".to_owned())
+        }
+        _ => Error::bad_model(format!("the chat template failed: {error}")),
+    }
+}
+
+/// Collects output up to a limit.
+struct CappedOutput {
+    bytes: Vec<u8>,
+    bytes_max: usize,
+}
+
+impl io::Write for CappedOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + bytes.len() > self.bytes_max {
+            let rule = format!("the chat template wrote more than {} bytes", self.bytes_max);
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, rule));
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Runs `work` where deep recursion has room: values nest as deep as fuel lets a template build them, and dropping or
+/// printing one takes a stack frame per level.
+fn on_deep_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    thread::scope(|scope| {
+        let spawned = thread::Builder::new()
+            .name("chat-template".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, work)
+            .map_err(|e| Error::new(ErrorKind::Unavailable, format!("no thread for the chat template: {e}")))?;
+        spawned.join().unwrap_or_else(|_| Err(Error::internal("rendering the chat template panicked")))
+    })
+}
+
+/// Takes out `{% generation %}` and `{% endgeneration %}`, by which training code marks the assistant's text; they
+/// render as nothing. An `if` in their place keeps the whitespace control of the tags.
+fn without_generation_tags(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(open) = rest.find("{%") {
+        let Some(len) = rest[open..].find("%}") else { break };
+        let (before, tag) = (&rest[..open], &rest[open + 2..open + len]);
+        out.push_str(before);
+        out.push_str("{%");
+        match tag.trim_matches('-').trim() {
+            "generation" => out.push_str(&tag.replace("generation", " if true ")),
+            "endgeneration" => out.push_str(&tag.replace("endgeneration", " endif ")),
+            _ => out.push_str(tag),
+        }
+        out.push_str("%}");
+        rest = &rest[open + len + 2..];
+    }
+    out + rest
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,180 @@
+//! Every rule of a request, in one place. Each error names the parameter and says rule and value.
+
+use super::ServiceConfig;
+use crate::error::{Error, ErrorKind, Result};
+use crate::protocol::{
+    ChatMessage, GenerateRequest, OnDisconnect, Prompt, SamplingParams, StopParams, StreamId, TokenId, ValidRequest,
+};
+
+/// The roles a message can have.
+const ROLES: [&str; 5] = ["system", "user", "assistant", "tool", "developer"];
+
+/// What the rules depend on.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits<'a> {
+    /// Bounds of the parameters.
+    pub config: &'a ServiceConfig,
+    /// Ids are below this.
+    pub vocab_size: usize,
+    /// Longest sequence, prompt and output together.
+    pub context_len: usize,
+}
+
+/// Checks everything that needs no tokens, so that a wrong parameter costs no tokenising.
+///
+/// # Errors
+/// [`ErrorKind::InvalidRequest`] with the parameter at fault.
+pub fn parameters(request: &GenerateRequest, limits: Limits<'_>) -> Result<()> {
+    match &request.prompt {
+        Prompt::Chat(messages) => messages_rules(messages)?,
+        Prompt::Text(_) => {}
+        Prompt::Tokens(tokens) => tokens_rules("tokens", tokens, limits.vocab_size)?,
+    }
+    sampling_rules(&request.sampling, limits)?;
+    stop_rules(&request.stop, limits)?;
+    match request.on_disconnect {
+        OnDisconnect::Linger { grace_ms } if grace_ms > limits.config.linger_ms_max => Err(rule(
+            "on_disconnect",
+            format!("must linger at most {} seconds", limits.config.linger_ms_max / 1000),
+            grace_ms as f64 / 1000.0,
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Fits prompt and output into the context and makes the request that the engine takes. `seed` is used where the
+/// request has none.
+///
+/// # Errors
+/// [`ErrorKind::ContextLengthExceeded`] with the numbers, or [`ErrorKind::InvalidRequest`].
+pub fn fit(
+    id: StreamId,
+    request: GenerateRequest,
+    prompt: Vec<TokenId>,
+    seed: u64,
+    limits: Limits<'_>,
+) -> Result<ValidRequest> {
+    let param = prompt_param(&request.prompt);
+    let (num_prompt, context) = (prompt.len(), limits.context_len);
+    if num_prompt == 0 {
+        return Err(Error::invalid(param, format!("`{param}` must have at least one token, got none")));
+    }
+    if num_prompt >= context {
+        let message = format!(
+            "the prompt must leave room for output in the context of {context} tokens, got {num_prompt} prompt tokens"
+        );
+        return Err(Error::new(ErrorKind::ContextLengthExceeded, message).with_param(param));
+    }
+    let room = context - num_prompt;
+    let default = limits.config.max_tokens_default.unwrap_or(room).clamp(1, room);
+    let max_tokens = request.stop.max_tokens.unwrap_or(default);
+    if max_tokens > room {
+        let message = format!(
+            "prompt and output must fit the context of {context} tokens, got {} ({num_prompt} of prompt + {max_tokens} \
+             of `max_tokens`)",
+            num_prompt.saturating_add(max_tokens)
+        );
+        return Err(Error::new(ErrorKind::ContextLengthExceeded, message).with_param(param));
+    }
+    if request.stop.min_tokens > max_tokens {
+        let at_most = format!("must be at most max_tokens ({max_tokens})");
+        return Err(rule("min_tokens", at_most, request.stop.min_tokens));
+    }
+    let sampling = SamplingParams { seed: Some(request.sampling.seed.unwrap_or(seed)), ..request.sampling };
+    let (tenant, stop, on_disconnect) = (request.tenant, request.stop, request.on_disconnect);
+    Ok(ValidRequest { id, tenant, prompt, max_tokens, sampling, stop, on_disconnect })
+}
+
+/// The request field that the prompt came in.
+pub(super) fn prompt_param(prompt: &Prompt) -> &'static str {
+    match prompt {
+        Prompt::Chat(_) => "messages",
+        Prompt::Text(_) => "prompt",
+        Prompt::Tokens(_) => "tokens",
+    }
+}
+
+fn messages_rules(messages: &[ChatMessage]) -> Result<()> {
+    if messages.is_empty() {
+        return Err(Error::invalid("messages", "`messages` must have at least one message, got none"));
+    }
+    for (i, message) in messages.iter().enumerate() {
+        if !ROLES.contains(&message.role.as_str()) {
+            let param = format!("messages[{i}].role");
+            return Err(rule(&param, format!("must be one of {}", ROLES.join(", ")), format!("{:?}", message.role)));
+        }
+    }
+    Ok(())
+}
+
+fn sampling_rules(s: &SamplingParams, limits: Limits<'_>) -> Result<()> {
+    between("temperature", s.temperature, 0.0, 2.0)?;
+    above_zero_to_one("top_p", s.top_p)?;
+    above_zero_to_one("typical_p", s.typical_p)?;
+    between("min_p", s.min_p, 0.0, 1.0)?;
+    between("presence_penalty", s.presence_penalty, -2.0, 2.0)?;
+    between("frequency_penalty", s.frequency_penalty, -2.0, 2.0)?;
+    if !(s.repetition_penalty > 0.0 && s.repetition_penalty.is_finite()) {
+        return Err(rule("repetition_penalty", "must be > 0", s.repetition_penalty));
+    }
+    let (num_bias_max, top_max) = (limits.config.logit_bias_max, limits.config.top_logprobs_max);
+    if s.logit_bias.len() > num_bias_max {
+        return Err(rule("logit_bias", format!("must have at most {num_bias_max} entries"), s.logit_bias.len()));
+    }
+    for &(token, bias) in &s.logit_bias {
+        let param = format!("logit_bias.{token}");
+        known_token(&param, token, limits.vocab_size)?;
+        between(&param, bias, -100.0, 100.0)?;
+    }
+    match s.top_logprobs {
+        Some(n) if n > top_max => Err(rule("top_logprobs", format!("must be at most {top_max}"), n)),
+        _ => Ok(()),
+    }
+}
+
+fn stop_rules(s: &StopParams, limits: Limits<'_>) -> Result<()> {
+    let config = limits.config;
+    if s.max_tokens == Some(0) {
+        return Err(rule("max_tokens", "must be at least 1", 0));
+    }
+    if s.strings.len() > config.stop_strings_max {
+        let at_most = format!("must have at most {} strings", config.stop_strings_max);
+        return Err(rule("stop", at_most, s.strings.len()));
+    }
+    for (i, string) in s.strings.iter().enumerate() {
+        let num_bytes = string.len();
+        if num_bytes == 0 || num_bytes > config.stop_string_bytes_max {
+            let range = format!("must have 1 to {} bytes", config.stop_string_bytes_max);
+            return Err(rule(&format!("stop[{i}]"), range, num_bytes));
+        }
+    }
+    if s.token_ids.len() > config.stop_tokens_max {
+        let at_most = format!("must have at most {} ids", config.stop_tokens_max);
+        return Err(rule("stop_token_ids", at_most, s.token_ids.len()));
+    }
+    tokens_rules("stop_token_ids", &s.token_ids, limits.vocab_size)
+}
+
+fn tokens_rules(param: &str, tokens: &[TokenId], vocab_size: usize) -> Result<()> {
+    let unknown = tokens.iter().enumerate().find(|&(_, &t)| t as usize >= vocab_size);
+    unknown.map_or(Ok(()), |(i, &t)| known_token(&format!("{param}[{i}]"), t, vocab_size))
+}
+
+fn known_token(param: &str, token: TokenId, vocab_size: usize) -> Result<()> {
+    if (token as usize) < vocab_size {
+        return Ok(());
+    }
+    Err(rule(param, format!("must be a token id below {vocab_size}"), token))
+}
+
+fn between(param: &str, value: f32, min: f32, max: f32) -> Result<()> {
+    if (min..=max).contains(&value) { Ok(()) } else { Err(rule(param, format!("must be {min} to {max}"), value)) }
+}
+
+fn above_zero_to_one(param: &str, value: f32) -> Result<()> {
+    if value > 0.0 && value <= 1.0 { Ok(()) } else { Err(rule(param, "must be > 0 and <= 1", value)) }
+}
+
+fn rule(param: &str, rule: impl std::fmt::Display, value: impl std::fmt::Display) -> Error {
+    Error::invalid(param, format!("`{param}` {rule}, got {value}"))
+}

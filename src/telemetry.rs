@@ -1,0 +1,97 @@
+//! The log on standard error, as lines for people or as JSON, and the hook that reports a panic once. Called by the
+//! command line before anything else runs; the rooms below only emit `tracing` events.
+
+use std::io::IsTerminal;
+use std::panic::PanicHookInfo;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::{LogConfig, LogFormat};
+use crate::error::{Error, Result};
+
+/// Starts the log. A typed level wins over `RUST_LOG`, which wins over the default.
+///
+/// # Errors
+/// If the level is neither a word nor a filter, or the log was started before.
+pub fn start(config: &LogConfig) -> Result<()> {
+    let filter = filter(config, std::env::var("RUST_LOG").ok().as_deref())?;
+    // Colours are for eyes, not for files.
+    let is_terminal = std::io::stderr().is_terminal();
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(is_terminal && !no_colour)
+        .with_writer(std::io::stderr);
+    let started = match config.format {
+        LogFormat::Text => builder.finish().try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
+    };
+    started.map_err(|e| Error::internal(format!("the log cannot be started: {e}")))
+}
+
+fn filter(config: &LogConfig, rust_log: Option<&str>) -> Result<EnvFilter> {
+    let from_env = rust_log.filter(|text| !config.level_given && !text.is_empty());
+    let (name, text) = from_env.map_or(("--log-level", config.level.as_str()), |text| ("RUST_LOG", text));
+    EnvFilter::builder().parse(text).map_err(|e| {
+        let message = format!(
+            "{name} must be error, warn, info, debug, trace or a filter like tallow::api=debug, got `{text}`: {e}"
+        );
+        Error::invalid("log.level", message)
+    })
+}
+
+/// Makes a panic one log record with its place and, if `RUST_BACKTRACE` asks, its backtrace. Workers catch panics and
+/// go on, so the default hook's several lines would bury the log; whoever catches one must not report it again.
+pub fn report_panics_once() {
+    std::panic::set_hook(Box::new(|info| {
+        let thread = std::thread::current();
+        let thread = thread.name().unwrap_or("unnamed");
+        let line = describe(info);
+        // Before the log starts (and in `pull`, `chat`) there is nobody to take the record.
+        if tracing::enabled!(tracing::Level::ERROR) {
+            tracing::error!(thread, "{line}");
+        } else {
+            eprintln!("tallow: thread {thread}: {line}");
+        }
+        let backtrace = std::backtrace::Backtrace::capture();
+        if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
+            eprintln!("{backtrace}");
+        }
+    }));
+}
+
+fn describe(info: &PanicHookInfo<'_>) -> String {
+    let message = info.payload_as_str().unwrap_or("a value that is no text");
+    match info.location() {
+        Some(place) => format!("panicked at {place}: {message}"),
+        None => format!("panicked: {message}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(level: &str, level_given: bool) -> LogConfig {
+        LogConfig { level: level.to_owned(), format: LogFormat::Text, level_given }
+    }
+
+    #[test]
+    fn a_typed_level_beats_the_environment_and_the_environment_the_default() {
+        let shown = |level, given, env| filter(&config(level, given), env).expect("a filter").to_string();
+        assert_eq!(shown("info", false, None), "info");
+        assert_eq!(shown("info", false, Some("debug")), "debug");
+        assert_eq!(shown("warn", true, Some("debug")), "warn");
+        assert_eq!(shown("info", false, Some("")), "info");
+        assert_eq!(shown("tallow::api=debug", true, None), "tallow::api=debug");
+    }
+
+    #[test]
+    fn a_level_that_is_no_filter_names_its_source() {
+        let error = filter(&config("tallow=loud", true), None).expect_err("not a level");
+        assert!(error.message().starts_with("--log-level must be"), "{error}");
+        let error = filter(&config("info", false), Some("a=b=c")).expect_err("not a filter");
+        assert!(error.message().starts_with("RUST_LOG must be"), "{error}");
+    }
+}

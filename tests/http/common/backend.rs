@@ -1,0 +1,147 @@
+//! A backend that does nothing by itself: each accepted request comes to the test as a [`Job`], and the test says
+//! what happens to it. Nothing sleeps; every step can be awaited.
+
+use std::sync::{Arc, Mutex};
+
+use tallow::error::{Error, ErrorKind, Result};
+use tallow::protocol::{ErrorInfo, Event, FinishReason, TokenEvent, TokenId, TokenLogprob, Usage, ValidRequest};
+use tallow::service::{Backend, Readiness};
+use tallow::stream::{CancelCause, StreamLog};
+use tokio::sync::{mpsc, watch};
+
+pub struct GatedBackend {
+    jobs: mpsc::UnboundedSender<Job>,
+    received: tokio::sync::Mutex<mpsc::UnboundedReceiver<Job>>,
+    state: Mutex<State>,
+}
+
+struct State {
+    readiness: Readiness,
+    refusal: Option<Error>,
+    live: Vec<Arc<StreamLog>>,
+}
+
+/// One accepted request.
+pub struct Job {
+    pub request: ValidRequest,
+    pub log: Arc<StreamLog>,
+    cancelled: watch::Receiver<Option<CancelCause>>,
+}
+
+impl GatedBackend {
+    pub fn new() -> Arc<Self> {
+        let (jobs, received) = mpsc::unbounded_channel();
+        let state = State { readiness: Readiness::Ready, refusal: None, live: Vec::new() };
+        Arc::new(Self { jobs, received: received.into(), state: Mutex::new(state) })
+    }
+
+    /// The next accepted request.
+    pub async fn job(&self) -> Job {
+        self.received.lock().await.recv().await.expect("the backend lives")
+    }
+
+    /// Whether no request is waiting to be taken by the test.
+    pub async fn has_no_job(&self) -> bool {
+        self.received.lock().await.try_recv().is_err()
+    }
+
+    pub fn set_readiness(&self, readiness: Readiness) {
+        self.state.lock().unwrap().readiness = readiness;
+    }
+
+    /// Refuses the next request.
+    pub fn refuse_next(&self, error: Error) {
+        self.state.lock().unwrap().refusal = Some(error);
+    }
+}
+
+impl Backend for GatedBackend {
+    fn submit(&self, request: ValidRequest, log: Arc<StreamLog>) -> Result<()> {
+        let mut state = self.state.lock().unwrap();
+        if let Some(error) = state.refusal.take() {
+            return Err(error);
+        }
+        if state.readiness != Readiness::Ready {
+            return Err(Error::new(ErrorKind::Unavailable, "not ready"));
+        }
+        state.live.retain(|log| !log.is_finished());
+        state.live.push(log.clone());
+        drop(state);
+        log.append(Event::Queued { position: 0 });
+        let (sender, cancelled) = watch::channel(None);
+        // Like the engine's: a cancelled request ends with an error event.
+        let hooked = Arc::downgrade(&log);
+        log.on_cancel(move |cause| {
+            if let Some(log) = hooked.upgrade() {
+                log.append(Event::Error(failure(ErrorKind::Cancelled, "the generation was cancelled")));
+            }
+            sender.send_replace(Some(cause));
+        });
+        self.jobs.send(Job { request, log, cancelled }).expect("the test holds the receiver");
+        Ok(())
+    }
+
+    fn readiness(&self) -> Readiness {
+        self.state.lock().unwrap().readiness
+    }
+
+    fn drain(&self) {
+        self.set_readiness(Readiness::Draining);
+    }
+
+    fn is_idle(&self) -> bool {
+        self.state.lock().unwrap().live.iter().all(|log| log.is_finished())
+    }
+
+    fn shutdown(&self, message: &str) {
+        let live = std::mem::take(&mut self.state.lock().unwrap().live);
+        for log in live.iter().filter(|log| !log.is_finished()) {
+            log.append(Event::Error(failure(ErrorKind::Unavailable, message)));
+        }
+    }
+}
+
+impl Job {
+    pub fn start(&self) {
+        self.log.append(Event::Started { prompt_tokens: self.request.prompt.len(), cached_tokens: 2 });
+    }
+
+    /// One byte-level token per byte.
+    pub fn say(&self, text: &str) {
+        let tokens: Vec<TokenId> = text.bytes().map(TokenId::from).collect();
+        let logprob = |&token: &TokenId| TokenLogprob { token, logprob: -0.5, top: vec![(token, -0.5), (33, -1.25)] };
+        let logprobs = match self.request.sampling.top_logprobs {
+            Some(_) => tokens.iter().map(logprob).collect(),
+            None => Vec::new(),
+        };
+        self.log.append(Event::Token(TokenEvent { text: text.to_owned(), tokens, logprobs }));
+    }
+
+    pub fn finish(&self, finish_reason: FinishReason) {
+        let usage = Usage { prompt_tokens: self.request.prompt.len(), cached_tokens: 2, completion_tokens: 3 };
+        self.log.append(Event::Done { finish_reason, usage });
+    }
+
+    pub fn fail(&self, kind: ErrorKind, message: &str) {
+        self.log.append(Event::Error(failure(kind, message)));
+    }
+
+    /// Runs the whole generation.
+    pub fn run(&self, pieces: &[&str]) {
+        self.start();
+        for piece in pieces {
+            self.say(piece);
+        }
+        self.finish(FinishReason::Stop);
+    }
+
+    /// Waits for the cancellation and says what caused it.
+    pub async fn cancelled(&mut self) -> CancelCause {
+        let cause = self.cancelled.wait_for(Option::is_some).await.expect("it ended without being cancelled");
+        cause.expect("just checked")
+    }
+}
+
+fn failure(kind: ErrorKind, message: &str) -> ErrorInfo {
+    ErrorInfo { kind, message: message.to_owned(), usage: Usage::default() }
+}

@@ -1,0 +1,95 @@
+//! A server on a port of its own, around a backend.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tallow::api::{self, ApiConfig};
+use tallow::metrics::Metrics;
+use tallow::model::ModelSpec;
+use tallow::service::{Backend, ChatTemplate, Service, ServiceConfig};
+use tallow::stream::{StreamTable, TableLimits};
+use tallow::text::Tokenizer;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::GatedBackend;
+
+/// ChatML, as the stub's template.
+pub const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+                            {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// A server around any backend; the default is the one under the test's control.
+pub struct TestServer<B = GatedBackend> {
+    pub address: SocketAddr,
+    pub service: Arc<Service>,
+    pub backend: Arc<B>,
+    stop: Option<oneshot::Sender<()>>,
+    serving: JoinHandle<()>,
+}
+
+/// What a test may want otherwise.
+pub struct Setup {
+    pub api: ApiConfig,
+    pub table: TableLimits,
+    pub service: ServiceConfig,
+    pub spec: ModelSpec,
+    pub with_template: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            api: ApiConfig::default(),
+            table: TableLimits::default(),
+            service: ServiceConfig { model_name: "stub".to_owned(), ..ServiceConfig::default() },
+            spec: ModelSpec { vocab_size: 257, max_model_len: 256, num_blocks: 64 },
+            with_template: true,
+        }
+    }
+}
+
+impl TestServer {
+    pub async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    pub async fn with(change: impl FnOnce(&mut Setup)) -> Self {
+        let mut setup = Setup::default();
+        change(&mut setup);
+        Self::around(GatedBackend::new(), setup, Arc::new(Metrics::default())).await
+    }
+}
+
+impl<B: Backend + 'static> TestServer<B> {
+    pub async fn around(backend: Arc<B>, setup: Setup, metrics: Arc<Metrics>) -> Self {
+        let service = service(&setup, backend.clone(), metrics);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let running = service.clone();
+        let serving = tokio::spawn(async move {
+            let shutdown = async {
+                let _ = stopped.await;
+            };
+            api::serve(listener, running, setup.api, shutdown).await.unwrap();
+        });
+        Self { address, service, backend, stop: Some(stop), serving }
+    }
+
+    /// Asks it to stop; [`Self::stopped`] waits.
+    pub fn stop(&mut self) {
+        self.stop.take().expect("stopped once").send(()).unwrap();
+    }
+
+    pub async fn stopped(self) {
+        self.serving.await.unwrap();
+    }
+}
+
+fn service(setup: &Setup, backend: Arc<dyn Backend>, metrics: Arc<Metrics>) -> Arc<Service> {
+    let template = setup.with_template.then(|| ChatTemplate::new(TEMPLATE, "", "").unwrap());
+    let (tokenizer, table) = (Arc::new(Tokenizer::byte_level()), Arc::new(StreamTable::new(setup.table)));
+    let (config, spec) = (setup.service.clone(), setup.spec.clone());
+    Arc::new(Service::new(config, tokenizer, template, spec, backend, table, metrics))
+}

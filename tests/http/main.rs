@@ -1,0 +1,12 @@
+//! The HTTP wires over real sockets, with a backend that the tests control; `engine` uses the
+//! real one on the stub model.
+
+mod common;
+
+mod chat;
+mod connection;
+mod engine;
+mod errors;
+mod headers;
+mod native;
+mod shutdown;

@@ -1,0 +1,84 @@
+//! The end: running generations finish, what is left at the deadline is told.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+
+use crate::common::sse::SseParser;
+use crate::common::{Client, TestServer, request};
+
+const LONG: Duration = Duration::from_secs(600);
+
+fn body(stream: bool) -> Value {
+    json!({"messages": [{"role": "user", "content": "hi"}], "stream": stream})
+}
+
+#[tokio::test]
+async fn running_generations_finish_and_then_the_server_ends() {
+    let mut server = TestServer::with(|s| (s.api.drain_timeout, s.api.close_timeout) = (LONG, LONG)).await;
+    let (mut client, _) = Client::open_post(server.address, "/v1/chat/completions", &body(true)).await;
+    let job = server.backend.job().await;
+    let mut whole = Client::connect(server.address).await;
+    whole.send(&request("POST", "/v1/chat/completions", &[], &body(false).to_string())).await;
+    let whole_job = server.backend.job().await;
+    let mut idle = Client::connect(server.address).await;
+    assert_eq!(idle.exchange(&request("GET", "/health/ready", &[], "")).await.status, 200);
+    job.start();
+    job.say("before ");
+    client.until("before ").await;
+
+    server.stop();
+    idle.closed().await;
+    assert!(TcpStream::connect(server.address).await.is_err(), "no new connections");
+    job.say("after");
+    job.finish(tallow::protocol::FinishReason::Stop);
+    let rest = client.rest().await;
+    assert!(rest.contains("after") && rest.ends_with("data: [DONE]\n\n"), "{rest}");
+    whole_job.run(&["whole"]);
+    assert_eq!(whole.head().await.status, 200);
+    server.stopped().await;
+}
+
+#[tokio::test]
+async fn what_is_left_at_the_deadline_ends_with_an_error_event() {
+    let mut server = TestServer::with(|s| {
+        (s.api.drain_timeout, s.api.close_timeout) = (Duration::from_millis(5), LONG);
+    })
+    .await;
+    let (mut client, _) = Client::open_post(server.address, "/v1/chat/completions", &body(true)).await;
+    let job = server.backend.job().await;
+    let mut whole = Client::connect(server.address).await;
+    whole.send(&request("POST", "/v1/chat/completions", &[], &body(false).to_string())).await;
+    server.backend.job().await.start();
+    job.start();
+    server.stop();
+    let events = SseParser::parse(&client.rest().await).events;
+    let error = events.last().unwrap().json()["error"].clone();
+    assert_eq!(
+        (error["code"].as_str(), error["message"].as_str()),
+        (Some("unavailable"), Some("the server is shutting down"))
+    );
+    let head = whole.head().await;
+    assert_eq!(head.status, 503);
+    assert!(head.headers.contains_key("retry-after"));
+    server.stopped().await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_cannot_hold_the_server() {
+    let mut server = TestServer::with(|s| {
+        (s.api.drain_timeout, s.api.close_timeout) = (Duration::from_millis(5), Duration::from_millis(5));
+    })
+    .await;
+    let (_deaf, _) = Client::open_post(server.address, "/v1/chat/completions", &body(true)).await;
+    let job = server.backend.job().await;
+    job.start();
+    // More than the socket buffers hold.
+    let text = "x".repeat(1 << 20);
+    for _ in 0..16 {
+        job.say(&text);
+    }
+    server.stop();
+    server.stopped().await;
+}
