@@ -5,7 +5,7 @@ use std::cell::RefCell;
 
 use super::activations::{Activations, BlockFacts};
 use super::simd::{Isa, LANES, Simd, simd_kernel};
-use super::weights::{BLOCK_K, Layout, Packed, Planes, WeightFormat, unpack_codes};
+use super::weights::{BLOCK_K, Layout, Packed, Planes, WeightFormat, load_8, unpack_codes};
 
 /// Tokens that share a block's codes in registers.
 const TOKENS: usize = 8;
@@ -22,13 +22,27 @@ pub(super) fn multiply(isa: Isa, weights: &Packed, tile: usize, x: &[f32], quant
     } else {
         let (bytes, facts) = (quantized.bytes(), quantized.facts());
         assert!(bytes.len() == num_tokens * k && facts.len() == num_tokens * (k / BLOCK_K));
-        multiply_codes(isa, layout.format, tile, k, bytes, facts, acc);
+        // Borrowed here and not in the kernel: a closure given to `with_borrow_mut` is compiled without its caller's
+        // instruction set.
+        SCRATCH.with_borrow_mut(|scratch| {
+            if num_tokens > TOKENS {
+                scratch.resize(scratch.len().max(k / BLOCK_K * EXPANDED + 64), 0);
+            }
+            multiply_codes(isa, layout.format, tile, k, bytes, facts, scratch, acc);
+        });
     }
 }
 
 simd_kernel! {
-    fn multiply_codes(format: WeightFormat, tile: &[u8], k: usize, x: &[i8], facts: &[BlockFacts], acc: &mut [f32])
-        = pick_format
+    fn multiply_codes(
+        format: WeightFormat,
+        tile: &[u8],
+        k: usize,
+        x: &[i8],
+        facts: &[BlockFacts],
+        scratch: &mut [u8],
+        acc: &mut [f32],
+    ) = pick_format
 }
 
 #[inline(always)]
@@ -39,13 +53,14 @@ fn pick_format<S: Simd>(
     k: usize,
     x: &[i8],
     facts: &[BlockFacts],
+    scratch: &mut [u8],
     acc: &mut [f32],
 ) {
     macro_rules! pick {
         ($($format:ident)*) => {
             match format {
                 $(WeightFormat::$format => {
-                    multiply_format::<S, { WeightFormat::$format as u8 }>(s, tile, k, x, facts, acc)
+                    multiply_format::<S, { WeightFormat::$format as u8 }>(s, tile, k, x, facts, scratch, acc)
                 })*
                 WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 => unreachable!("floats have no codes"),
             }
@@ -74,40 +89,52 @@ thread_local! {
 }
 
 #[inline(always)]
-fn multiply_format<S: Simd, const F: u8>(s: S, tile: &[u8], k: usize, x: &[i8], facts: &[BlockFacts], acc: &mut [f32]) {
+fn multiply_format<S: Simd, const F: u8>(
+    s: S,
+    tile: &[u8],
+    k: usize,
+    x: &[i8],
+    facts: &[BlockFacts],
+    scratch: &mut [u8],
+    acc: &mut [f32],
+) {
     let num_tokens = acc.len() / LANES;
     let num_blocks = k / BLOCK_K;
     assert!(x.len() == num_tokens * k && facts.len() == num_tokens * num_blocks);
     let scales_at = const { layout(F) }.tile_code_bytes(k);
-    assert_eq!(
-        tile.len(),
-        scales_at + num_blocks / const { layout(F).blocks_per_scale } * const { layout(F).scale_stride() }
-    );
+    let scale_bytes = num_blocks / const { layout(F).blocks_per_scale } * const { layout(F).scale_stride() };
+    assert_eq!(tile.len(), scales_at + scale_bytes);
     let rows = Rows { x: x.as_ptr(), facts: facts.as_ptr(), acc: acc.as_mut_ptr(), k, num_blocks };
-    // SAFETY of the closures: block `b` is inside the tile by the assertion above.
-    let packed = |b: usize| unsafe { load::<S, F>(s, tile.as_ptr(), scales_at, b) };
+    let packed = Source { base: tile.as_ptr(), scales_at };
     if num_tokens <= TOKENS || matches!(const { layout(F).planes }, Planes::Byte) {
-        // SAFETY: `rows` has `num_tokens` rows by the assertion above.
-        return unsafe { multiply_rows::<S, F>(s, num_tokens, &rows, packed) };
+        // SAFETY: `rows` has `num_tokens` rows and the tile `num_blocks` blocks by the assertions above.
+        return unsafe { multiply_rows::<S, F, false>(s, num_tokens, &rows, packed) };
     }
-    SCRATCH.with_borrow_mut(|scratch| {
-        // Whole vectors on cache lines: one line more than needed, to begin on one.
-        scratch.resize(scratch.len().max(num_blocks * EXPANDED + 64), 0);
-        let skip = scratch.as_ptr().align_offset(64);
-        let base = scratch[skip..skip + num_blocks * EXPANDED].as_mut_ptr();
+    // Whole vectors on cache lines: the caller lends one line more than needed, to begin on one.
+    let skip = scratch.as_ptr().align_offset(64);
+    let expanded = scratch[skip..skip + num_blocks * EXPANDED].as_mut_ptr();
+    // SAFETY: the scratch memory has room for every block, and every block is stored before it is loaded.
+    unsafe {
         for b in 0..num_blocks {
-            // SAFETY: the scratch memory has room for every block.
-            unsafe { store_expanded::<S, F>(s, &packed(b), base.add(b * EXPANDED)) };
+            store_expanded::<S, F>(s, &load::<S, F>(s, packed, b), expanded.add(b * EXPANDED));
         }
-        // SAFETY: `rows` has `num_tokens` rows; every block was stored above.
-        unsafe { multiply_rows::<S, F>(s, num_tokens, &rows, |b| load_expanded::<S, F>(s, base.add(b * EXPANDED))) };
-    });
+        multiply_rows::<S, F, true>(s, num_tokens, &rows, Source { base: expanded, scales_at });
+    }
+}
+
+/// Where a tile's blocks are: packed, or expanded in scratch memory (then `scales_at` says nothing).
+#[derive(Clone, Copy)]
+struct Source {
+    base: *const u8,
+    /// Where the scales begin.
+    scales_at: usize,
 }
 
 /// # Safety
-/// A tile of the format at `tile`, with a block `b`; its scales `scales_at` bytes on.
+/// A packed tile of the format at `source`, with a block `b`.
 #[inline(always)]
-unsafe fn load<S: Simd, const F: u8>(s: S, tile: *const u8, scales_at: usize, b: usize) -> Block<S> {
+unsafe fn load<S: Simd, const F: u8>(s: S, source: Source, b: usize) -> Block<S> {
+    let Source { base: tile, scales_at } = source;
     // SAFETY: offsets follow the layout that `Packed` wrote.
     unsafe {
         let p = tile.add(b * const { layout(F).planes.num_bytes() });
@@ -142,8 +169,8 @@ unsafe fn load<S: Simd, const F: u8>(s: S, tile: *const u8, scales_at: usize, b:
 unsafe fn store_expanded<S: Simd, const F: u8>(s: S, block: &Block<S>, p: *mut u8) {
     // SAFETY: the caller vouches for the memory.
     unsafe {
-        for (i, codes) in block.codes.into_iter().enumerate() {
-            s.store_bytes(p.add(i * 64), codes);
+        for i in 0..8 {
+            s.store_bytes(p.add(i * 64), block.codes[i]);
         }
         for g in 0..const { layout(F).num_groups } {
             s.store(p.add(512 + g * 64).cast(), block.scales[g]);
@@ -160,7 +187,7 @@ unsafe fn store_expanded<S: Simd, const F: u8>(s: S, block: &Block<S>, p: *mut u
 unsafe fn load_expanded<S: Simd, const F: u8>(s: S, p: *const u8) -> Block<S> {
     // SAFETY: the caller vouches for the memory.
     unsafe {
-        let codes = [0, 1, 2, 3, 4, 5, 6, 7].map(|i| s.load_bytes(p.add(i * 64)));
+        let codes = load_8(s, p);
         let scale = s.load(p.add(512).cast());
         let second = if const { layout(F).num_groups == 2 } { s.load(p.add(576).cast()) } else { scale };
         let min = if const { layout(F).has_min } { s.load(p.add(640).cast()) } else { scale };
@@ -188,24 +215,24 @@ struct Rows {
 /// # Safety
 /// `num_tokens` rows behind every pointer of `rows`.
 #[inline(always)]
-unsafe fn multiply_rows<S: Simd, const F: u8>(s: S, num_tokens: usize, rows: &Rows, block: impl Fn(usize) -> Block<S>) {
+unsafe fn multiply_rows<S: Simd, const F: u8, const E: bool>(s: S, num_tokens: usize, rows: &Rows, source: Source) {
     let mut t = 0;
     // SAFETY: `t + T <= num_tokens` at every call.
     unsafe {
         while t + TOKENS <= num_tokens {
-            multiply_group::<S, F, TOKENS>(s, t, rows, &block);
+            multiply_group::<S, F, E, TOKENS>(s, t, rows, source);
             t += TOKENS;
         }
         if t + 4 <= num_tokens {
-            multiply_group::<S, F, 4>(s, t, rows, &block);
+            multiply_group::<S, F, E, 4>(s, t, rows, source);
             t += 4;
         }
         if t + 2 <= num_tokens {
-            multiply_group::<S, F, 2>(s, t, rows, &block);
+            multiply_group::<S, F, E, 2>(s, t, rows, source);
             t += 2;
         }
         if t < num_tokens {
-            multiply_group::<S, F, 1>(s, t, rows, &block);
+            multiply_group::<S, F, E, 1>(s, t, rows, source);
         }
     }
 }
@@ -213,28 +240,29 @@ unsafe fn multiply_rows<S: Simd, const F: u8>(s: S, num_tokens: usize, rows: &Ro
 /// # Safety
 /// Rows `t..t + T` behind every pointer of `rows`.
 #[inline(always)]
-unsafe fn multiply_group<S: Simd, const F: u8, const T: usize>(
+unsafe fn multiply_group<S: Simd, const F: u8, const E: bool, const T: usize>(
     s: S,
     t: usize,
     rows: &Rows,
-    block: &impl Fn(usize) -> Block<S>,
+    source: Source,
 ) {
     // SAFETY: the caller vouches for the rows; `b` counts their blocks.
     unsafe {
         let mut acc = [s.splat(0.0); T];
-        for (i, acc) in acc.iter_mut().enumerate() {
-            *acc = s.load(rows.acc.add((t + i) * LANES));
+        for i in 0..T {
+            acc[i] = s.load(rows.acc.add((t + i) * LANES));
         }
         for b in 0..rows.num_blocks {
-            let block = block(b);
-            for (i, acc) in acc.iter_mut().enumerate() {
+            let block =
+                if E { load_expanded::<S, F>(s, source.base.add(b * EXPANDED)) } else { load::<S, F>(s, source, b) };
+            for i in 0..T {
                 let x = rows.x.add((t + i) * rows.k + b * BLOCK_K).cast::<i32>();
                 let facts = &*rows.facts.add((t + i) * rows.num_blocks + b);
-                *acc = add_block::<S, F>(s, &block, x, facts, *acc);
+                acc[i] = add_block::<S, F>(s, &block, x, facts, acc[i]);
             }
         }
-        for (i, acc) in acc.into_iter().enumerate() {
-            s.store(rows.acc.add((t + i) * LANES), acc);
+        for i in 0..T {
+            s.store(rows.acc.add((t + i) * LANES), acc[i]);
         }
     }
 }

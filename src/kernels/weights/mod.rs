@@ -8,5 +8,5 @@ mod unpack;
 pub use format::WeightFormat;
 pub use packed::Packed;
 pub(crate) use packed::{BLOCK_K, Layout};
-pub(crate) use planes::{Planes, unpack_codes};
+pub(crate) use planes::{Planes, load_8, unpack_codes};
 pub use unpack::dequantize_row;

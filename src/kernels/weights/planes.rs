@@ -87,7 +87,7 @@ pub(crate) unsafe fn unpack_codes<S: Simd>(s: S, planes: Planes, p: *const u8) -
     // SAFETY: the caller vouches for the block; every vector read is one of its planes.
     unsafe {
         match planes {
-            Planes::Byte => [0, 1, 2, 3, 4, 5, 6, 7].map(|i| s.load_bytes(p.add(i * VECTOR))),
+            Planes::Byte => load_8(s, p),
             Planes::Nibble => nibbles(s, p),
             Planes::NibbleBit => {
                 let (low, bit) = (nibbles(s, p), s.load_bytes(p.add(4 * VECTOR)));
@@ -134,14 +134,46 @@ pub(crate) unsafe fn unpack_codes<S: Simd>(s: S, planes: Planes, p: *const u8) -
     }
 }
 
+/// Eight vectors. Written out, as are the arrays around here: closures given to `array::map` are compiled without the
+/// caller's instruction set and called one by one.
+///
+/// # Safety
+/// Eight vectors at `p`.
+#[inline(always)]
+pub(crate) unsafe fn load_8<S: Simd>(s: S, p: *const u8) -> [S::B; 8] {
+    // SAFETY: the caller vouches for eight vectors.
+    unsafe {
+        [
+            s.load_bytes(p),
+            s.load_bytes(p.add(VECTOR)),
+            s.load_bytes(p.add(2 * VECTOR)),
+            s.load_bytes(p.add(3 * VECTOR)),
+            s.load_bytes(p.add(4 * VECTOR)),
+            s.load_bytes(p.add(5 * VECTOR)),
+            s.load_bytes(p.add(6 * VECTOR)),
+            s.load_bytes(p.add(7 * VECTOR)),
+        ]
+    }
+}
+
 /// # Safety
 /// A nibble plane at `p`.
 #[inline(always)]
 unsafe fn nibbles<S: Simd>(s: S, p: *const u8) -> [S::B; 8] {
     // SAFETY: four vectors make the plane.
-    let v = unsafe { [0, 1, 2, 3].map(|i| s.load_bytes(p.add(i * VECTOR))) };
-    let (low, high) = (v.map(|v| s.bits::<0, 15>(v)), v.map(|v| s.bits::<4, 15>(v)));
-    [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]]
+    let (a, b, c, d) = unsafe {
+        (s.load_bytes(p), s.load_bytes(p.add(VECTOR)), s.load_bytes(p.add(2 * VECTOR)), s.load_bytes(p.add(3 * VECTOR)))
+    };
+    [
+        s.bits::<0, 15>(a),
+        s.bits::<0, 15>(b),
+        s.bits::<0, 15>(c),
+        s.bits::<0, 15>(d),
+        s.bits::<4, 15>(a),
+        s.bits::<4, 15>(b),
+        s.bits::<4, 15>(c),
+        s.bits::<4, 15>(d),
+    ]
 }
 
 /// # Safety
