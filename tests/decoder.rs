@@ -29,6 +29,10 @@ const COMPOSED_TOLERANCE: f32 = 1e-4;
 /// attention scores amplify some ten times.
 const FUSED_TOLERANCE: f32 = 5e-3;
 
+/// Inputs of quantised matrices are rounded to 1/254 of the greatest of 32, which random weights do not average out
+/// over the one layer of this test.
+const QUANTIZED_TOLERANCE: f32 = 5e-2;
+
 #[track_caller]
 fn check_against_oracle(t: &Tiny) {
     let dir = tempfile::tempdir().unwrap();
@@ -41,7 +45,9 @@ fn check_against_oracle(t: &Tiny) {
         let got =
             [distance(&step(&mut composed, &pieces)[0], &expected), distance(&step(&mut fused, &pieces)[0], &expected)];
         let name = format!("{} {:?} at {len} tokens: {got:?}", t.architecture, t.dtype);
-        assert!(got[0] < COMPOSED_TOLERANCE && got[1] < FUSED_TOLERANCE, "{name}");
+        let is_float = matches!(t.dtype, GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16);
+        let tolerance = if is_float { FUSED_TOLERANCE } else { QUANTIZED_TOLERANCE };
+        assert!(got[0] < COMPOSED_TOLERANCE && got[1] < tolerance, "{name}");
     }
 }
 

@@ -5,16 +5,19 @@
 //! `matmul`, `norm` and `attention` are the arithmetic itself.
 #![allow(unsafe_code)]
 
+mod activations;
 mod attention;
 mod math;
 mod matmul;
 mod norm;
 mod pool;
 mod simd;
+mod tile;
 mod weights;
 
+pub use activations::Activations;
 pub use attention::{AttentionShape, KV_BLOCK, KvLayer, QkNorm, Ragged, RopePairs, attention};
-pub use matmul::{Activation, Part, gated, linear};
+pub use matmul::{Activation, Input, Part, gated, linear};
 pub use norm::rms_norm;
 pub use pool::Pool;
 pub use simd::Isa;

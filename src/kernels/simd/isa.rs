@@ -13,9 +13,13 @@ pub struct Isa(Level);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Level {
     #[cfg(target_arch = "x86_64")]
-    Avx512(Avx512),
+    Avx512Vnni(Avx512<true>),
     #[cfg(target_arch = "x86_64")]
-    Avx2(Avx2),
+    Avx512(Avx512<false>),
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(Avx2<true>),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2<false>),
     Portable,
 }
 
@@ -47,8 +51,10 @@ impl Isa {
         let mut all = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            all.extend(Avx512::detect().map(|s| Self(Level::Avx512(s))));
-            all.extend(Avx2::detect().map(|s| Self(Level::Avx2(s))));
+            all.extend(Avx512::<true>::detect().map(|s| Self(Level::Avx512Vnni(s))));
+            all.extend(Avx512::<false>::detect().map(|s| Self(Level::Avx512(s))));
+            all.extend(Avx2::<true>::detect().map(|s| Self(Level::AvxVnni(s))));
+            all.extend(Avx2::<false>::detect().map(|s| Self(Level::Avx2(s))));
         }
         all.push(Self::portable());
         all
@@ -71,7 +77,11 @@ impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
             #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni(_) => "avx512-vnni",
+            #[cfg(target_arch = "x86_64")]
             Level::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni(_) => "avx-vnni",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(_) => "avx2",
             Level::Portable => "portable",

@@ -10,6 +10,7 @@ use super::{LANES, Simd};
 pub(crate) struct Portable;
 
 type F = [f32; LANES];
+type Bytes = [u8; 4 * LANES];
 
 #[inline(always)]
 fn zip(a: F, b: F, op: impl Fn(f32, f32) -> f32) -> F {
@@ -23,6 +24,7 @@ fn zip(a: F, b: F, op: impl Fn(f32, f32) -> f32) -> F {
 impl Simd for Portable {
     type F = F;
     type I = [i32; LANES];
+    type B = Bytes;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {
@@ -112,14 +114,72 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    unsafe fn load_i32(self, p: *const u8) -> Self::I {
-        // SAFETY: the caller vouches for 64 bytes.
-        unsafe { p.cast::<[[u8; 4]; LANES]>().read_unaligned() }.map(i32::from_le_bytes)
+    fn abs(self, a: F) -> F {
+        a.map(f32::abs)
     }
 
     #[inline(always)]
-    fn field<const SHIFT: u32>(self, a: Self::I, mask: i32) -> F {
-        a.map(|x| ((x as u32 >> SHIFT) as i32 & mask) as f32)
+    unsafe fn load_bytes(self, p: *const u8) -> Bytes {
+        // SAFETY: the caller vouches for 64 bytes.
+        unsafe { p.cast::<Bytes>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, p: *mut u8, x: Bytes) {
+        // SAFETY: the caller vouches for 64 bytes.
+        unsafe { p.cast::<Bytes>().write_unaligned(x) }
+    }
+
+    #[inline(always)]
+    fn bits<const SHIFT: u32, const MASK: u8>(self, a: Bytes) -> Bytes {
+        a.map(|x| x >> SHIFT & MASK)
+    }
+
+    #[inline(always)]
+    fn bits_up<const SHIFT: u32, const MASK: u8>(self, a: Bytes) -> Bytes {
+        a.map(|x| (x & MASK) << SHIFT)
+    }
+
+    #[inline(always)]
+    fn or(self, a: Bytes, b: Bytes) -> Bytes {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(self, p: *const u8) -> F {
+        // SAFETY: the caller vouches for sixteen bytes.
+        unsafe { p.cast::<[i8; LANES]>().read_unaligned() }.map(f32::from)
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> Self::I {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn dot<const WIDE: bool>(self, acc: Self::I, codes: Bytes, x: i32) -> Self::I {
+        let x = x.to_le_bytes().map(|b| i32::from(b as i8));
+        let mut out = acc;
+        for i in 0..LANES {
+            for j in 0..4 {
+                out[i] += i32::from(codes[4 * i + j]) * x[j];
+            }
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn to_f32(self, a: Self::I) -> F {
+        a.map(|x| x as f32)
+    }
+
+    #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
+
+    #[inline(always)]
+    unsafe fn store_magic_i8(self, p: *mut i8, magic: F) {
+        // SAFETY: the caller vouches for sixteen bytes.
+        unsafe { p.cast::<[i8; LANES]>().write_unaligned(magic.map(|x| x.to_bits() as i8)) }
     }
 
     #[inline(always)]

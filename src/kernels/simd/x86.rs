@@ -1,42 +1,48 @@
-//! AVX-512 (one register of sixteen lanes) and AVX2 with FMA and F16C (two of eight).
+//! AVX-512 (one register of sixteen lanes) and AVX2 with FMA and F16C (two of eight), each with and without the byte
+//! dot product of VNNI. Without it, `vpmaddubsw` adds pairs of products in 16 bits and saturates at 32767: codes below
+//! 128 cannot reach that (2 * 127 * 127 = 32258), wider ones are cut in two nibbles.
 
 use std::arch::x86_64::*;
 
 use super::Simd;
 
-/// Proof of AVX-512 F, BW, VL and DQ.
+/// Proof of AVX-512 F, BW, VL and DQ, and of AVX-512 VNNI where the flag says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const VNNI: bool>(());
 
-/// Proof of AVX2, FMA and F16C.
+/// Proof of AVX2, FMA and F16C, and of AVX-VNNI where the flag says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Avx2(());
+pub(crate) struct Avx2<const VNNI: bool>(());
 
-impl Avx512 {
+impl<const VNNI: bool> Avx512<VNNI> {
     pub(super) fn detect() -> Option<Self> {
         let here = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c");
+            && is_x86_feature_detected!("f16c")
+            && (!VNNI || is_x86_feature_detected!("avx512vnni"));
         here.then_some(Self(()))
     }
 }
 
-impl Avx2 {
+impl<const VNNI: bool> Avx2<VNNI> {
     pub(super) fn detect() -> Option<Self> {
-        let here =
-            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        let here = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+            && (!VNNI || is_x86_feature_detected!("avxvnni"));
         here.then_some(Self(()))
     }
 }
 
 // SAFETY of every block below: `self` is the proof that the CPU has the instruction; pointers are the caller's word.
 #[allow(clippy::undocumented_unsafe_blocks)]
-impl Simd for Avx512 {
+impl<const VNNI: bool> Simd for Avx512<VNNI> {
     type F = __m512;
     type I = __m512i;
+    type B = __m512i;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -115,19 +121,75 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load_i32(self, p: *const u8) -> __m512i {
+    fn abs(self, a: __m512) -> __m512 {
+        unsafe { _mm512_abs_ps(a) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8) -> __m512i {
         unsafe { _mm512_loadu_si512(p.cast()) }
     }
 
     #[inline(always)]
-    fn field<const SHIFT: u32>(self, a: __m512i, mask: i32) -> __m512 {
+    unsafe fn store_bytes(self, p: *mut u8, x: __m512i) {
+        unsafe { _mm512_storeu_si512(p.cast(), x) }
+    }
+
+    #[inline(always)]
+    fn bits<const SHIFT: u32, const MASK: u8>(self, a: __m512i) -> __m512i {
+        unsafe { _mm512_and_si512(_mm512_srli_epi16::<SHIFT>(a), _mm512_set1_epi8(MASK as i8)) }
+    }
+
+    #[inline(always)]
+    fn bits_up<const SHIFT: u32, const MASK: u8>(self, a: __m512i) -> __m512i {
+        unsafe { _mm512_and_si512(_mm512_slli_epi16::<SHIFT>(a), _mm512_set1_epi8((MASK << SHIFT) as i8)) }
+    }
+
+    #[inline(always)]
+    fn or(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_or_si512(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(self, p: *const u8) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> __m512i {
+        unsafe { _mm512_set1_epi32(x) }
+    }
+
+    #[inline(always)]
+    fn dot<const WIDE: bool>(self, acc: __m512i, codes: __m512i, x: i32) -> __m512i {
         unsafe {
-            let shifted = _mm512_srli_epi32::<SHIFT>(a);
-            // The top byte needs no mask: the shift brought in zeros.
-            let value =
-                if SHIFT == 24 && mask == 0xff { shifted } else { _mm512_and_si512(shifted, _mm512_set1_epi32(mask)) };
-            _mm512_cvtepi32_ps(value)
+            let x = _mm512_set1_epi32(x);
+            if VNNI {
+                return _mm512_dpbusd_epi32(acc, codes, x);
+            }
+            let ones = _mm512_set1_epi16(1);
+            let sum = |codes| _mm512_madd_epi16(_mm512_maddubs_epi16(codes, x), ones);
+            if !WIDE {
+                return _mm512_add_epi32(acc, sum(codes));
+            }
+            let high = _mm512_slli_epi32::<4>(sum(self.bits::<4, 15>(codes)));
+            _mm512_add_epi32(acc, _mm512_add_epi32(high, sum(self.bits::<0, 15>(codes))))
         }
+    }
+
+    #[inline(always)]
+    fn to_f32(self, a: __m512i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(a) }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_magic_i8(self, p: *mut i8, magic: __m512) {
+        unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(_mm512_castps_si512(magic))) }
     }
 
     #[inline(always)]
@@ -151,9 +213,10 @@ fn reduce_add_8(eight: __m256) -> f32 {
 }
 
 #[allow(clippy::undocumented_unsafe_blocks)]
-impl Simd for Avx2 {
+impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type F = [__m256; 2];
     type I = [__m256i; 2];
+    type B = [__m256i; 2];
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
@@ -238,20 +301,106 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_i32(self, p: *const u8) -> Self::I {
+    fn abs(self, a: Self::F) -> Self::F {
+        unsafe {
+            let sign = _mm256_set1_ps(-0.0);
+            [_mm256_andnot_ps(sign, a[0]), _mm256_andnot_ps(sign, a[1])]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8) -> Self::B {
         unsafe { [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())] }
     }
 
     #[inline(always)]
-    fn field<const SHIFT: u32>(self, a: Self::I, mask: i32) -> Self::F {
+    unsafe fn store_bytes(self, p: *mut u8, x: Self::B) {
         unsafe {
-            let mask = _mm256_set1_epi32(mask);
+            _mm256_storeu_si256(p.cast(), x[0]);
+            _mm256_storeu_si256(p.add(32).cast(), x[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn bits<const SHIFT: u32, const MASK: u8>(self, a: Self::B) -> Self::B {
+        unsafe {
             // The count is a variable operand because the immediate form wants an i32 constant.
-            let count = _mm_cvtsi32_si128(SHIFT as i32);
-            [
-                _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srl_epi32(a[0], count), mask)),
-                _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srl_epi32(a[1], count), mask)),
-            ]
+            let (count, mask) = (_mm_cvtsi32_si128(SHIFT as i32), _mm256_set1_epi8(MASK as i8));
+            let bits = |a| _mm256_and_si256(if SHIFT == 0 { a } else { _mm256_srl_epi16(a, count) }, mask);
+            [bits(a[0]), bits(a[1])]
+        }
+    }
+
+    #[inline(always)]
+    fn bits_up<const SHIFT: u32, const MASK: u8>(self, a: Self::B) -> Self::B {
+        unsafe {
+            let (count, mask) = (_mm_cvtsi32_si128(SHIFT as i32), _mm256_set1_epi8((MASK << SHIFT) as i8));
+            let bits = |a| _mm256_and_si256(if SHIFT == 0 { a } else { _mm256_sll_epi16(a, count) }, mask);
+            [bits(a[0]), bits(a[1])]
+        }
+    }
+
+    #[inline(always)]
+    fn or(self, a: Self::B, b: Self::B) -> Self::B {
+        unsafe { [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(self, p: *const u8) -> Self::F {
+        unsafe {
+            let half = |p: *const u8| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())));
+            [half(p), half(p.add(8))]
+        }
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, x: i32) -> Self::I {
+        unsafe { [_mm256_set1_epi32(x); 2] }
+    }
+
+    #[inline(always)]
+    fn dot<const WIDE: bool>(self, acc: Self::I, codes: Self::B, x: i32) -> Self::I {
+        unsafe {
+            let x = _mm256_set1_epi32(x);
+            if VNNI {
+                return [_mm256_dpbusd_avx_epi32(acc[0], codes[0], x), _mm256_dpbusd_avx_epi32(acc[1], codes[1], x)];
+            }
+            let ones = _mm256_set1_epi16(1);
+            let sum = |codes| _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), ones);
+            if !WIDE {
+                return [_mm256_add_epi32(acc[0], sum(codes[0])), _mm256_add_epi32(acc[1], sum(codes[1]))];
+            }
+            let (high, low) = (self.bits::<4, 15>(codes), self.bits::<0, 15>(codes));
+            let add =
+                |acc, high, low| _mm256_add_epi32(acc, _mm256_add_epi32(_mm256_slli_epi32::<4>(sum(high)), sum(low)));
+            [add(acc[0], high[0], low[0]), add(acc[1], high[1], low[1])]
+        }
+    }
+
+    #[inline(always)]
+    fn to_f32(self, a: Self::I) -> Self::F {
+        unsafe { [_mm256_cvtepi32_ps(a[0]), _mm256_cvtepi32_ps(a[1])] }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_magic_i8(self, p: *mut i8, magic: Self::F) {
+        unsafe {
+            // Two saturating packs would spoil the magic's high bits; the low byte of each lane is picked instead.
+            let pick = _mm256_setr_epi8(
+                0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, //
+                0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+            );
+            let half = |x: __m256| {
+                let picked = _mm256_shuffle_epi8(_mm256_castps_si256(x), pick);
+                _mm_unpacklo_epi32(_mm256_castsi256_si128(picked), _mm256_extracti128_si256::<1>(picked))
+            };
+            _mm_storel_epi64(p.cast(), half(magic[0]));
+            _mm_storel_epi64(p.add(8).cast(), half(magic[1]));
         }
     }
 

@@ -2,9 +2,11 @@
 
 mod format;
 mod packed;
+mod planes;
 mod unpack;
 
 pub use format::WeightFormat;
 pub use packed::Packed;
 pub(crate) use packed::{BLOCK_K, Layout};
+pub(crate) use planes::{Planes, load_8, unpack_codes};
 pub use unpack::dequantize_row;

@@ -1,19 +1,19 @@
 //! A weight matrix in tiles of sixteen rows, lane `r` of every vector being row `r` of the tile.
 //!
 //! ```text
-//! tile      16 rows x k, zero rows at the end of the last one
-//!   block   16 rows x 32 k: codes, then scales (then mins)
-//!     codes 8-bit: 8 vectors of 64 bytes; lane r of vector j holds weights 4j..4j+4 of row r
-//!           4-bit: 4 vectors; low nibbles hold weights 4j..4j+4, high nibbles 16+4j..16+4j+4
-//!     scale one f16 (32-weight formats of one f16) or f32 (K formats) per row and group
-//! floats    k vectors of 16 values, in the file's own precision
+//! tile           16 rows x k, zero rows at the end of the last one
+//!   codes        a block for every 32 k: the planes of `planes`, whole cache lines
+//!   scales       32-weight formats: for every 32 k, 16 f16 scales, then 16 f16 mins where the format has them
+//!                K formats: for every 256 k, 16 f16 scales (and mins), then for each of its 8 blocks one signed byte
+//!                per row and group (and as many for the mins)
+//! floats         k vectors of 16 values, in the file's own precision
 //! ```
-//! Four consecutive weights of one row share a 32-bit lane because that is what the integer dot products of every
-//! instruction set want. Codes of 5 and 6 bits take a byte, codes of 2 and 3 bits a nibble.
+//! Mins are stored negated, so that kernels add them.
 
 use half::f16;
 
 use super::WeightFormat;
+use super::planes::{Planes, pack_codes};
 use super::unpack::{Block, unpack};
 use crate::error::{Error, Result};
 use crate::kernels::pool::{Pool, SharedMut};
@@ -22,59 +22,81 @@ use crate::kernels::simd::LANES;
 /// Weights per row in one packed block.
 pub(crate) const BLOCK_K: usize = 32;
 
+/// Bytes of a cache line; tiles begin on one.
+const LINE: usize = 64;
+
 /// A matrix `[n, k]` of weights, packed.
 pub struct Packed {
     pub(crate) layout: Layout,
     pub(crate) n: usize,
     pub(crate) k: usize,
-    data: Vec<u8>,
+    data: Vec<Line>,
 }
 
-/// What a packed block holds; each value is one way of decoding it.
+/// One cache line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line {
+    _bytes: [u8; LINE],
+}
+
+/// How a format's tiles are laid out. Everything about it is known at compile time of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Layout {
     pub(crate) format: WeightFormat,
-    pub(crate) nibbles: bool,
+    pub(crate) planes: Planes,
     pub(crate) has_min: bool,
     /// Scales per row in one block: 1 or 2.
     pub(crate) num_groups: usize,
-    /// Scales are f16, else f32.
-    pub(crate) half_scales: bool,
-    pub(crate) zero: u8,
+    /// Blocks that share a scale: 1, or 8 in the K formats.
+    pub(crate) blocks_per_scale: usize,
 }
 
 impl Layout {
-    fn of(format: WeightFormat) -> Self {
-        use WeightFormat::{Q2K, Q3K, Q4_0, Q4_1, Q4K};
+    pub(crate) const fn of(format: WeightFormat) -> Self {
         Self {
             format,
-            nibbles: matches!(format, Q4_0 | Q4_1 | Q2K | Q3K | Q4K),
+            planes: Planes::of(format),
             has_min: format.has_min(),
             num_groups: BLOCK_K / format.group_len(),
-            half_scales: format.block_len() == 32,
-            zero: format.zero(),
+            blocks_per_scale: if format.block_len() == 256 { 8 } else { 1 },
         }
     }
 
-    fn is_float(self) -> bool {
+    pub(crate) const fn is_float(self) -> bool {
         self.format.block_len() == 1
     }
 
-    pub(crate) fn code_bytes(self) -> usize {
-        if self.nibbles { BLOCK_K / 2 * LANES } else { BLOCK_K * LANES }
+    /// 1, or 2 with mins.
+    const fn num_fields(self) -> usize {
+        if self.has_min { 2 } else { 1 }
     }
 
-    pub(crate) fn scale_bytes(self) -> usize {
-        LANES * if self.half_scales { 2 } else { 4 }
+    /// Bytes of the scales that `blocks_per_scale` blocks share.
+    pub(crate) const fn scale_bytes(self) -> usize {
+        LANES * 2 * self.num_fields()
     }
 
-    /// Bytes of one block.
-    pub(crate) fn block_bytes(self) -> usize {
-        self.code_bytes() + self.num_groups * self.scale_bytes() * if self.has_min { 2 } else { 1 }
+    /// Bytes of one block's sub-scales.
+    pub(crate) const fn sub_bytes(self) -> usize {
+        if self.blocks_per_scale == 1 { 0 } else { LANES * self.num_groups * self.num_fields() }
+    }
+
+    /// Bytes from one shared scale to the next.
+    pub(crate) const fn scale_stride(self) -> usize {
+        self.scale_bytes() + self.blocks_per_scale * self.sub_bytes()
+    }
+
+    /// Bytes of a tile's codes.
+    pub(crate) const fn tile_code_bytes(self, k: usize) -> usize {
+        k / BLOCK_K * self.planes.num_bytes()
     }
 
     fn tile_bytes(self, k: usize) -> usize {
-        if self.is_float() { k * LANES * self.format.block_bytes() } else { k / BLOCK_K * self.block_bytes() }
+        if self.is_float() {
+            return k * LANES * self.format.block_bytes();
+        }
+        self.tile_code_bytes(k) + k / BLOCK_K / self.blocks_per_scale * self.scale_stride()
     }
 }
 
@@ -86,33 +108,31 @@ impl Packed {
     pub fn pack(format: WeightFormat, n: usize, k: usize, bytes: &[u8], pool: &mut Pool) -> Result<Self> {
         if n == 0 || k == 0 || !k.is_multiple_of(format.block_len()) {
             let block = format.block_len();
-            return Err(Error::bad_model(format!(
-                "a {format} matrix must have rows of n x {block} weights, got [{n}, {k}]"
-            )));
+            let message = format!("a {format} matrix must have rows of n x {block} weights, got [{n}, {k}]");
+            return Err(Error::bad_model(message));
         }
         let row_bytes = format.row_bytes(k);
         if bytes.len() != n * row_bytes {
-            return Err(Error::bad_model(format!(
-                "a {format} matrix [{n}, {k}] must have {} bytes, got {}",
-                n * row_bytes,
-                bytes.len()
-            )));
+            let message =
+                format!("a {format} matrix [{n}, {k}] must have {} bytes, got {}", n * row_bytes, bytes.len());
+            return Err(Error::bad_model(message));
         }
         let layout = Layout::of(format);
         let num_tiles = n.div_ceil(LANES);
-        let tile_bytes = layout.tile_bytes(k);
-        let mut data = vec![0u8; num_tiles * tile_bytes];
+        let tile_lines = layout.tile_bytes(k).div_ceil(LINE);
+        let mut data = vec![Line { _bytes: [0; LINE] }; num_tiles * tile_lines];
         let out = SharedMut::new(&mut data);
         pool.run(num_tiles, |tile| {
             // SAFETY: every tile writes its own part.
-            let out = unsafe { out.slice(tile * tile_bytes, tile_bytes) };
+            let out = unsafe { out.slice(tile * tile_lines, tile_lines) };
+            let out = as_bytes_mut(out);
             for lane in 0..LANES.min(n - tile * LANES) {
                 let row = tile * LANES + lane;
                 let bytes = &bytes[row * row_bytes..(row + 1) * row_bytes];
                 if layout.is_float() {
-                    pack_float_row(format, bytes, lane, out)
+                    pack_float_row(format, bytes, lane, out);
                 } else {
-                    pack_row(layout, bytes, lane, out)
+                    pack_row(layout, k, bytes, lane, out);
                 }
             }
         });
@@ -131,17 +151,20 @@ impl Packed {
 
     /// Bytes held.
     pub fn num_bytes(&self) -> usize {
-        self.data.len()
+        self.data.len() * LINE
     }
 
     pub(crate) fn num_tiles(&self) -> usize {
         self.n.div_ceil(LANES)
     }
 
-    /// The bytes of one tile.
+    /// The bytes of one tile, which begin on a cache line.
     pub(crate) fn tile(&self, tile: usize) -> &[u8] {
         let bytes = self.layout.tile_bytes(self.k);
-        &self.data[tile * bytes..(tile + 1) * bytes]
+        let lines = bytes.div_ceil(LINE);
+        let data = &self.data[tile * lines..(tile + 1) * lines];
+        // SAFETY: `Line` is an array of bytes without padding.
+        unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), bytes) }
     }
 }
 
@@ -149,6 +172,11 @@ impl std::fmt::Debug for Packed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Packed({} [{}, {}])", self.layout.format, self.n, self.k)
     }
+}
+
+fn as_bytes_mut(lines: &mut [Line]) -> &mut [u8] {
+    // SAFETY: `Line` is an array of bytes without padding.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LINE) }
 }
 
 fn pack_float_row(format: WeightFormat, bytes: &[u8], lane: usize, tile: &mut [u8]) {
@@ -159,45 +187,33 @@ fn pack_float_row(format: WeightFormat, bytes: &[u8], lane: usize, tile: &mut [u
     }
 }
 
-fn pack_row(layout: Layout, bytes: &[u8], lane: usize, tile: &mut [u8]) {
+fn pack_row(layout: Layout, k: usize, bytes: &[u8], lane: usize, tile: &mut [u8]) {
     let format = layout.format;
+    let (codes, scales) = tile.split_at_mut(layout.tile_code_bytes(k));
+    let code_bytes = layout.planes.num_bytes();
     let mut block = Block::new();
-    let packed_per_block = format.block_len() / BLOCK_K;
     for (i, bytes) in bytes.chunks_exact(format.block_bytes()).enumerate() {
         unpack(format, bytes, &mut block);
-        for j in 0..packed_per_block {
-            let at = (i * packed_per_block + j) * layout.block_bytes();
-            let out = &mut tile[at..at + layout.block_bytes()];
-            pack_codes(layout, &block.codes[j * BLOCK_K..(j + 1) * BLOCK_K], lane, out);
+        for j in 0..layout.blocks_per_scale {
+            let at = (i * layout.blocks_per_scale + j) * code_bytes;
+            let from = &block.codes[j * BLOCK_K..(j + 1) * BLOCK_K];
+            pack_codes(layout.planes, from, lane, &mut codes[at..at + code_bytes]);
+        }
+        let scales = &mut scales[i * layout.scale_stride()..][..layout.scale_stride()];
+        // Exact: both were f16 in the file.
+        scales[2 * lane..][..2].copy_from_slice(&f16::from_f32(block.scale).to_le_bytes());
+        if layout.has_min {
+            scales[2 * (LANES + lane)..][..2].copy_from_slice(&f16::from_f32(-block.min).to_le_bytes());
+        }
+        let subs = &mut scales[layout.scale_bytes()..];
+        for (j, subs) in subs.chunks_exact_mut(layout.sub_bytes().max(1)).enumerate() {
             for group in 0..layout.num_groups {
                 let from = j * layout.num_groups + group;
-                put_scale(layout, group, lane, block.scales[from], out);
+                subs[group * LANES + lane] = block.sub_scales[from] as u8;
                 if layout.has_min {
-                    put_scale(layout, layout.num_groups + group, lane, block.mins[from], out);
+                    subs[(layout.num_groups + group) * LANES + lane] = block.sub_mins[from] as u8;
                 }
             }
         }
-    }
-}
-
-fn pack_codes(layout: Layout, codes: &[u8], lane: usize, out: &mut [u8]) {
-    for (i, &code) in codes.iter().enumerate() {
-        if layout.nibbles {
-            let (half, i) = (i / 16, i % 16);
-            out[i / 4 * 64 + lane * 4 + i % 4] |= code << (4 * half);
-        } else {
-            out[i / 4 * 64 + lane * 4 + i % 4] = code;
-        }
-    }
-}
-
-/// Writes scale number `index` (mins follow the scales) of one row.
-fn put_scale(layout: Layout, index: usize, lane: usize, value: f32, block: &mut [u8]) {
-    let at = layout.code_bytes() + index * layout.scale_bytes();
-    if layout.half_scales {
-        // Exact: it was an f16 in the file.
-        block[at + 2 * lane..][..2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
-    } else {
-        block[at + 4 * lane..][..4].copy_from_slice(&value.to_le_bytes());
     }
 }

@@ -1,6 +1,6 @@
-//! From a file's blocks to plain codes: `weight = scale * (code - zero) + min`, with one scale and min per group of 16
-//! or 32 weights. Products of scales are exact in f32 (11 bits of f16 times at most 7 of a sub-scale), so packed and
-//! unpacked weights are equal to the bit.
+//! From a file's blocks to plain codes: `weight = scale * sub_scale * (code - zero) - min * sub_min`, with one scale and
+//! min per block and, in the K formats, a small integer for each group of 16 or 32 weights. Products of scales are
+//! exact in f32 (11 bits of f16 times at most 7 of a sub-scale), so packed and unpacked weights are equal to the bit.
 
 use half::{bf16, f16};
 
@@ -9,19 +9,23 @@ use super::WeightFormat;
 /// One block, unpacked. Only the first `block_len` codes and `block_len / group_len` groups count.
 pub(super) struct Block {
     pub(super) codes: [u8; 256],
-    pub(super) scales: [f32; 16],
-    pub(super) mins: [f32; 16],
+    pub(super) scale: f32,
+    /// Subtracted; where the format has none, nobody looks at the value.
+    pub(super) min: f32,
+    /// 1 where the format has none.
+    pub(super) sub_scales: [i8; 16],
+    pub(super) sub_mins: [i8; 16],
 }
 
 impl Block {
     pub(super) fn new() -> Self {
-        Self { codes: [0; 256], scales: [0.0; 16], mins: [0.0; 16] }
+        Self { codes: [0; 256], scale: 0.0, min: 0.0, sub_scales: [1; 16], sub_mins: [1; 16] }
     }
 }
 
 impl WeightFormat {
     /// Weights that share a scale.
-    pub(super) fn group_len(self) -> usize {
+    pub(in crate::kernels) const fn group_len(self) -> usize {
         match self {
             Self::Q2K | Self::Q3K | Self::Q6K => 16,
             _ => 32,
@@ -29,7 +33,7 @@ impl WeightFormat {
     }
 
     /// The code that stands for zero (before `min`).
-    pub(super) fn zero(self) -> u8 {
+    pub(in crate::kernels) const fn zero(self) -> u8 {
         match self {
             Self::Q3K => 4,
             Self::Q4_0 => 8,
@@ -40,7 +44,7 @@ impl WeightFormat {
         }
     }
 
-    pub(super) fn has_min(self) -> bool {
+    pub(in crate::kernels) const fn has_min(self) -> bool {
         matches!(self, Self::Q4_1 | Self::Q5_1 | Self::Q2K | Self::Q4K | Self::Q5K)
     }
 }
@@ -57,7 +61,7 @@ pub(super) fn unpack(format: WeightFormat, bytes: &[u8], out: &mut Block) {
         WeightFormat::Q5_0 => legacy(bytes, 6, Some(2), out),
         WeightFormat::Q5_1 => legacy(bytes, 8, Some(4), out),
         WeightFormat::Q8_0 => {
-            out.scales[0] = f16_at(bytes, 0);
+            out.scale = f16_at(bytes, 0);
             for (code, &q) in out.codes.iter_mut().zip(&bytes[2..34]) {
                 *code = q ^ 0x80;
             }
@@ -74,9 +78,9 @@ pub(super) fn unpack(format: WeightFormat, bytes: &[u8], out: &mut Block) {
 /// d, then m where the format has one, then the fifth bits (32 of them), then 16 bytes of nibbles: the low nibbles
 /// are weights 0..16, the high ones 16..32.
 fn legacy(bytes: &[u8], nibbles_at: usize, fifth_bits_at: Option<usize>, out: &mut Block) {
-    out.scales[0] = f16_at(bytes, 0);
-    // Where the format has no min, these two bytes are something else and nobody looks at the value.
-    out.mins[0] = f16_at(bytes, 2);
+    out.scale = f16_at(bytes, 0);
+    // The file adds m, we subtract it. Without a min these two bytes are something else.
+    out.min = -f16_at(bytes, 2);
     let fifth_bits =
         fifth_bits_at.map_or(0, |at| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]));
     for j in 0..16 {
@@ -89,10 +93,10 @@ fn legacy(bytes: &[u8], nibbles_at: usize, fifth_bits_at: Option<usize>, out: &m
 /// scales 16 x (4-bit scale, 4-bit min), 64 bytes of 2-bit codes, d, dmin. Each 32 bytes hold 128 weights: bits 2j of
 /// byte l are weight 32j + l.
 fn q2_k(bytes: &[u8], out: &mut Block) {
-    let (d, dmin) = (f16_at(bytes, 80), f16_at(bytes, 82));
+    (out.scale, out.min) = (f16_at(bytes, 80), f16_at(bytes, 82));
     for g in 0..16 {
-        out.scales[g] = d * f32::from(bytes[g] & 15);
-        out.mins[g] = -(dmin * f32::from(bytes[g] >> 4));
+        out.sub_scales[g] = (bytes[g] & 15) as i8;
+        out.sub_mins[g] = (bytes[g] >> 4) as i8;
     }
     for i in 0..256 {
         out.codes[i] = two_bits(&bytes[16..80], i);
@@ -108,12 +112,12 @@ fn two_bits(bytes: &[u8], i: usize) -> u8 {
 /// 32 bytes of third bits (bit j of byte l: weight 32j + l), 64 bytes of 2-bit codes, 12 bytes of 6-bit scales, d.
 fn q3_k(bytes: &[u8], out: &mut Block) {
     let (high, low, packed) = (&bytes[0..32], &bytes[32..96], &bytes[96..108]);
-    let d = f16_at(bytes, 108);
+    out.scale = f16_at(bytes, 108);
     for g in 0..16 {
         // Low four bits: a nibble of bytes 0..8; high two bits: two bits of bytes 8..12.
         let low4 = packed[g % 8] >> (4 * (g / 8)) & 15;
         let high2 = packed[8 + g % 4] >> (2 * (g / 4)) & 3;
-        out.scales[g] = d * (f32::from(low4 | high2 << 4) - 32.0);
+        out.sub_scales[g] = (low4 | high2 << 4) as i8 - 32;
     }
     for i in 0..256 {
         out.codes[i] = two_bits(low, i) | (high[i % 32] >> (i / 32) & 1) << 2;
@@ -123,15 +127,15 @@ fn q3_k(bytes: &[u8], out: &mut Block) {
 /// d, dmin, 12 bytes of 6-bit scales and mins for 8 groups of 32, for Q5_K 32 bytes of fifth bits, 128 bytes of
 /// nibbles: each 32 bytes hold group 2j in their low nibbles and group 2j + 1 in their high ones.
 fn q4_k_or_q5_k(bytes: &[u8], fifth_bits: Option<&[u8]>, nibbles: &[u8], out: &mut Block) {
-    let (d, dmin, packed) = (f16_at(bytes, 0), f16_at(bytes, 2), &bytes[4..16]);
+    (out.scale, out.min) = (f16_at(bytes, 0), f16_at(bytes, 2));
+    let packed = &bytes[4..16];
     for g in 0..8 {
         let (scale, min) = if g < 4 {
             (packed[g] & 63, packed[g + 4] & 63)
         } else {
             (packed[g + 4] & 15 | packed[g - 4] >> 6 << 4, packed[g + 4] >> 4 | packed[g] >> 6 << 4)
         };
-        out.scales[g] = d * f32::from(scale);
-        out.mins[g] = -(dmin * f32::from(min));
+        (out.sub_scales[g], out.sub_mins[g]) = (scale as i8, min as i8);
         for l in 0..32 {
             let nibble = nibbles[32 * (g / 2) + l] >> (4 * (g % 2)) & 15;
             let fifth = fifth_bits.map_or(0, |bits| bits[l] >> g & 1);
@@ -144,9 +148,9 @@ fn q4_k_or_q5_k(bytes: &[u8], fifth_bits: Option<&[u8]>, nibbles: &[u8], out: &m
 /// nibble j / 2 of byte l + 32 (j % 2) and bits 2j of byte l.
 fn q6_k(bytes: &[u8], out: &mut Block) {
     let (low, high, scales) = (&bytes[0..128], &bytes[128..192], &bytes[192..208]);
-    let d = f16_at(bytes, 208);
+    out.scale = f16_at(bytes, 208);
     for g in 0..16 {
-        out.scales[g] = d * f32::from(scales[g] as i8);
+        out.sub_scales[g] = scales[g] as i8;
     }
     for i in 0..256 {
         let (half, j, l) = (i / 128, i % 128 / 32, i % 32);
@@ -186,8 +190,9 @@ pub fn dequantize_row(format: WeightFormat, bytes: &[u8], out: &mut [f32]) {
                 unpack(format, bytes, &mut block);
                 for (i, x) in out.iter_mut().enumerate() {
                     let group = i / format.group_len();
-                    let min = if format.has_min() { block.mins[group] } else { 0.0 };
-                    *x = block.scales[group].mul_add(f32::from(block.codes[i]) - zero, min);
+                    let scale = block.scale * f32::from(block.sub_scales[group]);
+                    let min = if format.has_min() { -block.min * f32::from(block.sub_mins[group]) } else { 0.0 };
+                    *x = scale.mul_add(f32::from(block.codes[i]) - zero, min);
                 }
             }
         }

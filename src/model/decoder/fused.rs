@@ -11,8 +11,8 @@ use super::weights::{LayerTensors, Matrix, Tensors};
 use crate::cache::KvStore;
 use crate::error::Result;
 use crate::kernels::{
-    AttentionShape, Isa, KvLayer, Packed, Part, Pool, QkNorm, Ragged, attention, dequantize_row, gated, linear,
-    rms_norm,
+    Activations, AttentionShape, Input, Isa, KvLayer, Packed, Part, Pool, QkNorm, Ragged, attention, dequantize_row,
+    gated, linear, rms_norm,
 };
 use crate::model::Batch;
 use crate::model::config::ModelConfig;
@@ -119,27 +119,44 @@ struct Cpu {
     isa: Isa,
     pool: Pool,
     scratch: Vec<f32>,
+    quantized: Activations,
 }
 
 impl Cpu {
-    /// Normalised `x` in the scratch memory, lent to `f`.
-    fn with_norm(&mut self, x: &[f32], weight: &[f32], eps: f32, f: impl FnOnce(Isa, &mut Pool, &[f32])) {
-        self.scratch.resize(self.scratch.len().max(x.len()), 0.0);
-        let normed = &mut self.scratch[..x.len()];
-        rms_norm(self.isa, &mut self.pool, x, weight, eps, normed);
-        f(self.isa, &mut self.pool, normed);
+    /// Hands `x: [num_tokens, k]` to `f` as the kernels want it, normalised first where there is a weight.
+    fn with_input(
+        &mut self,
+        x: &[f32],
+        k: usize,
+        norm: Option<(&[f32], f32)>,
+        f: impl FnOnce(Isa, &mut Pool, &Input<'_>),
+    ) {
+        let Self { isa, pool, scratch, quantized } = self;
+        let x = match norm {
+            None => x,
+            Some((weight, eps)) => {
+                scratch.resize(scratch.len().max(x.len()), 0.0);
+                let normed = &mut scratch[..x.len()];
+                rms_norm(*isa, pool, x, weight, eps, normed);
+                normed
+            }
+        };
+        quantized.quantize(*isa, pool, x, k);
+        f(*isa, pool, &Input { x, quantized, num_tokens: x.len() / k });
     }
 
     /// `out = residual + norm(projection(x))`, the norm where there is one.
     fn project(&mut self, p: &Projection, x: &[f32], residual: &[f32], norm: Option<(&[f32], f32)>, out: &mut [f32]) {
-        let num_tokens = x.len() / p.weights.k();
         let Some((weight, eps)) = norm else {
-            return linear(self.isa, &mut self.pool, &[p.part()], x, num_tokens, Some(residual), out);
+            return self.with_input(x, p.weights.k(), None, |isa, pool, input| {
+                linear(isa, pool, &[p.part()], input, Some(residual), out);
+            });
         };
-        self.scratch.resize(self.scratch.len().max(out.len()), 0.0);
-        let projected = &mut self.scratch[..out.len()];
-        linear(self.isa, &mut self.pool, &[p.part()], x, num_tokens, None, projected);
-        rms_norm(self.isa, &mut self.pool, projected, weight, eps, out);
+        let mut projected = vec![0.0; out.len()];
+        self.with_input(x, p.weights.k(), None, |isa, pool, input| {
+            linear(isa, pool, &[p.part()], input, None, &mut projected);
+        });
+        rms_norm(self.isa, &mut self.pool, &projected, weight, eps, out);
         out.iter_mut().zip(residual).for_each(|(out, r)| *out += r);
     }
 }
@@ -148,7 +165,7 @@ impl Fused {
     pub(super) fn new(weights: Arc<Weights>, num_blocks: usize, isa: Isa, pool: Pool) -> Self {
         let c = &weights.config;
         let kv = KvStore::new(c.layers.len(), num_blocks, c.num_kv_heads, c.head_dim);
-        Self { weights, kv, cpu: Cpu { isa, pool, scratch: Vec::new() } }
+        Self { weights, kv, cpu: Cpu { isa, pool, scratch: Vec::new(), quantized: Activations::default() } }
     }
 
     /// Runs the batch; `angles` has the cosines and sines of each rope, `tables` the batch's block tables as numbers.
@@ -187,8 +204,9 @@ impl Step<'_> {
     fn norm_qkv(&self, layer: &Layer, h: &Tensor) -> CandleResult<Tensor> {
         let parts: Vec<Part<'_>> = layer.qkv.iter().map(Projection::part).collect();
         let run = |x: &[f32], out: &mut [f32]| {
-            self.cpu.borrow_mut().with_norm(x, &layer.attn_norm, self.config.norm_eps, |isa, pool, normed| {
-                linear(isa, pool, &parts, normed, self.batch.num_tokens(), None, out);
+            let norm = Some((&layer.attn_norm[..], self.config.norm_eps));
+            self.cpu.borrow_mut().with_input(x, self.config.hidden_size, norm, |isa, pool, input| {
+                linear(isa, pool, &parts, input, None, out);
             });
         };
         h.apply_op1_no_bwd(&Stage1 { name: "norm-qkv", width: self.config.qkv_size(), run })
@@ -208,7 +226,7 @@ impl Step<'_> {
         };
         let kv = RefCell::new(kv);
         let run = |qkv: &[f32], out: &mut [f32]| {
-            let Cpu { isa, pool, scratch } = &mut **self.cpu.borrow_mut();
+            let Cpu { isa, pool, scratch, .. } = &mut **self.cpu.borrow_mut();
             scratch.clear();
             scratch.extend_from_slice(qkv);
             attention(*isa, pool, &layer.attention, &batch, *kv.borrow_mut(), scratch, out);
@@ -236,9 +254,9 @@ impl Step<'_> {
     /// `h: [num_tokens, hidden_size] -> [num_tokens, intermediate_size]`
     fn norm_gate_up(&self, layer: &Layer, h: &Tensor) -> CandleResult<Tensor> {
         let run = |x: &[f32], out: &mut [f32]| {
-            self.cpu.borrow_mut().with_norm(x, &layer.ffn_norm, self.config.norm_eps, |isa, pool, normed| {
-                let num_tokens = self.batch.num_tokens();
-                gated(isa, pool, &layer.gate, &layer.up, self.config.activation, normed, num_tokens, out);
+            let norm = Some((&layer.ffn_norm[..], self.config.norm_eps));
+            self.cpu.borrow_mut().with_input(x, self.config.hidden_size, norm, |isa, pool, input| {
+                gated(isa, pool, &layer.gate, &layer.up, self.config.activation, input, out);
             });
         };
         h.apply_op1_no_bwd(&Stage1 { name: "norm-gate-up", width: self.config.intermediate_size, run })
@@ -277,9 +295,8 @@ impl Weights {
         }
         logits.resize(batch.logits_indices.len() * self.config.vocab_size, 0.0);
         let part = Part { weights: &self.head, bias: None, column: 0 };
-        cpu.with_norm(&rows, &self.final_norm, self.config.norm_eps, |isa, pool, normed| {
-            linear(isa, pool, &[part], normed, batch.logits_indices.len(), None, logits);
-        });
+        let norm = Some((&self.final_norm[..], self.config.norm_eps));
+        cpu.with_input(&rows, hidden, norm, |isa, pool, input| linear(isa, pool, &[part], input, None, logits));
         Ok(())
     }
 }

@@ -1,0 +1,375 @@
+//! One tile of sixteen output rows for all tokens. The format is a constant of the compiled code, so each of the
+//! formats has a loop of its own; which one is chosen once per tile.
+
+use std::cell::RefCell;
+
+use super::activations::{Activations, BlockFacts};
+use super::simd::{Isa, LANES, Simd, simd_kernel};
+use super::weights::{BLOCK_K, Layout, Packed, Planes, WeightFormat, load_8, unpack_codes};
+
+/// Tokens that share a block's codes in registers.
+const TOKENS: usize = 8;
+/// How far ahead of a one-token pass codes are fetched.
+const PREFETCH_BYTES: usize = 1536;
+
+/// Adds the tile's products to `acc: [num_tokens, 16]`.
+pub(super) fn multiply(isa: Isa, weights: &Packed, tile: usize, x: &[f32], quantized: &Activations, acc: &mut [f32]) {
+    let num_tokens = acc.len() / LANES;
+    let (layout, k, tile) = (weights.layout, weights.k, weights.tile(tile));
+    if layout.is_float() {
+        assert_eq!(x.len(), num_tokens * k);
+        multiply_floats(isa, layout.format, tile, k, x, acc);
+    } else {
+        let (bytes, facts) = (quantized.bytes(), quantized.facts());
+        assert!(bytes.len() == num_tokens * k && facts.len() == num_tokens * (k / BLOCK_K));
+        // Borrowed here and not in the kernel: a closure given to `with_borrow_mut` is compiled without its caller's
+        // instruction set.
+        SCRATCH.with_borrow_mut(|scratch| {
+            if num_tokens > TOKENS {
+                scratch.resize(scratch.len().max(k / BLOCK_K * EXPANDED + 64), 0);
+            }
+            multiply_codes(isa, layout.format, tile, k, bytes, facts, scratch, acc);
+        });
+    }
+}
+
+simd_kernel! {
+    fn multiply_codes(
+        format: WeightFormat,
+        tile: &[u8],
+        k: usize,
+        x: &[i8],
+        facts: &[BlockFacts],
+        scratch: &mut [u8],
+        acc: &mut [f32],
+    ) = pick_format
+}
+
+#[inline(always)]
+fn pick_format<S: Simd>(
+    s: S,
+    format: WeightFormat,
+    tile: &[u8],
+    k: usize,
+    x: &[i8],
+    facts: &[BlockFacts],
+    scratch: &mut [u8],
+    acc: &mut [f32],
+) {
+    macro_rules! pick {
+        ($($format:ident)*) => {
+            match format {
+                $(WeightFormat::$format => {
+                    multiply_format::<S, { WeightFormat::$format as u8 }>(s, tile, k, x, facts, scratch, acc)
+                })*
+                WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 => unreachable!("floats have no codes"),
+            }
+        };
+    }
+    pick!(Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2K Q3K Q4K Q5K Q6K)
+}
+
+/// The layout of the format with this number, for use in constants.
+const fn layout(format: u8) -> Layout {
+    Layout::of(WeightFormat::ALL[format as usize])
+}
+
+/// A block ready to be multiplied: codes as bytes, scales and mins of its groups as floats.
+struct Block<S: Simd> {
+    codes: [S::B; 8],
+    scales: [S::F; 2],
+    mins: [S::F; 2],
+}
+
+/// Bytes of an expanded block in scratch memory: codes, two scales, two mins.
+const EXPANDED: usize = 512 + 4 * 64;
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+#[inline(always)]
+fn multiply_format<S: Simd, const F: u8>(
+    s: S,
+    tile: &[u8],
+    k: usize,
+    x: &[i8],
+    facts: &[BlockFacts],
+    scratch: &mut [u8],
+    acc: &mut [f32],
+) {
+    let num_tokens = acc.len() / LANES;
+    let num_blocks = k / BLOCK_K;
+    assert!(x.len() == num_tokens * k && facts.len() == num_tokens * num_blocks);
+    let scales_at = const { layout(F) }.tile_code_bytes(k);
+    let scale_bytes = num_blocks / const { layout(F).blocks_per_scale } * const { layout(F).scale_stride() };
+    assert_eq!(tile.len(), scales_at + scale_bytes);
+    let rows = Rows { x: x.as_ptr(), facts: facts.as_ptr(), acc: acc.as_mut_ptr(), k, num_blocks };
+    let packed = Source { base: tile.as_ptr(), scales_at };
+    if num_tokens <= TOKENS || matches!(const { layout(F).planes }, Planes::Byte) {
+        // SAFETY: `rows` has `num_tokens` rows and the tile `num_blocks` blocks by the assertions above.
+        return unsafe { multiply_rows::<S, F, false>(s, num_tokens, &rows, packed) };
+    }
+    // Whole vectors on cache lines: the caller lends one line more than needed, to begin on one.
+    let skip = scratch.as_ptr().align_offset(64);
+    let expanded = scratch[skip..skip + num_blocks * EXPANDED].as_mut_ptr();
+    // SAFETY: the scratch memory has room for every block, and every block is stored before it is loaded.
+    unsafe {
+        for b in 0..num_blocks {
+            store_expanded::<S, F>(s, &load::<S, F>(s, packed, b), expanded.add(b * EXPANDED));
+        }
+        multiply_rows::<S, F, true>(s, num_tokens, &rows, Source { base: expanded, scales_at });
+    }
+}
+
+/// Where a tile's blocks are: packed, or expanded in scratch memory (then `scales_at` says nothing).
+#[derive(Clone, Copy)]
+struct Source {
+    base: *const u8,
+    /// Where the scales begin.
+    scales_at: usize,
+}
+
+/// # Safety
+/// A packed tile of the format at `source`, with a block `b`.
+#[inline(always)]
+unsafe fn load<S: Simd, const F: u8>(s: S, source: Source, b: usize) -> Block<S> {
+    let Source { base: tile, scales_at } = source;
+    // SAFETY: offsets follow the layout that `Packed` wrote.
+    unsafe {
+        let p = tile.add(b * const { layout(F).planes.num_bytes() });
+        for line in 0..const { layout(F).planes.num_bytes() / 64 } {
+            s.prefetch(p.wrapping_add(PREFETCH_BYTES + line * 64));
+        }
+        let codes = unpack_codes(s, const { layout(F).planes }, p);
+        let per_scale = const { layout(F).blocks_per_scale };
+        let shared = tile.add(scales_at + b / per_scale * const { layout(F).scale_stride() });
+        let mut scales = [s.load_f16(shared.cast()); 2];
+        let mut mins = scales;
+        if const { layout(F).has_min } {
+            mins = [s.load_f16(shared.add(2 * LANES).cast()); 2];
+        }
+        if per_scale > 1 {
+            let subs = shared.add(const { layout(F).scale_bytes() } + b % per_scale * const { layout(F).sub_bytes() });
+            let groups = const { layout(F).num_groups };
+            for g in 0..groups {
+                scales[g] = s.mul(scales[g], s.load_i8(subs.add(g * LANES)));
+                if const { layout(F).has_min } {
+                    mins[g] = s.mul(mins[g], s.load_i8(subs.add((groups + g) * LANES)));
+                }
+            }
+        }
+        Block { codes, scales, mins }
+    }
+}
+
+/// # Safety
+/// `EXPANDED` writable bytes at `p`.
+#[inline(always)]
+unsafe fn store_expanded<S: Simd, const F: u8>(s: S, block: &Block<S>, p: *mut u8) {
+    // SAFETY: the caller vouches for the memory.
+    unsafe {
+        for i in 0..8 {
+            s.store_bytes(p.add(i * 64), block.codes[i]);
+        }
+        for g in 0..const { layout(F).num_groups } {
+            s.store(p.add(512 + g * 64).cast(), block.scales[g]);
+            if const { layout(F).has_min } {
+                s.store(p.add(640 + g * 64).cast(), block.mins[g]);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// A block that `store_expanded` wrote at `p`.
+#[inline(always)]
+unsafe fn load_expanded<S: Simd, const F: u8>(s: S, p: *const u8) -> Block<S> {
+    // SAFETY: the caller vouches for the memory.
+    unsafe {
+        let codes = load_8(s, p);
+        let scale = s.load(p.add(512).cast());
+        let second = if const { layout(F).num_groups == 2 } { s.load(p.add(576).cast()) } else { scale };
+        let min = if const { layout(F).has_min } { s.load(p.add(640).cast()) } else { scale };
+        let second_min =
+            if const { layout(F).has_min && layout(F).num_groups == 2 } { s.load(p.add(704).cast()) } else { min };
+        Block { codes, scales: [scale, second], mins: [min, second_min] }
+    }
+}
+
+/// The tokens' inputs and sums.
+#[derive(Clone, Copy)]
+struct Rows {
+    /// `[num_tokens, k]`
+    x: *const i8,
+    /// `[num_tokens, num_blocks]`
+    facts: *const BlockFacts,
+    /// `[num_tokens, 16]`
+    acc: *mut f32,
+    k: usize,
+    num_blocks: usize,
+}
+
+/// All tokens, as many at a time as registers allow.
+///
+/// # Safety
+/// `num_tokens` rows behind every pointer of `rows`.
+#[inline(always)]
+unsafe fn multiply_rows<S: Simd, const F: u8, const E: bool>(s: S, num_tokens: usize, rows: &Rows, source: Source) {
+    let mut t = 0;
+    // SAFETY: `t + T <= num_tokens` at every call.
+    unsafe {
+        while t + TOKENS <= num_tokens {
+            multiply_group::<S, F, E, TOKENS>(s, t, rows, source);
+            t += TOKENS;
+        }
+        if t + 4 <= num_tokens {
+            multiply_group::<S, F, E, 4>(s, t, rows, source);
+            t += 4;
+        }
+        if t + 2 <= num_tokens {
+            multiply_group::<S, F, E, 2>(s, t, rows, source);
+            t += 2;
+        }
+        if t < num_tokens {
+            multiply_group::<S, F, E, 1>(s, t, rows, source);
+        }
+    }
+}
+
+/// # Safety
+/// Rows `t..t + T` behind every pointer of `rows`.
+#[inline(always)]
+unsafe fn multiply_group<S: Simd, const F: u8, const E: bool, const T: usize>(
+    s: S,
+    t: usize,
+    rows: &Rows,
+    source: Source,
+) {
+    // SAFETY: the caller vouches for the rows; `b` counts their blocks.
+    unsafe {
+        let mut acc = [s.splat(0.0); T];
+        for i in 0..T {
+            acc[i] = s.load(rows.acc.add((t + i) * LANES));
+        }
+        for b in 0..rows.num_blocks {
+            let block =
+                if E { load_expanded::<S, F>(s, source.base.add(b * EXPANDED)) } else { load::<S, F>(s, source, b) };
+            for i in 0..T {
+                let x = rows.x.add((t + i) * rows.k + b * BLOCK_K).cast::<i32>();
+                let facts = &*rows.facts.add((t + i) * rows.num_blocks + b);
+                acc[i] = add_block::<S, F>(s, &block, x, facts, acc[i]);
+            }
+        }
+        for i in 0..T {
+            s.store(rows.acc.add((t + i) * LANES), acc[i]);
+        }
+    }
+}
+
+/// # Safety
+/// 32 bytes at `x`, of any alignment.
+#[inline(always)]
+unsafe fn add_block<S: Simd, const F: u8>(
+    s: S,
+    block: &Block<S>,
+    x: *const i32,
+    facts: &BlockFacts,
+    mut acc: S::F,
+) -> S::F {
+    let scale = s.splat(facts.scale);
+    let groups = const { layout(F).num_groups };
+    for g in 0..groups {
+        let start = const {
+            match layout(F).format.zero() {
+                0 => None,
+                zero => Some(zero),
+            }
+        };
+        let mut dot = s.splat_i32(match start {
+            None => 0,
+            Some(4) => facts.start_4[g],
+            Some(32) => facts.start_32[g],
+            Some(8) => facts.start[0],
+            Some(16) => facts.start[1],
+            Some(_) => facts.start[2],
+        });
+        let per_group = 8 / groups;
+        for i in g * per_group..(g + 1) * per_group {
+            // SAFETY: eight words make the block.
+            let x = unsafe { x.add(i).read_unaligned() };
+            dot = if matches!(const { layout(F).planes }, Planes::Byte) {
+                s.dot::<true>(dot, block.codes[i], x)
+            } else {
+                s.dot::<false>(dot, block.codes[i], x)
+            };
+        }
+        acc = s.fma(s.to_f32(dot), s.mul(block.scales[g], scale), acc);
+        if const { layout(F).has_min } {
+            let sum = if groups == 1 { facts.scaled_sum } else { facts.scaled_sums[g] };
+            acc = s.fma(block.mins[g], s.splat(sum), acc);
+        }
+    }
+    acc
+}
+
+simd_kernel! {
+    fn multiply_floats(format: WeightFormat, tile: &[u8], k: usize, x: &[f32], acc: &mut [f32]) = pick_float
+}
+
+#[inline(always)]
+fn pick_float<S: Simd>(s: S, format: WeightFormat, tile: &[u8], k: usize, x: &[f32], acc: &mut [f32]) {
+    let size = format.block_bytes();
+    assert_eq!(tile.len(), k * LANES * size);
+    let num_tokens = acc.len() / LANES;
+    assert_eq!(x.len(), num_tokens * k);
+    // SAFETY of the closures: vector `i < k` lies inside the tile by the assertion above.
+    let at = |i: usize| unsafe { tile.as_ptr().add(i * LANES * size) };
+    match format {
+        WeightFormat::F16 => float_rows(s, x, k, acc, |i| unsafe { s.load_f16(at(i).cast()) }),
+        WeightFormat::BF16 => float_rows(s, x, k, acc, |i| unsafe { s.load_bf16(at(i).cast()) }),
+        _ => float_rows(s, x, k, acc, |i| unsafe { s.load(at(i).cast()) }),
+    }
+}
+
+#[inline(always)]
+fn float_rows<S: Simd>(s: S, x: &[f32], k: usize, acc: &mut [f32], weights: impl Fn(usize) -> S::F) {
+    let num_tokens = acc.len() / LANES;
+    let mut t = 0;
+    while t < num_tokens {
+        let (x, acc) = (&x[t * k..], &mut acc[t * LANES..]);
+        match num_tokens - t {
+            1 => float_group::<S, 1>(s, x, k, acc, &weights),
+            2 | 3 => float_group::<S, 2>(s, x, k, acc, &weights),
+            4..TOKENS => float_group::<S, 4>(s, x, k, acc, &weights),
+            _ => float_group::<S, TOKENS>(s, x, k, acc, &weights),
+        }
+        t += match num_tokens - t {
+            1 => 1,
+            2 | 3 => 2,
+            4..TOKENS => 4,
+            _ => TOKENS,
+        };
+    }
+}
+
+#[inline(always)]
+fn float_group<S: Simd, const T: usize>(s: S, x: &[f32], k: usize, acc: &mut [f32], weights: &impl Fn(usize) -> S::F) {
+    assert!(x.len() >= T * k && acc.len() >= T * LANES);
+    // SAFETY: `T` rows of `x` and of `acc` by the assertion above.
+    unsafe {
+        let mut sums = [s.splat(0.0); T];
+        for (t, sum) in sums.iter_mut().enumerate() {
+            *sum = s.load(acc.as_ptr().add(t * LANES));
+        }
+        for i in 0..k {
+            let w = weights(i);
+            for (t, sum) in sums.iter_mut().enumerate() {
+                *sum = s.fma(w, s.splat(*x.get_unchecked(t * k + i)), *sum);
+            }
+        }
+        for (t, sum) in sums.into_iter().enumerate() {
+            s.store(acc.as_mut_ptr().add(t * LANES), sum);
+        }
+    }
+}
