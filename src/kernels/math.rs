@@ -40,7 +40,7 @@ pub(crate) fn silu<S: Simd>(s: S, x: S::F) -> S::F {
 pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::F) -> S::F {
     let x2 = s.mul(x, x);
     let inner = s.fma(s.mul(x2, x), s.splat(0.044_715), x);
-    let e = exp(s, s.mul(inner, s.splat(-1.595_769_1)));
+    let e = exp(s, s.mul(inner, s.splat(-1.595_769)));
     s.div(x, s.add(s.splat(1.0), e))
 }
 

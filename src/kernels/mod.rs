@@ -4,6 +4,8 @@
 //! `simd/` has the sixteen virtual lanes that make this true, `pool` the threads, `weights/` the packed matrices;
 //! `matmul`, `norm` and `attention` are the arithmetic itself.
 #![allow(unsafe_code)]
+// Lanes, groups and tokens are indices here; iterators over arrays of vectors are not reliably inlined.
+#![allow(clippy::needless_range_loop)]
 
 mod activations;
 mod attention;

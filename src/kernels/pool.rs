@@ -159,10 +159,12 @@ impl Shared {
             self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
         }
         // SeqCst orders this against `caller_parked`: one side always sees the other.
-        if self.num_done.fetch_add(1, Ordering::SeqCst) + 1 == num_tiles && self.caller_parked.load(Ordering::SeqCst) {
-            if let Some(caller) = &*self.caller.lock().unwrap_or_else(PoisonError::into_inner) {
-                caller.unpark();
-            }
+        let is_last = self.num_done.fetch_add(1, Ordering::SeqCst) + 1 == num_tiles;
+        if is_last
+            && self.caller_parked.load(Ordering::SeqCst)
+            && let Some(caller) = &*self.caller.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            caller.unpark();
         }
         true
     }

@@ -20,53 +20,45 @@ pub(super) fn multiply(isa: Isa, weights: &Packed, tile: usize, x: &[f32], quant
         assert_eq!(x.len(), num_tokens * k);
         multiply_floats(isa, layout.format, tile, k, x, acc);
     } else {
-        let (bytes, facts) = (quantized.bytes(), quantized.facts());
-        assert!(bytes.len() == num_tokens * k && facts.len() == num_tokens * (k / BLOCK_K));
+        let operands = Operands { tile, k, x: quantized.bytes(), facts: quantized.facts() };
         // Borrowed here and not in the kernel: a closure given to `with_borrow_mut` is compiled without its caller's
         // instruction set.
         SCRATCH.with_borrow_mut(|scratch| {
             if num_tokens > TOKENS {
                 scratch.resize(scratch.len().max(k / BLOCK_K * EXPANDED + 64), 0);
             }
-            multiply_codes(isa, layout.format, tile, k, bytes, facts, scratch, acc);
+            multiply_codes(isa, layout.format, &operands, scratch, acc);
         });
     }
 }
 
+/// A packed tile and the quantised rows that it is multiplied with.
+struct Operands<'a> {
+    tile: &'a [u8],
+    k: usize,
+    /// `[num_tokens, k]`
+    x: &'a [i8],
+    /// `[num_tokens, k / 32]`
+    facts: &'a [BlockFacts],
+}
+
 simd_kernel! {
-    fn multiply_codes(
-        format: WeightFormat,
-        tile: &[u8],
-        k: usize,
-        x: &[i8],
-        facts: &[BlockFacts],
-        scratch: &mut [u8],
-        acc: &mut [f32],
-    ) = pick_format
+    fn multiply_codes(format: WeightFormat, operands: &Operands<'_>, scratch: &mut [u8], acc: &mut [f32]) = pick_format
 }
 
 #[inline(always)]
-fn pick_format<S: Simd>(
-    s: S,
-    format: WeightFormat,
-    tile: &[u8],
-    k: usize,
-    x: &[i8],
-    facts: &[BlockFacts],
-    scratch: &mut [u8],
-    acc: &mut [f32],
-) {
+fn pick_format<S: Simd>(s: S, format: WeightFormat, operands: &Operands<'_>, scratch: &mut [u8], acc: &mut [f32]) {
     macro_rules! pick {
         ($($format:ident)*) => {
             match format {
                 $(WeightFormat::$format => {
-                    multiply_format::<S, { WeightFormat::$format as u8 }>(s, tile, k, x, facts, scratch, acc)
+                    multiply_format::<S, { WeightFormat::$format as u8 }>(s, operands, scratch, acc);
                 })*
                 WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 => unreachable!("floats have no codes"),
             }
         };
     }
-    pick!(Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2K Q3K Q4K Q5K Q6K)
+    pick!(Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2K Q3K Q4K Q5K Q6K);
 }
 
 /// The layout of the format with this number, for use in constants.
@@ -89,15 +81,8 @@ thread_local! {
 }
 
 #[inline(always)]
-fn multiply_format<S: Simd, const F: u8>(
-    s: S,
-    tile: &[u8],
-    k: usize,
-    x: &[i8],
-    facts: &[BlockFacts],
-    scratch: &mut [u8],
-    acc: &mut [f32],
-) {
+fn multiply_format<S: Simd, const F: u8>(s: S, operands: &Operands<'_>, scratch: &mut [u8], acc: &mut [f32]) {
+    let &Operands { tile, k, x, facts } = operands;
     let num_tokens = acc.len() / LANES;
     let num_blocks = k / BLOCK_K;
     assert!(x.len() == num_tokens * k && facts.len() == num_tokens * num_blocks);
@@ -323,11 +308,13 @@ fn pick_float<S: Simd>(s: S, format: WeightFormat, tile: &[u8], k: usize, x: &[f
     assert_eq!(tile.len(), k * LANES * size);
     let num_tokens = acc.len() / LANES;
     assert_eq!(x.len(), num_tokens * k);
-    // SAFETY of the closures: vector `i < k` lies inside the tile by the assertion above.
-    let at = |i: usize| unsafe { tile.as_ptr().add(i * LANES * size) };
+    let at = |i: usize| tile.as_ptr().wrapping_add(i * LANES * size);
     match format {
+        // SAFETY: vector `i < k` lies inside the tile by the assertion above.
         WeightFormat::F16 => float_rows(s, x, k, acc, |i| unsafe { s.load_f16(at(i).cast()) }),
+        // SAFETY: as above.
         WeightFormat::BF16 => float_rows(s, x, k, acc, |i| unsafe { s.load_bf16(at(i).cast()) }),
+        // SAFETY: as above.
         _ => float_rows(s, x, k, acc, |i| unsafe { s.load(at(i).cast()) }),
     }
 }

@@ -230,7 +230,7 @@ fn layers(keys: &Keys<'_>, num_layers: usize, is_gemma: bool) -> Result<Vec<Laye
     // second rotation.
     let window = window.or(Some(1024));
     let layer = |i: usize| {
-        let is_local = (i + 1) % 6 != 0;
+        let is_local = !(i + 1).is_multiple_of(6);
         LayerConfig { window: window.filter(|_| is_local), rope_index: usize::from(is_local) }
     };
     Ok((0..num_layers).map(layer).collect())

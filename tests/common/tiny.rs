@@ -192,8 +192,7 @@ fn hub_name(arch: &str, name: &str) -> String {
     let part = match part {
         "attn_norm" => "input_layernorm",
         "ffn_norm" if arch == "gemma3" => "pre_feedforward_layernorm",
-        "ffn_norm" => "post_attention_layernorm",
-        "post_attention_norm" => "post_attention_layernorm",
+        "ffn_norm" | "post_attention_norm" => "post_attention_layernorm",
         "post_ffw_norm" => "post_feedforward_layernorm",
         "attn_q" => "self_attn.q_proj",
         "attn_k" => "self_attn.k_proj",

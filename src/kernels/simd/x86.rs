@@ -212,6 +212,7 @@ fn reduce_add_8(eight: __m256) -> f32 {
     }
 }
 
+// SAFETY of every block below: as above.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type F = [__m256; 2];
