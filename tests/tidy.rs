@@ -20,7 +20,7 @@ use source::Source;
 pub(crate) struct Finding(String);
 
 impl Finding {
-    pub(crate) fn new(source: &Source, offset: usize, what: String) -> Self {
+    pub(crate) fn new(source: &Source, offset: usize, what: impl std::fmt::Display) -> Self {
         Self(format!("{}:{}: {what}", source.path, source.line_of(offset)))
     }
 }

@@ -133,7 +133,7 @@ fn supers_stay_inside(source: &Source) -> Vec<Finding> {
         covered = at + steps * "super::".len();
         let depth = folders + inner.iter().filter(|block| block.contains(&at)).count();
         if steps >= depth {
-            findings.push(Finding::new(source, at, "`super` leaves the room; say `crate::room` instead".to_owned()));
+            findings.push(Finding::new(source, at, "`super` leaves the room; say `crate::room` instead"));
         }
     }
     findings
@@ -151,7 +151,7 @@ pub fn words_stay_in_their_rooms(source: &Source) -> Vec<Finding> {
     let texts = DIALECT_TEXTS.iter().filter(|text| room != "api" && !(room == "client" && **text == "\"[DONE]"));
     for text in texts.filter(|_| !is_test_file(&source.path)) {
         let hits = source.text.match_indices(text).map(|(at, _)| at);
-        findings.extend(hits.map(|at| Finding::new(source, at, "only api/ knows the dialects' JSON".to_owned())));
+        findings.extend(hits.map(|at| Finding::new(source, at, "only api/ knows the dialects' JSON")));
     }
     findings
 }

@@ -50,14 +50,13 @@ pub fn unsafe_has_a_home(source: &Source) -> Vec<Finding> {
         return Vec::new();
     }
     let hits = source.words("unsafe");
-    hits.map(|at| Finding::new(source, at, "`unsafe` outside kernels/ and the mapping of a file".to_owned())).collect()
+    hits.map(|at| Finding::new(source, at, "`unsafe` outside kernels/ and the mapping of a file")).collect()
 }
 
 pub fn one_unsafe_block_maps_files(sources: &[Source]) -> Vec<Finding> {
     let gguf = sources.iter().filter(|s| s.path.starts_with("src/model/gguf/"));
-    let blocks: Vec<Finding> = gguf
-        .flat_map(|s| s.words("unsafe").map(|at| Finding::new(s, at, "a second `unsafe` in model/gguf".to_owned())))
-        .collect();
+    let blocks: Vec<Finding> =
+        gguf.flat_map(|s| s.words("unsafe").map(|at| Finding::new(s, at, "a second `unsafe` in model/gguf"))).collect();
     blocks.into_iter().skip(1).collect()
 }
 
@@ -79,7 +78,7 @@ pub fn unsafe_says_why(source: &Source) -> Vec<Finding> {
         let wants_reason = next.starts_with('{') || next.starts_with("impl");
         let is_spoken_for = spoken_for.iter().any(|range| range.contains(&at));
         if wants_reason && !is_spoken_for && !has_reason(&lines, source.line_of(at) - 1) {
-            findings.push(Finding::new(source, at, "`unsafe` without a `// SAFETY:` comment above it".to_owned()));
+            findings.push(Finding::new(source, at, "`unsafe` without a `// SAFETY:` comment above it"));
         }
     }
     findings
@@ -134,7 +133,7 @@ pub fn channels_are_bounded(source: &Source) -> Vec<Finding> {
 pub fn nothing_is_left_over(source: &Source) -> Vec<Finding> {
     let macros = ["todo!", "unimplemented!", "dbg!"].into_iter().flat_map(|word| source.words(word));
     let ignored = source.code.match_indices("#[ignore").map(|(at, _)| at);
-    macros.chain(ignored).map(|at| Finding::new(source, at, "left over from building".to_owned())).collect()
+    macros.chain(ignored).map(|at| Finding::new(source, at, "left over from building")).collect()
 }
 
 /// What may stand at the top of the tree.

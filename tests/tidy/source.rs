@@ -27,7 +27,7 @@ impl Source {
         let whole = move |at: usize| {
             let before = at.checked_sub(1).and_then(|i| bytes.get(i));
             let ends_in_word = word.ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
-            !is_part(before) && !(ends_in_word && is_part(bytes.get(at + word.len())))
+            !(is_part(before) || ends_in_word && is_part(bytes.get(at + word.len())))
         };
         self.code.match_indices(word).map(|(at, _)| at).filter(move |at| whole(*at))
     }
