@@ -1,14 +1,14 @@
 //! Tokens per second of the decoder alone, without HTTP or scheduler: a 512-token prefill, then steps of one token for
 //! 1, 8 and 32 sequences that each hold 64 tokens.
 //!
-//! `cargo bench --bench decode -- PATH.gguf [STEPS]`; the number of threads is what the process may use.
+//! `cargo bench --bench decode -- PATH.gguf [STEPS [int8]]`; the number of threads is what the process may use.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use tallow::cache::{BLOCK_SIZE, BlockId};
-use tallow::model::decoder::{Compute, Decoder, DecoderOptions, DecoderWeights};
+use tallow::model::decoder::{ActivationType, Compute, Decoder, DecoderOptions, DecoderWeights};
 use tallow::model::gguf::Gguf;
 use tallow::model::{Batch, Model};
 
@@ -20,13 +20,17 @@ const BLOCKS: usize = 16;
 fn main() {
     let mut args = std::env::args().skip(1).filter(|arg| !arg.starts_with("--"));
     let Some(path) = args.next() else {
-        eprintln!("usage: cargo bench --bench decode -- PATH.gguf [STEPS]");
+        eprintln!("usage: cargo bench --bench decode -- PATH.gguf [STEPS [int8]]");
         return;
     };
     let num_steps: usize = args.next().map_or(64, |n| n.parse().expect("STEPS is a number"));
+    let activations = match args.next().as_deref() {
+        Some("int8") => ActivationType::Int8,
+        _ => ActivationType::F32,
+    };
     let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
     let options = DecoderOptions {
-        compute: Compute::Cpu { num_threads },
+        compute: Compute::Cpu { num_threads, activations },
         max_model_len: Some(BLOCKS * BLOCK_SIZE),
         kv_bytes_max: 4 << 30,
         max_num_seqs: 32,
@@ -34,7 +38,11 @@ fn main() {
     let start = Instant::now();
     let gguf = Arc::new(Gguf::open(Path::new(&path)).expect("a GGUF file"));
     let weights = DecoderWeights::load(&gguf, &options).expect("a supported model");
-    println!("{path}: loaded in {:.2} s, {num_threads} threads, {}", start.elapsed().as_secs_f64(), weights.isa());
+    println!(
+        "{path}: loaded in {:.2} s, {num_threads} threads, {}, {activations:?}",
+        start.elapsed().as_secs_f64(),
+        weights.isa()
+    );
     let mut decoder = weights.decoder().expect("KV memory");
     let mut logits = Vec::new();
     let prompt = 512;

@@ -11,14 +11,18 @@ mod tiny;
 use candle_core::Device;
 use candle_core::quantized::GgmlDType;
 use steps::{Piece, bits, distance, load, prompt, step, whole};
-use tallow::model::decoder::Compute;
+use tallow::model::decoder::{ActivationType, Compute};
 use tiny::Tiny;
 
 const EPS: f64 = 1e-5;
 const ROPE_BASE: f64 = 5000.0;
 
 fn cpu() -> Compute {
-    Compute::Cpu { num_threads: 2 }
+    Compute::Cpu { num_threads: 2, activations: ActivationType::F32 }
+}
+
+fn int8() -> Compute {
+    Compute::Cpu { num_threads: 2, activations: ActivationType::Int8 }
 }
 
 /// The composed form differs from the oracle by rounding order alone: weights, keys and values are the same f32 values
@@ -31,23 +35,24 @@ const FUSED_TOLERANCE: f32 = 5e-3;
 
 /// Inputs of quantised matrices are rounded to 1/254 of the greatest of 32, which random weights do not average out
 /// over the one layer of this test.
-const QUANTIZED_TOLERANCE: f32 = 5e-2;
+const INT8_TOLERANCE: f32 = 5e-2;
 
 #[track_caller]
 fn check_against_oracle(t: &Tiny) {
     let dir = tempfile::tempdir().unwrap();
     let path = t.write(dir.path());
-    let (mut fused, mut composed) = (load(&path, cpu()), load(&path, Compute::Composed(Device::Cpu)));
+    let mut forms = [
+        (load(&path, Compute::Composed(Device::Cpu)), COMPOSED_TOLERANCE),
+        (load(&path, cpu()), FUSED_TOLERANCE),
+        (load(&path, int8()), INT8_TOLERANCE),
+    ];
     for len in [1, 2, 17, 32, 33, 70] {
         let tokens = prompt(len, t.vocab, len);
         let expected = oracle::last_logits(t, EPS, ROPE_BASE, Tiny::var_builder(&path), &tokens);
-        let pieces = [whole(&tokens, &[5, 2, 9])];
-        let got =
-            [distance(&step(&mut composed, &pieces)[0], &expected), distance(&step(&mut fused, &pieces)[0], &expected)];
-        let name = format!("{} {:?} at {len} tokens: {got:?}", t.architecture, t.dtype);
-        let is_float = matches!(t.dtype, GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16);
-        let tolerance = if is_float { FUSED_TOLERANCE } else { QUANTIZED_TOLERANCE };
-        assert!(got[0] < COMPOSED_TOLERANCE && got[1] < tolerance, "{name}");
+        for (i, (decoder, tolerance)) in forms.iter_mut().enumerate() {
+            let distance = distance(&step(decoder, &[whole(&tokens, &[5, 2, 9])])[0], &expected);
+            assert!(distance < *tolerance, "{} {:?} form {i} at {len} tokens: {distance}", t.architecture, t.dtype);
+        }
     }
 }
 
@@ -121,31 +126,35 @@ fn batched_equals_alone_and_chunked_equals_whole_to_the_bit() {
     for architecture in ["llama", "qwen2", "gemma3", "phi3"] {
         let t = Tiny { dtype: GgmlDType::Q8_0, window: Some(24), ..Tiny::new(architecture) };
         let path = t.write(dir.path());
-        let prompts: Vec<Vec<u32>> = (0..6).map(|i| prompt(1 + i * 17, t.vocab, i)).collect();
-        let blocks: Vec<Vec<u32>> = (0..6).map(|i| (0..3).map(|j| i * 3 + j).collect()).collect();
-        let alone: Vec<Vec<f32>> = prompts
-            .iter()
-            .map(|tokens| {
-                step(&mut load(&path, Compute::Cpu { num_threads: 1 }), &[whole(tokens, &[0, 1, 2])]).remove(0)
-            })
-            .collect();
+        for activations in [ActivationType::F32, ActivationType::Int8] {
+            check_bits(&path, activations, t.vocab);
+        }
+    }
+}
 
-        let mut decoder = load(&path, cpu());
-        let pieces: Vec<Piece<'_>> =
-            prompts.iter().zip(&blocks).map(|(tokens, blocks)| whole(tokens, blocks)).collect();
-        assert_eq!(bits(&step(&mut decoder, &pieces)), bits(&alone), "{architecture} batched");
+#[track_caller]
+fn check_bits(path: &std::path::Path, activations: ActivationType, vocab: usize) {
+    let prompts: Vec<Vec<u32>> = (0..6).map(|i| prompt(1 + i * 17, vocab, i)).collect();
+    let blocks: Vec<Vec<u32>> = (0..6).map(|i| (0..3).map(|j| i * 3 + j).collect()).collect();
+    let name = path.display();
+    let single = || load(path, Compute::Cpu { num_threads: 1, activations });
+    let alone: Vec<Vec<f32>> =
+        prompts.iter().map(|tokens| step(&mut single(), &[whole(tokens, &[0, 1, 2])]).remove(0)).collect();
 
-        // Again over the same, now dirty, memory, in chunks of every size beside a neighbour.
-        for chunk in [1, 7, 31, 32, 40] {
-            for (i, tokens) in prompts.iter().enumerate() {
-                let mut last = Vec::new();
-                for from in (0..tokens.len()).step_by(chunk) {
-                    let tokens = &tokens[..tokens.len().min(from + chunk)];
-                    let piece = Piece { tokens, from, blocks: &blocks[(i + 1) % 6] };
-                    last = step(&mut decoder, &[whole(&prompts[3], &[30, 31, 32]), piece]).remove(1);
-                }
-                assert_eq!(bits(&[last]), bits(&alone[i..=i]), "{architecture} prompt {i} in chunks of {chunk}");
+    let mut decoder = load(path, Compute::Cpu { num_threads: 2, activations });
+    let pieces: Vec<Piece<'_>> = prompts.iter().zip(&blocks).map(|(tokens, blocks)| whole(tokens, blocks)).collect();
+    assert_eq!(bits(&step(&mut decoder, &pieces)), bits(&alone), "{name} {activations:?} batched");
+
+    // Again over the same, now dirty, memory, in chunks of every size beside a neighbour.
+    for chunk in [1, 7, 31, 32, 40] {
+        for (i, tokens) in prompts.iter().enumerate() {
+            let mut last = Vec::new();
+            for from in (0..tokens.len()).step_by(chunk) {
+                let tokens = &tokens[..tokens.len().min(from + chunk)];
+                let piece = Piece { tokens, from, blocks: &blocks[(i + 1) % 6] };
+                last = step(&mut decoder, &[whole(&prompts[3], &[30, 31, 32]), piece]).remove(1);
             }
+            assert_eq!(bits(&[last]), bits(&alone[i..=i]), "{name} {activations:?} prompt {i} in chunks of {chunk}");
         }
     }
 }

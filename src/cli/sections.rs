@@ -5,10 +5,10 @@ use std::time::Duration;
 use candle_core::Device;
 
 use crate::api::ApiConfig;
-use crate::config::{Config, DeviceKind};
+use crate::config::{Activations, Config, DeviceKind};
 use crate::engine::EngineConfig;
 use crate::error::{Error, Result};
-use crate::model::decoder::{Compute, DecoderOptions};
+use crate::model::decoder::{ActivationType, Compute, DecoderOptions};
 use crate::service::ServiceConfig;
 use crate::stream::TableLimits;
 
@@ -71,7 +71,7 @@ pub(super) fn engine(config: &Config) -> EngineConfig {
     }
 }
 
-/// How a worker's decoder runs. Threads and KV memory are split evenly among the workers.
+/// How a worker's decoder runs. Threads are split evenly among the workers; KV memory is each worker's own.
 ///
 /// # Errors
 /// If the device was not compiled in or does not answer.
@@ -81,16 +81,19 @@ pub(super) fn decoder(config: &Config) -> Result<DecoderOptions> {
         DeviceKind::Cpu if model.reference => Compute::Composed(Device::Cpu),
         DeviceKind::Cpu => {
             let num_threads = engine.threads.unwrap_or_else(num_cores) / engine.num_workers;
-            Compute::Cpu { num_threads: num_threads.max(1) }
+            let activations = match model.activations {
+                Activations::F32 => ActivationType::F32,
+                Activations::Int8 => ActivationType::Int8,
+            };
+            Compute::Cpu { num_threads: num_threads.max(1), activations }
         }
         DeviceKind::Cuda => Compute::Composed(device("cuda", Device::new_cuda(0))?),
         DeviceKind::Metal => Compute::Composed(device("metal", Device::new_metal(0))?),
     };
-    let kv_bytes = model.kv_cache_bytes / engine.num_workers as u64;
     Ok(DecoderOptions {
         compute,
         max_model_len: model.max_model_len,
-        kv_bytes_max: usize::try_from(kv_bytes).unwrap_or(usize::MAX),
+        kv_bytes_max: usize::try_from(model.kv_cache_bytes).unwrap_or(usize::MAX),
         max_num_seqs: engine.max_num_seqs,
     })
 }
@@ -131,15 +134,14 @@ mod tests {
     }
 
     #[test]
-    fn threads_and_kv_memory_are_split_between_workers() {
+    fn threads_are_split_between_workers() {
         let options = |flags: &[(&str, &str)]| decoder(&config(flags)).expect("a CPU");
         let threads = |flags: &[(&str, &str)]| match options(flags).compute {
-            Compute::Cpu { num_threads } => num_threads,
+            Compute::Cpu { num_threads, .. } => num_threads,
             Compute::Composed(device) => panic!("asked for the CPU, got {device:?}"),
         };
         assert_eq!(threads(&[("threads", "8"), ("workers", "2")]), 4);
         assert_eq!(threads(&[("threads", "3"), ("workers", "2")]), 1);
         assert!(threads(&[]) >= 1);
-        assert_eq!(options(&[("kv-cache-bytes", "1GiB"), ("workers", "4")]).kv_bytes_max, 256 << 20);
     }
 }

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 pub use settings::{Kind, Setting, Value, setting, show_bytes};
 pub use sources::{CONFIG_ENV, DEFAULT_FILE, Origin, Sources, Typed};
-pub use table::{DEVICES, LOG_FORMATS, SETTINGS};
+pub use table::{ACTIVATIONS, DEVICES, LOG_FORMATS, SETTINGS};
 
 use crate::error::Result;
 
@@ -144,6 +144,15 @@ pub enum DeviceKind {
     Metal,
 }
 
+/// What the inputs of quantised matrices are multiplied as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activations {
+    /// As they are.
+    F32,
+    /// Rounded to 8 bits.
+    Int8,
+}
+
 /// Which model, and how it is run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelSection {
@@ -153,6 +162,8 @@ pub struct ModelSection {
     pub served_name: Option<String>,
     /// Where to compute.
     pub device: DeviceKind,
+    /// Inputs of quantised matrices on the CPU.
+    pub activations: Activations,
     /// Decode with the composed reference.
     pub reference: bool,
     /// Longest sequence; `None` takes the model's own.
@@ -352,6 +363,10 @@ impl Values<'_> {
             name: self.text("model.name")?,
             served_name: Some(self.text("model.served_name")?).filter(|name| !name.is_empty()),
             device: device(&self.text("model.device")?),
+            activations: match self.text("model.activations")?.as_str() {
+                "int8" => Activations::Int8,
+                _ => Activations::F32,
+            },
             reference: self.bool("model.reference")?,
             max_model_len: self.number_or_auto("model.max_model_len")?,
             kv_cache_bytes: self.number("model.kv_cache_bytes")?,

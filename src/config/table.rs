@@ -17,6 +17,8 @@ const fn row(key: &'static str, flag: &'static str, kind: Kind, default: &'stati
 
 /// The words of `--device`.
 pub const DEVICES: &[&str] = &["cpu", "cuda", "metal"];
+/// The words of `--activations`.
+pub const ACTIVATIONS: &[&str] = &["f32", "int8"];
 /// The words of `--log-format`.
 pub const LOG_FORMATS: &[&str] = &["text", "json"];
 
@@ -242,6 +244,13 @@ pub static SETTINGS: &[Setting] = &[
     ),
     row("model.served_name", "served-name", Text, "", "Name of the model on the wire; its own by default"),
     row("model.device", "device", OneOf(DEVICES), "cpu", "Where to compute"),
+    row(
+        "model.activations",
+        "activations",
+        OneOf(ACTIVATIONS),
+        "f32",
+        "Inputs of quantised matrices on the CPU: f32 rounds nothing, int8 is faster",
+    ),
     row(
         "model.reference",
         "reference",

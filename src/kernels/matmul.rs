@@ -4,10 +4,10 @@
 //! for each tile of 16 output rows, claimed by a thread:
 //!   acc[token] = bias or 0                                     sixteen lanes each
 //!   for each block of 32 k, in order:
-//!     quantised weights: dot = sum over the block of (code - zero) * byte          exact, in i32
+//!     bytes (`tile`):    dot = sum over the block of (code - zero) * byte          exact, in i32
 //!                        acc = fma(dot, weight scale * input scale, acc)           for each group of the block
 //!                        acc = fma(weight min, input scale * sum of bytes, acc)    where the format has mins
-//!     float weights:     acc = fma(w[i], x[i], acc) for i in order
+//!     f32 (`tile_f32`):  acc = fma(w[i], x[i], acc) for i in order
 //!   finish (add the residual, or activate the gate and multiply), write the tile's columns
 //! ```
 //! An output is one chain of operations in order of k, whatever the number of tokens, threads or lanes of the machine:
@@ -19,7 +19,7 @@ use super::activations::Activations;
 use super::pool::{Pool, SharedMut};
 use super::simd::{Isa, LANES, Simd, simd_kernel};
 use super::weights::Packed;
-use super::{math, tile};
+use super::{math, tile, tile_f32};
 
 /// A matrix and where its outputs go.
 #[derive(Debug, Clone, Copy)]
@@ -41,13 +41,13 @@ pub enum Activation {
     GeluTanh,
 }
 
-/// The inputs of a matrix: `x: [num_tokens, k]` for float weights, the same quantised for the others.
+/// The inputs of a matrix.
 #[derive(Debug, Clone, Copy)]
 pub struct Input<'a> {
     /// `[num_tokens, k]`
     pub x: &'a [f32],
-    /// The same.
-    pub quantized: &'a Activations,
+    /// The same in bytes, for quantised weights to be multiplied with; without, everything is multiplied in f32.
+    pub quantized: Option<&'a Activations>,
     /// Rows of both.
     pub num_tokens: usize,
 }
@@ -160,7 +160,10 @@ fn multiply(isa: Isa, part: &Part<'_>, tile: usize, input: &Input<'_>, acc: &mut
         start[..num_rows].copy_from_slice(&bias[tile * LANES..][..num_rows]);
     }
     acc.chunks_exact_mut(LANES).for_each(|acc| acc.copy_from_slice(&start));
-    tile::multiply(isa, part.weights, tile, input.x, input.quantized, acc);
+    match input.quantized {
+        Some(x) if !part.weights.layout.is_float() => tile::multiply(isa, part.weights, tile, x, acc),
+        _ => tile_f32::multiply(isa, part.weights, tile, input.x, acc),
+    }
 }
 
 simd_kernel! {

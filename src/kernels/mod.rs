@@ -15,6 +15,7 @@ mod norm;
 mod pool;
 mod simd;
 mod tile;
+mod tile_f32;
 mod weights;
 
 pub use activations::Activations;

@@ -1,5 +1,6 @@
-//! One tile of sixteen output rows for all tokens. The format is a constant of the compiled code, so each of the
-//! formats has a loop of its own; which one is chosen once per tile.
+//! One tile of sixteen output rows for all tokens, inputs quantised to bytes: exact integer dot products per block of
+//! 32. The format is a constant of the compiled code, so each of the formats has a loop of its own; which one is chosen
+//! once per tile.
 
 use std::cell::RefCell;
 
@@ -12,24 +13,18 @@ const TOKENS: usize = 8;
 /// How far ahead of a one-token pass codes are fetched.
 const PREFETCH_BYTES: usize = 1536;
 
-/// Adds the tile's products to `acc: [num_tokens, 16]`.
-pub(super) fn multiply(isa: Isa, weights: &Packed, tile: usize, x: &[f32], quantized: &Activations, acc: &mut [f32]) {
-    let num_tokens = acc.len() / LANES;
-    let (layout, k, tile) = (weights.layout, weights.k, weights.tile(tile));
-    if layout.is_float() {
-        assert_eq!(x.len(), num_tokens * k);
-        multiply_floats(isa, layout.format, tile, k, x, acc);
-    } else {
-        let operands = Operands { tile, k, x: quantized.bytes(), facts: quantized.facts() };
-        // Borrowed here and not in the kernel: a closure given to `with_borrow_mut` is compiled without its caller's
-        // instruction set.
-        SCRATCH.with_borrow_mut(|scratch| {
-            if num_tokens > TOKENS {
-                scratch.resize(scratch.len().max(k / BLOCK_K * EXPANDED + 64), 0);
-            }
-            multiply_codes(isa, layout.format, &operands, scratch, acc);
-        });
-    }
+/// Adds the tile's products with quantised inputs to `acc: [num_tokens, 16]`.
+pub(super) fn multiply(isa: Isa, weights: &Packed, tile: usize, x: &Activations, acc: &mut [f32]) {
+    let k = weights.k;
+    let operands = Operands { tile: weights.tile(tile), k, x: x.bytes(), facts: x.facts() };
+    // Borrowed here and not in the kernel: a closure given to `with_borrow_mut` is compiled without its caller's
+    // instruction set.
+    SCRATCH.with_borrow_mut(|scratch| {
+        if acc.len() > TOKENS * LANES {
+            scratch.resize(scratch.len().max(k / BLOCK_K * EXPANDED + 64), 0);
+        }
+        multiply_codes(isa, weights.layout.format, &operands, scratch, acc);
+    });
 }
 
 /// A packed tile and the quantised rows that it is multiplied with.
@@ -62,15 +57,15 @@ fn pick_format<S: Simd>(s: S, format: WeightFormat, operands: &Operands<'_>, scr
 }
 
 /// The layout of the format with this number, for use in constants.
-const fn layout(format: u8) -> Layout {
+pub(super) const fn layout(format: u8) -> Layout {
     Layout::of(WeightFormat::ALL[format as usize])
 }
 
 /// A block ready to be multiplied: codes as bytes, scales and mins of its groups as floats.
-struct Block<S: Simd> {
-    codes: [S::B; 8],
-    scales: [S::F; 2],
-    mins: [S::F; 2],
+pub(super) struct Block<S: Simd> {
+    pub(super) codes: [S::B; 8],
+    pub(super) scales: [S::F; 2],
+    pub(super) mins: [S::F; 2],
 }
 
 /// Bytes of an expanded block in scratch memory: codes, two scales, two mins.
@@ -109,16 +104,16 @@ fn multiply_format<S: Simd, const F: u8>(s: S, operands: &Operands<'_>, scratch:
 
 /// Where a tile's blocks are: packed, or expanded in scratch memory (then `scales_at` says nothing).
 #[derive(Clone, Copy)]
-struct Source {
-    base: *const u8,
+pub(super) struct Source {
+    pub(super) base: *const u8,
     /// Where the scales begin.
-    scales_at: usize,
+    pub(super) scales_at: usize,
 }
 
 /// # Safety
 /// A packed tile of the format at `source`, with a block `b`.
 #[inline(always)]
-unsafe fn load<S: Simd, const F: u8>(s: S, source: Source, b: usize) -> Block<S> {
+pub(super) unsafe fn load<S: Simd, const F: u8>(s: S, source: Source, b: usize) -> Block<S> {
     let Source { base: tile, scales_at } = source;
     // SAFETY: offsets follow the layout that `Packed` wrote.
     unsafe {
@@ -296,67 +291,4 @@ unsafe fn add_block<S: Simd, const F: u8>(
         }
     }
     acc
-}
-
-simd_kernel! {
-    fn multiply_floats(format: WeightFormat, tile: &[u8], k: usize, x: &[f32], acc: &mut [f32]) = pick_float
-}
-
-#[inline(always)]
-fn pick_float<S: Simd>(s: S, format: WeightFormat, tile: &[u8], k: usize, x: &[f32], acc: &mut [f32]) {
-    let size = format.block_bytes();
-    assert_eq!(tile.len(), k * LANES * size);
-    let num_tokens = acc.len() / LANES;
-    assert_eq!(x.len(), num_tokens * k);
-    let at = |i: usize| tile.as_ptr().wrapping_add(i * LANES * size);
-    match format {
-        // SAFETY: vector `i < k` lies inside the tile by the assertion above.
-        WeightFormat::F16 => float_rows(s, x, k, acc, |i| unsafe { s.load_f16(at(i).cast()) }),
-        // SAFETY: as above.
-        WeightFormat::BF16 => float_rows(s, x, k, acc, |i| unsafe { s.load_bf16(at(i).cast()) }),
-        // SAFETY: as above.
-        _ => float_rows(s, x, k, acc, |i| unsafe { s.load(at(i).cast()) }),
-    }
-}
-
-#[inline(always)]
-fn float_rows<S: Simd>(s: S, x: &[f32], k: usize, acc: &mut [f32], weights: impl Fn(usize) -> S::F) {
-    let num_tokens = acc.len() / LANES;
-    let mut t = 0;
-    while t < num_tokens {
-        let (x, acc) = (&x[t * k..], &mut acc[t * LANES..]);
-        match num_tokens - t {
-            1 => float_group::<S, 1>(s, x, k, acc, &weights),
-            2 | 3 => float_group::<S, 2>(s, x, k, acc, &weights),
-            4..TOKENS => float_group::<S, 4>(s, x, k, acc, &weights),
-            _ => float_group::<S, TOKENS>(s, x, k, acc, &weights),
-        }
-        t += match num_tokens - t {
-            1 => 1,
-            2 | 3 => 2,
-            4..TOKENS => 4,
-            _ => TOKENS,
-        };
-    }
-}
-
-#[inline(always)]
-fn float_group<S: Simd, const T: usize>(s: S, x: &[f32], k: usize, acc: &mut [f32], weights: &impl Fn(usize) -> S::F) {
-    assert!(x.len() >= T * k && acc.len() >= T * LANES);
-    // SAFETY: `T` rows of `x` and of `acc` by the assertion above.
-    unsafe {
-        let mut sums = [s.splat(0.0); T];
-        for (t, sum) in sums.iter_mut().enumerate() {
-            *sum = s.load(acc.as_ptr().add(t * LANES));
-        }
-        for i in 0..k {
-            let w = weights(i);
-            for (t, sum) in sums.iter_mut().enumerate() {
-                *sum = s.fma(w, s.splat(*x.get_unchecked(t * k + i)), *sum);
-            }
-        }
-        for (t, sum) in sums.into_iter().enumerate() {
-            s.store(acc.as_mut_ptr().add(t * LANES), sum);
-        }
-    }
 }

@@ -1,3 +1,5 @@
+//! Both ways of multiplying against dot products in f64, for every format, instruction set, batch and pool.
+
 use super::*;
 use crate::kernels::weights::{WeightFormat, dequantize_row};
 
@@ -24,11 +26,13 @@ struct Case {
     k: usize,
     bytes: Vec<u8>,
     bias: Vec<f32>,
+    /// Inputs go in as bytes.
+    quantize: bool,
 }
 
 impl Case {
     fn new(format: WeightFormat, n: usize, k: usize) -> Self {
-        Self { format, n, k, bytes: random_bytes(format, n, k), bias: floats(n) }
+        Self { format, n, k, bytes: random_bytes(format, n, k), bias: floats(n), quantize: true }
     }
 
     fn run(&self, isa: Isa, num_threads: usize, x: &[f32]) -> Vec<f32> {
@@ -39,7 +43,7 @@ impl Case {
         quantized.quantize(isa, &mut pool, x, self.k);
         let mut out = vec![0.0; num_tokens * self.n];
         let part = Part { weights: &weights, bias: Some(&self.bias), column: 0 };
-        let input = Input { x, quantized: &quantized, num_tokens };
+        let input = Input { x, quantized: self.quantize.then_some(&quantized), num_tokens };
         linear(isa, &mut pool, &[part], &input, None, &mut out);
         out
     }
@@ -49,9 +53,10 @@ impl Case {
     fn truth(&self, x: &[f32]) -> Vec<(f64, f64)> {
         let mut row = vec![0.0; self.k];
         let row_bytes = self.format.row_bytes(self.k);
-        let rounded: Vec<f64> = match self.format.block_len() {
-            1 => x.iter().map(|x| f64::from(*x)).collect(),
-            _ => x.chunks(32).flat_map(round).collect(),
+        let rounded: Vec<f64> = if self.quantize && self.format.block_len() > 1 {
+            x.chunks(32).flat_map(round).collect()
+        } else {
+            x.iter().map(|x| f64::from(*x)).collect()
         };
         let mut out = Vec::new();
         for x in rounded.chunks_exact(self.k) {
@@ -75,10 +80,10 @@ fn round(block: &[f32]) -> Vec<f64> {
 
 #[test]
 fn every_format_is_right_and_the_same_bits_for_every_set_batch_and_pool() {
-    for format in WeightFormat::ALL {
+    for (format, quantize) in WeightFormat::ALL.into_iter().flat_map(|format| [(format, true), (format, false)]) {
         let ks = if format.block_len() == 1 { vec![1, 75] } else { vec![format.block_len(), 3 * format.block_len()] };
         for (n, k) in [1, 16, 37].into_iter().flat_map(|n| ks.iter().map(move |k| (n, *k))) {
-            let case = Case::new(format, n, k);
+            let case = Case { quantize, ..Case::new(format, n, k) };
             let x = floats(23 * k);
             let expected = case.run(Isa::portable(), 1, &x);
             for (got, (truth, size)) in expected.iter().zip(case.truth(&x)) {
@@ -109,7 +114,7 @@ fn parts_residual_and_gate_land_in_their_columns() {
     let weights = Packed::pack(case.format, 20, k, &case.bytes, &mut pool).unwrap();
     let mut quantized = Activations::default();
     quantized.quantize(isa, &mut pool, &x, k);
-    let input = Input { x: &x, quantized: &quantized, num_tokens: tokens };
+    let input = Input { x: &x, quantized: Some(&quantized), num_tokens: tokens };
     let residual = floats(tokens * 50);
     let mut out = residual.clone();
     let part = Part { weights: &weights, bias: None, column: 0 };

@@ -91,6 +91,8 @@ pub(crate) trait Simd: Copy {
     /// Adds to each lane the dot product of its four unsigned bytes and the four signed bytes of `x`, exactly.
     /// Without `WIDE` the unsigned bytes are below 128.
     fn dot<const WIDE: bool>(self, acc: Self::I, codes: Self::B, x: i32) -> Self::I;
+    /// Byte `SHIFT / 8` of each lane, unsigned, as a float.
+    fn byte<const SHIFT: u32>(self, a: Self::B) -> Self::F;
     /// Each lane as a float.
     fn to_f32(self, a: Self::I) -> Self::F;
     /// Hints that the line at `p` will be read soon. Any address is allowed.
@@ -176,6 +178,9 @@ mod tests {
                 s.min(a, b),
                 s.abs(a),
                 s.load_i8(bytes.as_ptr()),
+                s.byte::<0>(codes),
+                s.byte::<16>(codes),
+                s.byte::<24>(codes),
                 s.to_f32(s.dot::<false>(s.splat_i32(-7), low, i32::from_le_bytes([0x81, 0x7f, 0x81, 0x7f]))),
                 s.to_f32(s.dot::<false>(s.splat_i32(0), low, i32::from_le_bytes([0x7f; 4]))),
                 s.to_f32(s.dot::<true>(s.splat_i32(5), codes, i32::from_le_bytes([0x81; 4]))),

@@ -169,6 +169,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn byte<const SHIFT: u32>(self, a: Bytes) -> F {
+        std::array::from_fn(|i| f32::from(a[4 * i + SHIFT as usize / 8]))
+    }
+
+    #[inline(always)]
     fn to_f32(self, a: Self::I) -> F {
         a.map(|x| x as f32)
     }

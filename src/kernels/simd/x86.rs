@@ -178,6 +178,16 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 
     #[inline(always)]
+    fn byte<const SHIFT: u32>(self, a: __m512i) -> __m512 {
+        unsafe {
+            let shifted = _mm512_srli_epi32::<SHIFT>(a);
+            // The top byte needs no mask: the shift brought in zeros.
+            let byte = if SHIFT == 24 { shifted } else { _mm512_and_si512(shifted, _mm512_set1_epi32(255)) };
+            _mm512_cvtepi32_ps(byte)
+        }
+    }
+
+    #[inline(always)]
     fn to_f32(self, a: __m512i) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(a) }
     }
@@ -375,6 +385,15 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             let add =
                 |acc, high, low| _mm256_add_epi32(acc, _mm256_add_epi32(_mm256_slli_epi32::<4>(sum(high)), sum(low)));
             [add(acc[0], high[0], low[0]), add(acc[1], high[1], low[1])]
+        }
+    }
+
+    #[inline(always)]
+    fn byte<const SHIFT: u32>(self, a: Self::B) -> Self::F {
+        unsafe {
+            let (count, mask) = (_mm_cvtsi32_si128(SHIFT as i32), _mm256_set1_epi32(255));
+            let byte = |a| _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srl_epi32(a, count), mask));
+            [byte(a[0]), byte(a[1])]
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result as CandleResult, Shape, Storage, Tensor};
 
+use super::ActivationType;
 use super::weights::{LayerTensors, Matrix, Tensors};
 use crate::cache::KvStore;
 use crate::error::Result;
@@ -119,7 +120,8 @@ struct Cpu {
     isa: Isa,
     pool: Pool,
     scratch: Vec<f32>,
-    quantized: Activations,
+    /// Inputs in bytes, where the compute is in bytes.
+    quantized: Option<Activations>,
 }
 
 impl Cpu {
@@ -141,8 +143,10 @@ impl Cpu {
                 normed
             }
         };
-        quantized.quantize(*isa, pool, x, k);
-        f(*isa, pool, &Input { x, quantized, num_tokens: x.len() / k });
+        if let Some(quantized) = quantized {
+            quantized.quantize(*isa, pool, x, k);
+        }
+        f(*isa, pool, &Input { x, quantized: quantized.as_ref(), num_tokens: x.len() / k });
     }
 
     /// `out = residual + norm(projection(x))`, the norm where there is one.
@@ -162,10 +166,17 @@ impl Cpu {
 }
 
 impl Fused {
-    pub(super) fn new(weights: Arc<Weights>, num_blocks: usize, isa: Isa, pool: Pool) -> Self {
+    pub(super) fn new(
+        weights: Arc<Weights>,
+        num_blocks: usize,
+        isa: Isa,
+        pool: Pool,
+        activations: ActivationType,
+    ) -> Self {
+        let quantized = (activations == ActivationType::Int8).then(Activations::default);
         let c = &weights.config;
         let kv = KvStore::new(c.layers.len(), num_blocks, c.num_kv_heads, c.head_dim);
-        Self { weights, kv, cpu: Cpu { isa, pool, scratch: Vec::new(), quantized: Activations::default() } }
+        Self { weights, kv, cpu: Cpu { isa, pool, scratch: Vec::new(), quantized } }
     }
 
     /// Runs the batch; `angles` has the cosines and sines of each rope, `tables` the batch's block tables as numbers.
