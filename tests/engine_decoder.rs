@@ -1,0 +1,131 @@
+//! The engine on the real decoder with tiny random models: a generation must be the same to the bit of every
+//! log-probability when it runs alone, in a batch, after a prefix hit, in chunks, and after preemption.
+
+#[path = "common/tiny.rs"]
+mod tiny;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::quantized::GgmlDType;
+use tallow::engine::{Engine, EngineConfig};
+use tallow::metrics::Metrics;
+use tallow::model::decoder::{ActivationType, Compute, DecoderOptions, DecoderWeights};
+use tallow::model::gguf::Gguf;
+use tallow::model::{Model, ModelFactory};
+use tallow::protocol::{Event, OnDisconnect, SamplingParams, StopParams, StreamId, Tenant, ValidRequest};
+use tallow::stream::StreamLog;
+use tallow::text::Tokenizer;
+use tiny::Tiny;
+
+/// Of each sequence's output.
+const MAX_TOKENS: usize = 60;
+
+fn factory(path: &Path, activations: ActivationType, num_blocks: usize) -> ModelFactory {
+    let gguf = Arc::new(Gguf::open(path).unwrap());
+    let options = DecoderOptions {
+        compute: Compute::Cpu { num_threads: 2, activations },
+        max_model_len: Some(256),
+        kv_bytes_max: usize::MAX / 2,
+        max_num_seqs: 64,
+    };
+    let block_bytes = DecoderWeights::load(&gguf, &options).unwrap().config().kv_block_bytes();
+    let options = DecoderOptions { kv_bytes_max: num_blocks * block_bytes, ..options };
+    let weights = DecoderWeights::load(&gguf, &options).unwrap();
+    Arc::new(move || Ok(Box::new(weights.decoder()?) as Box<dyn Model>))
+}
+
+/// Six prompts of which each begins like the one before.
+fn request(number: usize) -> ValidRequest {
+    let prompt = (0..40 + number * 9).map(|i| 97 + (i as u32 * 31) % 26).collect();
+    ValidRequest {
+        id: StreamId(number as u128 + 1),
+        tenant: Tenant(0),
+        prompt,
+        max_tokens: MAX_TOKENS,
+        sampling: SamplingParams {
+            temperature: if number.is_multiple_of(2) { 0.8 } else { 0.0 },
+            seed: Some(number as u64),
+            top_logprobs: Some(3),
+            ..SamplingParams::default()
+        },
+        stop: StopParams { ignore_eos: true, ..StopParams::default() },
+        on_disconnect: OnDisconnect::Detach,
+    }
+}
+
+/// Every token with the bits of its log-probability and its rivals'.
+type Transcript = Vec<(u32, u32, Vec<(u32, u32)>)>;
+
+fn transcript(log: &Arc<StreamLog>) -> Transcript {
+    while !log.is_finished() {
+        std::thread::yield_now();
+    }
+    let mut reader = log.reader(0);
+    let events: Vec<Event> = std::iter::from_fn(|| reader.try_next()).map(|(_, event)| event).collect();
+    assert!(matches!(events.last(), Some(Event::Done { .. })), "ended with {:?}", events.last());
+    let tokens = events.into_iter().filter_map(|e| if let Event::Token(t) = e { Some(t.logprobs) } else { None });
+    let bits = |t: &tallow::protocol::TokenLogprob| {
+        (t.token, t.logprob.to_bits(), t.top.iter().map(|(id, p)| (*id, p.to_bits())).collect())
+    };
+    tokens.flatten().map(|t| bits(&t)).collect()
+}
+
+struct Run {
+    transcripts: Vec<Transcript>,
+    metrics: Arc<Metrics>,
+}
+
+/// Runs all requests; one after another, or at once.
+fn run(config: EngineConfig, factory: ModelFactory, at_once: bool) -> Run {
+    let metrics = Arc::new(Metrics::default());
+    let engine = Engine::start(config, factory, Arc::new(Tokenizer::byte_level()), metrics.clone()).unwrap();
+    let submit = |number| {
+        let request = request(number);
+        let log = StreamLog::new(request.id, request.tenant, request.on_disconnect);
+        engine.submit(request, log.clone()).unwrap();
+        log
+    };
+    let transcripts = if at_once {
+        let logs: Vec<_> = (0..6).map(submit).collect();
+        logs.iter().map(transcript).collect()
+    } else {
+        (0..6).map(|number| transcript(&submit(number))).collect()
+    };
+    Run { transcripts, metrics }
+}
+
+#[test]
+fn batches_prefix_hits_chunks_and_preemption_do_not_change_a_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    for (architecture, activations) in [
+        ("llama", ActivationType::F32),
+        ("llama", ActivationType::Int8),
+        ("gemma3", ActivationType::F32),
+        ("qwen3", ActivationType::Int8),
+    ] {
+        let t = Tiny { vocab: 257, dtype: GgmlDType::Q8_0, window: Some(50), ..Tiny::new(architecture) };
+        let path = t.write(dir.path());
+        let name = format!("{architecture} {activations:?}");
+        let plain = || EngineConfig { prefix_cache: false, ..EngineConfig::default() };
+
+        let alone = run(plain(), factory(&path, activations, 64), false);
+        assert!(alone.transcripts.iter().all(|t| !t.is_empty()), "{name}: every stream has text");
+
+        let batched = run(plain(), factory(&path, activations, 64), true);
+        assert_eq!(batched.transcripts, alone.transcripts, "{name} batched");
+
+        let config = EngineConfig { max_num_batched_tokens: 64, prefill_tokens_per_step_max: 5, ..plain() };
+        let chunked = run(config, factory(&path, activations, 64), true);
+        assert_eq!(chunked.transcripts, alone.transcripts, "{name} chunked");
+
+        let hit = run(EngineConfig::default(), factory(&path, activations, 64), false);
+        assert!(hit.metrics.cached_tokens.get() >= 5 * 32, "{name}: prompts share their first block");
+        assert_eq!(hit.transcripts, alone.transcripts, "{name} with prefix hits");
+
+        // Room for two or three of the six at full length.
+        let tight = run(plain(), factory(&path, activations, 11), true);
+        assert!(tight.metrics.preemptions.get() > 0, "{name}: somebody was preempted");
+        assert_eq!(tight.transcripts, alone.transcripts, "{name} preempted");
+    }
+}
