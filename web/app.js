@@ -119,11 +119,17 @@ $('prompt').addEventListener('keydown', (e) => {
 });
 
 (async () => {
-  let model = 'MODEL';
+  let [model, chat] = ['MODEL', true];
   try {
-    model = (await call('GET', 'v1/models')).data[0].id;
+    ({ id: model, chat } = (await call('GET', 'v1/models')).data[0]);
     $('model').textContent = model;
   } catch { /* the page still works without the name */ }
-  const body = JSON.stringify({ model, stream: true, messages: [{ role: 'user', content: 'Hello' }] });
-  $('curl').textContent = `curl -N ${location.origin}/v1/chat/completions \\\n  -H 'content-type: application/json' \\\n  -d '${body}'`;
+  if (!chat) {
+    // A base model has no chat template: it can only go on with text.
+    $('plain').checked = $('plain').disabled = true;
+    $('prompt').value = 'The capital of France is';
+  }
+  const asked = chat ? { stream: true, messages: [{ role: 'user', content: 'Hello' }] } : { prompt: 'Hello' };
+  const body = JSON.stringify({ model, ...asked });
+  $('curl').textContent = `curl -N ${location.origin}/v1/${chat ? 'chat/completions' : 'streams'} \\\n  -H 'content-type: application/json' \\\n  -d '${body}'`;
 })();

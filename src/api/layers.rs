@@ -8,9 +8,8 @@ use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
-use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
-use super::disconnect;
 use super::problem::Problem;
 use crate::error::{Error, Result};
 use crate::protocol::StreamId;
@@ -53,13 +52,6 @@ pub fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
     } else {
         AllowOrigin::list(origins.iter().map(|o| origin(o)).collect::<Result<Vec<_>>>()?)
     };
-    let request_headers = [
-        header::AUTHORIZATION,
-        header::CONTENT_TYPE,
-        HeaderName::from_static("last-event-id"),
-        REQUEST_ID,
-        HeaderName::from_static(disconnect::HEADER),
-    ];
     let response_headers = [
         header::LOCATION,
         header::RETRY_AFTER,
@@ -70,7 +62,8 @@ pub fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
     let layer = CorsLayer::new()
         .allow_origin(allowed)
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
-        .allow_headers(request_headers)
+        // Whatever an allowed page sends: SDKs add a dozen headers of their own.
+        .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(response_headers)
         .max_age(PREFLIGHT_MAX_AGE);
     Ok(Some(layer))

@@ -42,6 +42,8 @@ const TENANT: Tenant = Tenant(0);
 pub struct ApiConfig {
     /// Silence on an event stream after which a heartbeat is sent.
     pub heartbeat: Duration,
+    /// How long the head of an OpenAI stream waits for the first token, so that what fails before has a status.
+    pub head_wait: Duration,
     /// Origins whose pages may call from a browser; `*` is any. Empty: only the server's own page.
     pub cors_origins: Vec<String>,
     /// Longest request body.
@@ -64,6 +66,7 @@ impl Default for ApiConfig {
     fn default() -> Self {
         Self {
             heartbeat: Duration::from_secs(15),
+            head_wait: Duration::from_secs(15),
             cors_origins: Vec::new(),
             body_bytes_max: 4 << 20,
             body_read_timeout: Duration::from_secs(30),

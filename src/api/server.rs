@@ -29,8 +29,9 @@ const SHUTDOWN_MESSAGE: &str = "the server is shutting down";
 /// Pause after a failed accept: mostly there are no file descriptors left, and only closing connections helps.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until `shutdown` resolves, then drains: no new connections and requests, running generations go on until
-/// `drain_timeout`, what is left ends with an error event, and connections get `close_timeout` to hear of it.
+/// Serves until `shutdown` resolves, then drains: new requests are told to go elsewhere (503 with `Retry-After`),
+/// running generations go on and can be rejoined until `drain_timeout`, what is left ends with an error event, and
+/// connections get `close_timeout` to hear of it.
 ///
 /// # Errors
 /// If the configuration is wrong. A failed connection is no error.
@@ -46,11 +47,16 @@ pub async fn serve(
     // Aborts what is left when this future is dropped.
     let mut connections = JoinSet::new();
     tokio::select! {
-        never = accept(&listener, router, &config, closing.clone(), &mut connections) => match never {},
+        never = accept(&listener, router.clone(), &config, closing.clone(), &mut connections) => match never {},
         () = shutdown => {}
     }
+    service.drain();
+    tokio::select! {
+        never = accept(&listener, router, &config, closing.clone(), &mut connections) => match never {},
+        () = drained(&service, &config) => {}
+    }
     drop(listener);
-    drain(&service, &config, &closing).await?;
+    end(&service, &closing).await?;
     let closed = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(config.close_timeout, closed).await.is_err() {
         tracing::warn!("connections still open after the close time-out are cut");
@@ -153,16 +159,20 @@ async fn connection(
     }
 }
 
-async fn drain(service: &Arc<Service>, config: &ApiConfig, closing: &CancellationToken) -> Result<()> {
-    service.drain();
-    closing.cancel();
+async fn drained(service: &Service, config: &ApiConfig) {
     if tokio::time::timeout(config.drain_timeout, service.drained()).await.is_err() {
         tracing::warn!("generations still running after the drain time-out are ended");
     }
+}
+
+/// Ends what is left, then lets idle connections go and others after the response under way.
+async fn end(service: &Arc<Service>, closing: &CancellationToken) -> Result<()> {
     let service = service.clone();
     // Joins the worker threads.
     let stopping = tokio::task::spawn_blocking(move || service.shutdown(SHUTDOWN_MESSAGE));
-    stopping.await.map_err(|e| Error::internal(format!("the backend failed to stop: {e}")))
+    let stopped = stopping.await.map_err(|e| Error::internal(format!("the backend failed to stop: {e}")));
+    closing.cancel();
+    stopped
 }
 
 async fn sweep(service: Arc<Service>, interval: Duration) {

@@ -16,6 +16,7 @@ pub(super) fn api(config: &Config) -> ApiConfig {
     let server = &config.server;
     ApiConfig {
         heartbeat: Duration::from_millis(server.heartbeat_ms),
+        head_wait: Duration::from_millis(server.head_wait_ms),
         cors_origins: server.cors_origins.clone(),
         body_bytes_max: server.body_bytes_max,
         body_read_timeout: Duration::from_millis(server.body_read_timeout_ms),
@@ -41,6 +42,7 @@ pub(super) fn service(config: &Config, model_name: String) -> ServiceConfig {
     let requests = &config.requests;
     ServiceConfig {
         model_name,
+        model_aliases: Vec::new(),
         max_tokens_default: requests.max_tokens_default,
         stop_strings_max: requests.stop_strings_max,
         stop_string_bytes_max: requests.stop_string_bytes_max,

@@ -97,7 +97,7 @@ fn ready(address: SocketAddr, model: &str, has_template: bool) -> String {
     let callable = SocketAddr::new(ip, address.port());
     let (path, body) = if has_template {
         let messages = serde_json::json!([{ "role": "user", "content": "What is the capital of France?" }]);
-        let body = serde_json::json!({ "model": model, "stream": true, "max_tokens": 40, "messages": messages });
+        let body = serde_json::json!({ "model": model, "stream": true, "temperature": 0, "max_tokens": 40, "messages": messages });
         ("/v1/chat/completions", body)
     } else {
         ("/v1/streams", serde_json::json!({ "model": model, "max_tokens": 40, "prompt": "The capital of France is" }))
@@ -119,7 +119,7 @@ mod tests {
         let text = ready("0.0.0.0:81".parse().expect("an address"), "it's", true);
         assert!(text.starts_with("ready: it's\n"), "{text}");
         assert!(text.contains("curl -N http://127.0.0.1:81/v1/chat/completions"), "{text}");
-        assert!(text.contains(r#"-d '{"model":"it'\''s","stream":true"#), "{text}");
+        assert!(text.contains(r#"-d '{"model":"it'\''s","stream":true,"temperature":0"#), "{text}");
         let text = ready("[::]:81".parse().expect("an address"), "m", true);
         assert!(text.contains("http://[::1]:81/v1"), "{text}");
     }

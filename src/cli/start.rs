@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::metrics::Metrics;
 use crate::model::load::load;
 use crate::model::registry::Progress;
-use crate::service::{ChatTemplate, LocalBackend, Service};
+use crate::service::{ChatTemplate, LocalBackend, Service, ServiceConfig};
 use crate::stream::StreamTable;
 
 /// Fetches the model if need be, loads it, and starts the workers. Blocks.
@@ -21,7 +21,8 @@ pub(super) fn service(config: &Config, progress: Progress<'_>) -> Result<Arc<Ser
     let file = pull::registry(&config.registry)?.resolve(&config.model.name, progress)?;
     let began = Instant::now();
     let model = load(&file.path, &sections::decoder(config)?)?;
-    let template = file.manifest.and_then(|m| m.chat_template).or(model.chat_template);
+    let (own_template, aliases) = file.manifest.map_or((None, Vec::new()), |m| (m.chat_template, m.aliases));
+    let template = own_template.or(model.chat_template);
     let template = template.map(|source| ChatTemplate::new(&source, &model.bos_text, &model.eos_text)).transpose();
     let template = template.map_err(|e| e.context(format!("chat template of {}", file.path.display())))?;
 
@@ -30,7 +31,7 @@ pub(super) fn service(config: &Config, progress: Progress<'_>) -> Result<Arc<Ser
     tracing::info!("loaded {} in {:.2} s: {}", file.name, began.elapsed().as_secs_f64(), model.description);
     let name = config.model.served_name.clone().unwrap_or(file.name);
     Ok(Arc::new(Service::new(
-        sections::service(config, name),
+        ServiceConfig { model_aliases: aliases, ..sections::service(config, name) },
         model.tokenizer,
         template,
         model.spec,

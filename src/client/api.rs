@@ -71,7 +71,11 @@ impl ChatClient {
                 return Err(Error::invalid("url", message));
             }
         }
-        let http = reqwest::Client::builder()
+        let builder = reqwest::Client::builder();
+        // A proxy cannot reach this machine's own loopback.
+        let is_loopback =
+            ["127.", "localhost", "[::1]"].iter().any(|h| url.trim_start_matches("http://").starts_with(h));
+        let http = if is_loopback { builder.no_proxy() } else { builder }
             .connect_timeout(CONNECT_TIMEOUT)
             .user_agent(concat!("tallow/", env!("CARGO_PKG_VERSION")))
             .build()

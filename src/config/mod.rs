@@ -52,6 +52,8 @@ pub struct ServerConfig {
     pub body_bytes_max: usize,
     /// Longest silence on an event stream.
     pub heartbeat_ms: u64,
+    /// How long the head of a stream waits for the first token.
+    pub head_wait_ms: u64,
     /// How long running streams may go on after the signal to end.
     pub drain_timeout_ms: u64,
     /// How long connections may then take to hear the end.
@@ -305,6 +307,7 @@ impl Values<'_> {
             connections_max: self.number("server.connections_max")?,
             body_bytes_max: self.number("server.body_bytes_max")?,
             heartbeat_ms: self.number("server.heartbeat_ms")?,
+            head_wait_ms: self.number("server.head_wait_ms")?,
             drain_timeout_ms: self.number("server.drain_timeout_ms")?,
             close_timeout_ms: self.number("server.close_timeout_ms")?,
             header_read_timeout_ms: self.number("server.header_read_timeout_ms")?,

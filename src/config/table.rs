@@ -42,6 +42,13 @@ pub static SETTINGS: &[Setting] = &[
         "Longest silence on an event stream before a heartbeat",
     ),
     row(
+        "server.head_wait_ms",
+        "head-wait-ms",
+        Millis { min: 0, max: HOUR_MS },
+        "15000",
+        "How long a chat stream waits for its first token before it answers 200, so that early failures have a status",
+    ),
+    row(
         "server.drain_timeout_ms",
         "drain-timeout-ms",
         Millis { min: 0, max: HOUR_MS },

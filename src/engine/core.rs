@@ -139,6 +139,7 @@ impl EngineCore {
     pub fn fail_all(&mut self, kind: ErrorKind, message: &str) {
         self.gauges.clear();
         for generation in self.generations.iter_mut().filter_map(Option::take) {
+            self.parts.queue.on_lost();
             generation.writer.failed(kind, message.to_owned());
         }
     }

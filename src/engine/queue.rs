@@ -191,6 +191,12 @@ impl Queue {
         self.lock().rate.on_served(num_tokens, now);
     }
 
+    /// A worker lost a request that it had pulled: it no longer counts as work under way.
+    pub fn on_lost(&self) {
+        let now = self.now();
+        self.lock().rate.on_abandoned(now);
+    }
+
     /// Blocks until there is a request or the end.
     pub fn wait(&self) {
         let idle = |s: &mut State| s.entries.is_empty() && !matches!(s.phase, Phase::Stopped(_));

@@ -6,6 +6,8 @@
 pub struct ServiceConfig {
     /// The name requests use for the model.
     pub model_name: String,
+    /// Other names that requests may use for it.
+    pub model_aliases: Vec<String>,
     /// Tokens a request may sample if it does not say; `None` goes on to the context limit.
     pub max_tokens_default: Option<usize>,
     /// Most stop strings.
@@ -30,6 +32,7 @@ impl Default for ServiceConfig {
     fn default() -> Self {
         Self {
             model_name: "default".to_owned(),
+            model_aliases: Vec::new(),
             max_tokens_default: None,
             stop_strings_max: 4,
             stop_string_bytes_max: 1024,

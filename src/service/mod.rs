@@ -21,7 +21,7 @@ use crate::cache::BLOCK_SIZE;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::ModelSpec;
-use crate::protocol::{ChatMessage, GenerateRequest, Prompt, StreamId, TokenId};
+use crate::protocol::{ChatMessage, ErrorInfo, Event, GenerateRequest, Prompt, StreamId, TokenId, Usage};
 use crate::stream::{Clock, StreamLog, StreamTable};
 use crate::text::Tokenizer;
 
@@ -86,7 +86,7 @@ impl Service {
         self.table.insert(log.clone()).inspect_err(|_| {
             self.metrics.requests_rejected.inc();
         })?;
-        let mut inserted = Inserted { table: &self.table, id: Some(id) };
+        let mut inserted = Inserted { table: &self.table, log: log.clone(), id: Some(id) };
         self.backend.submit(valid, log.clone())?;
         inserted.id = None;
         Ok(Started { log, prompt_tokens, seed })
@@ -98,7 +98,7 @@ impl Service {
     /// [`ErrorKind::ModelNotFound`].
     pub fn check_model(&self, name: Option<&str>) -> Result<()> {
         match name {
-            Some(name) if name != self.config.model_name => {
+            Some(name) if name != self.config.model_name && !self.config.model_aliases.iter().any(|a| a == name) => {
                 let message = format!("`model` must be {:?}, got {name:?}", self.config.model_name);
                 Err(Error::new(ErrorKind::ModelNotFound, message).with_param("model"))
             }
@@ -201,6 +201,7 @@ impl std::fmt::Debug for Service {
 /// that nobody runs would never end.
 struct Inserted<'a> {
     table: &'a StreamTable,
+    log: Arc<StreamLog>,
     /// `None` once it was accepted.
     id: Option<StreamId>,
 }
@@ -208,6 +209,15 @@ struct Inserted<'a> {
 impl Drop for Inserted<'_> {
     fn drop(&mut self) {
         if let Some(id) = self.id {
+            // Somebody who lists live streams may hold it already; for them it ends.
+            if !self.log.is_finished() {
+                let message = "the request was not accepted".to_owned();
+                self.log.append(Event::Error(ErrorInfo {
+                    kind: ErrorKind::Unavailable,
+                    message,
+                    usage: Usage::default(),
+                }));
+            }
             self.table.remove(id);
         }
     }
@@ -224,15 +234,21 @@ fn prompt_bytes(prompt: &Prompt) -> usize {
 /// Tokens of the prompt. Token ids are taken out of it; texts stay, since errors name where the prompt came from.
 fn encode(tokenizer: &Tokenizer, template: Option<&ChatTemplate>, prompt: &mut Prompt) -> Result<Vec<TokenId>> {
     let param = validate::prompt_param(prompt);
-    let (text, is_rendered) = match prompt {
+    let tokens = match prompt {
         Prompt::Tokens(tokens) => return Ok(std::mem::take(tokens)),
-        Prompt::Text(text) => (std::mem::take(text), false),
-        Prompt::Chat(messages) => (render(template, messages)?, true),
+        Prompt::Text(text) => tokenizer.encode(&std::mem::take(text), false),
+        Prompt::Chat(messages) => {
+            let mark = Tokenizer::mark_for(&messages.iter().map(|m| m.content.as_str()));
+            let mark = mark.ok_or_else(|| Error::invalid("messages", "`messages` hold every Unicode noncharacter"))?;
+            for message in messages.iter_mut() {
+                message.content = tokenizer.shield(&message.content, mark);
+            }
+            tokenizer.encode_shielded(&render(template, messages)?, mark)
+        }
     };
-    let mut tokens = tokenizer.encode(&text, is_rendered).map_err(|e| e.with_param(param))?;
-    if let Some(bos) = tokenizer.bos()
-        && tokens.first() != Some(&bos)
-    {
+    let mut tokens = tokens.map_err(|e| e.with_param(param))?;
+    // A template may have written it already.
+    if let Some(bos) = tokenizer.bos().filter(|bos| tokenizer.adds_bos() && tokens.first() != Some(bos)) {
         tokens.insert(0, bos);
     }
     Ok(tokens)

@@ -6,6 +6,7 @@ mod json;
 mod pieces;
 mod pretokenizer;
 mod sentencepiece;
+mod shield;
 mod special;
 mod stop;
 mod tokenizer;

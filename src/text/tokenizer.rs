@@ -119,6 +119,7 @@ impl Tokenizer {
                 tokenizer.with_ends(facts.bos, facts.end_of_generation.first().copied(), facts.end_of_generation)
             }
         };
+        tokenizer.all_special = SpecialTokens::new(spellings.iter().map(|(id, text)| (*id, text.as_str())));
         tokenizer.spellings = spellings;
         let first = tokenizer.encode("a", false)?.first().copied();
         tokenizer.adds_space_prefix = first.is_some_and(|id| tokenizer.token_bytes(id).first() == Some(&b' '));
@@ -214,12 +215,16 @@ impl Tokenizer {
         self.add_bos
     }
 
-    fn encode_words(&self, text: &str, at_start: bool, ids: &mut Vec<TokenId>) -> Result<()> {
+    pub(super) fn special(&self) -> &SpecialTokens {
+        &self.all_special
+    }
+
+    pub(super) fn encode_words(&self, text: &str, at_start: bool, ids: &mut Vec<TokenId>) -> Result<()> {
         match &self.scheme {
             Encoder::Bytes => ids.extend(text.bytes().map(TokenId::from)),
             Encoder::Bpe(model) => model.encode(text, ids)?,
             Encoder::SentencePiece(model) => model.encode(&self.pieces, text, at_start, ids)?,
-            Encoder::Json(_) => return Err(Error::internal("a tokenizer.json cuts its own special tokens")),
+            Encoder::Json(model) => model.encode(text, false, ids)?,
         }
         Ok(())
     }

@@ -17,9 +17,17 @@ pub struct Server {
 impl Server {
     /// Starts the binary with these arguments after `serve --port 0`, and waits until it is ready.
     pub fn start(args: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tallow"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tallow"));
+        // None of this machine's settings but the place of the weights.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("TALLOW_") && name != "TALLOW_CACHE_DIR" {
+                command.env_remove(name);
+            }
+        }
+        let mut child = command
             .args(["serve", "--host", "127.0.0.1", "--port", "0"])
             .args(args)
+            .current_dir(env!("CARGO_TARGET_TMPDIR"))
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();

@@ -7,7 +7,7 @@ use tallow::error::ErrorKind;
 use tallow::protocol::{FinishReason, OnDisconnect};
 
 use crate::common::sse::SseParser;
-use crate::common::{Client, TestServer, post};
+use crate::common::{Client, TestServer, post, request};
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -145,6 +145,22 @@ async fn a_failure_in_the_middle_is_an_error_object_and_the_end() {
         json!({"message": "the worker failed", "type": "server_error", "param": null, "code": "internal_error"});
     assert_eq!(last, json!({"error": error}));
     assert!(parsed.events.iter().all(|e| e.data != "[DONE]"));
+}
+
+#[tokio::test]
+async fn a_failure_before_the_first_token_has_a_status_also_when_streaming() {
+    let server = TestServer::with(|s| s.api.head_wait = Duration::from_secs(600)).await;
+    let mut client = Client::connect(server.address).await;
+    client.send(&request("POST", PATH, &[], &asking(&json!({"stream": true})).to_string())).await;
+    let job = server.backend.job().await;
+    job.start();
+    job.fail(ErrorKind::Unavailable, "the server is shutting down");
+    assert_eq!(client.head().await.status, 503);
+    // And with a token the head comes, however long the wait could be.
+    let mut client = Client::connect(server.address).await;
+    client.send(&request("POST", PATH, &[], &asking(&json!({"stream": true})).to_string())).await;
+    server.backend.job().await.run(&["hi"]);
+    assert_eq!(client.head().await.status, 200);
 }
 
 #[tokio::test]

@@ -62,7 +62,10 @@ async fn a_configured_origin_may_call_and_read_the_headers_it_needs() {
     let preflight = [
         ("origin", "https://app.example"),
         ("access-control-request-method", "POST"),
-        ("access-control-request-headers", "authorization,content-type,last-event-id"),
+        (
+            "access-control-request-headers",
+            "authorization,content-type,last-event-id,x-stream-on-disconnect,x-stainless-os",
+        ),
     ];
     let asked =
         Client::connect(server.address).await.exchange(&request("OPTIONS", "/v1/streams", &preflight, "")).await;
@@ -71,7 +74,7 @@ async fn a_configured_origin_may_call_and_read_the_headers_it_needs() {
     for method in ["GET", "POST", "DELETE"] {
         assert!(asked.headers["access-control-allow-methods"].contains(method));
     }
-    for header in ["authorization", "content-type", "last-event-id", "x-stream-on-disconnect"] {
+    for header in ["authorization", "content-type", "last-event-id", "x-stream-on-disconnect", "x-stainless-os"] {
         assert!(asked.headers["access-control-allow-headers"].contains(header), "{header}");
     }
 

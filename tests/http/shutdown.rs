@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
 
 use crate::common::sse::SseParser;
 use crate::common::{Client, TestServer, request};
@@ -29,8 +28,11 @@ async fn running_generations_finish_and_then_the_server_ends() {
     client.until("before ").await;
 
     server.stop();
-    idle.closed().await;
-    assert!(TcpStream::connect(server.address).await.is_err(), "no new connections");
+    let mut late = Client::connect(server.address).await;
+    let refused = late.exchange(&request("GET", "/health/ready", &[], "")).await;
+    assert_eq!((refused.status, refused.headers.contains_key("retry-after")), (503, true));
+    let refused = late.exchange(&request("POST", "/v1/chat/completions", &[], &body(false).to_string())).await;
+    assert_eq!((refused.status, refused.headers.contains_key("retry-after")), (503, true));
     job.say("after");
     job.finish(tallow::protocol::FinishReason::Stop);
     let rest = client.rest().await;

@@ -1,8 +1,10 @@
 //! `POST /v1/chat/completions`, streamed or whole.
 //!
-//! A stream answers 200 as soon as the request is accepted: by then every error that is the client's or the queue's
-//! has been told with a real status, and heartbeats can flow while it waits. What fails later is an error object in
-//! the stream. A call without `stream` is the same stream folded to its end, so it can still answer with a status.
+//! A stream answers with its first token, so that what fails before has a real status, or after `head_wait` without
+//! one, so that heartbeats can flow; what fails after that is an error object in the stream. A call without
+//! `stream` is the same stream folded to its end, so it can always answer with a status.
+
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Request, State};
@@ -13,8 +15,9 @@ use super::chat_types::{ChatRequest, Choice, Completion, Logprobs, Message};
 use crate::api::problem::Problem;
 use crate::api::{App, TENANT, body, disconnect, event_body, fields, fold, with_stream_id};
 use crate::error::Error;
-use crate::protocol::{GenerateRequest, OnDisconnect, Prompt};
+use crate::protocol::{ErrorInfo, Event, GenerateRequest, OnDisconnect, Prompt};
 use crate::service::Started;
+use crate::stream::StreamReader;
 
 /// Handles one request.
 ///
@@ -44,13 +47,32 @@ pub async fn create(State(app): State<App>, request: Request) -> Result<Response
     };
     let started = app.service.start(generate).await?;
     if stream {
-        Ok(chunks(&app, &started, include_usage, with_logprobs))
+        let reader = started.log.reader(0);
+        // Its own reader goes on while this one looks ahead: the last to leave would cancel the stream.
+        if let Some(info) = early_error(started.log.reader(0), app.config.head_wait).await {
+            return Err(Problem::from(&info));
+        }
+        Ok(chunks(&app, &started, reader, include_usage, with_logprobs))
     } else {
         whole(&app, &started, with_logprobs).await
     }
 }
 
-fn chunks(app: &App, started: &Started, include_usage: bool, with_logprobs: bool) -> Response {
+/// The error of a generation that fails before its first token, and within `patience`.
+async fn early_error(mut reader: StreamReader, patience: Duration) -> Option<ErrorInfo> {
+    let first = async {
+        loop {
+            match reader.next().await? {
+                (_, Event::Queued { .. } | Event::Started { .. }) => {}
+                (_, Event::Error(info)) => return Some(info),
+                (_, Event::Token(_) | Event::Done { .. }) => return None,
+            }
+        }
+    };
+    tokio::time::timeout(patience, first).await.unwrap_or(None)
+}
+
+fn chunks(app: &App, started: &Started, reader: StreamReader, include_usage: bool, with_logprobs: bool) -> Response {
     let dialect = ChatChunks {
         id: completion_id(started),
         created: started.log.created_ms() / 1000,
@@ -59,7 +81,6 @@ fn chunks(app: &App, started: &Started, include_usage: bool, with_logprobs: bool
         with_logprobs,
         tokenizer: app.service.tokenizer().clone(),
     };
-    let reader = started.log.reader(0);
     let response = event_body::respond(reader, dialect, app.config.heartbeat, &app.service.metrics().readers);
     with_stream_id(response, started.log.id())
 }

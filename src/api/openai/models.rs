@@ -15,6 +15,8 @@ pub struct ModelObject {
     owned_by: &'static str,
     /// Longest sequence, prompt and output together; vLLM's name for it.
     max_model_len: usize,
+    /// Whether it takes `messages`: it brought a chat template.
+    chat: bool,
 }
 
 /// The list on the wire.
@@ -45,5 +47,6 @@ fn served(app: &App) -> ModelObject {
         created: app.service.created_ms() / 1000,
         owned_by: "tallow",
         max_model_len: app.service.context_len(),
+        chat: app.service.has_template(),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tallow::api::{self, ApiConfig};
 use tallow::metrics::Metrics;
@@ -40,7 +41,8 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         Self {
-            api: ApiConfig::default(),
+            // Heads at once: most tests decide only after the head when tokens come.
+            api: ApiConfig { head_wait: Duration::ZERO, ..ApiConfig::default() },
             table: TableLimits::default(),
             service: ServiceConfig { model_name: "stub".to_owned(), ..ServiceConfig::default() },
             spec: ModelSpec { vocab_size: 257, max_model_len: 256, num_blocks: 64 },
