@@ -8,10 +8,13 @@ mod steps;
 #[path = "common/tiny.rs"]
 mod tiny;
 
+use std::sync::Arc;
+
 use candle_core::Device;
 use candle_core::quantized::GgmlDType;
 use steps::{Piece, bits, distance, load, prompt, step, whole};
-use tallow::model::decoder::{ActivationType, Compute};
+use tallow::model::decoder::{ActivationType, Compute, DecoderOptions, DecoderWeights};
+use tallow::model::gguf::Gguf;
 use tiny::Tiny;
 
 const EPS: f64 = 1e-5;
@@ -157,4 +160,31 @@ fn check_bits(path: &std::path::Path, activations: ActivationType, vocab: usize)
             assert_eq!(bits(&[last]), bits(&alone[i..=i]), "{name} {activations:?} prompt {i} in chunks of {chunk}");
         }
     }
+}
+
+#[test]
+fn files_that_make_no_sense_are_refused_by_key_or_tensor() {
+    use candle_core::quantized::gguf_file::Value;
+    let dir = tempfile::tempdir().unwrap();
+    let options = DecoderOptions { compute: cpu(), max_model_len: None, kv_bytes_max: 1 << 30, max_num_seqs: 4 };
+    let load = |more: &[(&str, Value)]| {
+        let path = Tiny::new("llama").write_with(dir.path(), more);
+        DecoderWeights::load(&Arc::new(Gguf::open(&path).unwrap()), &options).map(|_| ())
+    };
+    let check = |key: &str, value: Value, expect: &str| {
+        let error = load(&[(key, value)]).expect_err(key);
+        assert!(error.message().contains(expect), "{key}: {error}");
+    };
+    check("general.architecture", Value::String("mamba".to_owned()), "supported are llama, mistral, qwen2");
+    check("llama.block_count", Value::U32(u32::MAX), "`llama.block_count` must be at most 1024");
+    check("llama.block_count", Value::U32(4), "tensor `blk.3.");
+    check("llama.block_count", Value::U32(2), "has no place in the llama decoder");
+    check("llama.attention.head_count", Value::U32(0), "`llama.attention.head_count` must be at least 1");
+    check("llama.attention.head_count_kv", Value::U32(3), "`llama.attention.head_count_kv` must be a divisor");
+    check("llama.attention.key_length", Value::U32(24), "values of 16");
+    check("llama.embedding_length", Value::U32(128), "must be [97, 128], got [97, 64]");
+    check("llama.rope.freq_base", Value::F32(0.0), "`llama.rope.freq_base` must be positive");
+    check("llama.rope.scaling.type", Value::String("yarn".to_owned()), "`yarn` is not supported");
+    check("llama.expert_count", Value::U32(8), "mixtures of experts");
+    assert!(load(&[("llama.attention.sliding_window", Value::U32(0))]).is_ok(), "0 is no window");
 }

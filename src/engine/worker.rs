@@ -65,6 +65,7 @@ impl Shared {
 
 /// A worker's life. `loaded` hears once whether the first load went well; if not, that was it.
 fn run(shared: &Shared, index: usize, loaded: SyncSender<Result<ModelSpec>>) {
+    let _exit = Exit(shared);
     let worker = Worker { shared, index, status: &shared.statuses[index] };
     let first = worker.load();
     worker.status.has_model.store(first.is_ok(), Ordering::Release);
@@ -74,11 +75,19 @@ fn run(shared: &Shared, index: usize, loaded: SyncSender<Result<ModelSpec>>) {
     if let (Ok(model), Ok(())) = (first, heard) {
         worker.live(model);
     }
-    if shared.num_alive.fetch_sub(1, Ordering::SeqCst) == 1 {
-        shared.parts.queue.abandon("no worker is left to serve requests");
+}
+
+/// Counts a worker out however its thread ends, by a panic outside of a step too.
+struct Exit<'a>(&'a Shared);
+
+impl Drop for Exit<'_> {
+    fn drop(&mut self) {
+        if self.0.num_alive.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.parts.queue.abandon("no worker is left to serve requests");
+        }
+        *self.0.num_exited.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.0.exited.notify_all();
     }
-    *shared.num_exited.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-    shared.exited.notify_all();
 }
 
 struct Worker<'a> {

@@ -211,14 +211,20 @@ fn write_kv(isa: Isa, pool: &mut Pool, shape: &AttentionShape, batch: &Ragged<'_
                 let v = &v[head * head_dim..][..head_dim];
                 // SAFETY: no two tokens of a batch share a slot, and a slot's values are not touched by others.
                 let out = unsafe { values.slice(at + offset * head_dim, head_dim) };
-                out.iter_mut().zip(v).for_each(|(out, x)| *out = f16::from_f32(*x).to_bits());
+                out.iter_mut().zip(v).for_each(|(out, x)| *out = to_half(*x));
                 for (d, x) in k[head * head_dim..][..head_dim].iter().enumerate() {
                     // SAFETY: as above; one element at a time, because neighbours belong to other slots.
-                    unsafe { keys.slice(at + d * KV_BLOCK + offset, 1)[0] = f16::from_f32(*x).to_bits() };
+                    unsafe { keys.slice(at + d * KV_BLOCK + offset, 1)[0] = to_half(*x) };
                 }
             }
         }
     });
+}
+
+/// The nearest half float; beyond the greatest one, that one, because an infinity would make a score that softmax
+/// cannot tell from a position that is not seen. NaN stays.
+fn to_half(x: f32) -> u16 {
+    f16::from_f32(x.clamp(-f32::from(f16::MAX), f32::from(f16::MAX))).to_bits()
 }
 
 /// Rotates the first `2 * cos.len()` dimensions of a head.

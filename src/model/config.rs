@@ -8,6 +8,9 @@ use crate::kernels::{Activation, RopePairs};
 /// The architectures that load, as GGUF names them. Mistral files call themselves `llama`.
 pub const ARCHITECTURES: [&str; 6] = ["llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3"];
 
+/// Layers of the deepest file; the key is read before anything shows that there are so many.
+const LAYERS_MAX: usize = 1024;
+
 /// A decoder, described.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
@@ -127,6 +130,10 @@ impl ModelConfig {
         let num_heads = keys.size("attention.head_count")?;
         let head_dim = keys.opt_size("attention.key_length")?.unwrap_or(hidden_size / num_heads);
         let num_layers = keys.size("block_count")?;
+        if num_layers > LAYERS_MAX {
+            let name = keys.name("block_count");
+            return Err(Error::bad_model(format!("key `{name}` must be at most {LAYERS_MAX}, got {num_layers}")));
+        }
         let context_length = keys.size("context_length")?;
         let is_gemma = architecture == "gemma3";
         let ropes = ropes(gguf, &keys, max_model_len.unwrap_or(context_length))?;
@@ -149,7 +156,11 @@ impl ModelConfig {
             rope_dim: keys.opt_size("rope.dimension_count")?.unwrap_or(head_dim),
             ropes,
             layers: layers(&keys, num_layers, is_gemma)?,
-            attention_scale: 1.0 / (head_dim as f32).sqrt(),
+            // Gemma 3's reports give every size the head's but 27B, the one with 62 layers, which divides the width.
+            attention_scale: match (is_gemma, num_layers) {
+                (true, 62) => 1.0 / (hidden_size as f32 / num_heads as f32).sqrt(),
+                _ => 1.0 / (head_dim as f32).sqrt(),
+            },
             embedding_scale: if is_gemma { (hidden_size as f32).sqrt() } else { 1.0 },
             qk_norm: matches!(architecture, "qwen3" | "gemma3"),
             post_norms: is_gemma,
@@ -178,7 +189,6 @@ impl ModelConfig {
             }
         };
         let heads = self.num_heads;
-        rule(self.layers.len() <= 1024, "block_count", "at most 1024", self.layers.len())?;
         rule(heads <= 1024, "attention.head_count", "at most 1024", heads)?;
         rule(self.hidden_size <= 1 << 17, "embedding_length", "at most 131072", self.hidden_size)?;
         rule(self.intermediate_size <= 1 << 19, "feed_forward_length", "at most 524288", self.intermediate_size)?;
@@ -188,7 +198,20 @@ impl ModelConfig {
         rule(whole, "attention.key_length", "a multiple of 16 up to 1024", self.head_dim)?;
         let rope_ok = self.rope_dim.is_multiple_of(2) && self.rope_dim <= self.head_dim;
         rule(rope_ok, "rope.dimension_count", "even and at most the head size", self.rope_dim)?;
+        if self.norm_eps < 0.0 {
+            let name = keys.name("attention.layer_norm_rms_epsilon");
+            return Err(Error::bad_model(format!("key `{name}` must not be negative, got {}", self.norm_eps)));
+        }
         for rope in &self.ropes {
+            for (key, value) in [
+                ("rope.freq_base", rope.base),
+                ("rope.scaling.factor", rope.position_scale),
+                ("rope.scaling.attn_factor", rope.magnitude),
+            ] {
+                if !(value.is_finite() && value > 0.0) {
+                    return Err(Error::bad_model(format!("key `{}` must be positive, got {value}", keys.name(key))));
+                }
+            }
             let num_factors = rope.factors.len();
             if num_factors != 0 && num_factors != self.rope_dim / 2 {
                 let expected = self.rope_dim / 2;
@@ -222,7 +245,8 @@ fn refuse_unsupported(keys: &Keys<'_>) -> Result<()> {
 }
 
 fn layers(keys: &Keys<'_>, num_layers: usize, is_gemma: bool) -> Result<Vec<LayerConfig>> {
-    let window = keys.opt_size("attention.sliding_window")?;
+    // Phi-4's files write 0 for "none".
+    let window = keys.meta.opt_u32(&keys.name("attention.sliding_window"))?.filter(|w| *w > 0).map(|w| w as usize);
     if !is_gemma {
         return Ok(vec![LayerConfig { window, rope_index: 0 }; num_layers]);
     }

@@ -76,7 +76,9 @@ fn tokenizer(path: &Path, gguf: &Gguf) -> Result<Tokenizer> {
     let beside: PathBuf = path.with_file_name("tokenizer.json");
     match std::fs::read(&beside) {
         Ok(json) => {
-            let vocab = vocab_from_gguf(gguf.metadata()).ok();
+            let vocab = vocab_from_gguf(gguf.metadata());
+            tracing::info!(own = ?vocab.as_ref().err(), "{} takes the place of the file's own vocabulary", beside.display());
+            let vocab = vocab.ok();
             Tokenizer::from_json(&json, vocab).map_err(|e| e.context(beside.display()))
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Tokenizer::from_vocab(vocab_from_gguf(gguf.metadata())?),

@@ -11,14 +11,17 @@ pub struct SeenTokens {
     wanted: bool,
 }
 
+/// Distinct tokens there is room for from the start; a longer text grows the table as it goes.
+const RESERVED_MAX: usize = 4096;
+
 impl SeenTokens {
-    /// Before the first output token. Has room for `max_tokens` more.
+    /// Before the first output token. Has room for `max_tokens` more, up to a bound.
     pub fn new(params: &SamplingParams, prompt: &[TokenId], max_tokens: usize) -> Self {
         let repetition = params.repetition_penalty != 1.0;
         let wanted = repetition || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0;
         let mut counts = HashMap::new();
         if wanted {
-            counts.reserve(max_tokens);
+            counts.reserve(max_tokens.min(RESERVED_MAX));
         }
         if repetition {
             counts.extend(prompt.iter().map(|&token| (token, 0)));

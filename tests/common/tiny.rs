@@ -53,9 +53,16 @@ impl Tiny {
 
     /// Writes the file and returns its path.
     pub fn write(&self, dir: &Path) -> PathBuf {
+        self.write_with(dir, &[])
+    }
+
+    /// The same with some keys replaced or added.
+    pub fn write_with(&self, dir: &Path, more: &[(&str, Value)]) -> PathBuf {
         let path = dir.join(format!("{}-{:?}-{}.gguf", self.architecture, self.dtype, self.seed));
         let tensors = self.tensors();
-        let metadata = self.metadata();
+        let mut metadata = self.metadata();
+        metadata.retain(|(key, _)| more.iter().all(|(k, _)| k != key));
+        metadata.extend(more.iter().map(|(k, v)| ((*k).to_owned(), v.clone())));
         let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(k, v)| (k.as_str(), v)).collect();
         let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(k, t)| (k.as_str(), t)).collect();
         let mut file = std::fs::File::create(&path).unwrap();

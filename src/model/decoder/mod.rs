@@ -81,8 +81,10 @@ impl DecoderWeights {
     /// If the architecture is not supported, a tensor is missing or misshapen (the message names it), or the KV memory
     /// cannot hold one block.
     pub fn load(gguf: &Arc<Gguf>, options: &DecoderOptions) -> Result<Self> {
-        let config = Arc::new(ModelConfig::from_gguf(gguf, options.max_model_len)?);
+        let config = ModelConfig::from_gguf(gguf, options.max_model_len)?;
         let spec = spec(&config, options)?;
+        // Once more with what the KV memory really allows: rope factors may depend on it.
+        let config = Arc::new(ModelConfig::from_gguf(gguf, Some(spec.max_model_len))?);
         let isa = Isa::from_env()?;
         let loaded = match &options.compute {
             Compute::Cpu { num_threads, .. } => {
