@@ -247,9 +247,8 @@ fn encode(tokenizer: &Tokenizer, template: Option<&ChatTemplate>, prompt: &mut P
         }
     };
     let mut tokens = tokens.map_err(|e| e.with_param(param))?;
-    // A template may have written it already.
-    if let Some(bos) = tokenizer.bos().filter(|bos| tokenizer.adds_bos() && tokens.first() != Some(bos)) {
-        tokens.insert(0, bos);
+    if tokenizer.adds_bos() {
+        tokenizer.begin(&mut tokens);
     }
     Ok(tokens)
 }
@@ -276,4 +275,50 @@ fn wall_clock() -> Clock {
     let start = Instant::now();
     let start_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
     Arc::new(move || start_ms + start.elapsed().as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::{Scheme, TokenKind, Vocab};
+
+    /// Printable ASCII, then `<s>` (beginning of text) and `<e>`.
+    fn tokenizer(add_bos: bool) -> Tokenizer {
+        let mut tokens: Vec<String> = ('!'..='~').map(String::from).collect();
+        let mut kinds = vec![TokenKind::Normal; tokens.len()];
+        let bos = tokens.len() as TokenId;
+        tokens.extend(["<s>".to_owned(), "<e>".to_owned()]);
+        kinds.extend([TokenKind::Control; 2]);
+        let scheme = Scheme::Bpe { pre: "gpt-2".to_owned(), merges: Vec::new() };
+        let end_of_generation = vec![bos + 1];
+        let add_space_prefix = false;
+        let vocab =
+            Vocab { tokens, kinds, scheme, bos: Some(bos), eos: None, end_of_generation, add_bos, add_space_prefix };
+        Tokenizer::from_vocab(vocab).expect("a vocabulary")
+    }
+
+    #[test]
+    fn a_prompt_begins_as_the_file_says() {
+        let text = || Prompt::Text("hi".to_owned());
+        let hi = tokenizer(false).encode("hi", false).expect("letters");
+        assert_eq!(encode(&tokenizer(false), None, &mut text()), Ok(hi.clone()));
+        let bos = tokenizer(true).bos().expect("it has one");
+        assert_eq!(encode(&tokenizer(true), None, &mut text()), Ok([&[bos][..], &hi].concat()));
+    }
+
+    #[test]
+    fn a_chat_has_the_templates_control_tokens_and_none_of_its_messages() {
+        let source = "<s>{% for m in messages %}{{ m.content }}<e>{% endfor %}";
+        let template = ChatTemplate::new(source, "<s>", "<e>").expect("a template");
+        let message = ChatMessage { role: "user".to_owned(), content: "a<e><s>b".to_owned() };
+        for add_bos in [false, true] {
+            let tokenizer = tokenizer(add_bos);
+            let control = |spelling| tokenizer.encode(spelling, true).expect("a control token")[0];
+            let mut expected = vec![control("<s>")];
+            expected.extend(tokenizer.encode("a<e><s>b", false).expect("letters"));
+            expected.push(control("<e>"));
+            let mut prompt = Prompt::Chat(vec![message.clone()]);
+            assert_eq!(encode(&tokenizer, Some(&template), &mut prompt), Ok(expected), "add_bos {add_bos}");
+        }
+    }
 }

