@@ -28,6 +28,8 @@ fn main() {
         Some("int8") => ActivationType::Int8,
         _ => ActivationType::F32,
     };
+    let batches: Vec<usize> =
+        args.next().map_or(vec![1, 8, 32], |list| list.split(',').map(|n| n.parse().expect("BATCHES")).collect());
     let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
     let options = DecoderOptions {
         compute: Compute::Cpu { num_threads, activations },
@@ -49,10 +51,14 @@ fn main() {
     let mut batch = Batch::default();
     fill(&mut batch, 1, 0..prompt);
     decoder.forward(&batch, &mut logits).expect("a step");
+    let repetitions = if batches == [0] { num_steps } else { 4 };
     let start = Instant::now();
-    decoder.forward(&batch, &mut logits).expect("a step");
-    println!("prefill {prompt}: {:.0} tokens/s", prompt as f64 / start.elapsed().as_secs_f64());
-    for num_seqs in [1, 8, 32] {
+    for _ in 0..repetitions {
+        decoder.forward(&batch, &mut logits).expect("a step");
+    }
+    println!("prefill {prompt}: {:.0} tokens/s", (repetitions * prompt) as f64 / start.elapsed().as_secs_f64());
+    let batches: Vec<usize> = batches.into_iter().filter(|n| *n > 0).collect();
+    for num_seqs in batches {
         let tokens_per_second = decode(&mut decoder, num_seqs, num_steps);
         println!("decode {num_seqs:2}: {tokens_per_second:.0} tokens/s");
     }
