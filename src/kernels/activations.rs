@@ -1,6 +1,8 @@
 //! A layer's inputs as the kernels want them: in f32 for float weights, and in blocks of 32 signed bytes with one f32
 //! scale each for quantised ones.
 
+use std::ops::Range;
+
 use super::norm::{Norm, rms_norm_row};
 use super::pool::{Pool, SharedMut, for_rows};
 use super::simd::{Isa, LANES, Simd, simd_kernel};
@@ -81,14 +83,10 @@ impl Activations {
         });
     }
 
-    /// Signed bytes of one row after another.
-    pub(crate) fn bytes(&self) -> &[i8] {
-        &self.bytes
-    }
-
-    /// Facts of one row's blocks after another's.
-    pub(crate) fn facts(&self) -> &[BlockFacts] {
-        &self.facts
+    /// Signed bytes and facts of some rows' blocks, one row after another.
+    pub(crate) fn rows(&self, rows: &Range<usize>) -> (&[i8], &[BlockFacts]) {
+        let blocks = rows.start * self.num_blocks..rows.end * self.num_blocks;
+        (&self.bytes[blocks.start * BLOCK_K..blocks.end * BLOCK_K], &self.facts[blocks])
     }
 }
 

@@ -9,7 +9,7 @@
 //!   for each KV block that a query of the group may see, in order of position:
 //!     scores = q . K                                   each a chain over head_dim
 //!     m' = max(m, max scores), p = exp(scores - m'), c = exp(m - m')
-//!     l = l c + sum p                                  (online softmax, Milakov and Gimelshein, arXiv 1805.02867)
+//!     l = l c + p, lane by lane                                  (online softmax, Milakov and Gimelshein, arXiv 1805.02867)
 //!     out = out c + sum over positions of p V          each a chain in order of position
 //!   out / l
 //! ```
@@ -167,8 +167,9 @@ pub fn attention(
             let out = unsafe { out.slice((token * num_heads + query_head) * head_dim, head_dim) };
             Row { q, position: batch.positions[token] as usize, out }
         };
-        let view = View { kv, head, num_kv_heads, head_dim, table, window: shape.window };
         let num_rows = (last - first) * group;
+        let reads_once = num_rows <= ROWS;
+        let view = View { kv, head, num_kv_heads, head_dim, table, window: shape.window, reads_once };
         let mut i = 0;
         while i < num_rows {
             match num_rows - i {
@@ -204,6 +205,16 @@ struct View<'a> {
     head_dim: usize,
     table: &'a [u32],
     window: Option<usize>,
+    /// Whether blocks are read by these rows alone, so that each must come from memory.
+    reads_once: bool,
+}
+
+impl View<'_> {
+    /// Where a block's keys and values begin.
+    #[inline(always)]
+    fn offset(&self, block: usize) -> usize {
+        (self.table[block] as usize * self.num_kv_heads + self.head) * self.head_dim * KV_BLOCK
+    }
 }
 
 simd_kernel! { fn attend_1(view: &View<'_>, rows: [Row<'_>; 1]) = attend }
@@ -214,17 +225,20 @@ simd_kernel! { fn attend_4(view: &View<'_>, rows: [Row<'_>; 4]) = attend }
 #[inline(always)]
 fn attend<S: Simd, const R: usize>(s: S, view: &View<'_>, rows: [Row<'_>; R]) {
     let head_dim = view.head_dim;
-    let first = rows.iter().map(|r| r.first(view.window)).min().unwrap_or(0);
-    let last = rows.iter().map(|r| r.position).max().unwrap_or(0);
-    let mut max = [f32::NEG_INFINITY; R];
-    let mut sum = [0f32; R];
+    let (mut first, mut last) = (usize::MAX, 0);
     let mut rows = rows;
-    rows.iter_mut().for_each(|row| row.out.fill(0.0));
+    for r in 0..R {
+        first = first.min(rows[r].first(view.window));
+        last = last.max(rows[r].position);
+        scale_row(s, rows[r].out, None);
+    }
+    let mut state = Softmax { max: [f32::NEG_INFINITY; R], sums: [s.splat(0.0); R] };
     for block in first / KV_BLOCK..=last / KV_BLOCK {
-        let at = (view.table[block] as usize * view.num_kv_heads + view.head) * head_dim * KV_BLOCK;
+        let at = view.offset(block);
         let keys = &view.kv.keys[at..at + head_dim * KV_BLOCK];
         let values = &view.kv.values[at..at + head_dim * KV_BLOCK];
-        let mut p = scores(s, keys, &rows);
+        let next = if view.reads_once && block < last / KV_BLOCK { Some(view.offset(block + 1)) } else { None };
+        let mut p = scores(s, keys, &rows, next.map(|at| (view.kv.keys[at..].as_ptr(), view.kv.values[at..].as_ptr())));
         let mut rescale = [1f32; R];
         let mut union = (KV_BLOCK, 0);
         for r in 0..R {
@@ -235,18 +249,40 @@ fn attend<S: Simd, const R: usize>(s: S, view: &View<'_>, rows: [Row<'_>; R]) {
                 continue;
             }
             union = (start.min(union.0), end.max(union.1));
-            rescale[r] = online_softmax(s, &mut p[r], start..end, &mut max[r], &mut sum[r]);
+            rescale[r] = state.update(s, r, &mut p[r], start, end);
         }
         weigh(s, values, head_dim, &p, &rescale, union.0..union.1, &mut rows);
     }
-    for (row, sum) in rows.iter_mut().zip(sum) {
-        row.out.iter_mut().for_each(|x| *x /= sum);
+    for r in 0..R {
+        scale_row(s, rows[r].out, Some(s.reduce_add(state.sums[r])));
     }
 }
 
-/// q . K for the 32 positions of a block.
+/// Divides a row, or clears it. A loop of its own: `fill` and `for_each` are compiled without the instruction set.
 #[inline(always)]
-fn scores<S: Simd, const R: usize>(s: S, keys: &[u16], rows: &[Row<'_>; R]) -> [[f32; KV_BLOCK]; R] {
+fn scale_row<S: Simd>(s: S, row: &mut [f32], divisor: Option<f32>) {
+    let (vectors, _) = row.as_chunks_mut::<LANES>();
+    for vector in vectors {
+        // SAFETY: sixteen values.
+        unsafe {
+            let scaled = match divisor {
+                None => s.splat(0.0),
+                Some(divisor) => s.div(s.load(vector.as_ptr()), s.splat(divisor)),
+            };
+            s.store(vector.as_mut_ptr(), scaled);
+        }
+    }
+}
+
+/// q . K for the 32 positions of a block. Meanwhile the next block's keys and values are fetched: blocks lie anywhere in
+/// memory, so no hardware could guess them.
+#[inline(always)]
+fn scores<S: Simd, const R: usize>(
+    s: S,
+    keys: &[u16],
+    rows: &[Row<'_>; R],
+    next: Option<(*const u16, *const u16)>,
+) -> [[f32; KV_BLOCK]; R] {
     let mut lo = [s.splat(0.0); R];
     let mut hi = [s.splat(0.0); R];
     let head_dim = keys.len() / KV_BLOCK;
@@ -255,6 +291,10 @@ fn scores<S: Simd, const R: usize>(s: S, keys: &[u16], rows: &[Row<'_>; R]) -> [
     // SAFETY: `keys` holds `head_dim` rows of 32 halves, and every query `head_dim` values.
     unsafe {
         for d in 0..head_dim {
+            if let Some((keys, values)) = next {
+                s.prefetch(keys.wrapping_add(d * KV_BLOCK).cast());
+                s.prefetch(values.wrapping_add(d * KV_BLOCK).cast());
+            }
             let k_lo = s.load_f16(keys.as_ptr().add(d * KV_BLOCK));
             let k_hi = s.load_f16(keys.as_ptr().add(d * KV_BLOCK + LANES));
             for r in 0..R {
@@ -271,37 +311,53 @@ fn scores<S: Simd, const R: usize>(s: S, keys: &[u16], rows: &[Row<'_>; R]) -> [
     out
 }
 
-/// Turns scores into weights relative to the greatest score so far, zero outside `seen`; returns the factor that
-/// brings what was summed before to the new maximum.
+/// Each row's greatest score so far, and the sum of its weights relative to it, one part per lane.
+struct Softmax<S: Simd, const R: usize> {
+    max: [f32; R],
+    sums: [S::F; R],
+}
+
+impl<S: Simd, const R: usize> Softmax<S, R> {
+    /// Turns row `r`'s scores into weights relative to the greatest score so far, zero outside `start..end`; returns
+    /// the factor that brings what was summed before to the new maximum.
+    #[inline(always)]
+    fn update(&mut self, s: S, r: usize, p: &mut [f32; KV_BLOCK], start: usize, end: usize) -> f32 {
+        let is_partial = start > 0 || end < KV_BLOCK;
+        if is_partial {
+            mask(p, start, end, f32::NEG_INFINITY);
+        }
+        // SAFETY: `p` holds 32 values.
+        unsafe {
+            let (lo, hi) = (s.load(p.as_ptr()), s.load(p.as_ptr().add(LANES)));
+            let block_max = s.reduce_max(s.max(lo, hi));
+            let mut factor = 1.0;
+            // Without a new maximum the factor is e^0, exactly one.
+            if block_max > self.max[r] {
+                let mut lanes = [0f32; LANES];
+                s.store(lanes.as_mut_ptr(), math::exp(s, s.splat(self.max[r] - block_max)));
+                factor = lanes[0];
+                self.max[r] = block_max;
+            }
+            let max = s.splat(self.max[r]);
+            let (mut lo, mut hi) = (math::exp(s, s.sub(lo, max)), math::exp(s, s.sub(hi, max)));
+            s.store(p.as_mut_ptr(), lo);
+            s.store(p.as_mut_ptr().add(LANES), hi);
+            if is_partial {
+                // `exp` clamps, so a position that is not seen would weigh e^-87.
+                mask(p, start, end, 0.0);
+                (lo, hi) = (s.load(p.as_ptr()), s.load(p.as_ptr().add(LANES)));
+            }
+            self.sums[r] = s.fma(self.sums[r], s.splat(factor), s.add(lo, hi));
+            factor
+        }
+    }
+}
+
+/// Overwrites what lies outside `start..end`.
 #[inline(always)]
-fn online_softmax<S: Simd>(
-    s: S,
-    p: &mut [f32; KV_BLOCK],
-    seen: std::ops::Range<usize>,
-    max: &mut f32,
-    sum: &mut f32,
-) -> f32 {
-    p[..seen.start].fill(f32::NEG_INFINITY);
-    p[seen.end..].fill(f32::NEG_INFINITY);
-    // SAFETY: `p` holds 32 values.
-    unsafe {
-        let (lo, hi) = (s.load(p.as_ptr()), s.load(p.as_ptr().add(LANES)));
-        let new_max = {
-            let m = s.reduce_max(s.max(lo, hi));
-            if m > *max { m } else { *max }
-        };
-        let subtract = s.splat(new_max);
-        s.store(p.as_mut_ptr(), math::exp(s, s.sub(lo, subtract)));
-        s.store(p.as_mut_ptr().add(LANES), math::exp(s, s.sub(hi, subtract)));
-        // `exp` clamps, so a position that is not seen would weigh e^-87.
-        p[..seen.start].fill(0.0);
-        p[seen.end..].fill(0.0);
-        let mut factor = [0f32; LANES];
-        s.store(factor.as_mut_ptr(), math::exp(s, s.splat(*max - new_max)));
-        let block_sum = s.reduce_add(s.add(s.load(p.as_ptr()), s.load(p.as_ptr().add(LANES))));
-        *sum = sum.mul_add(factor[0], block_sum);
-        *max = new_max;
-        factor[0]
+fn mask(p: &mut [f32; KV_BLOCK], start: usize, end: usize, value: f32) {
+    for i in 0..KV_BLOCK {
+        p[i] = if i < start || i >= end { value } else { p[i] };
     }
 }
 

@@ -14,12 +14,17 @@
 //! batch-invariant by construction.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::activations::Activations;
 use super::pool::{Pool, SharedMut};
 use super::simd::{Isa, LANES, Simd, simd_kernel};
 use super::weights::Packed;
 use super::{math, tile, tile_f32};
+
+/// Tokens that go through some tiles together: their inputs and outputs fit the second-level cache, and the weights are
+/// expanded once for all of them.
+const TOKENS_PER_PASS: usize = 64;
 
 /// A matrix and where its outputs go.
 #[derive(Debug, Clone, Copy)]
@@ -71,16 +76,19 @@ pub fn linear(isa: Isa, pool: &mut Pool, parts: &[Part<'_>], input: &Input<'_>, 
     let total: usize = parts.iter().map(|p| p.weights.num_tiles()).sum();
     let out = SharedMut::new(out);
     pool.run_ranges(total, |tiles| {
-        with_scratch(num_tokens * LANES, |acc| {
+        with_scratch(num_tokens.min(TOKENS_PER_PASS) * LANES, |acc| {
             let mut first_tile = 0;
             for part in parts {
                 let end = first_tile + part.weights.num_tiles();
-                for tile in tiles.start.max(first_tile)..tiles.end.min(end) {
+                let tiles = tiles.start.max(first_tile)..tiles.end.min(end);
+                for (tokens, tile) in passes(num_tokens, tiles) {
                     let tile = tile - first_tile;
-                    multiply(isa, part, tile, input, acc);
+                    let acc = &mut acc[..tokens.len() * LANES];
+                    multiply(isa, part, tile, input, &tokens, acc);
                     let num_rows = LANES.min(part.weights.n - tile * LANES);
+                    let at = tokens.start * width + part.column + tile * LANES;
                     // SAFETY: tiles of all parts write disjoint columns.
-                    unsafe { write_columns(&out, acc, width, part.column + tile * LANES, num_rows, accumulate) };
+                    unsafe { write_columns(&out, acc, width, at, num_rows, accumulate) };
                 }
                 first_tile = end;
             }
@@ -88,21 +96,30 @@ pub fn linear(isa: Isa, pool: &mut Pool, parts: &[Part<'_>], input: &Input<'_>, 
     });
 }
 
-/// Writes or adds `acc: [num_tokens, 16]` to columns of `out: [num_tokens, width]`.
+/// For some tokens at a time every tile, so that their inputs and outputs stay in the nearer caches.
+fn passes(num_tokens: usize, tiles: Range<usize>) -> impl Iterator<Item = (Range<usize>, usize)> {
+    (0..num_tokens).step_by(TOKENS_PER_PASS).flat_map(move |first| {
+        let tokens = first..num_tokens.min(first + TOKENS_PER_PASS);
+        tiles.clone().map(move |tile| (tokens.clone(), tile))
+    })
+}
+
+/// Writes or adds `acc: [any, 16]` to `out` at `at` and every `width` after it.
 ///
 /// # Safety
 /// Nobody else uses these columns meanwhile.
+#[inline(always)]
 unsafe fn write_columns(
     out: &SharedMut<'_, f32>,
     acc: &[f32],
     width: usize,
-    column: usize,
+    at: usize,
     num_columns: usize,
     accumulate: bool,
 ) {
     for (t, acc) in acc.as_chunks::<LANES>().0.iter().enumerate() {
         // SAFETY: the caller vouches for the columns.
-        let out = unsafe { out.slice(t * width + column, num_columns) };
+        let out = unsafe { out.slice(at + t * width, num_columns) };
         // Sixteen at once where they are all there: a copy of unknown length is a call.
         if let Ok(out) = <&mut [f32; LANES]>::try_from(&mut *out) {
             for i in 0..LANES {
@@ -136,15 +153,15 @@ pub fn gated(
     let part = |weights| Part { weights, bias: None, column: 0 };
     let out = SharedMut::new(out);
     pool.run_ranges(gate.num_tiles(), |tiles| {
-        with_scratch(2 * num_tokens * LANES, |acc| {
-            let (gate_acc, up_acc) = acc.split_at_mut(num_tokens * LANES);
-            for tile in tiles {
-                multiply(isa, &part(gate), tile, input, gate_acc);
-                multiply(isa, &part(up), tile, input, up_acc);
+        with_scratch(2 * num_tokens.min(TOKENS_PER_PASS) * LANES, |acc| {
+            for (tokens, tile) in passes(num_tokens, tiles) {
+                let (gate_acc, up_acc) = acc[..2 * tokens.len() * LANES].split_at_mut(tokens.len() * LANES);
+                multiply(isa, &part(gate), tile, input, &tokens, gate_acc);
+                multiply(isa, &part(up), tile, input, &tokens, up_acc);
                 activate(isa, activation, gate_acc, up_acc);
                 let num_rows = LANES.min(n - tile * LANES);
                 // SAFETY: every tile writes its own columns.
-                unsafe { write_columns(&out, gate_acc, n, tile * LANES, num_rows, false) };
+                unsafe { write_columns(&out, gate_acc, n, tokens.start * n + tile * LANES, num_rows, false) };
             }
         });
     });
@@ -164,17 +181,18 @@ fn with_scratch(len: usize, f: impl FnOnce(&mut [f32])) {
     });
 }
 
-/// One tile for all tokens into `acc: [num_tokens, 16]`.
-fn multiply(isa: Isa, part: &Part<'_>, tile: usize, input: &Input<'_>, acc: &mut [f32]) {
+/// One tile for some tokens into `acc: [tokens.len(), 16]`.
+fn multiply(isa: Isa, part: &Part<'_>, tile: usize, input: &Input<'_>, tokens: &Range<usize>, acc: &mut [f32]) {
     let mut start = [0f32; LANES];
     if let Some(bias) = part.bias {
         let num_rows = LANES.min(part.weights.n - tile * LANES);
         start[..num_rows].copy_from_slice(&bias[tile * LANES..][..num_rows]);
     }
-    acc.chunks_exact_mut(LANES).for_each(|acc| acc.copy_from_slice(&start));
+    acc.as_chunks_mut::<LANES>().0.fill(start);
+    let k = part.weights.k;
     match input.quantized {
-        Some(x) if !part.weights.layout.is_float() => tile::multiply(isa, part.weights, tile, x, acc),
-        _ => tile_f32::multiply(isa, part.weights, tile, input.x, acc),
+        Some(x) if !part.weights.layout.is_float() => tile::multiply(isa, part.weights, tile, x.rows(tokens), acc),
+        _ => tile_f32::multiply(isa, part.weights, tile, &input.x[tokens.start * k..tokens.end * k], acc),
     }
 }
 

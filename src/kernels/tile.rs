@@ -4,21 +4,21 @@
 
 use std::cell::RefCell;
 
-use super::activations::{Activations, BlockFacts};
+use super::activations::BlockFacts;
 use super::simd::{Isa, LANES, Simd, simd_kernel};
 use super::weights::{BLOCK_K, Layout, Packed, Planes, WeightFormat, load_8, unpack_codes};
 
 /// Tokens that share a block's codes in registers.
 const TOKENS: usize = 8;
 /// Adds the tile's products with quantised inputs to `acc: [num_tokens, 16]`.
-pub(super) fn multiply(isa: Isa, weights: &Packed, tile: usize, x: &Activations, acc: &mut [f32]) {
+pub(super) fn multiply(isa: Isa, weights: &Packed, tile: usize, x: (&[i8], &[BlockFacts]), acc: &mut [f32]) {
     let k = weights.k;
-    let operands = Operands { tile: weights.tile(tile), k, x: x.bytes(), facts: x.facts() };
+    let operands = Operands { tile: weights.tile(tile), k, x: x.0, facts: x.1 };
     // Borrowed here and not in the kernel: a closure given to `with_borrow_mut` is compiled without its caller's
     // instruction set.
     SCRATCH.with_borrow_mut(|scratch| {
-        if acc.len() > TOKENS * LANES {
-            scratch.resize(scratch.len().max(k / BLOCK_K * EXPANDED + 64), 0);
+        if acc.len() > TOKENS * LANES && scratch.len() < k / BLOCK_K * EXPANDED + 64 {
+            scratch.resize(k / BLOCK_K * EXPANDED + 64, 0);
         }
         multiply_codes(isa, weights.layout.format, &operands, scratch, acc);
     });

@@ -348,7 +348,8 @@ impl Weights {
 
     /// Only the wanted rows go through the last norm and the head.
     fn logits(&self, h: &Tensor, batch: &Batch, cpu: &mut Cpu, logits: &mut Vec<f32>) -> Result<()> {
-        logits.clear();
+        // Not cleared first: every value is overwritten, and zeroing them takes as long as writing them.
+        logits.resize(batch.logits_indices.len() * self.config.vocab_size, 0.0);
         if batch.logits_indices.is_empty() {
             return Ok(());
         }
@@ -360,7 +361,6 @@ impl Weights {
         for index in &batch.logits_indices {
             rows.extend_from_slice(&h[*index as usize * hidden..][..hidden]);
         }
-        logits.resize(batch.logits_indices.len() * self.config.vocab_size, 0.0);
         let part = Part { weights: &self.head, bias: None, column: 0 };
         let norm = Norm { weight: &self.final_norm, eps: self.config.norm_eps };
         cpu.with_input(&rows, hidden, Some(norm), |isa, pool, input| linear(isa, pool, &[part], input, false, logits));
