@@ -71,9 +71,8 @@ impl Reading {
         loop {
             let bytes = match response.chunk().await {
                 Ok(Some(bytes)) => bytes,
-                Ok(None) if self.is_finished => return Ok(End::Complete),
+                Ok(None) | Err(_) if self.is_finished => return Ok(End::Complete),
                 Ok(None) => return Err(Failure::Truncated("the stream ended in the middle of the answer".to_owned())),
-                Err(_) if self.is_finished => return Ok(End::Complete),
                 Err(e) => return Err(Failure::transport(&e)),
             };
             let now = Instant::now();

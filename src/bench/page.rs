@@ -95,12 +95,11 @@ fn throughput(report: &Report) -> Chart {
 
 fn percentiles(report: &Report, pick: Pick) -> Chart {
     let (x_label, x) = level_axis(report);
-    let of: [(&str, fn(&Percentiles) -> f64); 3] = [("p50", |p| p.p50), ("p90", |p| p.p90), ("p99", |p| p.p99)];
     let mut series = Vec::new();
     for (at, server) in report.servers.iter().enumerate() {
-        for (colour, (name, value)) in of.iter().enumerate() {
+        for (colour, name) in ["p50", "p90", "p99"].into_iter().enumerate() {
             let levels = server.levels.iter().enumerate().filter(|(_, level)| pick(level).count > 0);
-            let points = levels.map(|(i, level)| (i as f64, value(pick(level)))).collect();
+            let points = levels.map(|(i, level)| (i as f64, pick(level).shown()[colour])).collect();
             series.push(Series { name: format!("{name}{}", suffix(report, at)), colour, is_dashed: at > 0, points });
         }
     }
@@ -149,7 +148,7 @@ fn table(levels: &[LevelReport]) -> String {
         let times = TIMES.iter().map(|(_, _, pick)| Some(pick(level))).chain([level.queue_wait_ms.as_ref()]);
         for times in times.map(|times| times.filter(|times| times.count > 0)) {
             cells.extend(match times {
-                Some(t) => [t.p50, t.p90, t.p99].map(number),
+                Some(t) => t.shown().map(number),
                 None => std::array::from_fn(|_| "–".to_owned()),
             });
         }

@@ -42,6 +42,9 @@ pub enum YAxis {
     Percent,
 }
 
+/// From a value to its place on the page.
+type Place = Box<dyn Fn(f64) -> f64>;
+
 /// One line.
 #[derive(Debug)]
 pub struct Series {
@@ -123,7 +126,7 @@ impl Chart {
         self.series.iter().flat_map(move |series| series.points.iter().map(of))
     }
 
-    fn x_scale(&self) -> (Box<dyn Fn(f64) -> f64>, Vec<(f64, String)>) {
+    fn x_scale(&self) -> (Place, Vec<(f64, String)>) {
         let width = WIDTH - LEFT - RIGHT;
         match &self.x {
             XAxis::Places(names) => {
@@ -142,7 +145,7 @@ impl Chart {
         }
     }
 
-    fn y_scale(&self) -> (Box<dyn Fn(f64) -> f64>, Vec<(f64, String)>) {
+    fn y_scale(&self) -> (Place, Vec<(f64, String)>) {
         let height = HEIGHT - TOP - BOTTOM;
         let (top, ticks): (f64, Vec<(f64, String)>) = match self.y {
             YAxis::Percent => (1.0, [0, 25, 50, 75, 100].map(|p| (f64::from(p) / 100.0, format!("{p} %"))).into()),

@@ -118,13 +118,14 @@ pub struct TokenUsage {
     pub cached_tokens: u64,
     /// Where OpenAI keeps the cached ones.
     #[serde(default)]
-    prompt_tokens_details: Option<PromptDetails>,
+    pub prompt_tokens_details: Option<PromptDetails>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-struct PromptDetails {
+pub struct PromptDetails {
+    /// Of the prompt, found in a cache.
     #[serde(default)]
-    cached_tokens: Option<u64>,
+    pub cached_tokens: Option<u64>,
 }
 
 impl TokenUsage {

@@ -173,6 +173,11 @@ pub struct Ratios {
 }
 
 impl Percentiles {
+    /// The three that tables and charts have.
+    pub fn shown(&self) -> [f64; 3] {
+        [self.p50, self.p90, self.p99]
+    }
+
     fn new(times: &Times) -> Self {
         if times.count() == 0 {
             return Self { count: 0, min: 0.0, mean: 0.0, p50: 0.0, p90: 0.0, p99: 0.0, max: 0.0, cdf: Vec::new() };

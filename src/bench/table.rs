@@ -141,7 +141,7 @@ const PERCENTILES: [&str; 3] = ["p50", "p90", "p99"];
 
 fn percentiles(times: Option<&Percentiles>) -> [String; 3] {
     match times.filter(|times| times.count > 0) {
-        Some(times) => [times.p50, times.p90, times.p99].map(number),
+        Some(times) => times.shown().map(number),
         None => [dash(), dash(), dash()],
     }
 }

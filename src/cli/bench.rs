@@ -141,7 +141,7 @@ enum ModeArg {
     SlowReader,
 }
 
-pub(super) fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     if args.offline {
         bail!("--offline is not built yet");
     }

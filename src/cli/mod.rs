@@ -57,7 +57,7 @@ pub fn main() -> ExitCode {
         Some(Command::Pull(args)) => pull::run(args),
         Some(Command::Models(args)) => models::run(args),
         Some(Command::Chat(args)) => chat::run(args),
-        Some(Command::Bench(args)) => bench::run(*args),
+        Some(Command::Bench(args)) => bench::run(&args),
     };
     result.unwrap_or_else(|error| report(&error))
 }
