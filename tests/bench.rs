@@ -290,15 +290,17 @@ async fn failures_are_told_apart() {
 
 #[tokio::test]
 async fn answers_without_usage_are_counted_by_pieces_and_said_so() {
-    let chunk = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
-    let answer = format!("{STREAM}{chunk}{chunk}{chunk}data: [DONE]\n\n");
-    let address = canned(Box::leak(answer.into_boxed_str()));
-    let run = bench(address, &["--model", "m", "--concurrency", "1", "--requests", "2"]).await;
-    assert_eq!(run.code, Some(0), "{}", run.err);
-    assert_eq!(run.level()["tokens"]["completion"], 6);
-    assert_eq!(run.level()["tokens"]["requests_without_usage"], 2);
-    assert!(run.out.contains("2 answers without usage"), "{}", run.out);
-    assert!(run.out.contains("queue wait: not reported by this server"), "{}", run.out);
+    for (api, choice) in [("chat", "\"delta\":{\"content\":\"a\"}"), ("completions", "\"text\":\"a\"")] {
+        let chunk = format!("data: {{\"choices\":[{{{choice}}}]}}\n\n");
+        let answer = format!("{STREAM}{chunk}{chunk}{chunk}data: [DONE]\n\n");
+        let address = canned(Box::leak(answer.into_boxed_str()));
+        let run = bench(address, &["--model", "m", "--api", api, "--concurrency", "1", "--requests", "2"]).await;
+        assert_eq!(run.code, Some(0), "{}", run.err);
+        assert_eq!(run.level()["tokens"]["completion"], 6);
+        assert_eq!(run.level()["tokens"]["requests_without_usage"], 2);
+        assert!(run.out.contains("2 answers without usage"), "{}", run.out);
+        assert!(run.out.contains("queue wait: not reported by this server"), "{}", run.out);
+    }
 }
 
 #[tokio::test]

@@ -46,7 +46,9 @@ pub async fn run_level(
     };
     let mut jobs = jobs.into_iter();
     let mut running = JoinSet::new();
-    let (mut tally, mut num_held, mut num_sent, mut is_held) = (Tally::default(), 0, 0, false);
+    let (mut tally, mut num_held, mut num_sent) = (Tally::default(), 0, 0);
+    // The last time that no slot was free; what was due by then has waited.
+    let mut full_at = None;
     let begin = Instant::now();
     loop {
         let due_at = due.as_ref().and_then(|due| due.get(num_sent)).map(|s| begin + Duration::from_secs_f64(*s));
@@ -54,14 +56,16 @@ pub async fn run_level(
         let is_due = num_sent < num_requests && due_at.is_none_or(|at| at <= now);
         if is_due && running.len() < slots {
             if let Some(job) = jobs.next() {
-                let begin = due_at.filter(|_| is_held).unwrap_or(now);
-                running.spawn(job.run(begin));
-                num_held += u64::from(std::mem::take(&mut is_held));
+                let held_since = due_at.filter(|at| full_at.is_some_and(|full| *at <= full));
+                running.spawn(job.run(held_since.unwrap_or(now)));
+                num_held += u64::from(held_since.is_some());
                 num_sent += 1;
             }
             continue;
         }
-        is_held = is_due && due.is_some();
+        if is_due && due_at.is_some() {
+            full_at = Some(now);
+        }
         if running.is_empty() && num_sent == num_requests {
             break;
         }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::exchange::{event_stream, parser};
 use super::tally::Tally;
@@ -11,6 +12,11 @@ use super::target::Target;
 
 /// Time for reading one log; a generation that still runs after it counts as not ended.
 const LOG_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Between two looks at what still runs.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How often to look.
+const LOOKS_MAX: usize = 500;
 
 /// How the generations ended that their clients left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -51,6 +57,9 @@ struct Log {
 /// Reads the logs of the level's streams, and adds their queue waits to it. With `to_end`, also how they ended.
 pub async fn look_up(target: &Target, tally: &mut Tally, to_end: bool) -> LeftReport {
     let mut left = LeftReport::default();
+    if to_end && !tally.stream_ids.is_empty() {
+        until_ended(target, &tally.stream_ids).await;
+    }
     for id in std::mem::take(&mut tally.stream_ids) {
         let mut log = Log::default();
         // A log that is gone by now says nothing.
@@ -69,6 +78,25 @@ pub async fn look_up(target: &Target, tally: &mut Tally, to_end: bool) -> LeftRe
         }
     }
     left
+}
+
+/// Waits until none of these streams runs, by the list of streams: whoever follows one that its client has just left
+/// is a reader, and might keep it from being freed.
+async fn until_ended(target: &Target, ids: &[String]) {
+    for _ in 0..LOOKS_MAX {
+        let Ok(response) = target.get("/streams").send().await else { return };
+        let Ok(list) = response.json::<Value>().await else { return };
+        let runs = |stream: &Value| {
+            let text = |field: &str| stream.get(field).and_then(Value::as_str);
+            let is_live = matches!(text("status"), Some("queued" | "running"));
+            is_live && text("id").is_some_and(|id| ids.iter().any(|ours| ours == id))
+        };
+        let Some(streams) = list.get("data").and_then(Value::as_array) else { return };
+        if !streams.iter().any(runs) {
+            return;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 async fn read(target: &Target, id: &str, to_end: bool, log: &mut Log) -> Option<()> {

@@ -79,18 +79,28 @@ fn level_axis(report: &Report) -> (String, XAxis) {
     (levels.first().map_or("", |level| level.level.axis()).to_owned(), XAxis::Places(names))
 }
 
-/// The server's place in a legend; empty if there is only one.
-fn suffix(report: &Report, at: usize) -> String {
-    if report.servers.len() > 1 { format!(", {}", report.servers[at].url) } else { String::new() }
+/// Whose lines are whole and whose are dashed, if there are two servers.
+fn lines(report: &Report) -> Vec<String> {
+    match report.servers.as_slice() {
+        [first, second] => vec![first.url.clone(), second.url.clone()],
+        _ => Vec::new(),
+    }
 }
 
 fn throughput(report: &Report) -> Chart {
     let (x_label, x) = level_axis(report);
     let series = report.servers.iter().enumerate().map(|(at, server)| {
         let rates = server.levels.iter().enumerate().map(|(i, level)| (i as f64, level.tokens_per_s));
-        Series { name: server.url.clone(), colour: at, is_dashed: at > 0, points: rates.collect() }
+        Series { name: server.url.clone(), colour: at, is_dashed: false, points: rates.collect() }
     });
-    Chart { x_label, y_label: "tokens per second".to_owned(), x, y: YAxis::FromZero, series: series.collect() }
+    Chart {
+        x_label,
+        y_label: "tokens per second".to_owned(),
+        x,
+        y: YAxis::FromZero,
+        series: series.collect(),
+        lines: Vec::new(),
+    }
 }
 
 fn percentiles(report: &Report, pick: Pick) -> Chart {
@@ -100,51 +110,57 @@ fn percentiles(report: &Report, pick: Pick) -> Chart {
         for (colour, name) in ["p50", "p90", "p99"].into_iter().enumerate() {
             let levels = server.levels.iter().enumerate().filter(|(_, level)| pick(level).count > 0);
             let points = levels.map(|(i, level)| (i as f64, pick(level).shown()[colour])).collect();
-            series.push(Series { name: format!("{name}{}", suffix(report, at)), colour, is_dashed: at > 0, points });
+            series.push(Series { name: name.to_owned(), colour, is_dashed: at > 0, points });
         }
     }
-    Chart { x_label, y_label: "milliseconds".to_owned(), x, y: YAxis::FromZero, series }
+    Chart { x_label, y_label: "milliseconds".to_owned(), x, y: YAxis::FromZero, series, lines: lines(report) }
 }
 
 fn distribution(report: &Report, pick: Pick) -> Chart {
     let mut series = Vec::new();
     for (at, server) in report.servers.iter().enumerate() {
         for (colour, level) in server.levels.iter().enumerate() {
-            let name = format!("{} {}{}", level.level.axis(), level.level, suffix(report, at));
+            let name = level.level.label();
             let times = pick(level);
             let mut points = times.cdf.clone();
-            if times.count > 0 {
-                points.insert(0, (times.min, 0.0));
+            if let Some((first, _)) = points.first().copied() {
+                points.insert(0, (first, 0.0));
             }
             series.push(Series { name, colour, is_dashed: at > 0, points });
         }
     }
     let (x_label, y_label) = ("milliseconds".to_owned(), "requests or gaps within".to_owned());
-    Chart { x_label, y_label, x: XAxis::Log, y: YAxis::Percent, series }
+    Chart { x_label, y_label, x: XAxis::Log, y: YAxis::Percent, series, lines: lines(report) }
 }
 
 fn table(levels: &[LevelReport]) -> String {
     let axis = levels.first().map_or("", |level| level.level.axis());
     let mut out = format!(
         "<div class=\"scroll\"><table><thead><tr><th rowspan=\"2\">{axis}</th><th colspan=\"2\">requests</th><th \
-         rowspan=\"2\">req/s</th><th rowspan=\"2\">tok/s</th><th rowspan=\"2\">good<br>req/s</th>"
+         rowspan=\"2\">req/s</th><th rowspan=\"2\">tok/s</th>"
     );
+    let has_limits = levels.iter().any(|level| level.goodput.is_some());
+    if has_limits {
+        out.push_str("<th colspan=\"2\">goodput</th>");
+    }
     for (name, _, _) in TIMES {
         let _ = write!(out, "<th colspan=\"3\">{name}, ms</th>");
     }
     out.push_str("<th colspan=\"3\">queue wait, ms</th></tr><tr><th>ok</th><th>failed</th>");
+    out.push_str(if has_limits { "<th>req/s</th><th>%</th>" } else { "" });
     out.push_str(&"<th>p50</th><th>p90</th><th>p99</th>".repeat(TIMES.len() + 1));
     out.push_str("</tr></thead><tbody>");
     for level in levels {
-        let good = level.goodput.map_or_else(|| "–".to_owned(), |g| number(g.requests_per_s));
         let mut cells = vec![
             level.level.to_string(),
             (level.completed + level.cancelled).to_string(),
             level.failed.to_string(),
             number(level.requests_per_s),
             number(level.tokens_per_s),
-            good,
         ];
+        if let Some(good) = level.goodput {
+            cells.extend([number(good.requests_per_s), format!("{:.0}", good.fraction * 100.0)]);
+        }
         let times = TIMES.iter().map(|(_, _, pick)| Some(pick(level))).chain([level.queue_wait_ms.as_ref()]);
         for times in times.map(|times| times.filter(|times| times.count > 0)) {
             cells.extend(match times {
@@ -161,7 +177,7 @@ fn notes(levels: &[LevelReport]) -> String {
     let mut out = String::new();
     for level in levels {
         for note in level_notes(level) {
-            let _ = write!(out, "<li>{} {}: {}</li>", level.level.axis(), level.level, escape(&note));
+            let _ = write!(out, "<li>{}: {}</li>", level.level.label(), escape(&note));
         }
     }
     if out.is_empty() { out } else { format!("<ul>{out}</ul>") }

@@ -96,6 +96,14 @@ impl Level {
         wanted.clamp(REQUESTS_DEFAULT_MIN, REQUESTS_MAX)
     }
 
+    /// In words: `concurrency 4`, `2 arrivals/s`.
+    pub fn label(&self) -> String {
+        match self {
+            Self::Concurrency(n) => format!("concurrency {n}"),
+            Self::RatePerS(rate) => format!("{rate} arrivals/s"),
+        }
+    }
+
     /// What the number of a level counts.
     pub fn axis(&self) -> &'static str {
         match self {

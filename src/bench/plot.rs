@@ -3,14 +3,17 @@
 
 use std::fmt::Write;
 
-const WIDTH: f64 = 560.0;
-const HEIGHT: f64 = 300.0;
+const WIDTH: f64 = 440.0;
+const HEIGHT: f64 = 270.0;
 const LEFT: f64 = 62.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 46.0;
 /// Colours that the page has.
 pub const NUM_COLOURS: usize = 8;
+/// A logarithmic axis begins where lines reach this height; what is left of it is drawn on the edge. Pieces of text that
+/// came in one packet are a microsecond apart, and would take up most of the axis.
+const LOW_END: f64 = 0.05;
 /// About how many lines a linear axis has.
 const NUM_TICKS: f64 = 5.0;
 
@@ -22,6 +25,8 @@ pub struct Chart {
     pub x: XAxis,
     pub y: YAxis,
     pub series: Vec<Series>,
+    /// What whole and dashed lines stand for, if there are both; then the legend has each colour once.
+    pub lines: Vec<String>,
 }
 
 /// What stands below.
@@ -109,21 +114,19 @@ impl Chart {
 
     fn legend(&self) -> String {
         let mut out = String::from("<p class=\"legend\">");
-        for series in self.series.iter().filter(|series| !series.points.is_empty()) {
-            let colour = series.colour % NUM_COLOURS;
-            let dashed = if series.is_dashed { " dashed" } else { "" };
-            let line = format!("<line class=\"s{colour}{dashed}\" x1=\"1\" x2=\"25\" y1=\"5\" y2=\"5\"/>");
-            let _ = write!(
-                out,
-                "<span><svg class=\"key\" viewBox=\"0 0 26 10\">{line}</svg>{}</span> ",
-                escape(&series.name)
-            );
+        let mut key = |class: &str, name: &str| {
+            let line = format!("<line class=\"{class}\" x1=\"1\" x2=\"25\" y1=\"5\" y2=\"5\"/>");
+            let name = escape(name);
+            let _ = write!(out, "<span><svg class=\"key\" viewBox=\"0 0 26 10\">{line}</svg>{name}</span> ");
+        };
+        let is_shown = |series: &&Series| self.lines.is_empty() || !series.is_dashed;
+        for series in self.series.iter().filter(is_shown) {
+            key(&format!("s{}", series.colour % NUM_COLOURS), &series.name);
+        }
+        for (name, class) in self.lines.iter().zip(["plain", "plain dashed"]) {
+            key(class, name);
         }
         out + "</p>"
-    }
-
-    fn values(&self, of: fn(&(f64, f64)) -> f64) -> impl Iterator<Item = f64> {
-        self.series.iter().flat_map(move |series| series.points.iter().map(of))
     }
 
     fn x_scale(&self) -> (Place, Vec<(f64, String)>) {
@@ -135,12 +138,13 @@ impl Chart {
                 (Box::new(move |v| LEFT + (v + 0.5) * step), ticks)
             }
             XAxis::Log => {
-                let positive = || self.values(|p| p.0).filter(|v| *v > 0.0);
-                let (low, high) = (positive().fold(f64::MAX, f64::min), positive().fold(0.0, f64::max));
+                let points = || self.series.iter().flat_map(|s| &s.points).filter(|(x, _)| *x > 0.0);
+                let low = points().filter(|(_, y)| *y >= LOW_END).map(|p| p.0).fold(f64::MAX, f64::min);
+                let high = points().map(|p| p.0).fold(0.0, f64::max);
                 let (low, high) = if low > high { (1.0, 10.0) } else { (low.log10() - 0.03, high.log10() + 0.03) };
                 let (low, high) = if high - low < 0.3 { (low - 0.2, high + 0.2) } else { (low, high) };
                 let ticks = log_ticks(low, high).into_iter().map(|v| (v, tick(v))).collect();
-                (Box::new(move |v| LEFT + (v.log10() - low) / (high - low) * width), ticks)
+                (Box::new(move |v| LEFT + (v.log10().max(low) - low) / (high - low) * width), ticks)
             }
         }
     }
@@ -150,7 +154,8 @@ impl Chart {
         let (top, ticks): (f64, Vec<(f64, String)>) = match self.y {
             YAxis::Percent => (1.0, [0, 25, 50, 75, 100].map(|p| (f64::from(p) / 100.0, format!("{p} %"))).into()),
             YAxis::FromZero => {
-                let (top, values) = linear_ticks(self.values(|p| p.1).fold(0.0, f64::max));
+                let (top, values) =
+                    linear_ticks(self.series.iter().flat_map(|s| &s.points).map(|p| p.1).fold(0.0, f64::max));
                 (top, values.into_iter().map(|v| (v, tick(v))).collect())
             }
         };
@@ -169,9 +174,13 @@ fn linear_ticks(max: f64) -> (f64, Vec<f64>) {
     (num_steps as f64 * step, values)
 }
 
-/// 1, 2 and 5 of each decade between two logarithms; over many decades only powers of ten.
+/// Round values between two logarithms: powers of ten over many decades, more of each decade over few.
 fn log_ticks(low: f64, high: f64) -> Vec<f64> {
-    let factors: &[f64] = if high - low > 3.0 { &[1.0] } else { &[1.0, 2.0, 5.0] };
+    let factors: &[f64] = match high - low {
+        width if width > 3.0 => &[1.0],
+        width if width > 0.9 => &[1.0, 2.0, 5.0],
+        _ => &[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0],
+    };
     let decades = (low.floor() as i32)..=(high.ceil() as i32);
     let values = decades.flat_map(|decade| factors.iter().map(move |f| f * 10f64.powi(decade)));
     values.filter(|v| (low..=high).contains(&v.log10())).collect()
@@ -216,8 +225,14 @@ mod tests {
     fn a_chart_has_every_point_and_escapes_names() {
         let series = Series { name: "a<b".into(), colour: 9, is_dashed: true, points: vec![(0.0, 1.0), (1.0, 3.0)] };
         let places = XAxis::Places(vec!["1".into(), "4".into()]);
-        let chart =
-            Chart { x_label: "x".into(), y_label: "y".into(), x: places, y: YAxis::FromZero, series: vec![series] };
+        let chart = Chart {
+            x_label: "x".into(),
+            y_label: "y".into(),
+            x: places,
+            y: YAxis::FromZero,
+            series: vec![series],
+            lines: vec![],
+        };
         let html = chart.to_html().expect("there are points");
         assert_eq!(html.matches("<circle").count(), 2);
         assert!(html.contains("s1 dashed") && html.contains("a&lt;b") && !html.contains("a<b"));

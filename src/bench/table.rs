@@ -41,8 +41,9 @@ fn throughput(server: &ServerReport) -> Grid {
     for level in &server.levels {
         let ok = level.completed + level.cancelled;
         let mut row = vec![level.level.to_string(), ok.to_string(), level.failed.to_string()];
-        row.push(number(level.requests_per_s));
-        row.push(number(level.tokens_per_s));
+        // Answers that were all left, as in mode cancel, have no throughput.
+        let rates = [level.requests_per_s, level.tokens_per_s];
+        row.extend(rates.map(|rate| if level.completed > 0 { number(rate) } else { dash() }));
         if has_limits {
             row.push(level.goodput.map_or_else(dash, |g| number(g.requests_per_s)));
             row.push(level.goodput.map_or_else(dash, |g| format!("{:.0}", g.fraction * 100.0)));
@@ -77,7 +78,7 @@ fn further_times(server: &ServerReport) -> Grid {
 fn notes(server: &ServerReport, out: &mut String) {
     for level in &server.levels {
         for text in level_notes(level) {
-            let _ = write!(out, "\n{} {}: {text}", level.level.axis(), level.level);
+            let _ = write!(out, "\n{}: {text}", level.level.label());
         }
     }
     if !server.levels.iter().any(|level| level.queue_wait_ms.is_some()) {

@@ -35,7 +35,7 @@ impl BenchProgress {
             Step::LevelBegins { url, level, num_requests } => {
                 self.bar.reset();
                 self.bar.set_length(*num_requests as u64);
-                self.bar.set_message(format!("{url}, {} {level}", level.axis()));
+                self.bar.set_message(format!("{url}, {}", level.label()));
                 // The clock goes on while long requests keep the bar still.
                 self.bar.enable_steady_tick(Duration::from_secs(1));
             }
