@@ -1,6 +1,7 @@
 #![doc = include_str!("../ARCHITECTURE.md")]
 
 pub mod api;
+pub mod bench;
 pub mod cache;
 pub mod cli;
 pub mod client;

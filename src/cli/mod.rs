@@ -1,7 +1,9 @@
-//! The command line: `serve`, `pull`, `models`, `chat`. It turns what was typed into a [`crate::config::Config`],
+//! The command line: `serve`, `pull`, `models`, `chat`, `bench`. It turns what was typed into a [`crate::config::Config`],
 //! composes the rooms, prints for people, and turns results into exit codes: 0 done, 1 failed, 2 wrongly called,
 //! 128 + n ended by signal n.
 
+mod bench;
+mod bench_offline;
 mod chat;
 mod flags;
 mod models;
@@ -36,6 +38,8 @@ enum Command {
     Models(models::ModelsArgs),
     /// Talk to a server in the terminal
     Chat(chat::ChatArgs),
+    /// Measure tokens per second
+    Bench(bench::BenchArgs),
 }
 
 /// A mistake in how tallow was called, as opposed to a failure of what it was asked to do.
@@ -53,6 +57,7 @@ pub fn main() -> ExitCode {
         Some(Command::Pull(args)) => pull::run(args),
         Some(Command::Models(args)) => models::run(args),
         Some(Command::Chat(args)) => chat::run(args),
+        Some(Command::Bench(args)) => bench::run(args),
     };
     result.unwrap_or_else(|error| report(&error))
 }

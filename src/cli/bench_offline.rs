@@ -1,0 +1,102 @@
+//! `tallow bench --offline`: flags to a workload, settings to decoder and engine, the report to people or scripts.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+
+use super::progress::FetchProgress;
+use super::{pull, sections};
+use crate::bench::offline::{self, Subject, Workload};
+use crate::config::{Typed, setting};
+use crate::telemetry;
+
+/// Where `--json` without a path goes.
+const STANDARD_OUTPUT: &str = "-";
+
+/// What is measured; other settings are those of `serve`, from the environment and the file.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Offline")]
+pub(super) struct OfflineArgs {
+    /// A name of `tallow models`, a PATH.gguf, or hub:OWNER/REPO[:FILE] [env: TALLOW_MODEL]
+    #[arg(long)]
+    model: Option<String>,
+    /// Compute threads [default: every core] [env: TALLOW_THREADS]
+    #[arg(long, value_name = "N")]
+    threads: Option<String>,
+    /// f32, int8 [env: TALLOW_ACTIVATIONS]
+    #[arg(long, value_name = "WORD")]
+    activations: Option<String>,
+    /// Settings as TOML, as for `serve`
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Tokens of the prompt that is timed
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = count(65_536))]
+    prefill: u64,
+    /// Tokens decoded per sequence
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = count(65_536))]
+    decode: u64,
+    /// Tokens of each sequence before decoding is timed
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = count(65_536))]
+    context: u64,
+    /// Sequences that decode at once, one measurement for each number
+    #[arg(long, value_name = "N,N", default_value = "1,8,32", value_delimiter = ',', value_parser = count(4096))]
+    batch: Vec<u64>,
+    /// Measurements of each kind, of which the medians are reported
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = count(1000))]
+    repetitions: u64,
+    /// Report as JSON, to FILE or standard output
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = STANDARD_OUTPUT)]
+    json: Option<PathBuf>,
+}
+
+fn count(most: u64) -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(1..=most)
+}
+
+pub(super) fn run(args: OfflineArgs) -> anyhow::Result<ExitCode> {
+    let work = args.workload();
+    let typed = [("model.name", args.model), ("engine.threads", args.threads), ("model.activations", args.activations)];
+    let values = typed.into_iter().filter_map(|(key, text)| Some((setting(key), text?))).collect();
+    let config = super::resolve(Typed { values, file: args.config })?;
+    telemetry::start(&config.log).map_err(super::Usage)?;
+
+    let progress = FetchProgress::new();
+    let file = pull::registry(&config.registry)?.resolve(&config.model.name, &|event| progress.hear(event));
+    progress.end();
+    let file = file?;
+    let subject = Subject {
+        name: file.name,
+        path: file.path,
+        options: sections::decoder(&config)?,
+        engine: sections::engine(&config),
+    };
+    let report = offline::run(&subject, &work, &|line| eprintln!("{line}"))?;
+    match &args.json {
+        None => super::print(&report.to_string())?,
+        Some(path) => {
+            let json = serde_json::to_string_pretty(&report)? + "\n";
+            if path.as_os_str() == STANDARD_OUTPUT {
+                super::print(&json)?;
+            } else {
+                std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
+                super::print(&report.to_string())?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl OfflineArgs {
+    fn workload(&self) -> Workload {
+        let size = |n: u64| usize::try_from(n).expect("bounded when it was read");
+        Workload {
+            prefill: size(self.prefill),
+            context: size(self.context),
+            decode: size(self.decode),
+            batches: self.batch.iter().copied().map(size).collect(),
+            repetitions: size(self.repetitions),
+        }
+    }
+}
