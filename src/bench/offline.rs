@@ -33,7 +33,7 @@ use crate::protocol::{
 use crate::stream::{Clock, StreamLog};
 
 /// What is measured.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Workload {
     /// Tokens of the prompt whose computation is timed.
     pub prefill: usize,
@@ -45,6 +45,8 @@ pub struct Workload {
     pub batches: Vec<usize>,
     /// Measurements of each kind; the report has their medians.
     pub repetitions: usize,
+    /// Of the engine's requests; the model's rows do not sample.
+    pub temperature: f32,
 }
 
 /// What it is measured on.
@@ -114,6 +116,7 @@ pub fn run(subject: &Subject, work: &Workload, progress: &dyn Fn(&str)) -> anyho
         weight_gb_per_second,
         context: work.context,
         repetitions: work.repetitions,
+        temperature: work.temperature,
         rows,
     })
 }
@@ -149,9 +152,10 @@ impl Samples {
 
     fn rows(self, work: &Workload) -> Vec<Row> {
         let prefill = Row::new(self.layer, Phase::Prefill, 1, work.prefill, self.prefill);
-        let decode = self.decode.into_iter().map(|(batch, samples)| {
-            Row::new(self.layer, Phase::Decode, batch, batch * self.num_tokens, samples)
-        });
+        let decode = self
+            .decode
+            .into_iter()
+            .map(|(batch, samples)| Row::new(self.layer, Phase::Decode, batch, batch * self.num_tokens, samples));
         std::iter::once(prefill).chain(decode).collect()
     }
 }
@@ -239,10 +243,10 @@ fn engine_rows(
         max_num_batched_tokens: config.max_num_batched_tokens.max(max_num_seqs),
         ..config.clone()
     };
-    let engine =
-        Engine::start(config, model.factory.clone(), model.tokenizer.clone(), Arc::new(Metrics::default()))?;
+    let engine = Engine::start(config, model.factory.clone(), model.tokenizer.clone(), Arc::new(Metrics::default()))?;
     let runtime = tokio::runtime::Builder::new_current_thread().build().context("no async runtime")?;
-    let mut client = EngineClient { engine, runtime, vocab_size: model.spec.vocab_size, num_runs: 0 };
+    let mut client =
+        EngineClient { engine, runtime, vocab_size: model.spec.vocab_size, temperature: work.temperature, num_runs: 0 };
     client.decode(work.num_seqs_max(), work.context, work.decode)?;
     let mut samples = Samples::new(Layer::Engine, work);
     for repetition in 1..=work.repetitions {
@@ -260,6 +264,7 @@ struct EngineClient {
     engine: Arc<Engine>,
     runtime: tokio::runtime::Runtime,
     vocab_size: usize,
+    temperature: f32,
     /// Salts the prompts, so that no run finds another's in the prefix cache.
     num_runs: usize,
 }
@@ -278,7 +283,8 @@ impl EngineClient {
     /// Decoded tokens per second of `num_seqs` requests while all of them decode.
     fn decode(&mut self, num_seqs: usize, context: usize, num_tokens: usize) -> anyhow::Result<f64> {
         let runs = self.run(num_seqs, context, num_tokens + 1)?;
-        let pieces: Vec<Vec<(u64, usize)>> = runs.iter().map(|events| events.iter().filter_map(piece).collect()).collect();
+        let pieces: Vec<Vec<(u64, usize)>> =
+            runs.iter().map(|events| events.iter().filter_map(piece).collect()).collect();
         let begin = pieces.iter().filter_map(|of_one| of_one.first()).map(|(at, _)| *at).max();
         let end = pieces.iter().filter_map(|of_one| of_one.last()).map(|(at, _)| *at).min();
         let (begin, end) = (begin.context("no text came")?, end.context("no text came")?);
@@ -310,7 +316,11 @@ impl EngineClient {
             tenant: Tenant(0),
             prompt: (0..prompt).map(|i| random_token(self.vocab_size, self.num_runs, seq, i)).collect(),
             max_tokens,
-            sampling: SamplingParams { seed: Some(seq as u64), ..SamplingParams::default() },
+            sampling: SamplingParams {
+                temperature: self.temperature,
+                seed: Some(seq as u64),
+                ..SamplingParams::default()
+            },
             stop: StopParams { ignore_eos: true, ..StopParams::default() },
             on_disconnect: OnDisconnect::Detach,
         }

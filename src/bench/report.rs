@@ -31,6 +31,8 @@ pub struct OfflineReport {
     pub context: usize,
     /// Samples of each row.
     pub repetitions: usize,
+    /// Of the engine's requests.
+    pub temperature: f32,
     /// The figures.
     pub rows: Vec<Row>,
 }

@@ -46,6 +46,9 @@ pub(super) struct OfflineArgs {
     /// Measurements of each kind, of which the medians are reported
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = count(1000))]
     repetitions: u64,
+    /// Of the requests to the engine, 0 to 2; the model's rows do not sample
+    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = temperature)]
+    temperature: f32,
     /// Report as JSON, to FILE or standard output
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = STANDARD_OUTPUT)]
     json: Option<PathBuf>,
@@ -53,6 +56,11 @@ pub(super) struct OfflineArgs {
 
 fn count(most: u64) -> clap::builder::RangedU64ValueParser {
     clap::value_parser!(u64).range(1..=most)
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    let value: f32 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (0.0..=2.0).contains(&value) { Ok(value) } else { Err(format!("must be from 0 to 2, got {value}")) }
 }
 
 pub(super) fn run(args: OfflineArgs) -> anyhow::Result<ExitCode> {
@@ -97,6 +105,7 @@ impl OfflineArgs {
             decode: size(self.decode),
             batches: self.batch.iter().copied().map(size).collect(),
             repetitions: size(self.repetitions),
+            temperature: self.temperature,
         }
     }
 }
