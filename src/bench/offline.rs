@@ -43,10 +43,23 @@ pub struct Workload {
     pub decode: usize,
     /// Numbers of sequences that decode at once.
     pub batches: Vec<usize>,
+    /// What is driven.
+    pub layers: Layers,
     /// Measurements of each kind; the report has their medians.
     pub repetitions: usize,
     /// Of the engine's requests; the model's rows do not sample.
     pub temperature: f32,
+}
+
+/// What is driven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layers {
+    /// The decoder alone.
+    Model,
+    /// The engine with the decoder in it.
+    Engine,
+    /// One after the other.
+    Both,
 }
 
 /// What it is measured on.
@@ -94,8 +107,13 @@ pub fn run(subject: &Subject, work: &Workload, progress: &dyn Fn(&str)) -> anyho
     let load_seconds = began.elapsed().as_secs_f64();
     progress(&format!("{}: {}", subject.name, model.description));
 
-    let mut rows = model_rows(&model, work, progress)?;
-    rows.extend(engine_rows(&model, &subject.engine, work, progress)?);
+    let mut rows = Vec::new();
+    if work.layers != Layers::Engine {
+        rows.extend(model_rows(&model, work, progress)?);
+    }
+    if work.layers != Layers::Model {
+        rows.extend(engine_rows(&model, &subject.engine, work, progress)?);
+    }
     let weight_bytes = weight_bytes(&subject.path)?;
     let decode_1 = rows.iter().find(|row| row.layer == Layer::Model && row.phase == Phase::Decode && row.batch == 1);
     let weight_gb_per_second = decode_1.map(|row| row.tokens_per_second * weight_bytes as f64 / 1e9);

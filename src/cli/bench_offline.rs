@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::progress::FetchProgress;
 use super::{pull, sections};
-use crate::bench::offline::{self, Subject, Workload};
+use crate::bench::offline::{self, Layers, Subject, Workload};
 use crate::config::{Typed, setting};
 use crate::telemetry;
 
@@ -46,12 +46,22 @@ pub(super) struct OfflineArgs {
     /// Measurements of each kind, of which the medians are reported
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = count(1000))]
     repetitions: u64,
+    /// What to drive: the decoder alone, the engine with the decoder in it, or one after the other
+    #[arg(long, value_enum, default_value_t = LayerFlag::Both)]
+    layer: LayerFlag,
     /// Of the requests to the engine, 0 to 2; the model's rows do not sample
     #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = temperature)]
     temperature: f32,
     /// Report as JSON, to FILE or standard output
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = STANDARD_OUTPUT)]
     json: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LayerFlag {
+    Model,
+    Engine,
+    Both,
 }
 
 fn count(most: u64) -> clap::builder::RangedU64ValueParser {
@@ -106,6 +116,11 @@ impl OfflineArgs {
             batches: self.batch.iter().copied().map(size).collect(),
             repetitions: size(self.repetitions),
             temperature: self.temperature,
+            layers: match self.layer {
+                LayerFlag::Model => Layers::Model,
+                LayerFlag::Engine => Layers::Engine,
+                LayerFlag::Both => Layers::Both,
+            },
         }
     }
 }
