@@ -5,6 +5,8 @@
 //! `exchange` and `reconnect` read the answers into a `record` each, `tally` sums records up, `report` is the sum as
 //! data, and `table` and `page` show it. Every draw is a function of the seed (`draws`).
 //!
+//! `offline` is the exception: it drives decoder and engine in this process, without a server.
+//!
 //! The generator shares the machine with the server: it runs on one thread, makes all bodies before the clock starts,
 //! and looks at no more of an answer than it must.
 
@@ -13,6 +15,8 @@ mod exchange;
 mod lengths;
 mod level;
 mod lookup;
+pub mod offline;
+mod offline_report;
 mod page;
 mod plan;
 mod plot;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 
+use super::bench_offline::{self, OfflineArgs, Shared};
 use super::bench_progress::BenchProgress;
 use super::{Usage, print};
 use crate::bench::{
@@ -27,9 +28,12 @@ const SLOW_READERS_MAX: usize = 256;
 
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
-    /// Measure the engine in this process, without HTTP
+    /// Measure decoder and engine in this process, without HTTP; of the load's flags --model, --temperature and --json
+    /// count
     #[arg(long)]
     offline: bool,
+    #[command(flatten)]
+    in_process: OfflineArgs,
     #[command(flatten)]
     load: LoadArgs,
 }
@@ -113,8 +117,8 @@ pub(super) struct LoadArgs {
     /// Seconds for one request
     #[arg(long, value_name = "S", default_value_t = 300.0)]
     timeout: f64,
-    /// Write the report as JSON
-    #[arg(long, value_name = "FILE")]
+    /// Write the report as JSON, to FILE or standard output
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = bench_offline::STANDARD_OUTPUT)]
     json: Option<PathBuf>,
     /// Write the report as one HTML page with charts
     #[arg(long, value_name = "FILE")]
@@ -141,13 +145,15 @@ enum ModeArg {
     SlowReader,
 }
 
-pub(super) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     if args.offline {
-        bail!("--offline is not built yet");
+        let LoadArgs { model, temperature, json, .. } = args.load;
+        check_temperature(temperature)?;
+        return bench_offline::run(args.in_process, Shared { model, temperature, json });
     }
     let plan = plan(&args.load)?;
     let outputs = [&args.load.json, &args.load.html];
-    for path in outputs.into_iter().flatten() {
+    for path in outputs.into_iter().flatten().filter(|path| !is_standard_output(path)) {
         can_be_written(path)?;
     }
     // One thread: the server that is measured may need the others.
@@ -160,7 +166,11 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.load.json {
         let mut json = serde_json::to_string_pretty(&report)?;
         json.push('\n');
-        write(path, &json)?;
+        if is_standard_output(path) {
+            print(&json)?;
+        } else {
+            write(path, &json)?;
+        }
     }
     if let Some(path) = &args.load.html {
         write(path, &bench::to_html(&report))?;
@@ -255,9 +265,7 @@ fn check_counts(args: &LoadArgs) -> Result<(), Usage> {
     count("cuts", args.cuts, 0, REQUESTS_MAX)?;
     count("slow-readers", args.slow_readers, 1, SLOW_READERS_MAX)?;
     count("slow-bytes-per-s", args.slow_bytes_per_s, 1, 1 << 20)?;
-    if !(0.0..=2.0).contains(&args.temperature) {
-        return Err(wrong("temperature", format!("--temperature must be from 0 to 2, got {}", args.temperature)));
-    }
+    check_temperature(args.temperature)?;
     if !(args.timeout > 0.0 && args.timeout <= TIMEOUT_S_MAX) {
         let rule = format!("--timeout must be above 0 and at most {TIMEOUT_S_MAX}, got {}", args.timeout);
         return Err(wrong("timeout", rule));
@@ -275,6 +283,17 @@ fn count(flag: &str, n: usize, min: usize, max: usize) -> Result<(), Usage> {
         return Ok(());
     }
     Err(wrong(flag, format!("--{flag} must be from {min} to {max}, got {n}")))
+}
+
+fn is_standard_output(path: &Path) -> bool {
+    path.as_os_str() == bench_offline::STANDARD_OUTPUT
+}
+
+fn check_temperature(temperature: f32) -> Result<(), Usage> {
+    if (0.0..=2.0).contains(&temperature) {
+        return Ok(());
+    }
+    Err(wrong("temperature", format!("--temperature must be from 0 to 2, got {temperature}")))
 }
 
 fn wrong(flag: &str, message: impl Into<String>) -> Usage {

@@ -3,6 +3,7 @@
 //! 128 + n ended by signal n.
 
 mod bench;
+mod bench_offline;
 mod bench_progress;
 mod chat;
 mod flags;
@@ -38,7 +39,7 @@ enum Command {
     Models(models::ModelsArgs),
     /// Talk to a server in the terminal
     Chat(chat::ChatArgs),
-    /// Put a load on a server and report what came of it
+    /// Put a load on a server, or measure this machine, and report what came of it
     Bench(Box<bench::BenchArgs>),
 }
 
@@ -57,7 +58,7 @@ pub fn main() -> ExitCode {
         Some(Command::Pull(args)) => pull::run(args),
         Some(Command::Models(args)) => models::run(args),
         Some(Command::Chat(args)) => chat::run(args),
-        Some(Command::Bench(args)) => bench::run(&args),
+        Some(Command::Bench(args)) => bench::run(*args),
     };
     result.unwrap_or_else(|error| report(&error))
 }
