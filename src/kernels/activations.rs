@@ -11,24 +11,29 @@ use super::weights::BLOCK_K;
 /// Most rows that a thread takes at a time.
 const ROWS_PER_TILE_MAX: usize = 8;
 
-/// What a kernel needs of a block besides its bytes. Sums are of the signed bytes; a weight code `c` stands for
-/// `c - zero`, so a dot product starts from `-zero * sum`, ready for every zero there is.
-#[derive(Debug, Clone, Copy, Default)]
-#[repr(C)]
-pub(crate) struct BlockFacts {
-    /// Value of one step.
-    pub(crate) scale: f32,
-    /// scale * sum
-    pub(crate) scaled_sum: f32,
-    /// The same for each half.
-    pub(crate) scaled_sums: [f32; 2],
-    /// -8 sum, -16 sum, -128 sum: Q4_0, Q5_0, Q8_0.
-    pub(crate) start: [i32; 3],
-    /// -4 sum of each half: Q3_K.
-    pub(crate) start_4: [i32; 2],
-    /// -32 sum of each half: Q6_K.
-    pub(crate) start_32: [i32; 2],
-    pad: i32,
+/// What kernels need of each block besides its bytes. Sums are of the signed bytes; a weight code `c` stands for
+/// `c - zero`, so a dot product starts from `-zero * sum`, ready for every zero there is. In arrays of their own, because
+/// no format wants more than two of them and they compete with the bytes for the nearest cache.
+#[derive(Debug, Default)]
+struct Facts {
+    scales: Vec<[f32; 2]>,
+    half_sums: Vec<[f32; 2]>,
+    starts: Vec<[i32; 4]>,
+    half_starts: Vec<[i32; 4]>,
+}
+
+/// Some rows, quantised: one after another.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct QuantizedRows<'a> {
+    pub(crate) bytes: &'a [i8],
+    /// Per block the value of one step, and that times the sum.
+    pub(crate) scales: &'a [[f32; 2]],
+    /// Per block the value of one step times the sum of each half.
+    pub(crate) half_sums: &'a [[f32; 2]],
+    /// Per block -8 sum, -16 sum, -128 sum: Q4_0, Q5_0, Q8_0.
+    pub(crate) starts: &'a [[i32; 4]],
+    /// Per block -4 sum of each half, -32 sum of each half: Q3_K, Q6_K.
+    pub(crate) half_starts: &'a [[i32; 4]],
 }
 
 /// `num_rows` rows of `k` inputs, quantised.
@@ -36,7 +41,7 @@ pub(crate) struct BlockFacts {
 pub struct Activations {
     num_blocks: usize,
     bytes: Vec<i8>,
-    facts: Vec<BlockFacts>,
+    facts: Facts,
 }
 
 impl Activations {
@@ -46,7 +51,7 @@ impl Activations {
     /// value is not rounded away.
     pub fn quantize(&mut self, isa: Isa, pool: &mut Pool, x: &[f32], k: usize) {
         let num_rows = self.resize(x.len(), k);
-        self.fill(pool, num_rows, |row, bytes, facts| quantize_row(isa, &x[row * k..][..k], bytes, facts));
+        self.fill(pool, num_rows, |row, out| quantize_row(isa, &x[row * k..][..k], out));
     }
 
     /// The same after a norm, whose result in f32 goes to `normed`, which is like `x`.
@@ -55,11 +60,11 @@ impl Activations {
         let num_rows = self.resize(x.len(), k);
         assert_eq!(normed.len(), x.len());
         let normed = SharedMut::new(normed);
-        self.fill(pool, num_rows, |row, bytes, facts| {
+        self.fill(pool, num_rows, |row, out| {
             // SAFETY: every row belongs to one tile.
             let normed = unsafe { normed.slice(row * k, k) };
             rms_norm_row(isa, &x[row * k..][..k], norm, normed);
-            quantize_row(isa, normed, bytes, facts);
+            quantize_row(isa, normed, out);
         });
     }
 
@@ -67,35 +72,65 @@ impl Activations {
         let (num_rows, num_blocks) = (len / k, k / BLOCK_K);
         self.num_blocks = num_blocks;
         self.bytes.resize(num_rows * num_blocks * BLOCK_K, 0);
-        self.facts.resize(num_rows * num_blocks, BlockFacts::default());
+        let len = num_rows * num_blocks;
+        self.facts.scales.resize(len, [0.0; 2]);
+        self.facts.half_sums.resize(len, [0.0; 2]);
+        self.facts.starts.resize(len, [0; 4]);
+        self.facts.half_starts.resize(len, [0; 4]);
         num_rows
     }
 
-    fn fill(&mut self, pool: &mut Pool, num_rows: usize, f: impl Fn(usize, &mut [i8], &mut [BlockFacts]) + Sync) {
-        let num_blocks = self.num_blocks;
-        let (bytes, facts) = (SharedMut::new(&mut self.bytes), SharedMut::new(&mut self.facts));
+    fn fill(&mut self, pool: &mut Pool, num_rows: usize, f: impl Fn(usize, RowOut<'_>) + Sync) {
+        let n = self.num_blocks;
+        let bytes = SharedMut::new(&mut self.bytes);
+        let Facts { scales, half_sums, starts, half_starts } = &mut self.facts;
+        let (scales, half_sums) = (SharedMut::new(scales), SharedMut::new(half_sums));
+        let (starts, half_starts) = (SharedMut::new(starts), SharedMut::new(half_starts));
         for_rows(pool, num_rows, ROWS_PER_TILE_MAX, |row| {
-            let width = num_blocks * BLOCK_K;
             // SAFETY: every row belongs to one tile.
-            let (bytes, facts) =
-                unsafe { (bytes.slice(row * width, width), facts.slice(row * num_blocks, num_blocks)) };
-            f(row, bytes, facts);
+            let out = unsafe {
+                RowOut {
+                    bytes: bytes.slice(row * n * BLOCK_K, n * BLOCK_K),
+                    scales: scales.slice(row * n, n),
+                    half_sums: half_sums.slice(row * n, n),
+                    starts: starts.slice(row * n, n),
+                    half_starts: half_starts.slice(row * n, n),
+                }
+            };
+            f(row, out);
         });
     }
 
-    /// Signed bytes and facts of some rows' blocks, one row after another.
-    pub(crate) fn rows(&self, rows: &Range<usize>) -> (&[i8], &[BlockFacts]) {
+    /// Some rows, one after another.
+    pub(crate) fn rows(&self, rows: &Range<usize>) -> QuantizedRows<'_> {
         let blocks = rows.start * self.num_blocks..rows.end * self.num_blocks;
-        (&self.bytes[blocks.start * BLOCK_K..blocks.end * BLOCK_K], &self.facts[blocks])
+        QuantizedRows {
+            bytes: &self.bytes[blocks.start * BLOCK_K..blocks.end * BLOCK_K],
+            scales: &self.facts.scales[blocks.clone()],
+            half_sums: &self.facts.half_sums[blocks.clone()],
+            starts: &self.facts.starts[blocks.clone()],
+            half_starts: &self.facts.half_starts[blocks],
+        }
     }
 }
 
-simd_kernel! { fn quantize_row(x: &[f32], bytes: &mut [i8], facts: &mut [BlockFacts]) = quantize_row_body }
+/// Where a row goes: the fields of [`QuantizedRows`].
+struct RowOut<'a> {
+    bytes: &'a mut [i8],
+    scales: &'a mut [[f32; 2]],
+    half_sums: &'a mut [[f32; 2]],
+    starts: &'a mut [[i32; 4]],
+    half_starts: &'a mut [[i32; 4]],
+}
+
+simd_kernel! { fn quantize_row(x: &[f32], out: RowOut<'_>) = quantize_row_body }
 
 #[inline(always)]
-fn quantize_row_body<S: Simd>(s: S, x: &[f32], bytes: &mut [i8], facts: &mut [BlockFacts]) {
-    let num_blocks = facts.len();
+fn quantize_row_body<S: Simd>(s: S, x: &[f32], out: RowOut<'_>) {
+    let RowOut { bytes, scales, half_sums, starts, half_starts } = out;
+    let num_blocks = scales.len();
     assert!(x.len() >= num_blocks * BLOCK_K && bytes.len() == num_blocks * BLOCK_K);
+    assert!(half_sums.len() == num_blocks && starts.len() == num_blocks && half_starts.len() == num_blocks);
     // Zero times a finite value is zero: what this sums up is NaN where any value is not finite.
     let mut poison = s.splat(0.0);
     // SAFETY: every block has 32 values and 32 bytes by the assertion above.
@@ -116,29 +151,18 @@ fn quantize_row_body<S: Simd>(s: S, x: &[f32], bytes: &mut [i8], facts: &mut [Bl
             s.store_magic_i8(bytes.add(LANES), hi);
             // Sums of small integers: exact in f32.
             let sums = [s.reduce_add(s.sub(lo, magic)), s.reduce_add(s.sub(hi, magic))];
-            facts[b] = BlockFacts::of(max / 127.0, sums);
+            let scale = max / 127.0;
+            scales[b] = [scale, scale * (sums[0] + sums[1])];
+            half_sums[b] = [scale * sums[0], scale * sums[1]];
+            let sums = [sums[0] as i32, sums[1] as i32];
+            let sum = sums[0] + sums[1];
+            starts[b] = [-8 * sum, -16 * sum, -128 * sum, 0];
+            half_starts[b] = [-4 * sums[0], -4 * sums[1], -32 * sums[0], -32 * sums[1]];
         }
         if s.reduce_add(poison).is_nan() {
-            for facts in facts {
-                facts.scale = f32::NAN;
+            for b in 0..num_blocks {
+                scales[b][0] = f32::NAN;
             }
-        }
-    }
-}
-
-impl BlockFacts {
-    #[inline(always)]
-    fn of(scale: f32, sums: [f32; 2]) -> Self {
-        let (sum, int) = (sums[0] + sums[1], (sums[0] + sums[1]) as i32);
-        let (first, second) = (sums[0] as i32, sums[1] as i32);
-        Self {
-            scale,
-            scaled_sum: scale * sum,
-            scaled_sums: [scale * sums[0], scale * sums[1]],
-            start: [-8 * int, -16 * int, -128 * int],
-            start_4: [-4 * first, -4 * second],
-            start_32: [-32 * first, -32 * second],
-            pad: 0,
         }
     }
 }
@@ -159,24 +183,22 @@ mod tests {
         };
         let expected = run(Isa::portable());
         for (block, x) in x.chunks(BLOCK_K).enumerate() {
-            let facts = expected.facts[block];
+            let ([scale, _], starts) = (expected.facts.scales[block], expected.facts.starts[block]);
             let bytes = &expected.bytes[block * BLOCK_K..][..BLOCK_K];
-            assert_eq!(facts.scale, x.iter().fold(0f32, |m, x| m.max(x.abs())) / 127.0);
+            assert_eq!(scale, x.iter().fold(0f32, |m, x| m.max(x.abs())) / 127.0);
             for (x, b) in x.iter().zip(bytes) {
-                assert!((x - f32::from(*b) * facts.scale).abs() <= facts.scale * 0.501, "{x} {b}");
+                assert!((x - f32::from(*b) * scale).abs() <= scale * 0.501, "{x} {b}");
             }
-            assert_eq!(facts.start[0], -8 * bytes.iter().map(|b| i32::from(*b)).sum::<i32>());
+            assert_eq!(starts[0], -8 * bytes.iter().map(|b| i32::from(*b)).sum::<i32>());
         }
         for isa in Isa::all_here() {
             let got = run(isa);
             assert_eq!(got.bytes, expected.bytes, "{isa}");
-            for (a, b) in got.facts.iter().zip(&expected.facts) {
-                assert_eq!(
-                    (a.scale.to_bits(), a.scaled_sums.map(f32::to_bits)),
-                    (b.scale.to_bits(), b.scaled_sums.map(f32::to_bits))
-                );
-                assert_eq!((a.start, a.start_4, a.start_32), (b.start, b.start_4, b.start_32));
-            }
+            let bits = |rows: &[[f32; 2]]| rows.iter().map(|row| row.map(f32::to_bits)).collect::<Vec<_>>();
+            let (a, b) = (&got.facts, &expected.facts);
+            assert_eq!(bits(&a.scales), bits(&b.scales), "{isa}");
+            assert_eq!(bits(&a.half_sums), bits(&b.half_sums), "{isa}");
+            assert_eq!((&a.starts, &a.half_starts), (&b.starts, &b.half_starts), "{isa}");
         }
     }
 }

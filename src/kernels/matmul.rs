@@ -13,7 +13,6 @@
 //! An output is one chain of operations in order of k, whatever the number of tokens, threads or lanes of the machine:
 //! batch-invariant by construction.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use super::activations::Activations;
@@ -25,6 +24,9 @@ use super::{math, tile, tile_f32};
 /// Tokens that go through some tiles together: their inputs and outputs fit the second-level cache, and the weights are
 /// expanded once for all of them.
 const TOKENS_PER_PASS: usize = 64;
+
+/// Room for a pass's sums of one tile, or of as many tiles as fit where there are fewer tokens.
+const ACC_LEN: usize = TOKENS_PER_PASS * LANES;
 
 /// A matrix and where its outputs go.
 #[derive(Debug, Clone, Copy)]
@@ -76,35 +78,37 @@ pub fn linear(isa: Isa, pool: &mut Pool, parts: &[Part<'_>], input: &Input<'_>, 
     let total: usize = parts.iter().map(|p| p.weights.num_tiles()).sum();
     let out = SharedMut::new(out);
     pool.run_ranges(total, |tiles| {
-        with_scratch(num_tokens.min(TOKENS_PER_PASS) * LANES, |acc| {
-            let mut first_tile = 0;
-            for part in parts {
-                let end = first_tile + part.weights.num_tiles();
-                let tiles = tiles.start.max(first_tile)..tiles.end.min(end);
-                for (tokens, tile) in passes(num_tokens, tiles) {
-                    let tile = tile - first_tile;
-                    let acc = &mut acc[..tokens.len() * LANES];
-                    multiply(isa, part, tile, input, &tokens, acc);
-                    let num_rows = LANES.min(part.weights.n - tile * LANES);
-                    let at = tokens.start * width + part.column + tile * LANES;
-                    // SAFETY: tiles of all parts write disjoint columns.
-                    unsafe { write_columns(&out, acc, width, at, num_rows, accumulate) };
-                }
-                first_tile = end;
+        let mut acc = [0f32; ACC_LEN];
+        let mut first_tile = 0;
+        for part in parts {
+            let end = first_tile + part.weights.num_tiles();
+            let tiles = tiles.start.max(first_tile)..tiles.end.min(end);
+            for (tokens, tiles) in passes(num_tokens, tiles) {
+                let tiles = tiles.start - first_tile..tiles.end - first_tile;
+                let acc = &mut acc[..tiles.len() * tokens.len() * LANES];
+                multiply(isa, part, &tiles, input, &tokens, acc);
+                let at = tokens.start * width + part.column;
+                // SAFETY: tiles of all parts write disjoint columns.
+                unsafe { write_columns(&out, acc, width, at, part.weights.n, &tiles, accumulate) };
             }
-        });
+            first_tile = end;
+        }
     });
 }
 
-/// For some tokens at a time every tile, so that their inputs and outputs stay in the nearer caches.
-fn passes(num_tokens: usize, tiles: Range<usize>) -> impl Iterator<Item = (Range<usize>, usize)> {
+/// For some tokens at a time every tile, so that their inputs and outputs stay in the nearer caches: as many neighbouring
+/// tiles together as [`ACC_LEN`] has room for.
+fn passes(num_tokens: usize, tiles: Range<usize>) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    let per_call = (TOKENS_PER_PASS / num_tokens.max(1)).max(1);
     (0..num_tokens).step_by(TOKENS_PER_PASS).flat_map(move |first| {
         let tokens = first..num_tokens.min(first + TOKENS_PER_PASS);
-        tiles.clone().map(move |tile| (tokens.clone(), tile))
+        let end = tiles.end;
+        tiles.clone().step_by(per_call).map(move |tile| (tokens.clone(), tile..end.min(tile + per_call)))
     })
 }
 
-/// Writes or adds `acc: [any, 16]` to `out` at `at` and every `width` after it.
+/// Writes or adds `acc: [tiles.len(), any, 16]`, the columns of `tiles` of a matrix of `n` rows whose first column is at
+/// `at` and every `width` after it.
 ///
 /// # Safety
 /// Nobody else uses these columns meanwhile.
@@ -114,21 +118,25 @@ unsafe fn write_columns(
     acc: &[f32],
     width: usize,
     at: usize,
-    num_columns: usize,
+    n: usize,
+    tiles: &Range<usize>,
     accumulate: bool,
 ) {
-    for (t, acc) in acc.as_chunks::<LANES>().0.iter().enumerate() {
-        // SAFETY: the caller vouches for the columns.
-        let out = unsafe { out.slice(at + t * width, num_columns) };
-        // Sixteen at once where they are all there: a copy of unknown length is a call.
-        if let Ok(out) = <&mut [f32; LANES]>::try_from(&mut *out) {
-            for i in 0..LANES {
-                out[i] = if accumulate { out[i] + acc[i] } else { acc[i] };
+    for (tile, acc) in tiles.clone().zip(acc.chunks_exact(acc.len() / tiles.len())) {
+        let num_columns = LANES.min(n - tile * LANES);
+        for (t, acc) in acc.as_chunks::<LANES>().0.iter().enumerate() {
+            // SAFETY: the caller vouches for the columns.
+            let out = unsafe { out.slice(at + tile * LANES + t * width, num_columns) };
+            // Sixteen at once where they are all there: a copy of unknown length is a call.
+            if let Ok(out) = <&mut [f32; LANES]>::try_from(&mut *out) {
+                for i in 0..LANES {
+                    out[i] = if accumulate { out[i] + acc[i] } else { acc[i] };
+                }
+                continue;
             }
-            continue;
-        }
-        for (out, acc) in out.iter_mut().zip(acc) {
-            *out = if accumulate { *out + acc } else { *acc };
+            for (out, acc) in out.iter_mut().zip(acc) {
+                *out = if accumulate { *out + acc } else { *acc };
+            }
         }
     }
 }
@@ -153,46 +161,42 @@ pub fn gated(
     let part = |weights| Part { weights, bias: None, column: 0 };
     let out = SharedMut::new(out);
     pool.run_ranges(gate.num_tiles(), |tiles| {
-        with_scratch(2 * num_tokens.min(TOKENS_PER_PASS) * LANES, |acc| {
-            for (tokens, tile) in passes(num_tokens, tiles) {
-                let (gate_acc, up_acc) = acc[..2 * tokens.len() * LANES].split_at_mut(tokens.len() * LANES);
-                multiply(isa, &part(gate), tile, input, &tokens, gate_acc);
-                multiply(isa, &part(up), tile, input, &tokens, up_acc);
-                activate(isa, activation, gate_acc, up_acc);
-                let num_rows = LANES.min(n - tile * LANES);
-                // SAFETY: every tile writes its own columns.
-                unsafe { write_columns(&out, gate_acc, n, tokens.start * n + tile * LANES, num_rows, false) };
-            }
-        });
-    });
-}
-
-thread_local! {
-    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Lends this thread's scratch memory, which grows to the largest size asked for and stays.
-fn with_scratch(len: usize, f: impl FnOnce(&mut [f32])) {
-    SCRATCH.with_borrow_mut(|scratch| {
-        if scratch.len() < len {
-            scratch.resize(len, 0.0);
+        let (mut gate_acc, mut up_acc) = ([0f32; ACC_LEN], [0f32; ACC_LEN]);
+        for (tokens, tiles) in passes(num_tokens, tiles) {
+            let len = tiles.len() * tokens.len() * LANES;
+            let (gate_acc, up_acc) = (&mut gate_acc[..len], &mut up_acc[..len]);
+            multiply(isa, &part(gate), &tiles, input, &tokens, gate_acc);
+            multiply(isa, &part(up), &tiles, input, &tokens, up_acc);
+            activate(isa, activation, gate_acc, up_acc);
+            // SAFETY: every tile writes its own columns.
+            unsafe { write_columns(&out, gate_acc, n, tokens.start * n, n, &tiles, false) };
         }
-        f(&mut scratch[..len]);
     });
 }
 
-/// One tile for some tokens into `acc: [tokens.len(), 16]`.
-fn multiply(isa: Isa, part: &Part<'_>, tile: usize, input: &Input<'_>, tokens: &Range<usize>, acc: &mut [f32]) {
-    let mut start = [0f32; LANES];
+/// Some neighbouring tiles for some tokens into `acc: [tiles.len(), tokens.len(), 16]`.
+fn multiply(
+    isa: Isa,
+    part: &Part<'_>,
+    tiles: &Range<usize>,
+    input: &Input<'_>,
+    tokens: &Range<usize>,
+    acc: &mut [f32],
+) {
     if let Some(bias) = part.bias {
-        let num_rows = LANES.min(part.weights.n - tile * LANES);
-        start[..num_rows].copy_from_slice(&bias[tile * LANES..][..num_rows]);
+        for (tile, acc) in tiles.clone().zip(acc.chunks_exact_mut(tokens.len() * LANES)) {
+            let mut start = [0f32; LANES];
+            let num_rows = LANES.min(part.weights.n - tile * LANES);
+            start[..num_rows].copy_from_slice(&bias[tile * LANES..][..num_rows]);
+            acc.as_chunks_mut::<LANES>().0.fill(start);
+        }
+    } else {
+        acc.fill(0.0);
     }
-    acc.as_chunks_mut::<LANES>().0.fill(start);
     let k = part.weights.k;
     match input.quantized {
-        Some(x) if !part.weights.layout.is_float() => tile::multiply(isa, part.weights, tile, x.rows(tokens), acc),
-        _ => tile_f32::multiply(isa, part.weights, tile, &input.x[tokens.start * k..tokens.end * k], acc),
+        Some(x) if !part.weights.layout.is_float() => tile::multiply(isa, part.weights, tiles, x.rows(tokens), acc),
+        _ => tile_f32::multiply(isa, part.weights, tiles, &input.x[tokens.start * k..tokens.end * k], acc),
     }
 }
 

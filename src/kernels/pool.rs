@@ -1,13 +1,13 @@
-//! The compute threads of one worker. A job is a number of tiles and a function of the tile's index; threads claim
-//! runs of neighbouring tiles from a shared counter. A run is a fixed part of what is left, so runs are long at first
-//! (neighbours in memory stream faster than strangers) and single tiles at the end: a thread that loses its core holds
-//! up an eighth of the job at most, not its share.
-//! Between jobs the helpers spin for a moment (a step is some hundred jobs back to back), then park.
+//! The compute threads of one worker. A job is a number of tiles and a function of neighbouring tiles. Every thread has
+//! a home, an even share of neighbours: it claims a part of what is left there, then of what is left elsewhere. So a
+//! thread reads memory in order, as it streams fastest, and one that loses its core holds up a part of its share only.
+//! Between jobs the helpers spin for a moment (a step is some hundred jobs back to back), then park. Who spins fetches
+//! what its home will read in the next job: memory would idle otherwise while few tiles or one thread still compute.
 //!
 //! ```text
-//! claim = generation << 24 | next tile         one atomic word
-//! run:    close claim, publish the function, then claim = (generation + 1, 0)
-//! claim:  read claim, read the function, compare-and-swap claim + n, n = tiles left / (4 threads), at least 1
+//! claim = generation << 24 | next tile         one atomic word for each home
+//! run:    close the claims, publish the function, then claim = (generation + 1, first tile) for each home
+//! claim:  read claim, read the function, compare-and-swap claim + n, n a part of the tiles left, at least 1
 //! ```
 //! The swap succeeds only if no newer job was published since the first read, and a job cannot end while one of its
 //! tiles is still running, so a function is never called after its job has ended.
@@ -23,8 +23,16 @@ const TILE_MASK: u64 = (1 << TILE_BITS) - 1;
 /// Spins before a thread parks: about 30 us, several times the gap between two jobs of a step.
 const SPINS_BEFORE_PARK: u32 = 2_000;
 
-/// A thread claims this part of its even share of what is left.
-const RUNS_PER_THREAD: usize = 4;
+/// Of what is left at home a thread claims one part in so many, elsewhere one in as many for every thread.
+const PARTS: usize = 2;
+
+/// Tiles of rows are this much smaller than even shares.
+const ROW_TILES_PER_THREAD: usize = 4;
+
+/// Most that an idle thread fetches for the next job: a part of a second-level cache.
+const AHEAD_BYTES: usize = 256 << 10;
+/// Bytes fetched between two looks for a new job.
+const AHEAD_STEP: usize = 256;
 
 /// Threads that run tiles. The calling thread is one of them.
 pub struct Pool {
@@ -33,20 +41,33 @@ pub struct Pool {
 }
 
 struct Shared {
-    /// Generation and next tile of the current job.
-    claim: AtomicU64,
+    homes: Box<[Home]>,
     num_tiles: AtomicUsize,
-    num_threads: usize,
     num_done: AtomicUsize,
     /// The job's function as an erased closure and the shim that calls it.
     closure: AtomicPtr<()>,
     call: AtomicPtr<()>,
+    /// Memory that the next job reads.
+    ahead: [Ahead; 2],
     caller: Mutex<Option<Thread>>,
     caller_parked: AtomicBool,
     /// Helpers that are parked or about to park.
     num_parked: AtomicUsize,
     stop: AtomicBool,
     panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
+}
+
+/// The claims of one home, on cache lines of their own.
+#[repr(align(128))]
+struct Home {
+    /// Generation and next tile of the current job.
+    claim: AtomicU64,
+}
+
+#[derive(Default)]
+struct Ahead {
+    start: AtomicPtr<u8>,
+    len: AtomicUsize,
 }
 
 type Call = unsafe fn(*const (), Range<usize>);
@@ -59,12 +80,12 @@ impl Pool {
     pub fn new(num_threads: usize) -> Self {
         assert!(num_threads > 0, "a pool needs a thread");
         let shared = Arc::new(Shared {
-            claim: AtomicU64::new(TILE_MASK),
+            homes: (0..num_threads).map(|_| Home { claim: AtomicU64::new(TILE_MASK) }).collect(),
             num_tiles: AtomicUsize::new(0),
-            num_threads,
             num_done: AtomicUsize::new(0),
             closure: AtomicPtr::default(),
             call: AtomicPtr::default(),
+            ahead: Default::default(),
             caller: Mutex::default(),
             caller_parked: AtomicBool::new(false),
             num_parked: AtomicUsize::new(0),
@@ -75,7 +96,7 @@ impl Pool {
             .map(|i| {
                 let shared = shared.clone();
                 let builder = std::thread::Builder::new().name(format!("compute-{i}"));
-                builder.spawn(move || shared.help()).expect("cannot start a compute thread")
+                builder.spawn(move || shared.help(i)).expect("cannot start a compute thread")
             })
             .collect();
         Self { shared, helpers }
@@ -84,6 +105,14 @@ impl Pool {
     /// Number of threads, the caller included.
     pub fn num_threads(&self) -> usize {
         self.helpers.len() + 1
+    }
+
+    /// Says what the next job will read: each tile its part of each range. Threads that wait fetch it meanwhile.
+    pub fn set_ahead(&mut self, ranges: [Range<*const u8>; 2]) {
+        for (ahead, range) in self.shared.ahead.iter().zip(ranges) {
+            ahead.start.store(range.start.cast_mut(), Ordering::Relaxed);
+            ahead.len.store((range.end as usize).saturating_sub(range.start as usize), Ordering::Relaxed);
+        }
     }
 
     /// Calls `f(tile)` once for every tile in `0..num_tiles`, on all threads; returns when all are done. Tiles run in
@@ -109,19 +138,24 @@ impl Pool {
         assert!((num_tiles as u64) < TILE_MASK, "too many tiles in one job: {num_tiles}");
         let s = &*self.shared;
         let call: Call = call_closure::<F>;
-        // Close the old claim first: a helper that read it before and reads the new `num_tiles` now would otherwise
+        // Close the old claims first: a helper that read one before and reads the new `num_tiles` now would otherwise
         // take the old job's end for a tile of the new one. Its swap fails on the closed word.
-        let old = s.claim.load(Ordering::Relaxed);
-        s.claim.store(old | TILE_MASK, Ordering::SeqCst);
+        let old = s.homes[0].claim.load(Ordering::Relaxed);
+        for home in &s.homes {
+            home.claim.store(old | TILE_MASK, Ordering::SeqCst);
+        }
         s.closure.store((&raw const f).cast_mut().cast(), Ordering::Release);
         s.call.store(call as *mut (), Ordering::Release);
         s.num_tiles.store(num_tiles, Ordering::Release);
         s.num_done.store(0, Ordering::Release);
-        s.claim.store((old >> TILE_BITS).wrapping_add(1) << TILE_BITS, Ordering::SeqCst);
+        let generation = (old >> TILE_BITS).wrapping_add(1) << TILE_BITS;
+        for (i, home) in s.homes.iter().enumerate() {
+            home.claim.store(generation | s.share(i, num_tiles).start as u64, Ordering::SeqCst);
+        }
         if s.num_parked.load(Ordering::SeqCst) > 0 {
             self.helpers.iter().for_each(|h| h.thread().unpark());
         }
-        while s.run_tiles() {}
+        while s.run_tiles(0) {}
         s.wait_until_done(num_tiles);
         if let Some(panic) = s.panic.lock().unwrap_or_else(PoisonError::into_inner).take() {
             resume_unwind(panic);
@@ -155,25 +189,42 @@ unsafe fn call_closure<F: Fn(Range<usize>) + Sync>(closure: *const (), tiles: Ra
 
 /// Calls `f(row)` for every row, neighbouring rows in one tile: `max` of them where there are many.
 pub(super) fn for_rows(pool: &mut Pool, num_rows: usize, max: usize, f: impl Fn(usize) + Sync) {
-    let per_tile = (num_rows / (RUNS_PER_THREAD * pool.num_threads())).clamp(1, max);
+    let per_tile = (num_rows / (ROW_TILES_PER_THREAD * pool.num_threads())).clamp(1, max);
     pool.run(num_rows.div_ceil(per_tile), |tile| {
         (tile * per_tile..num_rows.min((tile + 1) * per_tile)).for_each(&f);
     });
 }
 
 impl Shared {
-    /// Claims and runs some tiles; `false` if there is none left to claim.
-    fn run_tiles(&self) -> bool {
-        let claim = self.claim.load(Ordering::Acquire);
+    /// Thread `i`'s part of `0..n`.
+    fn share(&self, i: usize, n: usize) -> Range<usize> {
+        let num_threads = self.homes.len();
+        i * n / num_threads..(i + 1) * n / num_threads
+    }
+
+    /// Claims and runs some tiles, those of thread `me`'s home first; `false` if there is none left to claim.
+    fn run_tiles(&self, me: usize) -> bool {
+        let num_threads = self.homes.len();
+        (0..num_threads).any(|i| {
+            let parts = if i == 0 { PARTS } else { PARTS * num_threads };
+            self.run_tiles_of((me + i) % num_threads, parts)
+        })
+    }
+
+    /// The same for one home: one part in `parts` of what is left.
+    fn run_tiles_of(&self, home: usize, parts: usize) -> bool {
+        let word = &self.homes[home].claim;
+        let claim = word.load(Ordering::Acquire);
         let tile = (claim & TILE_MASK) as usize;
         let num_tiles = self.num_tiles.load(Ordering::Acquire);
         let closure = self.closure.load(Ordering::Acquire);
         let call = self.call.load(Ordering::Acquire);
-        if tile >= num_tiles {
+        let end = self.share(home, num_tiles).end;
+        if tile >= end {
             return false;
         }
-        let n = ((num_tiles - tile) / (RUNS_PER_THREAD * self.num_threads)).max(1);
-        if self.claim.compare_exchange_weak(claim, claim + n as u64, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        let n = ((end - tile) / parts).max(1);
+        if word.compare_exchange_weak(claim, claim + n as u64, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return true; // Somebody else was faster, or a newer job came: look again.
         }
         // SAFETY: the swap proves that the words read after `claim` belong to its job (a newer job changes `claim`
@@ -196,12 +247,23 @@ impl Shared {
         true
     }
 
+    /// Fetches a little of what thread `me` reads in the next job, from `at` on in its part of each range.
+    fn fetch_ahead(&self, me: usize, at: usize) {
+        for ahead in &self.ahead {
+            let share = self.share(me, ahead.len.load(Ordering::Relaxed));
+            let start = ahead.start.load(Ordering::Relaxed);
+            for offset in (at..share.len().min(at + AHEAD_STEP)).step_by(64) {
+                prefetch(start.wrapping_add(share.start + offset));
+            }
+        }
+    }
+
     fn wait_until_done(&self, num_tiles: usize) {
-        for _ in 0..SPINS_BEFORE_PARK {
+        for spins in 0..SPINS_BEFORE_PARK {
             if self.num_done.load(Ordering::Acquire) == num_tiles {
                 return;
             }
-            std::hint::spin_loop();
+            self.spin(0, spins);
         }
         *self.caller.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
         self.caller_parked.store(true, Ordering::SeqCst);
@@ -211,19 +273,30 @@ impl Shared {
         self.caller_parked.store(false, Ordering::SeqCst);
     }
 
-    fn help(&self) {
+    /// Waits for a moment, usefully at first.
+    fn spin(&self, me: usize, spins: u32) {
+        let at = spins as usize * AHEAD_STEP;
+        if at < AHEAD_BYTES {
+            self.fetch_ahead(me, at);
+        }
+        std::hint::spin_loop();
+    }
+
+    fn help(&self, me: usize) {
         let mut spins = 0;
         while !self.stop.load(Ordering::Relaxed) {
-            if self.run_tiles() {
+            if self.run_tiles(me) {
                 spins = 0;
             } else if spins < SPINS_BEFORE_PARK {
+                self.spin(me, spins);
                 spins += 1;
-                std::hint::spin_loop();
             } else {
                 self.num_parked.fetch_add(1, Ordering::SeqCst);
                 // Looked at once more after saying so: a job published before that was seen is not slept through.
-                let claim = self.claim.load(Ordering::SeqCst);
-                let idle = (claim & TILE_MASK) as usize >= self.num_tiles.load(Ordering::SeqCst);
+                let idle = (0..self.homes.len()).all(|i| {
+                    let claim = self.homes[i].claim.load(Ordering::SeqCst);
+                    (claim & TILE_MASK) as usize >= self.share(i, self.num_tiles.load(Ordering::SeqCst)).end
+                });
                 if idle && !self.stop.load(Ordering::SeqCst) {
                     std::thread::park();
                 }
@@ -232,6 +305,17 @@ impl Shared {
             }
         }
     }
+}
+
+/// Hints that the line at `p` will be read soon, near enough for the second-level cache. Any address is allowed.
+fn prefetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 CPU has the instruction, and it does not fault.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
 }
 
 /// A slice that several tiles write at once, each its own part.

@@ -1,37 +1,47 @@
-//! One tile of sixteen output rows for all tokens, inputs quantised to bytes: exact integer dot products per block of
+//! Tiles of sixteen output rows for all tokens, inputs quantised to bytes: exact integer dot products per block of
 //! 32. The format is a constant of the compiled code, so each of the formats has a loop of its own; which one is chosen
-//! once per tile.
+//! once for all tiles.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
-use super::activations::BlockFacts;
+use super::activations::QuantizedRows;
 use super::simd::{Isa, LANES, Simd, simd_kernel};
-use super::weights::{BLOCK_K, Layout, Packed, Planes, WeightFormat, load_8, unpack_codes};
+use super::weights::{BLOCK_K, Layout, Packed, Planes, Tiles, WeightFormat, load_8, unpack_codes};
 
 /// Tokens that share a block's codes in registers.
 const TOKENS: usize = 8;
-/// Adds the tile's products with quantised inputs to `acc: [num_tokens, 16]`.
-pub(super) fn multiply(isa: Isa, weights: &Packed, tile: usize, x: (&[i8], &[BlockFacts]), acc: &mut [f32]) {
+
+/// Adds the tiles' products with quantised inputs to `acc: [num_tiles, num_tokens, 16]`.
+pub(super) fn multiply(
+    isa: Isa,
+    weights: &Packed,
+    tiles: &Range<usize>,
+    x: QuantizedRows<'_>,
+    acc: &mut [f32],
+) {
     let k = weights.k;
-    let operands = Operands { tile: weights.tile(tile), k, x: x.0, facts: x.1 };
+    let operands = Operands { tiles: weights.tiles(tiles), k, x };
+    let num_tokens = x.bytes.len() / k;
+    if num_tokens <= TOKENS {
+        return multiply_codes(isa, weights.layout.format, &operands, &mut [], acc);
+    }
     // Borrowed here and not in the kernel: a closure given to `with_borrow_mut` is compiled without its caller's
     // instruction set.
     SCRATCH.with_borrow_mut(|scratch| {
-        if acc.len() > TOKENS * LANES && scratch.len() < k / BLOCK_K * EXPANDED + 64 {
+        if scratch.len() < k / BLOCK_K * EXPANDED + 64 {
             scratch.resize(k / BLOCK_K * EXPANDED + 64, 0);
         }
         multiply_codes(isa, weights.layout.format, &operands, scratch, acc);
     });
 }
 
-/// A packed tile and the quantised rows that it is multiplied with.
+/// Packed tiles and the quantised rows that they are multiplied with.
 struct Operands<'a> {
-    tile: &'a [u8],
+    tiles: Tiles<'a>,
     k: usize,
     /// `[num_tokens, k]`
-    x: &'a [i8],
-    /// `[num_tokens, k / 32]`
-    facts: &'a [BlockFacts],
+    x: QuantizedRows<'a>,
 }
 
 simd_kernel! {
@@ -74,28 +84,43 @@ thread_local! {
 
 #[inline(always)]
 fn multiply_format<S: Simd, const F: u8>(s: S, operands: &Operands<'_>, scratch: &mut [u8], acc: &mut [f32]) {
-    let &Operands { tile, k, x, facts } = operands;
-    let num_tokens = acc.len() / LANES;
+    let &Operands { tiles, k, x } = operands;
+    let num_tokens = x.bytes.len() / k;
     let num_blocks = k / BLOCK_K;
-    assert!(x.len() == num_tokens * k && facts.len() == num_tokens * num_blocks);
+    let num_facts = num_tokens * num_blocks;
+    assert!(x.bytes.len() == num_tokens * k && x.scales.len() == num_facts && x.half_sums.len() == num_facts);
+    assert!(x.starts.len() == num_facts && x.half_starts.len() == num_facts);
+    assert_eq!(acc.len(), tiles.count() * num_tokens * LANES);
     let scales_at = const { layout(F) }.tile_code_bytes(k);
     let scale_bytes = num_blocks / const { layout(F).blocks_per_scale } * const { layout(F).scale_stride() };
-    assert_eq!(tile.len(), scales_at + scale_bytes);
-    let rows = Rows { x: x.as_ptr(), facts: facts.as_ptr(), acc: acc.as_mut_ptr(), k, num_blocks };
-    let packed = Source { base: tile.as_ptr(), scales_at, ahead: tile.len(), ahead_step: tile.len() / num_blocks };
-    if num_tokens <= TOKENS || matches!(const { layout(F).planes }, Planes::Byte) {
-        // SAFETY: `rows` has `num_tokens` rows and the tile `num_blocks` blocks by the assertions above.
-        return unsafe { multiply_rows::<S, F, false>(s, num_tokens, &rows, packed) };
-    }
-    // Whole vectors on cache lines: the caller lends one line more than needed, to begin on one.
-    let skip = scratch.as_ptr().align_offset(64);
-    let expanded = scratch[skip..skip + num_blocks * EXPANDED].as_mut_ptr();
-    // SAFETY: the scratch memory has room for every block, and every block is stored before it is loaded.
-    unsafe {
-        for b in 0..num_blocks {
-            store_expanded::<S, F>(s, &load::<S, F>(s, packed, b), expanded.add(b * EXPANDED));
+    for i in 0..tiles.count() {
+        let tile = tiles.get(i);
+        assert_eq!(tile.len(), scales_at + scale_bytes);
+        let rows = Rows {
+            x: x.bytes.as_ptr(),
+            scales: x.scales.as_ptr(),
+            half_sums: x.half_sums.as_ptr(),
+            starts: x.starts.as_ptr(),
+            half_starts: x.half_starts.as_ptr(),
+            acc: acc[i * num_tokens * LANES..].as_mut_ptr(),
+            num_blocks,
+        };
+        let packed = Source { base: tile.as_ptr(), scales_at, ahead: tile.len(), ahead_step: tile.len() / num_blocks };
+        if num_tokens <= TOKENS || matches!(const { layout(F).planes }, Planes::Byte) {
+            // SAFETY: `rows` has `num_tokens` rows and the tile `num_blocks` blocks by the assertions above.
+            unsafe { multiply_rows::<S, F, false>(s, num_tokens, &rows, packed) };
+            continue;
         }
-        multiply_rows::<S, F, true>(s, num_tokens, &rows, Source { base: expanded, ..packed });
+        // Whole vectors on cache lines: the caller lends one line more than needed, to begin on one.
+        let skip = scratch.as_ptr().align_offset(64);
+        let expanded = scratch[skip..skip + num_blocks * EXPANDED].as_mut_ptr();
+        // SAFETY: the scratch memory has room for every block, and every block is stored before it is loaded.
+        unsafe {
+            for b in 0..num_blocks {
+                store_expanded::<S, F>(s, &load::<S, F>(s, packed, b), expanded.add(b * EXPANDED));
+            }
+            multiply_rows::<S, F, true>(s, num_tokens, &rows, Source { base: expanded, ..packed });
+        }
     }
 }
 
@@ -183,13 +208,15 @@ unsafe fn load_expanded<S: Simd, const F: u8>(s: S, p: *const u8) -> Block<S> {
 /// The tokens' inputs and sums.
 #[derive(Clone, Copy)]
 struct Rows {
-    /// `[num_tokens, k]`
+    /// `[num_tokens, num_blocks * 32]`
     x: *const i8,
-    /// `[num_tokens, num_blocks]`
-    facts: *const BlockFacts,
+    /// `[num_tokens, num_blocks]`, as the rest of what is known of the blocks.
+    scales: *const [f32; 2],
+    half_sums: *const [f32; 2],
+    starts: *const [i32; 4],
+    half_starts: *const [i32; 4],
     /// `[num_tokens, 16]`
     acc: *mut f32,
-    k: usize,
     num_blocks: usize,
 }
 
@@ -239,9 +266,7 @@ unsafe fn multiply_group<S: Simd, const F: u8, const E: bool, const T: usize>(
             let block =
                 if E { load_expanded::<S, F>(s, source.base.add(b * EXPANDED)) } else { load::<S, F>(s, source, b) };
             for i in 0..T {
-                let x = rows.x.add((t + i) * rows.k + b * BLOCK_K).cast::<i32>();
-                let facts = &*rows.facts.add((t + i) * rows.num_blocks + b);
-                acc[i] = add_block::<S, F>(s, &block, x, facts, acc[i]);
+                acc[i] = add_block::<S, F>(s, &block, rows, (t + i) * rows.num_blocks + b, acc[i]);
             }
         }
         for i in 0..T {
@@ -250,47 +275,40 @@ unsafe fn multiply_group<S: Simd, const F: u8, const E: bool, const T: usize>(
     }
 }
 
+/// One block of weights with block number `b` of the rows.
+///
 /// # Safety
-/// 32 bytes at `x`, of any alignment.
+/// There is such a block.
 #[inline(always)]
-unsafe fn add_block<S: Simd, const F: u8>(
-    s: S,
-    block: &Block<S>,
-    x: *const i32,
-    facts: &BlockFacts,
-    mut acc: S::F,
-) -> S::F {
-    let scale = s.splat(facts.scale);
-    let groups = const { layout(F).num_groups };
-    for g in 0..groups {
-        let start = const {
-            match layout(F).format.zero() {
-                0 => None,
-                zero => Some(zero),
+unsafe fn add_block<S: Simd, const F: u8>(s: S, block: &Block<S>, rows: &Rows, b: usize, mut acc: S::F) -> S::F {
+    // SAFETY: the caller vouches for the block.
+    unsafe {
+        let x = rows.x.add(b * BLOCK_K).cast::<i32>();
+        let scale = s.splat((*rows.scales.add(b))[0]);
+        let groups = const { layout(F).num_groups };
+        for g in 0..groups {
+            let mut dot = s.splat_i32(match const { layout(F).format.zero() } {
+                0 => 0,
+                4 => (*rows.half_starts.add(b))[g],
+                8 => (*rows.starts.add(b))[0],
+                16 => (*rows.starts.add(b))[1],
+                32 => (*rows.half_starts.add(b))[2 + g],
+                _ => (*rows.starts.add(b))[2],
+            });
+            let per_group = 8 / groups;
+            for i in g * per_group..(g + 1) * per_group {
+                let x = x.add(i).read_unaligned();
+                dot = if matches!(const { layout(F).planes }, Planes::Byte) {
+                    s.dot::<true>(dot, block.codes[i], x)
+                } else {
+                    s.dot::<false>(dot, block.codes[i], x)
+                };
             }
-        };
-        let mut dot = s.splat_i32(match start {
-            None => 0,
-            Some(4) => facts.start_4[g],
-            Some(32) => facts.start_32[g],
-            Some(8) => facts.start[0],
-            Some(16) => facts.start[1],
-            Some(_) => facts.start[2],
-        });
-        let per_group = 8 / groups;
-        for i in g * per_group..(g + 1) * per_group {
-            // SAFETY: eight words make the block.
-            let x = unsafe { x.add(i).read_unaligned() };
-            dot = if matches!(const { layout(F).planes }, Planes::Byte) {
-                s.dot::<true>(dot, block.codes[i], x)
-            } else {
-                s.dot::<false>(dot, block.codes[i], x)
-            };
-        }
-        acc = s.fma(s.to_f32(dot), s.mul(block.scales[g], scale), acc);
-        if const { layout(F).has_min } {
-            let sum = if groups == 1 { facts.scaled_sum } else { facts.scaled_sums[g] };
-            acc = s.fma(block.mins[g], s.splat(sum), acc);
+            acc = s.fma(s.to_f32(dot), s.mul(block.scales[g], scale), acc);
+            if const { layout(F).has_min } {
+                let sum = if groups == 1 { (*rows.scales.add(b))[1] } else { (*rows.half_sums.add(b))[g] };
+                acc = s.fma(block.mins[g], s.splat(sum), acc);
+            }
         }
     }
     acc

@@ -1,9 +1,11 @@
-//! One tile of sixteen output rows for all tokens, inputs in f32: each block of 32 weights per row is turned into f32
+//! Tiles of sixteen output rows for all tokens, inputs in f32: each block of 32 weights per row is turned into f32
 //! once and multiplied with every token. Nothing is rounded but the sums.
+
+use std::ops::Range;
 
 use super::simd::{Isa, LANES, Simd, simd_kernel};
 use super::tile::{Source, layout, load};
-use super::weights::{BLOCK_K, Packed, WeightFormat};
+use super::weights::{BLOCK_K, Packed, Tiles, WeightFormat};
 
 /// Tokens that share a loaded weight in registers.
 const TOKENS: usize = 8;
@@ -11,22 +13,26 @@ const TOKENS: usize = 8;
 /// A block of weights as f32, `[32][16]`.
 type Decoded = [[f32; LANES]; BLOCK_K];
 
-/// Adds the tile's products with `x: [num_tokens, k]` to `acc: [num_tokens, 16]`.
-pub(super) fn multiply(isa: Isa, weights: &Packed, tile: usize, x: &[f32], acc: &mut [f32]) {
-    multiply_f32(isa, weights.layout.format, weights.tile(tile), weights.k, x, acc);
+/// Adds the tiles' products with `x: [num_tokens, k]` to `acc: [num_tiles, num_tokens, 16]`.
+pub(super) fn multiply(isa: Isa, weights: &Packed, tiles: &Range<usize>, x: &[f32], acc: &mut [f32]) {
+    multiply_f32(isa, weights.layout.format, weights.tiles(tiles), weights.k, x, acc);
 }
 
 simd_kernel! {
-    fn multiply_f32(format: WeightFormat, tile: &[u8], k: usize, x: &[f32], acc: &mut [f32]) = pick_format
+    fn multiply_f32(format: WeightFormat, tiles: Tiles<'_>, k: usize, x: &[f32], acc: &mut [f32]) = pick_format
 }
 
 #[inline(always)]
-fn pick_format<S: Simd>(s: S, format: WeightFormat, tile: &[u8], k: usize, x: &[f32], acc: &mut [f32]) {
+fn pick_format<S: Simd>(s: S, format: WeightFormat, tiles: Tiles<'_>, k: usize, x: &[f32], acc: &mut [f32]) {
+    let len = x.len() / k * LANES;
     macro_rules! pick {
         ($($format:ident)*) => {
             match format {
                 $(WeightFormat::$format => {
-                    multiply_format::<S, { WeightFormat::$format as u8 }>(s, tile, k, x, acc);
+                    for i in 0..tiles.count() {
+                        let acc = &mut acc[i * len..(i + 1) * len];
+                        multiply_format::<S, { WeightFormat::$format as u8 }>(s, tiles.get(i), k, x, acc);
+                    }
                 })*
             }
         };

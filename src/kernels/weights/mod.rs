@@ -9,6 +9,6 @@ mod unpack;
 pub use format::WeightFormat;
 pub use memory::Memory;
 pub use packed::Packed;
-pub(crate) use packed::{BLOCK_K, Layout};
+pub(crate) use packed::{BLOCK_K, Layout, Tiles};
 pub(crate) use planes::{Planes, load_8, unpack_codes};
 pub use unpack::dequantize_row;

@@ -159,14 +159,42 @@ impl Packed {
         self.region.len()
     }
 
+    /// Where they are, for hints to the memory.
+    pub fn addresses(&self) -> std::ops::Range<*const u8> {
+        self.region.bytes().as_ptr_range()
+    }
+
     pub(crate) fn num_tiles(&self) -> usize {
         self.n.div_ceil(LANES)
     }
 
-    /// The bytes of one tile, which begin on a cache line.
-    pub(crate) fn tile(&self, tile: usize) -> &[u8] {
-        let bytes = self.layout.tile_bytes(self.k);
-        &self.region.bytes()[tile * bytes.next_multiple_of(LINE)..][..bytes]
+    /// The bytes of some tiles, each of which begins on a cache line.
+    pub(crate) fn tiles(&self, tiles: &std::ops::Range<usize>) -> Tiles<'_> {
+        let len = self.layout.tile_bytes(self.k);
+        let stride = len.next_multiple_of(LINE);
+        Tiles { bytes: &self.region.bytes()[tiles.start * stride..tiles.end * stride], stride, len }
+    }
+}
+
+/// Neighbouring tiles.
+#[derive(Clone, Copy)]
+pub(crate) struct Tiles<'a> {
+    bytes: &'a [u8],
+    stride: usize,
+    len: usize,
+}
+
+impl<'a> Tiles<'a> {
+    /// Number of tiles.
+    #[inline(always)]
+    pub(crate) fn count(self) -> usize {
+        self.bytes.len() / self.stride
+    }
+
+    /// One tile's bytes.
+    #[inline(always)]
+    pub(crate) fn get(self, i: usize) -> &'a [u8] {
+        &self.bytes[i * self.stride..][..self.len]
     }
 }
 

@@ -3,6 +3,7 @@
 //! down projection + residual. Tensors travel between the stages; inside one, everything is `kernels/`.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, InplaceOp2, Layout, Result as CandleResult, Storage, Tensor};
@@ -71,7 +72,20 @@ impl Weights {
     }
 }
 
+/// Weights that the next stage reads.
+type Ahead = [Range<*const u8>; 2];
+
+fn nothing() -> Range<*const u8> {
+    std::ptr::null()..std::ptr::null()
+}
+
 impl Layer {
+    /// From the first matrix to the last, which are packed one after another.
+    fn qkv_addresses(&self) -> Range<*const u8> {
+        let (first, last) = (&self.qkv[0].weights, &self.qkv[self.qkv.len() - 1].weights);
+        first.addresses().start..last.addresses().end
+    }
+
     fn load(
         config: &ModelConfig,
         index: usize,
@@ -154,15 +168,17 @@ impl Cpu {
     }
 
     /// `h += norm(projection(x))`, the norm where there is one.
-    fn project(&mut self, p: &Projection, x: &[f32], norm: Option<Norm<'_>>, h: &mut [f32]) {
+    fn project(&mut self, p: &Projection, x: &[f32], norm: Option<Norm<'_>>, next: Ahead, h: &mut [f32]) {
         let Some(norm) = norm else {
             return self.with_input(x, p.weights.k(), None, |isa, pool, input| {
+                pool.set_ahead(next);
                 linear(isa, pool, &[p.part()], input, true, h);
             });
         };
         let mut scratch = std::mem::take(&mut self.scratch);
         let projected = resized(&mut scratch, h.len());
         self.with_input(x, p.weights.k(), None, |isa, pool, input| {
+            pool.set_ahead(next);
             linear(isa, pool, &[p.part()], input, false, projected);
         });
         add_rms_norm(self.isa, &mut self.pool, projected, norm, h);
@@ -246,12 +262,13 @@ impl Fused {
         let states = states.rows(num_tokens)?;
         let step = Step { config: &weights.config, batch, angles, tables, states, cpu: RefCell::new(cpu) };
         weights.embed(batch, &step.states.h)?;
-        for (layer, kv) in weights.layers.iter().zip(&mut kv.layers) {
+        for (i, (layer, kv)) in weights.layers.iter().zip(&mut kv.layers).enumerate() {
+            let next = weights.layers.get(i + 1).map_or(weights.head.addresses(), Layer::qkv_addresses);
             step.norm_qkv(layer)?;
             step.attention(layer, kv)?;
-            step.project("out-residual", &layer.attn_output, layer.post_attn_norm.as_deref(), &step.states.attended)?;
+            step.attn_output(layer)?;
             step.norm_gate_up(layer)?;
-            step.project("down-residual", &layer.down, layer.post_ffn_norm.as_deref(), &step.states.branch)?;
+            step.down(layer, next)?;
         }
         weights.logits(&step.states.h, batch, step.cpu.into_inner(), logits)
     }
@@ -278,6 +295,7 @@ impl Step<'_> {
         let run = |out: &mut [f32], x: &[f32]| {
             let norm = Some(self.norm(&layer.attn_norm));
             self.cpu.borrow_mut().with_input(x, self.config.hidden_size, norm, |isa, pool, input| {
+                pool.set_ahead([layer.attn_output.weights.addresses(), nothing()]);
                 linear(isa, pool, &parts, input, false, out);
             });
         };
@@ -309,12 +327,14 @@ impl Step<'_> {
         self.states.attended.inplace_op2(&self.states.qkv, &Stage { name: "attention", run: attend })
     }
 
-    /// `h += norm(projection(x))`, the norm where there is one.
-    fn project(&self, name: &'static str, p: &Projection, norm: Option<&[f32]>, x: &Tensor) -> CandleResult<()> {
+    /// `h += norm(projection(attended))`, the norm where there is one.
+    fn attn_output(&self, layer: &Layer) -> CandleResult<()> {
         let run = |h: &mut [f32], x: &[f32]| {
-            self.cpu.borrow_mut().project(p, x, norm.map(|weight| self.norm(weight)), h);
+            let norm = layer.post_attn_norm.as_deref().map(|weight| self.norm(weight));
+            let next = [layer.gate.addresses(), layer.up.addresses()];
+            self.cpu.borrow_mut().project(&layer.attn_output, x, norm, next, h);
         };
-        self.states.h.inplace_op2(x, &Stage { name, run })
+        self.states.h.inplace_op2(&self.states.attended, &Stage { name: "out-residual", run })
     }
 
     /// `h -> branch`
@@ -322,10 +342,20 @@ impl Step<'_> {
         let run = |out: &mut [f32], x: &[f32]| {
             let norm = Some(self.norm(&layer.ffn_norm));
             self.cpu.borrow_mut().with_input(x, self.config.hidden_size, norm, |isa, pool, input| {
+                pool.set_ahead([layer.down.weights.addresses(), nothing()]);
                 gated(isa, pool, &layer.gate, &layer.up, self.config.activation, input, out);
             });
         };
         self.states.branch.inplace_op2(&self.states.h, &Stage { name: "norm-gate-up", run })
+    }
+
+    /// `h += norm(projection(branch))`, the norm where there is one; `next` are the weights of the next layer, or the head.
+    fn down(&self, layer: &Layer, next: Range<*const u8>) -> CandleResult<()> {
+        let run = |h: &mut [f32], x: &[f32]| {
+            let norm = layer.post_ffn_norm.as_deref().map(|weight| self.norm(weight));
+            self.cpu.borrow_mut().project(&layer.down, x, norm, [next.clone(), nothing()], h);
+        };
+        self.states.h.inplace_op2(&self.states.branch, &Stage { name: "down-residual", run })
     }
 }
 
@@ -363,7 +393,10 @@ impl Weights {
         }
         let part = Part { weights: &self.head, bias: None, column: 0 };
         let norm = Norm { weight: &self.final_norm, eps: self.config.norm_eps };
-        cpu.with_input(&rows, hidden, Some(norm), |isa, pool, input| linear(isa, pool, &[part], input, false, logits));
+        cpu.with_input(&rows, hidden, Some(norm), |isa, pool, input| {
+            pool.set_ahead([self.layers[0].qkv_addresses(), nothing()]);
+            linear(isa, pool, &[part], input, false, logits);
+        });
         Ok(())
     }
 }
