@@ -16,6 +16,8 @@
 //! What a query computes depends on its own position and the cache alone: blocks are cut at multiples of 32 from
 //! position 0 (or the first block of its window), whatever chunk or batch it came in.
 
+use std::ops::Range;
+
 use super::math;
 use super::pool::{Pool, SharedMut};
 use super::simd::{Isa, LANES, Simd, simd_kernel};
@@ -153,12 +155,17 @@ pub fn attention(
         first_tile.push(first_tile[seq] + tiles_per_head(seq) as usize * num_kv_heads);
     }
     let out = SharedMut::new(out);
-    pool.run(first_tile[num_seqs], |tile| {
+    let num_tiles = first_tile[num_seqs];
+    let place = |tile: usize| {
         let seq = first_tile.partition_point(|first| *first <= tile) - 1;
         let (head, chunk) = ((tile - first_tile[seq]) % num_kv_heads, (tile - first_tile[seq]) / num_kv_heads);
         let first = batch.cu_seqlens[seq] as usize + chunk * QUERIES_PER_TILE;
         let last = (first + QUERIES_PER_TILE).min(batch.cu_seqlens[seq + 1] as usize);
         let table = &batch.block_tables[batch.cu_blocks[seq] as usize..batch.cu_blocks[seq + 1] as usize];
+        (first..last, head, table)
+    };
+    pool.run(num_tiles, |tile| {
+        let (Range { start: first, end: last }, head, table) = place(tile);
         let group = num_heads / num_kv_heads;
         let row = |i: usize| {
             let (token, query_head) = (first + i / group, head * group + i % group);
@@ -169,7 +176,13 @@ pub fn attention(
         };
         let num_rows = (last - first) * group;
         let reads_once = num_rows <= ROWS;
-        let view = View { kv, head, num_kv_heads, head_dim, table, window: shape.window, reads_once };
+        let mut view = View { kv, head, num_kv_heads, head_dim, table, window: shape.window, reads_once, then: None };
+        if reads_once && tile + 1 < num_tiles {
+            let (tokens, head, table) = place(tile + 1);
+            let position =
+                (batch.positions[tokens.start] as usize + 1).saturating_sub(shape.window.unwrap_or(usize::MAX));
+            view.then = Some(View { head, table, ..view }.offset(position / KV_BLOCK));
+        }
         let mut i = 0;
         while i < num_rows {
             match num_rows - i {
@@ -198,6 +211,7 @@ impl Row<'_> {
 }
 
 /// One head's cache, seen through one sequence's block table.
+#[derive(Clone, Copy)]
 struct View<'a> {
     kv: &'a KvLayer,
     head: usize,
@@ -207,6 +221,8 @@ struct View<'a> {
     window: Option<usize>,
     /// Whether blocks are read by these rows alone, so that each must come from memory.
     reads_once: bool,
+    /// Where the block begins that this thread will probably read after them.
+    then: Option<usize>,
 }
 
 impl View<'_> {
@@ -237,7 +253,7 @@ fn attend<S: Simd, const R: usize>(s: S, view: &View<'_>, rows: [Row<'_>; R]) {
         let at = view.offset(block);
         let keys = &view.kv.keys[at..at + head_dim * KV_BLOCK];
         let values = &view.kv.values[at..at + head_dim * KV_BLOCK];
-        let next = if view.reads_once && block < last / KV_BLOCK { Some(view.offset(block + 1)) } else { None };
+        let next = if view.reads_once && block < last / KV_BLOCK { Some(view.offset(block + 1)) } else { view.then };
         let mut p = scores(s, keys, &rows, next.map(|at| (view.kv.keys[at..].as_ptr(), view.kv.values[at..].as_ptr())));
         let mut rescale = [1f32; R];
         let mut union = (KV_BLOCK, 0);
@@ -369,7 +385,7 @@ fn weigh<S: Simd, const R: usize>(
     head_dim: usize,
     p: &[[f32; KV_BLOCK]; R],
     rescale: &[f32; R],
-    seen: std::ops::Range<usize>,
+    seen: Range<usize>,
     rows: &mut [Row<'_>; R],
 ) {
     assert!(values.len() == head_dim * KV_BLOCK && seen.end <= KV_BLOCK);
@@ -402,7 +418,7 @@ unsafe fn weigh_vectors<S: Simd, const R: usize, const C: usize>(
     d: usize,
     p: &[[f32; KV_BLOCK]; R],
     rescale: &[f32; R],
-    seen: &std::ops::Range<usize>,
+    seen: &Range<usize>,
     rows: &mut [Row<'_>; R],
 ) {
     // SAFETY: the caller vouches for the dimensions.

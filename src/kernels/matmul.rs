@@ -87,9 +87,9 @@ pub fn linear(isa: Isa, pool: &mut Pool, parts: &[Part<'_>], input: &Input<'_>, 
                 let tiles = tiles.start - first_tile..tiles.end - first_tile;
                 let acc = &mut acc[..tiles.len() * tokens.len() * LANES];
                 multiply(isa, part, &tiles, input, &tokens, acc);
-                let at = tokens.start * width + part.column;
-                // SAFETY: tiles of all parts write disjoint columns.
-                unsafe { write_columns(&out, acc, width, at, part.weights.n, &tiles, accumulate) };
+                let first = tokens.start * width + part.column;
+                // Tiles of all parts have columns of their own.
+                write_columns(isa, &Columns { out, first, width, n: part.weights.n }, &tiles, acc, accumulate);
             }
             first_tile = end;
         }
@@ -107,35 +107,40 @@ fn passes(num_tokens: usize, tiles: Range<usize>) -> impl Iterator<Item = (Range
     })
 }
 
-/// Writes or adds `acc: [tiles.len(), any, 16]`, the columns of `tiles` of a matrix of `n` rows whose first column is at
-/// `at` and every `width` after it.
-///
-/// # Safety
-/// Nobody else uses these columns meanwhile.
-#[inline(always)]
-unsafe fn write_columns(
-    out: &SharedMut<'_, f32>,
-    acc: &[f32],
+/// Columns of a matrix of outputs: those of `n` rows of weights, the first at `first` and every `width` after it.
+struct Columns<'a> {
+    out: SharedMut<'a, f32>,
+    first: usize,
     width: usize,
-    at: usize,
     n: usize,
-    tiles: &Range<usize>,
-    accumulate: bool,
-) {
-    for (tile, acc) in tiles.clone().zip(acc.chunks_exact(acc.len() / tiles.len())) {
-        let num_columns = LANES.min(n - tile * LANES);
-        for (t, acc) in acc.as_chunks::<LANES>().0.iter().enumerate() {
-            // SAFETY: the caller vouches for the columns.
-            let out = unsafe { out.slice(at + tile * LANES + t * width, num_columns) };
-            // Sixteen at once where they are all there: a copy of unknown length is a call.
-            if let Ok(out) = <&mut [f32; LANES]>::try_from(&mut *out) {
-                for i in 0..LANES {
+}
+
+simd_kernel! {
+    /// Writes or adds `acc: [tiles.len(), any, 16]`. Nobody else may use the columns of these tiles meanwhile.
+    fn write_columns(to: &Columns<'_>, tiles: &Range<usize>, acc: &[f32], accumulate: bool) = write_columns_body
+}
+
+#[inline(always)]
+fn write_columns_body<S: Simd>(s: S, to: &Columns<'_>, tiles: &Range<usize>, acc: &[f32], accumulate: bool) {
+    let num_tokens = acc.len() / (tiles.len() * LANES);
+    for t in 0..num_tokens {
+        for tile in tiles.start..tiles.end {
+            let num_columns = LANES.min(to.n - tile * LANES);
+            let acc = &acc[((tile - tiles.start) * num_tokens + t) * LANES..][..LANES];
+            // SAFETY: the columns are the caller's alone; both sides have the values that are read and written.
+            unsafe {
+                let out = to.out.slice(to.first + t * to.width + tile * LANES, num_columns);
+                if num_columns == LANES {
+                    let mut sum = s.load(acc.as_ptr());
+                    if accumulate {
+                        sum = s.add(s.load(out.as_ptr()), sum);
+                    }
+                    s.store(out.as_mut_ptr(), sum);
+                    continue;
+                }
+                for i in 0..num_columns {
                     out[i] = if accumulate { out[i] + acc[i] } else { acc[i] };
                 }
-                continue;
-            }
-            for (out, acc) in out.iter_mut().zip(acc) {
-                *out = if accumulate { *out + acc } else { *acc };
             }
         }
     }
@@ -168,8 +173,8 @@ pub fn gated(
             multiply(isa, &part(gate), &tiles, input, &tokens, gate_acc);
             multiply(isa, &part(up), &tiles, input, &tokens, up_acc);
             activate(isa, activation, gate_acc, up_acc);
-            // SAFETY: every tile writes its own columns.
-            unsafe { write_columns(&out, gate_acc, n, tokens.start * n, n, &tiles, false) };
+            // Every tile has columns of its own.
+            write_columns(isa, &Columns { out, first: tokens.start * n, width: n, n }, &tiles, gate_acc, false);
         }
     });
 }
@@ -183,15 +188,16 @@ fn multiply(
     tokens: &Range<usize>,
     acc: &mut [f32],
 ) {
-    if let Some(bias) = part.bias {
-        for (tile, acc) in tiles.clone().zip(acc.chunks_exact_mut(tokens.len() * LANES)) {
-            let mut start = [0f32; LANES];
+    for (tile, acc) in tiles.clone().zip(acc.chunks_exact_mut(tokens.len() * LANES)) {
+        let mut start = [0f32; LANES];
+        if let Some(bias) = part.bias {
             let num_rows = LANES.min(part.weights.n - tile * LANES);
             start[..num_rows].copy_from_slice(&bias[tile * LANES..][..num_rows]);
-            acc.as_chunks_mut::<LANES>().0.fill(start);
         }
-    } else {
-        acc.fill(0.0);
+        // Not `fill`, which is a call and copies value by value.
+        for acc in acc.as_chunks_mut::<LANES>().0 {
+            *acc = start;
+        }
     }
     let k = part.weights.k;
     match input.quantized {

@@ -13,13 +13,7 @@ use super::weights::{BLOCK_K, Layout, Packed, Planes, Tiles, WeightFormat, load_
 const TOKENS: usize = 8;
 
 /// Adds the tiles' products with quantised inputs to `acc: [num_tiles, num_tokens, 16]`.
-pub(super) fn multiply(
-    isa: Isa,
-    weights: &Packed,
-    tiles: &Range<usize>,
-    x: QuantizedRows<'_>,
-    acc: &mut [f32],
-) {
+pub(super) fn multiply(isa: Isa, weights: &Packed, tiles: &Range<usize>, x: QuantizedRows<'_>, acc: &mut [f32]) {
     let k = weights.k;
     let operands = Operands { tiles: weights.tiles(tiles), k, x };
     let num_tokens = x.bytes.len() / k;
