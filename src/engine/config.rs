@@ -16,8 +16,8 @@ pub struct EngineConfig {
     /// Most tokens a worker computes in a step; at least `max_num_seqs`. More makes long prompts faster and steps
     /// longer.
     pub max_num_batched_tokens: usize,
-    /// Most prompt tokens in a step in which other sequences wait for their next token: this, and not the length of
-    /// a newcomer's prompt, bounds the time between two tokens. At least 1.
+    /// Most prompt tokens in a step in which other sequences wait for their next token, however many these are: this,
+    /// and not the length of a newcomer's prompt, bounds the time between two tokens. At least 1.
     pub prefill_tokens_per_step_max: usize,
     /// Most requests that wait for a worker. At least 1.
     pub queue_requests_max: usize,
@@ -81,6 +81,7 @@ impl EngineConfig {
             max_num_seqs: self.max_num_seqs,
             max_num_batched_tokens: self.max_num_batched_tokens,
             prefill_tokens_per_step_max: self.prefill_tokens_per_step_max,
+            attention_span: usize::MAX,
         }
     }
 

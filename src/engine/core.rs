@@ -88,11 +88,12 @@ impl EngineCore {
     /// A core without sequences.
     pub fn new(model: Box<dyn Model>, parts: CoreParts) -> Self {
         let num_blocks = model.spec().num_blocks;
+        let limits = SchedulerLimits { attention_span: model.spec().attention_span, ..parts.limits };
         let max_num_seqs = parts.limits.max_num_seqs;
         let gauges = Gauges::new(parts.metrics.clone(), num_blocks);
         Self {
             model,
-            scheduler: Scheduler::new(parts.limits, num_blocks),
+            scheduler: Scheduler::new(limits, num_blocks),
             generations: (0..max_num_seqs).map(|_| None).collect(),
             free_slots: (0..max_num_seqs).rev().collect(),
             ended: Vec::new(),

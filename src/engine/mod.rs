@@ -144,7 +144,7 @@ impl Engine {
     /// Validation has seen the request already, but a token past the vocabulary would crash the worker, and whether
     /// it fits the pool only the engine knows.
     fn check(&self, request: &ValidRequest) -> Result<()> {
-        let ModelSpec { vocab_size, max_model_len, num_blocks } = self.spec;
+        let ModelSpec { vocab_size, max_model_len, num_blocks, .. } = self.spec;
         let num_tokens_max = request.num_tokens_max();
         if request.prompt.is_empty() || request.max_tokens == 0 {
             return Err(Error::invalid("prompt", "prompt and `max_tokens` must be at least one token"));

@@ -5,7 +5,8 @@
 //! schedule:  budget = max_num_batched_tokens
 //!            sequences with one token to compute (decoding), oldest first: one token each;
 //!                no block left -> preempt the youngest, maybe itself
-//!            prefill budget = what is left, and if somebody decodes at most prefill_tokens_per_step_max
+//!            prefill budget = what is left, and if somebody decodes at most 4 for each who does
+//!                (at least 32, at most prefill_tokens_per_step_max)
 //!            running sequences with more to compute, oldest first: a chunk each
 //!            preempted sequences that fit again, oldest first: a chunk each
 //! admit:     while has_room() and the queue's next fits(): a chunk
@@ -14,7 +15,9 @@
 //! ```
 //!
 //! The prefill bound holds only while somebody decodes: it is there to bound the time between two tokens, and with
-//! nobody waiting for a token a whole budget of prefill is simply faster.
+//! nobody waiting for a token a whole budget of prefill is simply faster. It grows with the number who decode because
+//! their step does: each waits a few times longer while a prompt is computed, however many they are. A token far into
+//! a long prompt has more to attend to, so it counts for more than one (`attention_span`).
 //!
 //! A sequence is admitted only if there are blocks for all its tokens, and takes them at once, so only decoding can
 //! run out of blocks. Admission leaves a block free per running sequence, for the next one each will need: without
@@ -37,7 +40,14 @@ pub struct SchedulerLimits {
     pub max_num_batched_tokens: usize,
     /// Most tokens of a step that are not decoding, while others decode; at least 1.
     pub prefill_tokens_per_step_max: usize,
+    /// A token that attends to this many others takes twice the time of one that attends to none.
+    pub attention_span: usize,
 }
+
+/// Tokens of prompts in a step for each sequence that decodes in it ...
+const PREFILL_TOKENS_PER_DECODE: usize = 4;
+/// ... and at least so many: fewer would read all weights for little.
+const PREFILL_TOKENS_MIN: usize = 32;
 
 /// A worker's sequences and blocks.
 #[derive(Debug)]
@@ -51,6 +61,8 @@ pub struct Scheduler {
     plan: Vec<Planned>,
     /// Tokens of the step being planned that are still to be handed out.
     prefill_budget: usize,
+    /// Whether somebody decodes in it.
+    is_shared: bool,
     num_preemptions: u64,
     num_admitted: u64,
 }
@@ -80,6 +92,7 @@ impl Scheduler {
             waiting: VecDeque::with_capacity(limits.max_num_seqs),
             plan: Vec::with_capacity(limits.max_num_seqs),
             prefill_budget: 0,
+            is_shared: false,
             num_preemptions: 0,
             num_admitted: 0,
         }
@@ -96,8 +109,10 @@ impl Scheduler {
         self.plan.clear();
         self.plan_decoding();
         let left = self.limits.max_num_batched_tokens - self.plan.len();
-        let bound = if self.plan.is_empty() { left } else { self.limits.prefill_tokens_per_step_max };
-        self.prefill_budget = left.min(bound);
+        let share = (PREFILL_TOKENS_PER_DECODE * self.plan.len()).max(PREFILL_TOKENS_MIN);
+        self.is_shared = !self.plan.is_empty();
+        self.prefill_budget =
+            if self.is_shared { left.min(share).min(self.limits.prefill_tokens_per_step_max) } else { left };
         for index in 0..self.running.len() {
             if self.running[index].num_remaining() > 1 {
                 self.plan_chunk(index);
@@ -254,11 +269,17 @@ impl Scheduler {
     }
 
     fn plan_chunk(&mut self, index: usize) {
-        let num_tokens = self.running[index].num_remaining().min(self.prefill_budget);
-        if num_tokens > 0 {
-            self.prefill_budget -= num_tokens;
-            self.push_plan(index, num_tokens);
+        if self.prefill_budget == 0 {
+            return;
         }
+        let sequence = &self.running[index];
+        let attended = if self.is_shared { sequence.num_computed_tokens() } else { 0 };
+        let cost = 1.0 + attended as f64 / self.limits.attention_span as f64;
+        let affordable = ((self.prefill_budget as f64 / cost) as usize).max(1);
+        let num_tokens = sequence.num_remaining().min(affordable);
+        let spent = (num_tokens as f64 * cost).ceil() as usize;
+        self.prefill_budget = self.prefill_budget.saturating_sub(spent);
+        self.push_plan(index, num_tokens);
     }
 
     fn push_plan(&mut self, index: usize, num_tokens: usize) {

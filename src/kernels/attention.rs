@@ -19,8 +19,10 @@
 use std::ops::Range;
 
 use super::math;
+use super::memory::{Halves, Memory};
 use super::pool::{Pool, SharedMut};
 use super::simd::{Isa, LANES, Simd, simd_kernel};
+use crate::error::Result;
 
 /// Positions in one KV block.
 pub const KV_BLOCK: usize = 32;
@@ -109,16 +111,19 @@ pub struct Ragged<'a> {
 #[derive(Debug)]
 pub struct KvLayer {
     /// `[num_blocks, num_kv_heads, head_dim, KV_BLOCK]`
-    pub keys: Vec<u16>,
+    pub(super) keys: Halves,
     /// `[num_blocks, num_kv_heads, KV_BLOCK, head_dim]`
-    pub values: Vec<u16>,
+    pub(super) values: Halves,
 }
 
 impl KvLayer {
-    /// Zeroed memory. The system hands out zero pages lazily, so unused blocks cost nothing.
-    pub fn new(num_blocks: usize, num_kv_heads: usize, head_dim: usize) -> Self {
+    /// Zeroed memory; blocks that were never written cost nothing.
+    ///
+    /// # Errors
+    /// If the system has no address space for it.
+    pub fn new(num_blocks: usize, num_kv_heads: usize, head_dim: usize, memory: &mut Memory) -> Result<Self> {
         let len = num_blocks * num_kv_heads * head_dim * KV_BLOCK;
-        Self { keys: vec![0; len], values: vec![0; len] }
+        Ok(Self { keys: memory.halves(len)?, values: memory.halves(len)? })
     }
 }
 

@@ -23,6 +23,8 @@ pub struct ModelSpec {
     pub max_model_len: usize,
     /// KV blocks it has memory for.
     pub num_blocks: usize,
+    /// A token that attends to this many others takes about twice the time of one that attends to none. At least 1.
+    pub attention_span: usize,
 }
 
 /// A loaded model with its KV memory. One worker owns it outright.

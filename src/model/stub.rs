@@ -99,7 +99,7 @@ impl StubModel {
     pub fn new(config: StubConfig) -> Self {
         assert!(config.vocab_size > EOS, "the stub needs 257 tokens, got {}", config.vocab_size);
         let StubConfig { vocab_size, max_model_len, num_blocks, .. } = config;
-        let spec = ModelSpec { vocab_size, max_model_len, num_blocks };
+        let spec = ModelSpec { vocab_size, max_model_len, num_blocks, attention_span: usize::MAX };
         Self { config, spec, kv: vec![POISON; num_blocks * BLOCK_SIZE], step: 0 }
     }
 

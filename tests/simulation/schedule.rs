@@ -68,6 +68,8 @@ impl Schedule {
             max_num_seqs,
             max_num_batched_tokens: max_num_seqs + r.pick(0..100),
             prefill_tokens_per_step_max: r.pick(1..50),
+            // The model says; a step has the same rules whatever it is.
+            attention_span: usize::MAX,
         };
         let num_blocks = r.pick(3..11);
         let num_requests = r.pick(2..12);

@@ -337,7 +337,12 @@ struct Solo {
 
 impl Solo {
     fn new() -> Self {
-        let limits = SchedulerLimits { max_num_seqs: 1, max_num_batched_tokens: 512, prefill_tokens_per_step_max: 512 };
+        let limits = SchedulerLimits {
+            max_num_seqs: 1,
+            max_num_batched_tokens: 512,
+            prefill_tokens_per_step_max: 512,
+            attention_span: usize::MAX,
+        };
         let queue = QueueLimits { requests_max: 1, tokens_max: 1 };
         let parts = parts(limits, queue, Arc::new(Metrics::default()), Arc::new(AtomicU64::new(0)));
         Self { queue: parts.queue.clone(), core: EngineCore::new(Box::new(StubModel::new(stub_config(16))), parts) }

@@ -2,8 +2,12 @@
 
 use super::*;
 
-const LIMITS: SchedulerLimits =
-    SchedulerLimits { max_num_seqs: 4, max_num_batched_tokens: 64, prefill_tokens_per_step_max: 16 };
+const LIMITS: SchedulerLimits = SchedulerLimits {
+    max_num_seqs: 4,
+    max_num_batched_tokens: 64,
+    prefill_tokens_per_step_max: 16,
+    attention_span: usize::MAX,
+};
 
 struct Driver {
     scheduler: Scheduler,
@@ -157,5 +161,30 @@ fn the_batch_names_the_slots_of_the_tables() {
             let block = b.block_table(seq)[position / BLOCK_SIZE].0 as usize;
             assert_eq!(b.slot_mapping[row] as usize, block * BLOCK_SIZE + position % BLOCK_SIZE);
         }
+    }
+}
+
+#[test]
+fn a_prompt_gets_a_share_for_each_who_decodes_and_less_the_further_it_is() {
+    let limits = SchedulerLimits {
+        max_num_seqs: 32,
+        max_num_batched_tokens: 512,
+        prefill_tokens_per_step_max: 100,
+        attention_span: 64,
+    };
+    for (num_decoding, first_chunk) in [(1, 32), (8, 32), (16, 64), (30, 100)] {
+        let mut d = Driver::new(limits, 128);
+        d.scheduler.schedule();
+        for slot in 0..num_decoding {
+            assert_eq!(d.admit(slot, &prompt(2, slot as u32)), Some(0));
+        }
+        d.run();
+        d.scheduler.schedule();
+        assert_eq!(d.admit(99, &prompt(400, 99)), Some(0));
+        let chunk = |step: Vec<(usize, usize)>| step.iter().find(|(slot, _)| *slot == 99).expect("a chunk").1;
+        let first = chunk(d.run());
+        assert_eq!(first, first_chunk);
+        // Each token of the second chunk attends to `first` others and counts for 1 + first / 64.
+        assert_eq!(chunk(d.step()), first_chunk * 64 / (64 + first));
     }
 }

@@ -13,10 +13,10 @@
 use half::f16;
 
 use super::WeightFormat;
-use super::memory::{Memory, Region};
 use super::planes::{Planes, pack_codes};
 use super::unpack::{Block, unpack};
 use crate::error::{Error, Result};
+use crate::kernels::memory::{Memory, Region};
 use crate::kernels::pool::{Pool, SharedMut};
 use crate::kernels::simd::LANES;
 

@@ -58,8 +58,8 @@ impl Projection {
 
 impl Weights {
     /// Packs every matrix of the file, on all threads of `pool`.
-    pub(super) fn load(gguf: Arc<Gguf>, config: Arc<ModelConfig>, pool: &mut Pool) -> Result<Self> {
-        let tensors = Tensors::new(&gguf, &config);
+    pub(super) fn load(gguf: &Arc<Gguf>, config: Arc<ModelConfig>, pool: &mut Pool) -> Result<Self> {
+        let tensors = Tensors::new(gguf, &config);
         tensors.embeddings()?;
         let mut memory = Memory::default();
         let mut pack = |m: Matrix<'_>| Packed::pack(m.format, m.n, m.k, m.bytes, &mut memory, pool);
@@ -68,6 +68,8 @@ impl Weights {
         let final_norm = tensors.final_norm()?;
         let head = pack(tensors.head()?)?;
         tensors.finish()?;
+        // From here on only rows of embeddings are read from the file.
+        let gguf = Arc::new(gguf.mapped_afresh()?);
         Ok(Self { layers, final_norm, head, gguf, config })
     }
 }
@@ -237,11 +239,11 @@ impl Fused {
         isa: Isa,
         pool: Pool,
         activations: ActivationType,
-    ) -> Self {
+    ) -> Result<Self> {
         let quantized = (activations == ActivationType::Int8).then(Activations::default);
         let c = &weights.config;
-        let kv = KvStore::new(c.layers.len(), num_blocks, c.num_kv_heads, c.head_dim);
-        Self { weights, kv, cpu: Cpu { isa, pool, scratch: Vec::new(), quantized }, states: None }
+        let kv = KvStore::new(c.layers.len(), num_blocks, c.num_kv_heads, c.head_dim)?;
+        Ok(Self { weights, kv, cpu: Cpu { isa, pool, scratch: Vec::new(), quantized }, states: None })
     }
 
     /// Runs the batch; `angles` has the cosines and sines of each rope, `tables` the batch's block tables as numbers.

@@ -89,7 +89,7 @@ impl DecoderWeights {
         let loaded = match &options.compute {
             Compute::Cpu { num_threads, .. } => {
                 let mut pool = Pool::new(*num_threads);
-                Loaded::Fused(Arc::new(fused::Weights::load(gguf.clone(), config.clone(), &mut pool)?))
+                Loaded::Fused(Arc::new(fused::Weights::load(gguf, config.clone(), &mut pool)?))
             }
             Compute::Composed(device) => Loaded::Composed(Arc::new(composed::Weights::load(gguf, &config, device)?)),
         };
@@ -119,7 +119,7 @@ impl DecoderWeights {
         let num_blocks = self.spec.num_blocks;
         let stages = match (&self.loaded, &self.compute) {
             (Loaded::Fused(weights), Compute::Cpu { num_threads, activations }) => Stages::Fused(Box::new(
-                fused::Fused::new(weights.clone(), num_blocks, self.isa, Pool::new(*num_threads), *activations),
+                fused::Fused::new(weights.clone(), num_blocks, self.isa, Pool::new(*num_threads), *activations)?,
             )),
             (Loaded::Composed(weights), _) => Stages::Composed(composed::Composed::new(weights.clone(), num_blocks)?),
             (Loaded::Fused(_), Compute::Composed(_)) => unreachable!("weights are loaded for their engine"),
@@ -128,6 +128,15 @@ impl DecoderWeights {
         let angles = vec![Default::default(); ropes.len()];
         Ok(Decoder { spec: self.spec.clone(), ropes, stages, angles, tables: Vec::new() })
     }
+}
+
+/// Multiplications of a token with the layers' weights, in those with one position of the context. Attention is
+/// computed in f32; matrices in bytes take about a quarter of the time.
+fn attention_span(config: &ModelConfig, compute: &Compute) -> usize {
+    let attended = config.num_heads * config.head_dim;
+    let matrices = config.hidden_size * (config.qkv_size() + attended + 3 * config.intermediate_size);
+    let is_int8 = matches!(compute, Compute::Cpu { activations: ActivationType::Int8, .. });
+    (matrices / (2 * attended * if is_int8 { 4 } else { 1 })).max(1)
 }
 
 fn spec(config: &ModelConfig, options: &DecoderOptions) -> Result<ModelSpec> {
@@ -151,7 +160,8 @@ fn spec(config: &ModelConfig, options: &DecoderOptions) -> Result<ModelSpec> {
     }
     // A sequence that cannot fit the memory could never finish.
     let max_model_len = max_model_len.min(num_blocks * BLOCK_SIZE);
-    Ok(ModelSpec { vocab_size: config.vocab_size, max_model_len, num_blocks })
+    let attention_span = attention_span(config, &options.compute);
+    Ok(ModelSpec { vocab_size: config.vocab_size, max_model_len, num_blocks, attention_span })
 }
 
 /// A decoder with its KV memory: one worker's.

@@ -24,6 +24,7 @@ mod malformed;
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
 use memmap2::Mmap;
 
@@ -59,7 +60,8 @@ pub mod limits {
 #[derive(Debug)]
 pub struct Gguf {
     map: Mmap,
-    header: Header,
+    file: File,
+    header: Arc<Header>,
 }
 
 /// One tensor: its description and its bytes in the map.
@@ -91,8 +93,22 @@ impl Gguf {
             return Err(Error::bad_model("is empty; a GGUF file begins with `GGUF`"));
         }
         let map = map_file(&file).map_err(|e| Error::io("cannot map", e))?;
-        let header = Header::parse(&map)?;
-        Ok(Self { map, header })
+        let header = Arc::new(Header::parse(&map)?);
+        Ok(Self { map, file, header })
+    }
+
+    /// The same file in a map of its own, none of whose pages is resident: once all others are gone, what was read
+    /// through them no longer counts as this process's memory.
+    ///
+    /// # Errors
+    /// If the system refuses the map, or the file has changed its length.
+    pub fn mapped_afresh(&self) -> Result<Self> {
+        let file = self.file.try_clone().map_err(|e| Error::io("cannot open again", e))?;
+        let map = map_file(&file).map_err(|e| Error::io("cannot map", e))?;
+        if map.len() != self.map.len() {
+            return Err(Error::bad_model("the file changed while it was read"));
+        }
+        Ok(Self { map, file, header: self.header.clone() })
     }
 
     /// The metadata.

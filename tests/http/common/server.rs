@@ -45,7 +45,7 @@ impl Default for Setup {
             api: ApiConfig { head_wait: Duration::ZERO, ..ApiConfig::default() },
             table: TableLimits::default(),
             service: ServiceConfig { model_name: "stub".to_owned(), ..ServiceConfig::default() },
-            spec: ModelSpec { vocab_size: 257, max_model_len: 256, num_blocks: 64 },
+            spec: ModelSpec { vocab_size: 257, max_model_len: 256, num_blocks: 64, attention_span: usize::MAX },
             with_template: true,
         }
     }

@@ -1,7 +1,11 @@
-//! Memory for packed weights. A step of one token reads all of it, at the speed of the memory, so it is asked for in
-//! large pages: with small ones a model of 84 MB takes twenty thousand look-ups of page tables a step. Matrices are laid
-//! one after another in maps much larger than a large page, because most matrices are smaller than one.
+//! Memory for packed weights and for keys and values, from the system and zero until it is written.
+//!
+//! A step of one token reads all weights, at the speed of the memory, so they are in large pages: with small ones a model
+//! of 84 MB takes twenty thousand look-ups of page tables a step. Matrices are laid one after another in maps much larger
+//! than a large page, because most matrices are smaller than one. Keys and values are in small pages: most of that
+//! memory is not in use most of the time, and what never was is not resident.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use memmap2::{MmapMut, MmapRaw};
@@ -14,8 +18,9 @@ const MAP_BYTES: usize = 256 << 20;
 const LINE: usize = 64;
 
 /// Hands out regions.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Memory {
+    has_large_pages: bool,
     map: Option<Arc<MmapRaw>>,
     used: usize,
 }
@@ -27,7 +32,27 @@ pub(super) struct Region {
     len: usize,
 }
 
+/// A region of half floats, as their bits.
+#[derive(Debug)]
+pub(super) struct Halves(Region);
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self { has_large_pages: true, map: None, used: 0 }
+    }
+}
+
 impl Memory {
+    /// Memory of which only what was written is resident, to the system's page.
+    pub fn in_small_pages() -> Self {
+        Self { has_large_pages: false, ..Self::default() }
+    }
+
+    /// `len` zeros.
+    pub(super) fn halves(&mut self, len: usize) -> Result<Halves> {
+        self.region(2 * len).map(Halves)
+    }
+
     /// A region of `len` bytes, rounded up to whole cache lines.
     pub(super) fn region(&mut self, len: usize) -> Result<Region> {
         let len = len.next_multiple_of(LINE);
@@ -35,7 +60,7 @@ impl Memory {
             Some(map) if len <= map.len() - self.used => map.clone(),
             _ => {
                 self.used = 0;
-                self.map.insert(new_map(len.max(MAP_BYTES))?).clone()
+                self.map.insert(new_map(len.max(MAP_BYTES), self.has_large_pages)?).clone()
             }
         };
         let start = self.used;
@@ -44,14 +69,16 @@ impl Memory {
     }
 }
 
-fn new_map(len: usize) -> Result<Arc<MmapRaw>> {
-    let failed = |e| Error::internal(format!("cannot get {len} bytes of memory for weights: {e}"));
+fn new_map(len: usize, has_large_pages: bool) -> Result<Arc<MmapRaw>> {
+    let failed = |e| Error::internal(format!("cannot get {len} bytes of memory: {e}"));
     let map = MmapMut::map_anon(len).map_err(failed)?;
     // A system without large pages refuses: it is slower there, not wrong.
     #[cfg(target_os = "linux")]
-    if let Err(e) = map.advise(memmap2::Advice::HugePage) {
+    if has_large_pages && let Err(e) = map.advise(memmap2::Advice::HugePage) {
         tracing::debug!("no large pages for weights: {e}");
     }
+    #[cfg(not(target_os = "linux"))]
+    let _ = has_large_pages;
     Ok(Arc::new(map.into()))
 }
 
@@ -69,6 +96,26 @@ impl Region {
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above, and `&mut self` makes this the only borrow.
         unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().add(self.start), self.len) }
+    }
+}
+
+impl std::fmt::Debug for Region {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Region({} bytes)", self.len)
+    }
+}
+
+impl Deref for Halves {
+    type Target = [u16];
+
+    fn deref(&self) -> &[u16] {
+        bytemuck::cast_slice(self.0.bytes())
+    }
+}
+
+impl DerefMut for Halves {
+    fn deref_mut(&mut self) -> &mut [u16] {
+        bytemuck::cast_slice_mut(self.0.bytes_mut())
     }
 }
 
