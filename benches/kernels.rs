@@ -8,7 +8,7 @@ mod peak;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use tallow::kernels::{Activations, Input, Isa, Packed, Part, Pool, WeightFormat, linear};
+use tallow::kernels::{Activations, Input, Isa, Memory, Packed, Part, Pool, WeightFormat, linear};
 
 /// Inputs of each output: every format's block divides it.
 const K: usize = 2048;
@@ -43,7 +43,7 @@ fn kernels(c: &mut Criterion) {
                 b.iter_custom(|num_iterations| {
                     let began = Instant::now();
                     for weights in walk.by_ref().take(num_iterations as usize) {
-                        linear(isa, &mut pool, &[Part { weights, bias: None, column: 0 }], &input, None, &mut out);
+                        linear(isa, &mut pool, &[Part { weights, bias: None, column: 0 }], &input, false, &mut out);
                     }
                     let elapsed = began.elapsed();
                     fastest = fastest.min(elapsed.as_secs_f64() / num_iterations as f64);
@@ -72,11 +72,11 @@ fn print(format: WeightFormat, num_tokens: usize, seconds: f64, weight_bytes: us
 /// So many that with few tokens weights come from memory, as they do in a model, and not from a cache.
 fn matrices(format: WeightFormat, pool: &mut Pool) -> Vec<Packed> {
     let bytes = random_bytes(N * format.row_bytes(K));
-    let first = Packed::pack(format, N, K, &bytes, pool).expect("a whole number of blocks");
+    let mut memory = Memory::default();
+    let mut pack = || Packed::pack(format, N, K, &bytes, &mut memory, pool).expect("a whole number of blocks");
+    let first = pack();
     let num = peak::BUFFER_BYTES.div_ceil(first.num_bytes());
-    let others = (1..num).map(|_| Packed::pack(format, N, K, &bytes, pool).expect("as the first"));
-    let others: Vec<Packed> = others.collect();
-    std::iter::once(first).chain(others).collect()
+    std::iter::once(first).chain((1..num).map(|_| pack())).collect()
 }
 
 /// Random weights whose scales are finite and moderate, whatever the format.

@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 
-use super::report::{Layer, OfflineReport, Phase, Row};
+use super::offline_report::{Layer, OfflineReport, Phase, Row};
 use crate::cache::{BLOCK_SIZE, BlockId};
 use crate::engine::{Engine, EngineConfig};
 use crate::kernels::Isa;

@@ -1,137 +1,280 @@
-//! What `tallow bench --offline` found, as a table for people and as JSON for scripts (`benches/peers/run` reads it).
+//! What a run came to, as data: the JSON of `--json`, from which table and page are drawn too. Units are in the names.
 
-use std::fmt;
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-/// The findings and what they were found on.
-#[derive(Debug, Serialize)]
-pub struct OfflineReport {
-    /// tallow's own.
+use super::level::LevelResult;
+use super::lookup::LeftReport;
+use super::plan::{Level, Slo};
+use super::record::Resumed;
+use super::slow::SlowReport;
+use super::tally::{ErrorCount, Times};
+
+/// Changes when fields change their meaning.
+pub const FORMAT: u32 = 1;
+/// Points of a distribution in the report.
+const CDF_POINTS: usize = 100;
+
+/// A whole run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Version of this shape.
+    pub format: u32,
+    /// Version of the generator.
     pub version: &'static str,
-    /// The model's name.
+    /// Seconds since the Unix epoch.
+    pub began_unix_s: u64,
+    /// What was asked of the servers.
+    pub load: LoadReport,
+    /// One, or the two that are compared.
+    pub servers: Vec<ServerReport>,
+    /// The first server's figures over the second's, per level.
+    pub ratios: Vec<Ratios>,
+}
+
+/// What was asked of the servers.
+#[derive(Debug, Clone, Serialize)]
+pub struct LoadReport {
+    /// `chat`, `completions`, or `native` for streams that are resumed.
+    pub api: String,
+    /// What clients did with the answers.
+    pub mode: String,
+    /// Distribution of the prompts' lengths, or the data set.
+    pub prompts: String,
+    /// Distribution of `max_tokens`.
+    pub output_tokens: String,
+    /// Whether `ignore_eos` was asked for.
+    pub ignore_eos: bool,
+    /// Of everything that was drawn.
+    pub seed: u64,
+    /// Requests before the first level.
+    pub num_warmup: usize,
+    /// Limits of what counts as good.
+    pub slo: Slo,
+}
+
+/// One server.
+#[derive(Debug, Clone, Serialize)]
+pub struct ServerReport {
+    /// Its address.
+    pub url: String,
+    /// Its model.
     pub model: String,
-    /// Its architecture and sizes.
-    pub description: String,
-    /// The instruction set in use.
-    pub isa: String,
-    /// Compute threads; 0 where they are not ours.
-    pub threads: usize,
-    /// How inputs of quantised matrices are represented.
-    pub activations: String,
-    /// From the path to a decoder that is ready for its first token.
-    pub load_seconds: f64,
-    /// Memory of the process after the measurement; `None` where the system does not say.
-    pub resident_bytes: Option<u64>,
-    /// Bytes of the file's tensors that every step reads.
-    pub weight_bytes: u64,
-    /// How fast these go by in the model's decoding of one sequence, if that was measured.
-    pub weight_gb_per_second: Option<f64>,
-    /// Tokens of each sequence before decoding was timed.
-    pub context: usize,
-    /// Samples of each row.
-    pub repetitions: usize,
-    /// Of the engine's requests.
-    pub temperature: f32,
-    /// The figures.
-    pub rows: Vec<Row>,
+    /// In the order of the levels.
+    pub levels: Vec<LevelReport>,
 }
 
-/// One figure.
-#[derive(Debug, Serialize)]
-pub struct Row {
-    /// What was measured.
-    pub layer: Layer,
-    /// Doing what.
-    pub phase: Phase,
-    /// Sequences at once.
-    pub batch: usize,
-    /// Tokens per sample, of all sequences.
-    pub num_tokens: usize,
-    /// The median of the samples.
-    pub tokens_per_second: f64,
-    /// Tokens per second, in the order they were measured.
-    pub samples: Vec<f64>,
+/// One server at one level.
+#[derive(Debug, Clone, Serialize)]
+pub struct LevelReport {
+    /// `concurrency` or `rate_per_s`.
+    pub level: Level,
+    /// Sent.
+    pub requests: u64,
+    /// Answered to the end.
+    pub completed: u64,
+    /// Left by the client, as the mode wants it.
+    pub cancelled: u64,
+    /// Neither.
+    pub failed: u64,
+    /// By kind.
+    pub errors: BTreeMap<String, ErrorCount>,
+    /// From the first sending to the last end.
+    pub wall_s: f64,
+    /// Completed requests.
+    pub requests_per_s: f64,
+    /// Tokens of completed answers.
+    pub tokens_per_s: f64,
+    /// Tokens of completed requests.
+    pub tokens: TokenCounts,
+    /// Completed requests that kept the limits, where there are limits.
+    pub goodput: Option<Goodput>,
+    /// Time to the first piece of text.
+    pub ttft_ms: Percentiles,
+    /// Time between one piece and the next.
+    pub itl_ms: Percentiles,
+    /// (E2E - TTFT) / (tokens - 1), per request.
+    pub tpot_ms: Percentiles,
+    /// Time to the end of the answer.
+    pub e2e_ms: Percentiles,
+    /// Time in the server's queue; absent if the server does not tell.
+    pub queue_wait_ms: Option<Percentiles>,
+    /// Arrivals of an open loop that waited in the generator.
+    pub held_arrivals: u64,
+    /// In mode reconnect.
+    pub resumed: Option<Resumed>,
+    /// In mode cancel.
+    pub left: Option<LeftReport>,
+    /// In mode slow-reader.
+    pub slow_readers: Option<SlowReport>,
 }
 
-/// What was measured.
+/// Tokens as the server counted them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Layer {
-    /// The decoder's forward calls alone.
-    Model,
-    /// Requests through queue, scheduler, sampling and detokenising.
-    Engine,
+pub struct TokenCounts {
+    /// Of prompts.
+    pub prompt: u64,
+    /// Of these, found in a cache.
+    pub cached: u64,
+    /// Of answers.
+    pub completion: u64,
+    /// Requests whose answer had no usage; their pieces of text were counted instead.
+    pub requests_without_usage: u64,
 }
 
-/// What it was doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Phase {
-    /// Computing one prompt.
-    Prefill,
-    /// One token of every sequence per step.
-    Decode,
+/// Requests that kept the limits.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Goodput {
+    /// Per second.
+    pub requests_per_s: f64,
+    /// Of all that were sent.
+    pub fraction: f64,
 }
 
-impl Row {
-    /// The row of these samples.
-    pub(super) fn new(layer: Layer, phase: Phase, batch: usize, num_tokens: usize, samples: Vec<f64>) -> Self {
-        Self { layer, phase, batch, num_tokens, tokens_per_second: median(&samples), samples }
+/// A distribution of times in milliseconds; zeros where there are none.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Percentiles {
+    /// How many times.
+    pub count: u64,
+    /// Smallest.
+    pub min: f64,
+    /// Mean.
+    pub mean: f64,
+    /// Median.
+    pub p50: f64,
+    /// Nine of ten are no longer.
+    pub p90: f64,
+    /// 99 of 100 are no longer.
+    pub p99: f64,
+    /// Largest.
+    pub max: f64,
+    /// Points (milliseconds, fraction of the times that are no longer), fractions rising.
+    pub cdf: Vec<(f64, f64)>,
+}
+
+/// The first server's figures over the second's; `None` where one of them has none.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Ratios {
+    /// The level.
+    pub level: Level,
+    /// Above 1: the first is faster.
+    pub tokens_per_s: Option<f64>,
+    /// Below 1: the first is faster; so for all times.
+    pub ttft_p50: Option<f64>,
+    /// As above.
+    pub ttft_p99: Option<f64>,
+    /// As above.
+    pub itl_p50: Option<f64>,
+    /// As above.
+    pub itl_p99: Option<f64>,
+    /// As above.
+    pub e2e_p50: Option<f64>,
+}
+
+impl Percentiles {
+    /// The three that tables and charts have.
+    pub fn shown(&self) -> [f64; 3] {
+        [self.p50, self.p90, self.p99]
+    }
+
+    fn new(times: &Times) -> Self {
+        if times.count() == 0 {
+            return Self { count: 0, min: 0.0, mean: 0.0, p50: 0.0, p90: 0.0, p99: 0.0, max: 0.0, cdf: Vec::new() };
+        }
+        let [min, mean, max] = times.extremes_ms();
+        let num_points = CDF_POINTS.min(times.count() as usize);
+        let cdf = (1..=num_points).map(|i| i as f64 / num_points as f64).map(|q| (times.at_ms(q), q));
+        Self {
+            count: times.count(),
+            min,
+            mean,
+            p50: times.at_ms(0.5),
+            p90: times.at_ms(0.9),
+            p99: times.at_ms(0.99),
+            max,
+            cdf: cdf.collect(),
+        }
     }
 }
 
-/// The middle sample, or the mean of the two in the middle; 0 of none.
-fn median(samples: &[f64]) -> f64 {
-    let mut sorted = samples.to_vec();
-    sorted.sort_unstable_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.len() {
-        0 => 0.0,
-        n if n % 2 == 1 => sorted[middle],
-        _ => (sorted[middle - 1] + sorted[middle]) / 2.0,
+impl LevelReport {
+    /// The figures of a level.
+    pub fn new(level: Level, result: &LevelResult, slo: &Slo) -> Self {
+        let LevelResult { tally, wall, num_held } = result;
+        let wall_s = wall.as_secs_f64();
+        let per_s = |n: u64| if wall_s > 0.0 { n as f64 / wall_s } else { 0.0 };
+        let goodput = slo.is_given().then(|| Goodput {
+            requests_per_s: per_s(tally.good),
+            fraction: tally.good as f64 / tally.requests.max(1) as f64,
+        });
+        Self {
+            level,
+            requests: tally.requests,
+            completed: tally.completed,
+            cancelled: tally.cancelled,
+            failed: tally.errors.values().map(|e| e.count).sum(),
+            errors: tally.errors.clone(),
+            wall_s,
+            requests_per_s: per_s(tally.completed),
+            tokens_per_s: per_s(tally.completion_tokens),
+            tokens: TokenCounts {
+                prompt: tally.prompt_tokens,
+                cached: tally.cached_tokens,
+                completion: tally.completion_tokens,
+                requests_without_usage: tally.without_usage,
+            },
+            goodput,
+            ttft_ms: Percentiles::new(&tally.ttft),
+            itl_ms: Percentiles::new(&tally.itl),
+            tpot_ms: Percentiles::new(&tally.tpot),
+            e2e_ms: Percentiles::new(&tally.e2e),
+            queue_wait_ms: (tally.queue_wait.count() > 0).then(|| Percentiles::new(&tally.queue_wait)),
+            held_arrivals: *num_held,
+            resumed: (tally.resumed.streams > 0).then_some(tally.resumed),
+            left: None,
+            slow_readers: None,
+        }
     }
 }
 
-impl fmt::Display for OfflineReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const MIB: f64 = (1u64 << 20) as f64;
-        let Self { model, isa, threads, activations, load_seconds, weight_bytes, .. } = self;
-        writeln!(f, "{model}: {isa}, {threads} threads, {activations}; loaded in {load_seconds:.2} s")?;
-        write!(f, "weights read per step {:.1} MiB", *weight_bytes as f64 / MIB)?;
-        if let Some(rate) = self.weight_gb_per_second {
-            write!(f, " ({rate:.1} GB/s at one sequence)")?;
+impl Ratios {
+    /// `first` over `second`.
+    pub fn new(first: &LevelReport, second: &LevelReport) -> Self {
+        let ratio = |of: fn(&LevelReport) -> f64| {
+            let (a, b) = (of(first), of(second));
+            (a > 0.0 && b > 0.0).then(|| a / b)
+        };
+        Self {
+            level: first.level,
+            tokens_per_s: ratio(|l| l.tokens_per_s),
+            ttft_p50: ratio(|l| l.ttft_ms.p50),
+            ttft_p99: ratio(|l| l.ttft_ms.p99),
+            itl_p50: ratio(|l| l.itl_ms.p50),
+            itl_p99: ratio(|l| l.itl_ms.p99),
+            e2e_p50: ratio(|l| l.e2e_ms.p50),
         }
-        if let Some(resident) = self.resident_bytes {
-            write!(f, ", resident {:.1} MiB", resident as f64 / MIB)?;
-        }
-        writeln!(f, "\n\ntokens/s, medians of {} (range)", self.repetitions)?;
-        for row in &self.rows {
-            let layer = match row.layer {
-                Layer::Model => "model",
-                Layer::Engine => "engine",
-            };
-            let what = match row.phase {
-                Phase::Prefill => format!("prefill {}", row.num_tokens),
-                Phase::Decode => format!("decode, {} at once", row.batch),
-            };
-            let least = row.samples.iter().copied().fold(f64::INFINITY, f64::min);
-            let most = row.samples.iter().copied().fold(0.0, f64::max);
-            writeln!(f, "  {layer:6}  {what:18} {:>9.1}  ({least:.1} - {most:.1})", row.tokens_per_second)?;
+    }
+}
+
+impl Report {
+    /// What speaks against the run: no request got through, or a resumed stream was not whole.
+    pub fn verdict(&self) -> Result<(), String> {
+        for server in &self.servers {
+            let sum = |of: fn(&LevelReport) -> u64| server.levels.iter().map(of).sum::<u64>();
+            if sum(|l| l.completed + l.cancelled) == 0 {
+                return Err(format!("no request to {} got an answer", server.url));
+            }
+            let mut resumed = server.levels.iter().filter_map(|level| level.resumed);
+            if let Some(found) = resumed.find(|resumed| !resumed.is_whole()) {
+                let Resumed { lost, doubled, different, gaps, .. } = found;
+                return Err(format!(
+                    "resumed streams of {} are not whole: {lost} events lost, {doubled} doubled, {different} different, \
+                     {gaps} gaps",
+                    server.url
+                ));
+            }
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn medians() {
-        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
-        assert_eq!(median(&[7.0]), 7.0);
-        assert_eq!(median(&[]), 0.0);
     }
 }

@@ -13,15 +13,22 @@ use crate::config::{Typed, setting};
 use crate::telemetry;
 
 /// Where `--json` without a path goes.
-const STANDARD_OUTPUT: &str = "-";
+pub(super) const STANDARD_OUTPUT: &str = "-";
+
+/// The flags that the two kinds of measurement share.
+pub(super) struct Shared {
+    /// As for `serve`.
+    pub(super) model: Option<String>,
+    /// Of the requests to the engine; the decoder's rows do not sample.
+    pub(super) temperature: f32,
+    /// Where the report goes as JSON.
+    pub(super) json: Option<PathBuf>,
+}
 
 /// What is measured; other settings are those of `serve`, from the environment and the file.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Offline")]
 pub(super) struct OfflineArgs {
-    /// A name of `tallow models`, a PATH.gguf, or hub:OWNER/REPO[:FILE] [env: TALLOW_MODEL]
-    #[arg(long)]
-    model: Option<String>,
     /// Compute threads [default: every core] [env: TALLOW_THREADS]
     #[arg(long, value_name = "N")]
     threads: Option<String>,
@@ -49,12 +56,6 @@ pub(super) struct OfflineArgs {
     /// What to drive: the decoder alone, the engine with the decoder in it, or one after the other
     #[arg(long, value_enum, default_value_t = LayerFlag::Both)]
     layer: LayerFlag,
-    /// Of the requests to the engine, 0 to 2; the model's rows do not sample
-    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = temperature)]
-    temperature: f32,
-    /// Report as JSON, to FILE or standard output
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = STANDARD_OUTPUT)]
-    json: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -68,14 +69,10 @@ fn count(most: u64) -> clap::builder::RangedU64ValueParser {
     clap::value_parser!(u64).range(1..=most)
 }
 
-fn temperature(text: &str) -> Result<f32, String> {
-    let value: f32 = text.parse().map_err(|_| "not a number".to_owned())?;
-    if (0.0..=2.0).contains(&value) { Ok(value) } else { Err(format!("must be from 0 to 2, got {value}")) }
-}
-
-pub(super) fn run(args: OfflineArgs) -> anyhow::Result<ExitCode> {
-    let work = args.workload();
-    let typed = [("model.name", args.model), ("engine.threads", args.threads), ("model.activations", args.activations)];
+pub(super) fn run(args: OfflineArgs, shared: Shared) -> anyhow::Result<ExitCode> {
+    let work = args.workload(shared.temperature);
+    let typed =
+        [("model.name", shared.model), ("engine.threads", args.threads), ("model.activations", args.activations)];
     let values = typed.into_iter().filter_map(|(key, text)| Some((setting(key), text?))).collect();
     let config = super::resolve(Typed { values, file: args.config })?;
     telemetry::start(&config.log).map_err(super::Usage)?;
@@ -91,7 +88,7 @@ pub(super) fn run(args: OfflineArgs) -> anyhow::Result<ExitCode> {
         engine: sections::engine(&config),
     };
     let report = offline::run(&subject, &work, &|line| eprintln!("{line}"))?;
-    match &args.json {
+    match &shared.json {
         None => super::print(&report.to_string())?,
         Some(path) => {
             let json = serde_json::to_string_pretty(&report)? + "\n";
@@ -107,7 +104,7 @@ pub(super) fn run(args: OfflineArgs) -> anyhow::Result<ExitCode> {
 }
 
 impl OfflineArgs {
-    fn workload(&self) -> Workload {
+    fn workload(&self, temperature: f32) -> Workload {
         let size = |n: u64| usize::try_from(n).expect("bounded when it was read");
         Workload {
             prefill: size(self.prefill),
@@ -115,7 +112,7 @@ impl OfflineArgs {
             decode: size(self.decode),
             batches: self.batch.iter().copied().map(size).collect(),
             repetitions: size(self.repetitions),
-            temperature: self.temperature,
+            temperature,
             layers: match self.layer {
                 LayerFlag::Model => Layers::Model,
                 LayerFlag::Engine => Layers::Engine,

@@ -4,6 +4,7 @@
 
 mod bench;
 mod bench_offline;
+mod bench_progress;
 mod chat;
 mod flags;
 mod models;
@@ -38,8 +39,8 @@ enum Command {
     Models(models::ModelsArgs),
     /// Talk to a server in the terminal
     Chat(chat::ChatArgs),
-    /// Measure tokens per second
-    Bench(bench::BenchArgs),
+    /// Put a load on a server, or measure this machine, and report what came of it
+    Bench(Box<bench::BenchArgs>),
 }
 
 /// A mistake in how tallow was called, as opposed to a failure of what it was asked to do.
@@ -57,7 +58,7 @@ pub fn main() -> ExitCode {
         Some(Command::Pull(args)) => pull::run(args),
         Some(Command::Models(args)) => models::run(args),
         Some(Command::Chat(args)) => chat::run(args),
-        Some(Command::Bench(args)) => bench::run(args),
+        Some(Command::Bench(args)) => bench::run(*args),
     };
     result.unwrap_or_else(|error| report(&error))
 }

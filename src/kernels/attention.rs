@@ -9,17 +9,14 @@
 //!   for each KV block that a query of the group may see, in order of position:
 //!     scores = q . K                                   each a chain over head_dim
 //!     m' = max(m, max scores), p = exp(scores - m'), c = exp(m - m')
-//!     l = l c + sum p                                  (online softmax, Milakov and Gimelshein, arXiv 1805.02867)
+//!     l = l c + p, lane by lane                                  (online softmax, Milakov and Gimelshein, arXiv 1805.02867)
 //!     out = out c + sum over positions of p V          each a chain in order of position
 //!   out / l
 //! ```
 //! What a query computes depends on its own position and the cache alone: blocks are cut at multiples of 32 from
 //! position 0 (or the first block of its window), whatever chunk or batch it came in.
 
-use half::f16;
-
 use super::math;
-use super::norm::rms_norm_row;
 use super::pool::{Pool, SharedMut};
 use super::simd::{Isa, LANES, Simd, simd_kernel};
 
@@ -57,6 +54,23 @@ pub struct AttentionShape {
     pub rope_pairs: RopePairs,
     /// Norm of each query and key head before the rotation.
     pub qk_norm: Option<QkNorm>,
+}
+
+impl AttentionShape {
+    /// Width of a row of queries, keys and values, after a look at what the kernels take for granted.
+    pub(super) fn check(&self, batch: &Ragged<'_>, kv: &KvLayer, qkv_len: usize) -> usize {
+        let &Self { num_heads, num_kv_heads, head_dim, .. } = self;
+        let num_tokens = batch.positions.len();
+        let width = (num_heads + 2 * num_kv_heads) * head_dim;
+        assert!(head_dim.is_multiple_of(LANES) && num_heads.is_multiple_of(num_kv_heads), "{self:?}");
+        assert_eq!(qkv_len, num_tokens * width, "qkv of {num_tokens} tokens");
+        assert_eq!(batch.slots.len(), num_tokens);
+        let num_blocks = kv.keys.len() / (num_kv_heads * head_dim * KV_BLOCK);
+        let num_slots = num_blocks * KV_BLOCK;
+        assert!(batch.slots.iter().all(|s| (*s as usize) < num_slots), "a slot outside the {num_blocks} blocks");
+        assert!(batch.block_tables.iter().all(|b| (*b as usize) < num_blocks), "a block outside the {num_blocks}");
+        width
+    }
 }
 
 /// Root-mean-square norms of query and key heads.
@@ -106,10 +120,10 @@ impl KvLayer {
     }
 }
 
-/// Attention of every token of the batch.
+/// Attention of every token of the batch, whose keys and values `rotate_and_store` has written.
 ///
-/// `qkv: [num_tokens, (num_heads + 2 num_kv_heads) * head_dim]`: queries, keys, values of each token; overwritten.
-/// `out: [num_tokens, num_heads * head_dim]`.
+/// `qkv: [num_tokens, (num_heads + 2 num_kv_heads) * head_dim]`: queries, keys, values of each token, of which the
+/// queries are read. `out: [num_tokens, num_heads * head_dim]`.
 ///
 /// # Panics
 /// If a length does not fit, or a block lies outside the memory.
@@ -118,25 +132,14 @@ pub fn attention(
     pool: &mut Pool,
     shape: &AttentionShape,
     batch: &Ragged<'_>,
-    kv: &mut KvLayer,
-    qkv: &mut [f32],
+    kv: &KvLayer,
+    qkv: &[f32],
     out: &mut [f32],
 ) {
     let &AttentionShape { num_heads, num_kv_heads, head_dim, .. } = shape;
     let num_tokens = batch.positions.len();
-    let width = (num_heads + 2 * num_kv_heads) * head_dim;
-    assert!(head_dim.is_multiple_of(LANES) && num_heads.is_multiple_of(num_kv_heads), "{shape:?}");
-    assert_eq!(qkv.len(), num_tokens * width, "qkv of {num_tokens} tokens");
+    let width = shape.check(batch, kv, qkv.len());
     assert_eq!(out.len(), num_tokens * num_heads * head_dim, "output of {num_tokens} tokens");
-    assert_eq!(batch.slots.len(), num_tokens);
-    let num_blocks = kv.keys.len() / (num_kv_heads * head_dim * KV_BLOCK);
-    assert!(
-        batch.slots.iter().all(|s| (*s as usize) < num_blocks * KV_BLOCK),
-        "a slot outside the {num_blocks} blocks"
-    );
-    assert!(batch.block_tables.iter().all(|b| (*b as usize) < num_blocks), "a block outside the {num_blocks}");
-
-    write_kv(isa, pool, shape, batch, kv, qkv);
 
     let tiles_per_head =
         |seq: usize| (batch.cu_seqlens[seq + 1] - batch.cu_seqlens[seq]).div_ceil(QUERIES_PER_TILE as u32);
@@ -149,7 +152,7 @@ pub fn attention(
         assert!(batch.positions[last] as usize / KV_BLOCK < table_len, "sequence {seq} has a short block table");
         first_tile.push(first_tile[seq] + tiles_per_head(seq) as usize * num_kv_heads);
     }
-    let (kv, qkv, out) = (&*kv, &*qkv, SharedMut::new(out));
+    let out = SharedMut::new(out);
     pool.run(first_tile[num_seqs], |tile| {
         let seq = first_tile.partition_point(|first| *first <= tile) - 1;
         let (head, chunk) = ((tile - first_tile[seq]) % num_kv_heads, (tile - first_tile[seq]) / num_kv_heads);
@@ -164,8 +167,9 @@ pub fn attention(
             let out = unsafe { out.slice((token * num_heads + query_head) * head_dim, head_dim) };
             Row { q, position: batch.positions[token] as usize, out }
         };
-        let view = View { kv, head, num_kv_heads, head_dim, table, window: shape.window };
         let num_rows = (last - first) * group;
+        let reads_once = num_rows <= ROWS;
+        let view = View { kv, head, num_kv_heads, head_dim, table, window: shape.window, reads_once };
         let mut i = 0;
         while i < num_rows {
             match num_rows - i {
@@ -177,68 +181,6 @@ pub fn attention(
             i += ROWS;
         }
     });
-}
-
-/// Norms and rotates queries and keys in place, scales the queries, and writes keys and values to their slots.
-fn write_kv(isa: Isa, pool: &mut Pool, shape: &AttentionShape, batch: &Ragged<'_>, kv: &mut KvLayer, qkv: &mut [f32]) {
-    let &AttentionShape { num_heads, num_kv_heads, head_dim, scale, .. } = shape;
-    let width = (num_heads + 2 * num_kv_heads) * head_dim;
-    let num_tokens = batch.positions.len();
-    let half = batch.cos.len() / num_tokens.max(1);
-    assert!(2 * half <= head_dim && batch.sin.len() == num_tokens * half && batch.cos.len() == num_tokens * half);
-    let (qkv, keys, values) = (SharedMut::new(qkv), SharedMut::new(&mut kv.keys), SharedMut::new(&mut kv.values));
-    pool.run(num_tokens.div_ceil(QUERIES_PER_TILE), |tile| {
-        for token in tile * QUERIES_PER_TILE..num_tokens.min((tile + 1) * QUERIES_PER_TILE) {
-            // SAFETY: every token belongs to one tile.
-            let row = unsafe { qkv.slice(token * width, width) };
-            let (cos, sin) = (&batch.cos[token * half..][..half], &batch.sin[token * half..][..half]);
-            let (q, rest) = row.split_at_mut(num_heads * head_dim);
-            let (k, v) = rest.split_at_mut(num_kv_heads * head_dim);
-            for (heads, is_query) in [(q, true), (&mut *k, false)] {
-                for head in heads.chunks_exact_mut(head_dim) {
-                    if let Some(norm) = &shape.qk_norm {
-                        rms_norm_row(isa, head, if is_query { &norm.q_weight } else { &norm.k_weight }, norm.eps);
-                    }
-                    rotate(shape.rope_pairs, head, cos, sin);
-                    if is_query {
-                        head.iter_mut().for_each(|x| *x *= scale);
-                    }
-                }
-            }
-            let (block, offset) = (batch.slots[token] as usize / KV_BLOCK, batch.slots[token] as usize % KV_BLOCK);
-            for head in 0..num_kv_heads {
-                let at = (block * num_kv_heads + head) * head_dim * KV_BLOCK;
-                let v = &v[head * head_dim..][..head_dim];
-                // SAFETY: no two tokens of a batch share a slot, and a slot's values are not touched by others.
-                let out = unsafe { values.slice(at + offset * head_dim, head_dim) };
-                out.iter_mut().zip(v).for_each(|(out, x)| *out = to_half(*x));
-                for (d, x) in k[head * head_dim..][..head_dim].iter().enumerate() {
-                    // SAFETY: as above; one element at a time, because neighbours belong to other slots.
-                    unsafe { keys.slice(at + d * KV_BLOCK + offset, 1)[0] = to_half(*x) };
-                }
-            }
-        }
-    });
-}
-
-/// The nearest half float; beyond the greatest one, that one, because an infinity would make a score that softmax
-/// cannot tell from a position that is not seen. NaN stays.
-fn to_half(x: f32) -> u16 {
-    f16::from_f32(x.clamp(-f32::from(f16::MAX), f32::from(f16::MAX))).to_bits()
-}
-
-/// Rotates the first `2 * cos.len()` dimensions of a head.
-fn rotate(pairs: RopePairs, head: &mut [f32], cos: &[f32], sin: &[f32]) {
-    let half = cos.len();
-    for i in 0..half {
-        let (a, b) = match pairs {
-            RopePairs::Interleaved => (2 * i, 2 * i + 1),
-            RopePairs::Halves => (i, i + half),
-        };
-        let (x, y) = (head[a], head[b]);
-        head[a] = x * cos[i] - y * sin[i];
-        head[b] = x * sin[i] + y * cos[i];
-    }
 }
 
 /// One query of one head.
@@ -263,6 +205,16 @@ struct View<'a> {
     head_dim: usize,
     table: &'a [u32],
     window: Option<usize>,
+    /// Whether blocks are read by these rows alone, so that each must come from memory.
+    reads_once: bool,
+}
+
+impl View<'_> {
+    /// Where a block's keys and values begin.
+    #[inline(always)]
+    fn offset(&self, block: usize) -> usize {
+        (self.table[block] as usize * self.num_kv_heads + self.head) * self.head_dim * KV_BLOCK
+    }
 }
 
 simd_kernel! { fn attend_1(view: &View<'_>, rows: [Row<'_>; 1]) = attend }
@@ -273,17 +225,20 @@ simd_kernel! { fn attend_4(view: &View<'_>, rows: [Row<'_>; 4]) = attend }
 #[inline(always)]
 fn attend<S: Simd, const R: usize>(s: S, view: &View<'_>, rows: [Row<'_>; R]) {
     let head_dim = view.head_dim;
-    let first = rows.iter().map(|r| r.first(view.window)).min().unwrap_or(0);
-    let last = rows.iter().map(|r| r.position).max().unwrap_or(0);
-    let mut max = [f32::NEG_INFINITY; R];
-    let mut sum = [0f32; R];
+    let (mut first, mut last) = (usize::MAX, 0);
     let mut rows = rows;
-    rows.iter_mut().for_each(|row| row.out.fill(0.0));
+    for r in 0..R {
+        first = first.min(rows[r].first(view.window));
+        last = last.max(rows[r].position);
+        scale_row(s, rows[r].out, None);
+    }
+    let mut state = Softmax { max: [f32::NEG_INFINITY; R], sums: [s.splat(0.0); R] };
     for block in first / KV_BLOCK..=last / KV_BLOCK {
-        let at = (view.table[block] as usize * view.num_kv_heads + view.head) * head_dim * KV_BLOCK;
+        let at = view.offset(block);
         let keys = &view.kv.keys[at..at + head_dim * KV_BLOCK];
         let values = &view.kv.values[at..at + head_dim * KV_BLOCK];
-        let mut p = scores(s, keys, &rows);
+        let next = if view.reads_once && block < last / KV_BLOCK { Some(view.offset(block + 1)) } else { None };
+        let mut p = scores(s, keys, &rows, next.map(|at| (view.kv.keys[at..].as_ptr(), view.kv.values[at..].as_ptr())));
         let mut rescale = [1f32; R];
         let mut union = (KV_BLOCK, 0);
         for r in 0..R {
@@ -294,18 +249,40 @@ fn attend<S: Simd, const R: usize>(s: S, view: &View<'_>, rows: [Row<'_>; R]) {
                 continue;
             }
             union = (start.min(union.0), end.max(union.1));
-            rescale[r] = online_softmax(s, &mut p[r], start..end, &mut max[r], &mut sum[r]);
+            rescale[r] = state.update(s, r, &mut p[r], start, end);
         }
         weigh(s, values, head_dim, &p, &rescale, union.0..union.1, &mut rows);
     }
-    for (row, sum) in rows.iter_mut().zip(sum) {
-        row.out.iter_mut().for_each(|x| *x /= sum);
+    for r in 0..R {
+        scale_row(s, rows[r].out, Some(s.reduce_add(state.sums[r])));
     }
 }
 
-/// q . K for the 32 positions of a block.
+/// Divides a row, or clears it. A loop of its own: `fill` and `for_each` are compiled without the instruction set.
 #[inline(always)]
-fn scores<S: Simd, const R: usize>(s: S, keys: &[u16], rows: &[Row<'_>; R]) -> [[f32; KV_BLOCK]; R] {
+fn scale_row<S: Simd>(s: S, row: &mut [f32], divisor: Option<f32>) {
+    let (vectors, _) = row.as_chunks_mut::<LANES>();
+    for vector in vectors {
+        // SAFETY: sixteen values.
+        unsafe {
+            let scaled = match divisor {
+                None => s.splat(0.0),
+                Some(divisor) => s.div(s.load(vector.as_ptr()), s.splat(divisor)),
+            };
+            s.store(vector.as_mut_ptr(), scaled);
+        }
+    }
+}
+
+/// q . K for the 32 positions of a block. Meanwhile the next block's keys and values are fetched: blocks lie anywhere in
+/// memory, so no hardware could guess them.
+#[inline(always)]
+fn scores<S: Simd, const R: usize>(
+    s: S,
+    keys: &[u16],
+    rows: &[Row<'_>; R],
+    next: Option<(*const u16, *const u16)>,
+) -> [[f32; KV_BLOCK]; R] {
     let mut lo = [s.splat(0.0); R];
     let mut hi = [s.splat(0.0); R];
     let head_dim = keys.len() / KV_BLOCK;
@@ -314,6 +291,10 @@ fn scores<S: Simd, const R: usize>(s: S, keys: &[u16], rows: &[Row<'_>; R]) -> [
     // SAFETY: `keys` holds `head_dim` rows of 32 halves, and every query `head_dim` values.
     unsafe {
         for d in 0..head_dim {
+            if let Some((keys, values)) = next {
+                s.prefetch(keys.wrapping_add(d * KV_BLOCK).cast());
+                s.prefetch(values.wrapping_add(d * KV_BLOCK).cast());
+            }
             let k_lo = s.load_f16(keys.as_ptr().add(d * KV_BLOCK));
             let k_hi = s.load_f16(keys.as_ptr().add(d * KV_BLOCK + LANES));
             for r in 0..R {
@@ -330,37 +311,53 @@ fn scores<S: Simd, const R: usize>(s: S, keys: &[u16], rows: &[Row<'_>; R]) -> [
     out
 }
 
-/// Turns scores into weights relative to the greatest score so far, zero outside `seen`; returns the factor that
-/// brings what was summed before to the new maximum.
+/// Each row's greatest score so far, and the sum of its weights relative to it, one part per lane.
+struct Softmax<S: Simd, const R: usize> {
+    max: [f32; R],
+    sums: [S::F; R],
+}
+
+impl<S: Simd, const R: usize> Softmax<S, R> {
+    /// Turns row `r`'s scores into weights relative to the greatest score so far, zero outside `start..end`; returns
+    /// the factor that brings what was summed before to the new maximum.
+    #[inline(always)]
+    fn update(&mut self, s: S, r: usize, p: &mut [f32; KV_BLOCK], start: usize, end: usize) -> f32 {
+        let is_partial = start > 0 || end < KV_BLOCK;
+        if is_partial {
+            mask(p, start, end, f32::NEG_INFINITY);
+        }
+        // SAFETY: `p` holds 32 values.
+        unsafe {
+            let (lo, hi) = (s.load(p.as_ptr()), s.load(p.as_ptr().add(LANES)));
+            let block_max = s.reduce_max(s.max(lo, hi));
+            let mut factor = 1.0;
+            // Without a new maximum the factor is e^0, exactly one.
+            if block_max > self.max[r] {
+                let mut lanes = [0f32; LANES];
+                s.store(lanes.as_mut_ptr(), math::exp(s, s.splat(self.max[r] - block_max)));
+                factor = lanes[0];
+                self.max[r] = block_max;
+            }
+            let max = s.splat(self.max[r]);
+            let (mut lo, mut hi) = (math::exp(s, s.sub(lo, max)), math::exp(s, s.sub(hi, max)));
+            s.store(p.as_mut_ptr(), lo);
+            s.store(p.as_mut_ptr().add(LANES), hi);
+            if is_partial {
+                // `exp` clamps, so a position that is not seen would weigh e^-87.
+                mask(p, start, end, 0.0);
+                (lo, hi) = (s.load(p.as_ptr()), s.load(p.as_ptr().add(LANES)));
+            }
+            self.sums[r] = s.fma(self.sums[r], s.splat(factor), s.add(lo, hi));
+            factor
+        }
+    }
+}
+
+/// Overwrites what lies outside `start..end`.
 #[inline(always)]
-fn online_softmax<S: Simd>(
-    s: S,
-    p: &mut [f32; KV_BLOCK],
-    seen: std::ops::Range<usize>,
-    max: &mut f32,
-    sum: &mut f32,
-) -> f32 {
-    p[..seen.start].fill(f32::NEG_INFINITY);
-    p[seen.end..].fill(f32::NEG_INFINITY);
-    // SAFETY: `p` holds 32 values.
-    unsafe {
-        let (lo, hi) = (s.load(p.as_ptr()), s.load(p.as_ptr().add(LANES)));
-        let new_max = {
-            let m = s.reduce_max(s.max(lo, hi));
-            if m > *max { m } else { *max }
-        };
-        let subtract = s.splat(new_max);
-        s.store(p.as_mut_ptr(), math::exp(s, s.sub(lo, subtract)));
-        s.store(p.as_mut_ptr().add(LANES), math::exp(s, s.sub(hi, subtract)));
-        // `exp` clamps, so a position that is not seen would weigh e^-87.
-        p[..seen.start].fill(0.0);
-        p[seen.end..].fill(0.0);
-        let mut factor = [0f32; LANES];
-        s.store(factor.as_mut_ptr(), math::exp(s, s.splat(*max - new_max)));
-        let block_sum = s.reduce_add(s.add(s.load(p.as_ptr()), s.load(p.as_ptr().add(LANES))));
-        *sum = sum.mul_add(factor[0], block_sum);
-        *max = new_max;
-        factor[0]
+fn mask(p: &mut [f32; KV_BLOCK], start: usize, end: usize, value: f32) {
+    for i in 0..KV_BLOCK {
+        p[i] = if i < start || i >= end { value } else { p[i] };
     }
 }
 
@@ -377,21 +374,60 @@ fn weigh<S: Simd, const R: usize>(
 ) {
     assert!(values.len() == head_dim * KV_BLOCK && seen.end <= KV_BLOCK);
     assert!(rows.iter().all(|row| row.out.len() == head_dim));
-    for d in (0..head_dim).step_by(LANES) {
-        // SAFETY: `d + 16 <= head_dim` in every row of values and outputs.
-        unsafe {
-            let mut acc = [s.splat(0.0); R];
-            for r in 0..R {
-                acc[r] = s.mul(s.load(rows[r].out.as_ptr().add(d)), s.splat(rescale[r]));
+    let mut d = 0;
+    // SAFETY: `d + 16 C <= head_dim` in every row of values and outputs.
+    unsafe {
+        // Each output is a chain of dependent additions: four vectors at once keep the units busy, where they fit.
+        while S::NUM_REGISTERS >= 32 && d + 4 * LANES <= head_dim {
+            weigh_vectors::<S, R, 4>(s, values, head_dim, d, p, rescale, &seen, rows);
+            d += 4 * LANES;
+        }
+        while d < head_dim {
+            weigh_vectors::<S, R, 1>(s, values, head_dim, d, p, rescale, &seen, rows);
+            d += LANES;
+        }
+    }
+}
+
+/// Dimensions `d..d + 16 C`.
+///
+/// # Safety
+/// They are in every row of `values: [KV_BLOCK, head_dim]` and of the outputs; `seen` is within a block.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn weigh_vectors<S: Simd, const R: usize, const C: usize>(
+    s: S,
+    values: &[u16],
+    head_dim: usize,
+    d: usize,
+    p: &[[f32; KV_BLOCK]; R],
+    rescale: &[f32; R],
+    seen: &std::ops::Range<usize>,
+    rows: &mut [Row<'_>; R],
+) {
+    // SAFETY: the caller vouches for the dimensions.
+    unsafe {
+        let mut acc = [[s.splat(0.0); C]; R];
+        for r in 0..R {
+            for c in 0..C {
+                acc[r][c] = s.mul(s.load(rows[r].out.as_ptr().add(d + c * LANES)), s.splat(rescale[r]));
             }
-            for position in seen.clone() {
-                let v = s.load_f16(values.as_ptr().add(position * head_dim + d));
-                for r in 0..R {
-                    acc[r] = s.fma(v, s.splat(*p[r].get_unchecked(position)), acc[r]);
+        }
+        for position in seen.start..seen.end {
+            let mut v = [s.splat(0.0); C];
+            for c in 0..C {
+                v[c] = s.load_f16(values.as_ptr().add(position * head_dim + d + c * LANES));
+            }
+            for r in 0..R {
+                let p = s.splat(*p[r].get_unchecked(position));
+                for c in 0..C {
+                    acc[r][c] = s.fma(v[c], p, acc[r][c]);
                 }
             }
-            for r in 0..R {
-                s.store(rows[r].out.as_mut_ptr().add(d), acc[r]);
+        }
+        for r in 0..R {
+            for c in 0..C {
+                s.store(rows[r].out.as_mut_ptr().add(d + c * LANES), acc[r][c]);
             }
         }
     }

@@ -8,18 +8,23 @@
 //!                        acc = fma(dot, weight scale * input scale, acc)           for each group of the block
 //!                        acc = fma(weight min, input scale * sum of bytes, acc)    where the format has mins
 //!     f32 (`tile_f32`):  acc = fma(w[i], x[i], acc) for i in order
-//!   finish (add the residual, or activate the gate and multiply), write the tile's columns
+//!   finish (add to the residual, or activate the gate and multiply), write the tile's columns
 //! ```
 //! An output is one chain of operations in order of k, whatever the number of tokens, threads or lanes of the machine:
 //! batch-invariant by construction.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::activations::Activations;
 use super::pool::{Pool, SharedMut};
 use super::simd::{Isa, LANES, Simd, simd_kernel};
 use super::weights::Packed;
 use super::{math, tile, tile_f32};
+
+/// Tokens that go through some tiles together: their inputs and outputs fit the second-level cache, and the weights are
+/// expanded once for all of them.
+const TOKENS_PER_PASS: usize = 64;
 
 /// A matrix and where its outputs go.
 #[derive(Debug, Clone, Copy)]
@@ -52,20 +57,14 @@ pub struct Input<'a> {
     pub num_tokens: usize,
 }
 
-/// Several matrices on one input: `out[t, column + i] = bias[i] + sum_k x[t, k] W[i, k] (+ residual[t, column + i])`.
+/// Several matrices on one input: `out[t, column + i] = bias[i] + sum_k x[t, k] W[i, k]`, added to what is there if
+/// `accumulate` says so (a residual connection).
 ///
-/// `x: [num_tokens, k]`, `out: [num_tokens, width]`, `residual` like `out`.
+/// `x: [num_tokens, k]`, `out: [num_tokens, width]`.
 ///
 /// # Panics
 /// If a length does not fit.
-pub fn linear(
-    isa: Isa,
-    pool: &mut Pool,
-    parts: &[Part<'_>],
-    input: &Input<'_>,
-    residual: Option<&[f32]>,
-    out: &mut [f32],
-) {
+pub fn linear(isa: Isa, pool: &mut Pool, parts: &[Part<'_>], input: &Input<'_>, accumulate: bool, out: &mut [f32]) {
     let num_tokens = input.num_tokens;
     let width = out.len() / num_tokens.max(1);
     assert_eq!(out.len(), width * num_tokens, "output of {num_tokens} rows");
@@ -74,33 +73,64 @@ pub fn linear(
         assert!(part.column + part.weights.n <= width, "{:?} at column {} of {width}", part.weights, part.column);
         assert!(part.bias.is_none_or(|b| b.len() == part.weights.n), "bias of {:?}", part.weights);
     }
-    assert!(residual.is_none_or(|r| r.len() == out.len()), "residual of {} values", out.len());
     let total: usize = parts.iter().map(|p| p.weights.num_tiles()).sum();
     let out = SharedMut::new(out);
-    pool.run(total, |mut index| {
-        let part = parts.iter().find(|part| {
-            let here = index < part.weights.num_tiles();
-            if !here {
-                index -= part.weights.num_tiles();
-            }
-            here
-        });
-        let part = part.expect("tile indices end with the last part");
-        let first = index * LANES;
-        let num_rows = LANES.min(part.weights.n - first);
-        with_scratch(num_tokens * LANES, |acc| {
-            multiply(isa, part, index, input, acc);
-            for (t, acc) in acc.chunks_exact(LANES).enumerate() {
-                let at = t * width + part.column + first;
-                // SAFETY: tiles of all parts write disjoint columns.
-                let out = unsafe { out.slice(at, num_rows) };
-                match residual {
-                    None => out.copy_from_slice(&acc[..num_rows]),
-                    Some(r) => (0..num_rows).for_each(|i| out[i] = acc[i] + r[at + i]),
+    pool.run_ranges(total, |tiles| {
+        with_scratch(num_tokens.min(TOKENS_PER_PASS) * LANES, |acc| {
+            let mut first_tile = 0;
+            for part in parts {
+                let end = first_tile + part.weights.num_tiles();
+                let tiles = tiles.start.max(first_tile)..tiles.end.min(end);
+                for (tokens, tile) in passes(num_tokens, tiles) {
+                    let tile = tile - first_tile;
+                    let acc = &mut acc[..tokens.len() * LANES];
+                    multiply(isa, part, tile, input, &tokens, acc);
+                    let num_rows = LANES.min(part.weights.n - tile * LANES);
+                    let at = tokens.start * width + part.column + tile * LANES;
+                    // SAFETY: tiles of all parts write disjoint columns.
+                    unsafe { write_columns(&out, acc, width, at, num_rows, accumulate) };
                 }
+                first_tile = end;
             }
         });
     });
+}
+
+/// For some tokens at a time every tile, so that their inputs and outputs stay in the nearer caches.
+fn passes(num_tokens: usize, tiles: Range<usize>) -> impl Iterator<Item = (Range<usize>, usize)> {
+    (0..num_tokens).step_by(TOKENS_PER_PASS).flat_map(move |first| {
+        let tokens = first..num_tokens.min(first + TOKENS_PER_PASS);
+        tiles.clone().map(move |tile| (tokens.clone(), tile))
+    })
+}
+
+/// Writes or adds `acc: [any, 16]` to `out` at `at` and every `width` after it.
+///
+/// # Safety
+/// Nobody else uses these columns meanwhile.
+#[inline(always)]
+unsafe fn write_columns(
+    out: &SharedMut<'_, f32>,
+    acc: &[f32],
+    width: usize,
+    at: usize,
+    num_columns: usize,
+    accumulate: bool,
+) {
+    for (t, acc) in acc.as_chunks::<LANES>().0.iter().enumerate() {
+        // SAFETY: the caller vouches for the columns.
+        let out = unsafe { out.slice(at + t * width, num_columns) };
+        // Sixteen at once where they are all there: a copy of unknown length is a call.
+        if let Ok(out) = <&mut [f32; LANES]>::try_from(&mut *out) {
+            for i in 0..LANES {
+                out[i] = if accumulate { out[i] + acc[i] } else { acc[i] };
+            }
+            continue;
+        }
+        for (out, acc) in out.iter_mut().zip(acc) {
+            *out = if accumulate { *out + acc } else { *acc };
+        }
+    }
 }
 
 /// `out[t, i] = activation(x[t] . gate[i]) * (x[t] . up[i])`, `out: [num_tokens, n]`.
@@ -122,17 +152,16 @@ pub fn gated(
     assert_eq!(out.len(), num_tokens * n, "output of {num_tokens} rows for {gate:?}");
     let part = |weights| Part { weights, bias: None, column: 0 };
     let out = SharedMut::new(out);
-    pool.run(gate.num_tiles(), |tile| {
-        let first = tile * LANES;
-        let num_rows = LANES.min(n - first);
-        with_scratch(2 * num_tokens * LANES, |acc| {
-            let (gate_acc, up_acc) = acc.split_at_mut(num_tokens * LANES);
-            multiply(isa, &part(gate), tile, input, gate_acc);
-            multiply(isa, &part(up), tile, input, up_acc);
-            activate(isa, activation, gate_acc, up_acc);
-            for (t, acc) in gate_acc.chunks_exact(LANES).enumerate() {
+    pool.run_ranges(gate.num_tiles(), |tiles| {
+        with_scratch(2 * num_tokens.min(TOKENS_PER_PASS) * LANES, |acc| {
+            for (tokens, tile) in passes(num_tokens, tiles) {
+                let (gate_acc, up_acc) = acc[..2 * tokens.len() * LANES].split_at_mut(tokens.len() * LANES);
+                multiply(isa, &part(gate), tile, input, &tokens, gate_acc);
+                multiply(isa, &part(up), tile, input, &tokens, up_acc);
+                activate(isa, activation, gate_acc, up_acc);
+                let num_rows = LANES.min(n - tile * LANES);
                 // SAFETY: every tile writes its own columns.
-                unsafe { out.slice(t * n + first, num_rows) }.copy_from_slice(&acc[..num_rows]);
+                unsafe { write_columns(&out, gate_acc, n, tokens.start * n + tile * LANES, num_rows, false) };
             }
         });
     });
@@ -152,17 +181,18 @@ fn with_scratch(len: usize, f: impl FnOnce(&mut [f32])) {
     });
 }
 
-/// One tile for all tokens into `acc: [num_tokens, 16]`.
-fn multiply(isa: Isa, part: &Part<'_>, tile: usize, input: &Input<'_>, acc: &mut [f32]) {
+/// One tile for some tokens into `acc: [tokens.len(), 16]`.
+fn multiply(isa: Isa, part: &Part<'_>, tile: usize, input: &Input<'_>, tokens: &Range<usize>, acc: &mut [f32]) {
     let mut start = [0f32; LANES];
     if let Some(bias) = part.bias {
         let num_rows = LANES.min(part.weights.n - tile * LANES);
         start[..num_rows].copy_from_slice(&bias[tile * LANES..][..num_rows]);
     }
-    acc.chunks_exact_mut(LANES).for_each(|acc| acc.copy_from_slice(&start));
+    acc.as_chunks_mut::<LANES>().0.fill(start);
+    let k = part.weights.k;
     match input.quantized {
-        Some(x) if !part.weights.layout.is_float() => tile::multiply(isa, part.weights, tile, x, acc),
-        _ => tile_f32::multiply(isa, part.weights, tile, input.x, acc),
+        Some(x) if !part.weights.layout.is_float() => tile::multiply(isa, part.weights, tile, x.rows(tokens), acc),
+        _ => tile_f32::multiply(isa, part.weights, tile, &input.x[tokens.start * k..tokens.end * k], acc),
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod activations;
 mod attention;
+mod kv_write;
 mod math;
 mod matmul;
 mod norm;
@@ -20,8 +21,9 @@ mod weights;
 
 pub use activations::Activations;
 pub use attention::{AttentionShape, KV_BLOCK, KvLayer, QkNorm, Ragged, RopePairs, attention};
+pub use kv_write::rotate_and_store;
 pub use matmul::{Activation, Input, Part, gated, linear};
-pub use norm::rms_norm;
+pub use norm::{Norm, add_rms_norm, rms_norm};
 pub use pool::Pool;
 pub use simd::Isa;
-pub use weights::{Packed, WeightFormat, dequantize_row};
+pub use weights::{Memory, Packed, WeightFormat, dequantize_row};

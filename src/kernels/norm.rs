@@ -1,38 +1,55 @@
 //! Root-mean-square normalisation: x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich, arXiv 1910.07467).
 
-use super::pool::{Pool, SharedMut};
+use super::pool::{Pool, SharedMut, for_rows};
 use super::simd::{Isa, LANES, Simd, simd_kernel};
 
-/// Rows that a thread takes at a time; fewer rows than this are done by the caller alone.
-const ROWS_PER_TILE: usize = 16;
+/// Most rows that a thread takes at a time.
+const ROWS_PER_TILE_MAX: usize = 16;
+
+/// A norm's parameters.
+#[derive(Debug, Clone, Copy)]
+pub struct Norm<'a> {
+    /// Multiplies the normalised values.
+    pub weight: &'a [f32],
+    /// Added to the mean square.
+    pub eps: f32,
+}
 
 /// Normalises every row of `x: [num_rows, weight.len()]` into `out`.
 ///
 /// # Panics
 /// If a length does not fit.
-pub fn rms_norm(isa: Isa, pool: &mut Pool, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    let width = weight.len();
+pub fn rms_norm(isa: Isa, pool: &mut Pool, x: &[f32], norm: Norm<'_>, out: &mut [f32]) {
+    each_row(pool, x, norm, out, |x, out| rms_norm_row(isa, x, norm, out));
+}
+
+/// Adds every normalised row of `x: [num_rows, weight.len()]` to `out`.
+///
+/// # Panics
+/// If a length does not fit.
+pub fn add_rms_norm(isa: Isa, pool: &mut Pool, x: &[f32], norm: Norm<'_>, out: &mut [f32]) {
+    each_row(pool, x, norm, out, |x, out| add_rms_norm_row(isa, x, norm, out));
+}
+
+fn each_row(pool: &mut Pool, x: &[f32], norm: Norm<'_>, out: &mut [f32], f: impl Fn(&[f32], &mut [f32]) + Sync) {
+    let width = norm.weight.len();
     assert!(x.len() == out.len() && x.len().is_multiple_of(width), "{} values in rows of {width}", x.len());
-    let num_rows = x.len() / width;
     let out = SharedMut::new(out);
-    pool.run(num_rows.div_ceil(ROWS_PER_TILE), |tile| {
-        for row in tile * ROWS_PER_TILE..num_rows.min((tile + 1) * ROWS_PER_TILE) {
-            // SAFETY: every row belongs to one tile.
-            let out = unsafe { out.slice(row * width, width) };
-            out.copy_from_slice(&x[row * width..(row + 1) * width]);
-            rms_norm_row(isa, out, weight, eps);
-        }
+    for_rows(pool, x.len() / width, ROWS_PER_TILE_MAX, |row| {
+        // SAFETY: every row belongs to one tile.
+        f(&x[row * width..][..width], unsafe { out.slice(row * width, width) });
     });
 }
 
 simd_kernel! {
-    /// Normalises one row in place.
-    pub(crate) fn rms_norm_row(x: &mut [f32], weight: &[f32], eps: f32) = rms_norm_row_body
+    /// Normalises one row.
+    pub(crate) fn rms_norm_row(x: &[f32], norm: Norm<'_>, out: &mut [f32]) = rms_norm_row_body
 }
+simd_kernel! { fn add_rms_norm_row(x: &[f32], norm: Norm<'_>, out: &mut [f32]) = add_rms_norm_row_body }
 
+/// 1 / sqrt(mean(x^2) + eps)
 #[inline(always)]
-fn rms_norm_row_body<S: Simd>(s: S, x: &mut [f32], weight: &[f32], eps: f32) {
-    assert_eq!(x.len(), weight.len());
+pub(super) fn scale_of<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
     let (whole, tail) = x.as_chunks::<LANES>();
     let mut squares = s.splat(0.0);
     for x in whole {
@@ -40,10 +57,28 @@ fn rms_norm_row_body<S: Simd>(s: S, x: &mut [f32], weight: &[f32], eps: f32) {
         let x = unsafe { s.load(x.as_ptr()) };
         squares = s.fma(x, x, squares);
     }
-    let sum = tail.iter().fold(s.reduce_add(squares), |sum, x| x.mul_add(*x, sum));
-    let scale = 1.0 / (sum / x.len() as f32 + eps).sqrt();
-    for (x, w) in x.iter_mut().zip(weight) {
-        *x = *x * scale * w;
+    let mut sum = s.reduce_add(squares);
+    for x in tail {
+        sum = x.mul_add(*x, sum);
+    }
+    1.0 / (sum / x.len() as f32 + eps).sqrt()
+}
+
+#[inline(always)]
+fn rms_norm_row_body<S: Simd>(s: S, x: &[f32], norm: Norm<'_>, out: &mut [f32]) {
+    assert!(x.len() == norm.weight.len() && out.len() == x.len());
+    let scale = scale_of(s, x, norm.eps);
+    for i in 0..x.len() {
+        out[i] = x[i] * scale * norm.weight[i];
+    }
+}
+
+#[inline(always)]
+fn add_rms_norm_row_body<S: Simd>(s: S, x: &[f32], norm: Norm<'_>, out: &mut [f32]) {
+    assert!(x.len() == norm.weight.len() && out.len() == x.len());
+    let scale = scale_of(s, x, norm.eps);
+    for i in 0..x.len() {
+        out[i] += x[i] * scale * norm.weight[i];
     }
 }
 
@@ -59,7 +94,7 @@ mod tests {
             let weight: Vec<f32> = (0..width).map(|i| 0.5 + (i % 7) as f32 / 5.0).collect();
             let run = |isa| {
                 let mut out = vec![0.0; x.len()];
-                rms_norm(isa, &mut Pool::new(2), &x, &weight, 1e-5, &mut out);
+                rms_norm(isa, &mut Pool::new(2), &x, Norm { weight: &weight, eps: 1e-5 }, &mut out);
                 out
             };
             let expected = run(Isa::portable());

@@ -1,15 +1,18 @@
 //! The compute threads of one worker. A job is a number of tiles and a function of the tile's index; threads claim
-//! tiles one by one from a shared counter, so a thread that loses its core holds up one tile and not a fixed share.
+//! runs of neighbouring tiles from a shared counter. A run is a fixed part of what is left, so runs are long at first
+//! (neighbours in memory stream faster than strangers) and single tiles at the end: a thread that loses its core holds
+//! up an eighth of the job at most, not its share.
 //! Between jobs the helpers spin for a moment (a step is some hundred jobs back to back), then park.
 //!
 //! ```text
 //! claim = generation << 24 | next tile         one atomic word
 //! run:    close claim, publish the function, then claim = (generation + 1, 0)
-//! claim:  read claim, read the function, compare-and-swap claim + 1
+//! claim:  read claim, read the function, compare-and-swap claim + n, n = tiles left / (4 threads), at least 1
 //! ```
 //! The swap succeeds only if no newer job was published since the first read, and a job cannot end while one of its
 //! tiles is still running, so a function is never called after its job has ended.
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +22,9 @@ const TILE_BITS: u32 = 24;
 const TILE_MASK: u64 = (1 << TILE_BITS) - 1;
 /// Spins before a thread parks: about 30 us, several times the gap between two jobs of a step.
 const SPINS_BEFORE_PARK: u32 = 2_000;
+
+/// A thread claims this part of its even share of what is left.
+const RUNS_PER_THREAD: usize = 4;
 
 /// Threads that run tiles. The calling thread is one of them.
 pub struct Pool {
@@ -30,6 +36,7 @@ struct Shared {
     /// Generation and next tile of the current job.
     claim: AtomicU64,
     num_tiles: AtomicUsize,
+    num_threads: usize,
     num_done: AtomicUsize,
     /// The job's function as an erased closure and the shim that calls it.
     closure: AtomicPtr<()>,
@@ -42,7 +49,7 @@ struct Shared {
     panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
 }
 
-type Call = unsafe fn(*const (), usize);
+type Call = unsafe fn(*const (), Range<usize>);
 
 impl Pool {
     /// A pool of `num_threads`, the caller included.
@@ -54,6 +61,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             claim: AtomicU64::new(TILE_MASK),
             num_tiles: AtomicUsize::new(0),
+            num_threads,
             num_done: AtomicUsize::new(0),
             closure: AtomicPtr::default(),
             call: AtomicPtr::default(),
@@ -82,10 +90,20 @@ impl Pool {
     /// any order and must not depend on each other. `&mut self` because one job runs at a time.
     ///
     /// # Panics
-    /// With the first panic of a tile, after the others have run.
+    /// With the first panic of a tile, after the other threads are done.
     pub fn run<F: Fn(usize) + Sync>(&mut self, num_tiles: usize, f: F) {
+        self.run_ranges(num_tiles, |tiles| tiles.for_each(&f));
+    }
+
+    /// The same for a function of neighbouring tiles, so that it can prepare once for several.
+    ///
+    /// # Panics
+    /// As `run`.
+    pub fn run_ranges<F: Fn(Range<usize>) + Sync>(&mut self, num_tiles: usize, f: F) {
         if self.helpers.is_empty() || num_tiles <= 1 {
-            (0..num_tiles).for_each(f);
+            if num_tiles > 0 {
+                f(0..num_tiles);
+            }
             return;
         }
         assert!((num_tiles as u64) < TILE_MASK, "too many tiles in one job: {num_tiles}");
@@ -103,7 +121,7 @@ impl Pool {
         if s.num_parked.load(Ordering::SeqCst) > 0 {
             self.helpers.iter().for_each(|h| h.thread().unpark());
         }
-        while s.run_one_tile() {}
+        while s.run_tiles() {}
         s.wait_until_done(num_tiles);
         if let Some(panic) = s.panic.lock().unwrap_or_else(PoisonError::into_inner).take() {
             resume_unwind(panic);
@@ -130,14 +148,22 @@ impl std::fmt::Debug for Pool {
 
 /// # Safety
 /// `closure` points to a live `F`.
-unsafe fn call_closure<F: Fn(usize) + Sync>(closure: *const (), tile: usize) {
+unsafe fn call_closure<F: Fn(Range<usize>) + Sync>(closure: *const (), tiles: Range<usize>) {
     // SAFETY: the caller vouches for the type and the life of the closure.
-    unsafe { (*closure.cast::<F>())(tile) }
+    unsafe { (*closure.cast::<F>())(tiles) }
+}
+
+/// Calls `f(row)` for every row, neighbouring rows in one tile: `max` of them where there are many.
+pub(super) fn for_rows(pool: &mut Pool, num_rows: usize, max: usize, f: impl Fn(usize) + Sync) {
+    let per_tile = (num_rows / (RUNS_PER_THREAD * pool.num_threads())).clamp(1, max);
+    pool.run(num_rows.div_ceil(per_tile), |tile| {
+        (tile * per_tile..num_rows.min((tile + 1) * per_tile)).for_each(&f);
+    });
 }
 
 impl Shared {
-    /// Claims and runs a tile; `false` if there is none left to claim.
-    fn run_one_tile(&self) -> bool {
+    /// Claims and runs some tiles; `false` if there is none left to claim.
+    fn run_tiles(&self) -> bool {
         let claim = self.claim.load(Ordering::Acquire);
         let tile = (claim & TILE_MASK) as usize;
         let num_tiles = self.num_tiles.load(Ordering::Acquire);
@@ -146,20 +172,21 @@ impl Shared {
         if tile >= num_tiles {
             return false;
         }
-        if self.claim.compare_exchange_weak(claim, claim + 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        let n = ((num_tiles - tile) / (RUNS_PER_THREAD * self.num_threads)).max(1);
+        if self.claim.compare_exchange_weak(claim, claim + n as u64, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return true; // Somebody else was faster, or a newer job came: look again.
         }
         // SAFETY: the swap proves that the words read after `claim` belong to its job (a newer job changes `claim`
-        // for good), and that job waits in `run` for this tile, so the closure is alive and `call` is its shim.
+        // for good), and that job waits in `run` for these tiles, so the closure is alive and `call` is its shim.
         let result = catch_unwind(AssertUnwindSafe(|| unsafe {
             let call = std::mem::transmute::<*mut (), Call>(call);
-            call(closure, tile);
+            call(closure, tile..tile + n);
         }));
         if let Err(panic) = result {
             self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
         }
         // SeqCst orders this against `caller_parked`: one side always sees the other.
-        let is_last = self.num_done.fetch_add(1, Ordering::SeqCst) + 1 == num_tiles;
+        let is_last = self.num_done.fetch_add(n, Ordering::SeqCst) + n == num_tiles;
         if is_last
             && self.caller_parked.load(Ordering::SeqCst)
             && let Some(caller) = &*self.caller.lock().unwrap_or_else(PoisonError::into_inner)
@@ -187,7 +214,7 @@ impl Shared {
     fn help(&self) {
         let mut spins = 0;
         while !self.stop.load(Ordering::Relaxed) {
-            if self.run_one_tile() {
+            if self.run_tiles() {
                 spins = 0;
             } else if spins < SPINS_BEFORE_PARK {
                 spins += 1;
@@ -225,10 +252,22 @@ impl<'a, T> SharedMut<'a, T> {
         Self { ptr: slice.as_mut_ptr(), len: slice.len(), life: std::marker::PhantomData }
     }
 
+    /// Writes one element.
+    ///
+    /// # Safety
+    /// Nobody else uses it meanwhile.
+    #[inline(always)]
+    pub(crate) unsafe fn write(&self, index: usize, value: T) {
+        assert!(index < self.len, "element {index} of {}", self.len);
+        // SAFETY: in bounds; the caller vouches that nobody else uses it.
+        unsafe { self.ptr.add(index).write(value) }
+    }
+
     /// The part `start..start + len`.
     ///
     /// # Safety
     /// No other live part overlaps it.
+    #[inline(always)]
     #[allow(clippy::mut_from_ref)]
     pub(crate) unsafe fn slice(&self, start: usize, len: usize) -> &mut [T] {
         assert!(start <= self.len && len <= self.len - start, "part {start}+{len} of {}", self.len);

@@ -4,24 +4,21 @@
 
 use std::cell::RefCell;
 
-use super::activations::{Activations, BlockFacts};
+use super::activations::BlockFacts;
 use super::simd::{Isa, LANES, Simd, simd_kernel};
 use super::weights::{BLOCK_K, Layout, Packed, Planes, WeightFormat, load_8, unpack_codes};
 
 /// Tokens that share a block's codes in registers.
 const TOKENS: usize = 8;
-/// How far ahead of a one-token pass codes are fetched.
-const PREFETCH_BYTES: usize = 1536;
-
 /// Adds the tile's products with quantised inputs to `acc: [num_tokens, 16]`.
-pub(super) fn multiply(isa: Isa, weights: &Packed, tile: usize, x: &Activations, acc: &mut [f32]) {
+pub(super) fn multiply(isa: Isa, weights: &Packed, tile: usize, x: (&[i8], &[BlockFacts]), acc: &mut [f32]) {
     let k = weights.k;
-    let operands = Operands { tile: weights.tile(tile), k, x: x.bytes(), facts: x.facts() };
+    let operands = Operands { tile: weights.tile(tile), k, x: x.0, facts: x.1 };
     // Borrowed here and not in the kernel: a closure given to `with_borrow_mut` is compiled without its caller's
     // instruction set.
     SCRATCH.with_borrow_mut(|scratch| {
-        if acc.len() > TOKENS * LANES {
-            scratch.resize(scratch.len().max(k / BLOCK_K * EXPANDED + 64), 0);
+        if acc.len() > TOKENS * LANES && scratch.len() < k / BLOCK_K * EXPANDED + 64 {
+            scratch.resize(k / BLOCK_K * EXPANDED + 64, 0);
         }
         multiply_codes(isa, weights.layout.format, &operands, scratch, acc);
     });
@@ -85,7 +82,7 @@ fn multiply_format<S: Simd, const F: u8>(s: S, operands: &Operands<'_>, scratch:
     let scale_bytes = num_blocks / const { layout(F).blocks_per_scale } * const { layout(F).scale_stride() };
     assert_eq!(tile.len(), scales_at + scale_bytes);
     let rows = Rows { x: x.as_ptr(), facts: facts.as_ptr(), acc: acc.as_mut_ptr(), k, num_blocks };
-    let packed = Source { base: tile.as_ptr(), scales_at };
+    let packed = Source { base: tile.as_ptr(), scales_at, ahead: tile.len(), ahead_step: tile.len() / num_blocks };
     if num_tokens <= TOKENS || matches!(const { layout(F).planes }, Planes::Byte) {
         // SAFETY: `rows` has `num_tokens` rows and the tile `num_blocks` blocks by the assertions above.
         return unsafe { multiply_rows::<S, F, false>(s, num_tokens, &rows, packed) };
@@ -98,7 +95,7 @@ fn multiply_format<S: Simd, const F: u8>(s: S, operands: &Operands<'_>, scratch:
         for b in 0..num_blocks {
             store_expanded::<S, F>(s, &load::<S, F>(s, packed, b), expanded.add(b * EXPANDED));
         }
-        multiply_rows::<S, F, true>(s, num_tokens, &rows, Source { base: expanded, scales_at });
+        multiply_rows::<S, F, true>(s, num_tokens, &rows, Source { base: expanded, ..packed });
     }
 }
 
@@ -108,18 +105,24 @@ pub(super) struct Source {
     pub(super) base: *const u8,
     /// Where the scales begin.
     pub(super) scales_at: usize,
+    /// Each block fetches its part of the next tile: what lies this far ahead, plus a step for every block.
+    pub(super) ahead: usize,
+    pub(super) ahead_step: usize,
 }
 
 /// # Safety
 /// A packed tile of the format at `source`, with a block `b`.
 #[inline(always)]
 pub(super) unsafe fn load<S: Simd, const F: u8>(s: S, source: Source, b: usize) -> Block<S> {
-    let Source { base: tile, scales_at } = source;
+    let Source { base: tile, scales_at, ahead, ahead_step } = source;
     // SAFETY: offsets follow the layout that `Packed` wrote.
     unsafe {
         let p = tile.add(b * const { layout(F).planes.num_bytes() });
-        for line in 0..const { layout(F).planes.num_bytes() / 64 } {
-            s.prefetch(p.wrapping_add(PREFETCH_BYTES + line * 64));
+        // A block's lines and, as the steps are not whole lines, sometimes one of them twice. The scales lie behind the
+        // codes, so reading ahead within the tile would find neither its own scales nor the next tile in time.
+        let next = tile.wrapping_add(ahead + b * ahead_step);
+        for line in 0..const { layout(F).block_lines() } {
+            s.prefetch(next.wrapping_add(line * 64));
         }
         let codes = unpack_codes(s, const { layout(F).planes }, p);
         let per_scale = const { layout(F).blocks_per_scale };

@@ -55,7 +55,17 @@ fn multiply_format<S: Simd, const F: u8>(s: S, tile: &[u8], k: usize, x: &[f32],
             if is_float {
                 decode_floats::<S, F>(s, tile.as_ptr().add(at * LANES * size), &mut w[..len]);
             } else {
-                decode::<S, F>(s, Source { base: tile.as_ptr(), scales_at }, at / BLOCK_K, &mut w);
+                decode::<S, F>(
+                    s,
+                    Source {
+                        base: tile.as_ptr(),
+                        scales_at,
+                        ahead: tile.len(),
+                        ahead_step: tile.len() / (k / BLOCK_K),
+                    },
+                    at / BLOCK_K,
+                    &mut w,
+                );
             }
         }
         multiply_tokens(s, &w[..len], x, k, at, acc);

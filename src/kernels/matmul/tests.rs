@@ -1,7 +1,7 @@
 //! Both ways of multiplying against dot products in f64, for every format, instruction set, batch and pool.
 
 use super::*;
-use crate::kernels::weights::{WeightFormat, dequantize_row};
+use crate::kernels::weights::{Memory, WeightFormat, dequantize_row};
 
 fn random_bytes(format: WeightFormat, n: usize, k: usize) -> Vec<u8> {
     let mut state = 7u64;
@@ -37,14 +37,15 @@ impl Case {
 
     fn run(&self, isa: Isa, num_threads: usize, x: &[f32]) -> Vec<f32> {
         let mut pool = Pool::new(num_threads);
-        let weights = Packed::pack(self.format, self.n, self.k, &self.bytes, &mut pool).unwrap();
+        let weights =
+            Packed::pack(self.format, self.n, self.k, &self.bytes, &mut Memory::default(), &mut pool).unwrap();
         let num_tokens = x.len() / self.k;
         let mut quantized = Activations::default();
         quantized.quantize(isa, &mut pool, x, self.k);
         let mut out = vec![0.0; num_tokens * self.n];
         let part = Part { weights: &weights, bias: Some(&self.bias), column: 0 };
         let input = Input { x, quantized: self.quantize.then_some(&quantized), num_tokens };
-        linear(isa, &mut pool, &[part], &input, None, &mut out);
+        linear(isa, &mut pool, &[part], &input, false, &mut out);
         out
     }
 
@@ -111,7 +112,7 @@ fn parts_residual_and_gate_land_in_their_columns() {
     let case = Case { bias: vec![0.0; 20], ..Case::new(WeightFormat::Q8_0, 20, k) };
     let x = floats(tokens * k);
     let single = case.run(isa, 2, &x);
-    let weights = Packed::pack(case.format, 20, k, &case.bytes, &mut pool).unwrap();
+    let weights = Packed::pack(case.format, 20, k, &case.bytes, &mut Memory::default(), &mut pool).unwrap();
     let mut quantized = Activations::default();
     quantized.quantize(isa, &mut pool, &x, k);
     let input = Input { x: &x, quantized: Some(&quantized), num_tokens: tokens };
@@ -119,7 +120,7 @@ fn parts_residual_and_gate_land_in_their_columns() {
     let mut out = residual.clone();
     let part = Part { weights: &weights, bias: None, column: 0 };
     let parts = [part, Part { column: 25, ..part }];
-    linear(isa, &mut pool, &parts, &input, Some(&residual), &mut out);
+    linear(isa, &mut pool, &parts, &input, true, &mut out);
     let mut gate = vec![0.0; tokens * 20];
     gated(isa, &mut pool, &weights, &weights, Activation::Silu, &input, &mut gate);
     for t in 0..tokens {

@@ -30,6 +30,9 @@ pub(crate) trait Simd: Copy {
     /// 64 bytes: four consecutive ones belong to a lane.
     type B: Copy;
 
+    /// Values of type `F` that fit the registers, roughly.
+    const NUM_REGISTERS: usize;
+
     /// The same value in every lane.
     fn splat(self, x: f32) -> Self::F;
     /// # Safety
@@ -43,6 +46,11 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// Sixteen readable u16 at `p`.
     unsafe fn load_f16(self, p: *const u16) -> Self::F;
+    /// The nearest half floats, ties to even.
+    ///
+    /// # Safety
+    /// Sixteen writable u16 at `p`.
+    unsafe fn store_f16(self, p: *mut u16, x: Self::F);
     /// Widens sixteen bfloat16, exactly.
     ///
     /// # Safety
@@ -200,6 +208,9 @@ mod tests {
                 s.store_bytes(wide.as_mut_ptr(), v);
                 out.extend(wide.map(f32::from));
             }
+            let mut halves = [0u16; 16];
+            s.store_f16(halves.as_mut_ptr(), s.mul(a, s.splat(0.001_234)));
+            out.extend(halves.map(f32::from));
             s.store_magic_i8(wide.as_mut_ptr().cast(), s.add(a, s.splat(12_582_912.0)));
             out.extend(wide.map(f32::from));
             out.push(s.reduce_add(a));

@@ -26,6 +26,8 @@ impl Simd for Portable {
     type I = [i32; LANES];
     type B = Bytes;
 
+    const NUM_REGISTERS: usize = 4;
+
     #[inline(always)]
     fn splat(self, x: f32) -> F {
         [x; LANES]
@@ -48,6 +50,12 @@ impl Simd for Portable {
         // SAFETY: the caller vouches for sixteen values.
         let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
         bits.map(|b| f16::from_bits(b).to_f32())
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut u16, x: F) {
+        // SAFETY: the caller vouches for sixteen.
+        unsafe { p.cast::<[u16; LANES]>().write_unaligned(x.map(|x| f16::from_f32(x).to_bits())) };
     }
 
     #[inline(always)]

@@ -44,6 +44,8 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     type I = __m512i;
     type B = __m512i;
 
+    const NUM_REGISTERS: usize = 32;
+
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
         unsafe { _mm512_set1_ps(x) }
@@ -62,6 +64,11 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     #[inline(always)]
     unsafe fn load_f16(self, p: *const u16) -> __m512 {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut u16, x: __m512) {
+        unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(x)) }
     }
 
     #[inline(always)]
@@ -229,6 +236,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type I = [__m256i; 2];
     type B = [__m256i; 2];
 
+    const NUM_REGISTERS: usize = 8;
+
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         unsafe { [_mm256_set1_ps(x); 2] }
@@ -250,6 +259,14 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     unsafe fn load_f16(self, p: *const u16) -> Self::F {
         unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast()))] }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut u16, x: Self::F) {
+        unsafe {
+            _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(x[0]));
+            _mm_storeu_si128(p.add(8).cast(), _mm256_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT }>(x[1]));
+        }
     }
 
     #[inline(always)]

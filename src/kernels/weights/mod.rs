@@ -1,11 +1,13 @@
 //! Weight matrices: the formats of a GGUF file, and the packed form that the kernels read.
 
 mod format;
+mod memory;
 mod packed;
 mod planes;
 mod unpack;
 
 pub use format::WeightFormat;
+pub use memory::Memory;
 pub use packed::Packed;
 pub(crate) use packed::{BLOCK_K, Layout};
 pub(crate) use planes::{Planes, load_8, unpack_codes};

@@ -13,6 +13,7 @@
 use half::f16;
 
 use super::WeightFormat;
+use super::memory::{Memory, Region};
 use super::planes::{Planes, pack_codes};
 use super::unpack::{Block, unpack};
 use crate::error::{Error, Result};
@@ -30,14 +31,7 @@ pub struct Packed {
     pub(crate) layout: Layout,
     pub(crate) n: usize,
     pub(crate) k: usize,
-    data: Vec<Line>,
-}
-
-/// One cache line.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line {
-    _bytes: [u8; LINE],
+    region: Region,
 }
 
 /// How a format's tiles are laid out. Everything about it is known at compile time of a kernel.
@@ -92,6 +86,11 @@ impl Layout {
         k / BLOCK_K * self.planes.num_bytes()
     }
 
+    /// Cache lines of a block with its part of the scales, rounded up.
+    pub(crate) const fn block_lines(self) -> usize {
+        (self.planes.num_bytes() + self.scale_stride() / self.blocks_per_scale).div_ceil(LINE)
+    }
+
     fn tile_bytes(self, k: usize) -> usize {
         if self.is_float() {
             return k * LANES * self.format.block_bytes();
@@ -101,11 +100,18 @@ impl Layout {
 }
 
 impl Packed {
-    /// Packs the rows `bytes` of a matrix `[n, k]`, on all threads of `pool`.
+    /// Packs the rows `bytes` of a matrix `[n, k]` into `memory`, on all threads of `pool`.
     ///
     /// # Errors
-    /// If `k` is not a multiple of the format's block, or `bytes` is not `n` rows long.
-    pub fn pack(format: WeightFormat, n: usize, k: usize, bytes: &[u8], pool: &mut Pool) -> Result<Self> {
+    /// If `k` is not a multiple of the format's block, `bytes` is not `n` rows long, or there is no memory.
+    pub fn pack(
+        format: WeightFormat,
+        n: usize,
+        k: usize,
+        bytes: &[u8],
+        memory: &mut Memory,
+        pool: &mut Pool,
+    ) -> Result<Self> {
         if n == 0 || k == 0 || !k.is_multiple_of(format.block_len()) {
             let block = format.block_len();
             let message = format!("a {format} matrix must have rows of n x {block} weights, got [{n}, {k}]");
@@ -119,13 +125,12 @@ impl Packed {
         }
         let layout = Layout::of(format);
         let num_tiles = n.div_ceil(LANES);
-        let tile_lines = layout.tile_bytes(k).div_ceil(LINE);
-        let mut data = vec![Line { _bytes: [0; LINE] }; num_tiles * tile_lines];
-        let out = SharedMut::new(&mut data);
+        let tile_bytes = layout.tile_bytes(k).next_multiple_of(LINE);
+        let mut region = memory.region(num_tiles * tile_bytes)?;
+        let out = SharedMut::new(region.bytes_mut());
         pool.run(num_tiles, |tile| {
             // SAFETY: every tile writes its own part.
-            let out = unsafe { out.slice(tile * tile_lines, tile_lines) };
-            let out = as_bytes_mut(out);
+            let out = unsafe { out.slice(tile * tile_bytes, tile_bytes) };
             for lane in 0..LANES.min(n - tile * LANES) {
                 let row = tile * LANES + lane;
                 let bytes = &bytes[row * row_bytes..(row + 1) * row_bytes];
@@ -136,7 +141,7 @@ impl Packed {
                 }
             }
         });
-        Ok(Self { layout, n, k, data })
+        Ok(Self { layout, n, k, region })
     }
 
     /// Number of rows, which is the number of outputs.
@@ -151,7 +156,7 @@ impl Packed {
 
     /// Bytes held.
     pub fn num_bytes(&self) -> usize {
-        self.data.len() * LINE
+        self.region.len()
     }
 
     pub(crate) fn num_tiles(&self) -> usize {
@@ -161,10 +166,7 @@ impl Packed {
     /// The bytes of one tile, which begin on a cache line.
     pub(crate) fn tile(&self, tile: usize) -> &[u8] {
         let bytes = self.layout.tile_bytes(self.k);
-        let lines = bytes.div_ceil(LINE);
-        let data = &self.data[tile * lines..(tile + 1) * lines];
-        // SAFETY: `Line` is an array of bytes without padding.
-        unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), bytes) }
+        &self.region.bytes()[tile * bytes.next_multiple_of(LINE)..][..bytes]
     }
 }
 
@@ -172,11 +174,6 @@ impl std::fmt::Debug for Packed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Packed({} [{}, {}])", self.layout.format, self.n, self.k)
     }
-}
-
-fn as_bytes_mut(lines: &mut [Line]) -> &mut [u8] {
-    // SAFETY: `Line` is an array of bytes without padding.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LINE) }
 }
 
 fn pack_float_row(format: WeightFormat, bytes: &[u8], lane: usize, tile: &mut [u8]) {

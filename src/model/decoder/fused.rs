@@ -5,15 +5,15 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Result as CandleResult, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, InplaceOp2, Layout, Result as CandleResult, Storage, Tensor};
 
 use super::ActivationType;
 use super::weights::{LayerTensors, Matrix, Tensors};
 use crate::cache::KvStore;
 use crate::error::Result;
 use crate::kernels::{
-    Activations, AttentionShape, Input, Isa, KvLayer, Packed, Part, Pool, QkNorm, Ragged, attention, dequantize_row,
-    gated, linear, rms_norm,
+    Activations, AttentionShape, Input, Isa, KvLayer, Memory, Norm, Packed, Part, Pool, QkNorm, Ragged, add_rms_norm,
+    attention, dequantize_row, gated, linear, rms_norm, rotate_and_store,
 };
 use crate::model::Batch;
 use crate::model::config::ModelConfig;
@@ -60,26 +60,29 @@ impl Weights {
     pub(super) fn load(gguf: Arc<Gguf>, config: Arc<ModelConfig>, pool: &mut Pool) -> Result<Self> {
         let tensors = Tensors::new(&gguf, &config);
         tensors.embeddings()?;
-        let layers = (0..config.layers.len()).map(|i| Layer::load(&config, i, tensors.layer(i)?, pool));
+        let mut memory = Memory::default();
+        let mut pack = |m: Matrix<'_>| Packed::pack(m.format, m.n, m.k, m.bytes, &mut memory, pool);
+        let layers = (0..config.layers.len()).map(|i| Layer::load(&config, i, tensors.layer(i)?, &mut pack));
         let layers = layers.collect::<Result<Vec<_>>>()?;
         let final_norm = tensors.final_norm()?;
-        let head = pack(tensors.head()?, pool)?;
+        let head = pack(tensors.head()?)?;
         tensors.finish()?;
         Ok(Self { layers, final_norm, head, gguf, config })
     }
 }
 
-fn pack(m: Matrix<'_>, pool: &mut Pool) -> Result<Packed> {
-    Packed::pack(m.format, m.n, m.k, m.bytes, pool)
-}
-
 impl Layer {
-    fn load(config: &ModelConfig, index: usize, t: LayerTensors<'_>, pool: &mut Pool) -> Result<Self> {
+    fn load(
+        config: &ModelConfig,
+        index: usize,
+        t: LayerTensors<'_>,
+        pack: &mut impl FnMut(Matrix<'_>) -> Result<Packed>,
+    ) -> Result<Self> {
         let layer = config.layers[index];
         let mut qkv = Vec::new();
         let mut column = 0;
         for (matrix, bias) in t.qkv {
-            qkv.push(Projection { weights: pack(matrix, pool)?, bias, column });
+            qkv.push(Projection { weights: pack(matrix)?, bias, column });
             column += matrix.n;
         }
         let qk_norm =
@@ -98,12 +101,12 @@ impl Layer {
             qkv,
             attention,
             rope_index: layer.rope_index,
-            attn_output: Projection { weights: pack(t.attn_output.0, pool)?, bias: t.attn_output.1, column: 0 },
+            attn_output: Projection { weights: pack(t.attn_output.0)?, bias: t.attn_output.1, column: 0 },
             post_attn_norm: t.post_attn_norm,
             ffn_norm: t.ffn_norm,
-            gate: pack(t.gate, pool)?,
-            up: pack(t.up, pool)?,
-            down: Projection { weights: pack(t.down, pool)?, bias: None, column: 0 },
+            gate: pack(t.gate)?,
+            up: pack(t.up)?,
+            down: Projection { weights: pack(t.down)?, bias: None, column: 0 },
             post_ffn_norm: t.post_ffn_norm,
         })
     }
@@ -114,54 +117,100 @@ pub(super) struct Fused {
     weights: Arc<Weights>,
     kv: KvStore,
     cpu: Cpu,
+    states: Option<States>,
 }
 
 struct Cpu {
     isa: Isa,
     pool: Pool,
+    /// A stage's inputs after its norm, or its outputs before one.
     scratch: Vec<f32>,
     /// Inputs in bytes, where the compute is in bytes.
     quantized: Option<Activations>,
 }
 
 impl Cpu {
-    /// Hands `x: [num_tokens, k]` to `f` as the kernels want it, normalised first where there is a weight.
-    fn with_input(
-        &mut self,
-        x: &[f32],
-        k: usize,
-        norm: Option<(&[f32], f32)>,
-        f: impl FnOnce(Isa, &mut Pool, &Input<'_>),
-    ) {
+    /// Hands `x: [num_tokens, k]` to `f` as the kernels want it, normalised first where there is a norm.
+    fn with_input(&mut self, x: &[f32], k: usize, norm: Option<Norm<'_>>, f: impl FnOnce(Isa, &mut Pool, &Input<'_>)) {
         let Self { isa, pool, scratch, quantized } = self;
+        let (isa, num_tokens) = (*isa, x.len() / k);
         let x = match norm {
-            None => x,
-            Some((weight, eps)) => {
-                scratch.resize(scratch.len().max(x.len()), 0.0);
-                let normed = &mut scratch[..x.len()];
-                rms_norm(*isa, pool, x, weight, eps, normed);
+            None => {
+                if let Some(quantized) = quantized {
+                    quantized.quantize(isa, pool, x, k);
+                }
+                x
+            }
+            Some(norm) => {
+                let normed = resized(scratch, x.len());
+                match quantized {
+                    Some(quantized) => quantized.quantize_normed(isa, pool, x, norm, normed),
+                    None => rms_norm(isa, pool, x, norm, normed),
+                }
                 normed
             }
         };
-        if let Some(quantized) = quantized {
-            quantized.quantize(*isa, pool, x, k);
-        }
-        f(*isa, pool, &Input { x, quantized: quantized.as_ref(), num_tokens: x.len() / k });
+        f(isa, pool, &Input { x, quantized: quantized.as_ref(), num_tokens });
     }
 
-    /// `out = residual + norm(projection(x))`, the norm where there is one.
-    fn project(&mut self, p: &Projection, x: &[f32], residual: &[f32], norm: Option<(&[f32], f32)>, out: &mut [f32]) {
-        let Some((weight, eps)) = norm else {
+    /// `h += norm(projection(x))`, the norm where there is one.
+    fn project(&mut self, p: &Projection, x: &[f32], norm: Option<Norm<'_>>, h: &mut [f32]) {
+        let Some(norm) = norm else {
             return self.with_input(x, p.weights.k(), None, |isa, pool, input| {
-                linear(isa, pool, &[p.part()], input, Some(residual), out);
+                linear(isa, pool, &[p.part()], input, true, h);
             });
         };
-        let mut projected = vec![0.0; out.len()];
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let projected = resized(&mut scratch, h.len());
         self.with_input(x, p.weights.k(), None, |isa, pool, input| {
-            linear(isa, pool, &[p.part()], input, None, &mut projected);
+            linear(isa, pool, &[p.part()], input, false, projected);
         });
-        rms_norm(self.isa, &mut self.pool, &projected, weight, eps, out);
-        out.iter_mut().zip(residual).for_each(|(out, r)| *out += r);
+        add_rms_norm(self.isa, &mut self.pool, projected, norm, h);
+        self.scratch = scratch;
+    }
+}
+
+/// The first `len` elements of a vector that grows to the largest length asked for.
+fn resized(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if scratch.len() < len {
+        scratch.resize(len, 0.0);
+    }
+    &mut scratch[..len]
+}
+
+/// The tensors between the stages, which write into them: a new tensor for each of a step's 150 stages would be new
+/// memory, zeroed and faulted in page by page.
+struct States {
+    /// `[capacity, hidden_size]`
+    h: Tensor,
+    /// `[capacity, qkv_size]`
+    qkv: Tensor,
+    /// `[capacity, num_heads * head_dim]`
+    attended: Tensor,
+    /// `[capacity, intermediate_size]`
+    branch: Tensor,
+}
+
+impl States {
+    fn new(config: &ModelConfig, capacity: usize) -> CandleResult<Self> {
+        let tensor = |width| Tensor::zeros((capacity, width), DType::F32, &Device::Cpu);
+        Ok(Self {
+            h: tensor(config.hidden_size)?,
+            qkv: tensor(config.qkv_size())?,
+            attended: tensor(config.num_heads * config.head_dim)?,
+            branch: tensor(config.intermediate_size)?,
+        })
+    }
+
+    /// The first `num_tokens` rows of each.
+    fn rows(&self, num_tokens: usize) -> CandleResult<Self> {
+        let rows = |tensor: &Tensor| tensor.narrow(0, 0, num_tokens);
+        Ok(Self {
+            h: rows(&self.h)?,
+            qkv: rows(&self.qkv)?,
+            attended: rows(&self.attended)?,
+            branch: rows(&self.branch)?,
+        })
     }
 }
 
@@ -176,7 +225,7 @@ impl Fused {
         let quantized = (activations == ActivationType::Int8).then(Activations::default);
         let c = &weights.config;
         let kv = KvStore::new(c.layers.len(), num_blocks, c.num_kv_heads, c.head_dim);
-        Self { weights, kv, cpu: Cpu { isa, pool, scratch: Vec::new(), quantized } }
+        Self { weights, kv, cpu: Cpu { isa, pool, scratch: Vec::new(), quantized }, states: None }
     }
 
     /// Runs the batch; `angles` has the cosines and sines of each rope, `tables` the batch's block tables as numbers.
@@ -187,44 +236,56 @@ impl Fused {
         tables: &[u32],
         logits: &mut Vec<f32>,
     ) -> Result<()> {
-        let Self { weights, kv, cpu } = self;
-        let step = Step { config: &weights.config, batch, angles, tables, cpu: RefCell::new(cpu) };
-        let mut h = weights.embed(batch)?;
+        let Self { weights, kv, cpu, states } = self;
+        let num_tokens = batch.num_tokens();
+        let states = match states {
+            Some(states) if num_tokens <= states.h.dims()[0] => states,
+            // The largest batch so far; the scheduler bounds how large they get.
+            _ => states.insert(States::new(&weights.config, num_tokens)?),
+        };
+        let states = states.rows(num_tokens)?;
+        let step = Step { config: &weights.config, batch, angles, tables, states, cpu: RefCell::new(cpu) };
+        weights.embed(batch, &step.states.h)?;
         for (layer, kv) in weights.layers.iter().zip(&mut kv.layers) {
-            let qkv = step.norm_qkv(layer, &h)?;
-            let attended = step.attention(layer, kv, &qkv)?;
-            h = step.project("out-residual", &layer.attn_output, layer.post_attn_norm.as_deref(), &attended, &h)?;
-            let branch = step.norm_gate_up(layer, &h)?;
-            h = step.project("down-residual", &layer.down, layer.post_ffn_norm.as_deref(), &branch, &h)?;
+            step.norm_qkv(layer)?;
+            step.attention(layer, kv)?;
+            step.project("out-residual", &layer.attn_output, layer.post_attn_norm.as_deref(), &step.states.attended)?;
+            step.norm_gate_up(layer)?;
+            step.project("down-residual", &layer.down, layer.post_ffn_norm.as_deref(), &step.states.branch)?;
         }
-        weights.logits(&h, batch, step.cpu.into_inner(), logits)
+        weights.logits(&step.states.h, batch, step.cpu.into_inner(), logits)
     }
 }
 
-/// One step's inputs, and a layer's stages over them.
+/// One step's inputs and states, and a layer's stages over them.
 struct Step<'a> {
     config: &'a ModelConfig,
     batch: &'a Batch,
     angles: &'a [(Vec<f32>, Vec<f32>)],
     tables: &'a [u32],
+    states: States,
     cpu: RefCell<&'a mut Cpu>,
 }
 
 impl Step<'_> {
-    /// `h: [num_tokens, hidden_size] -> [num_tokens, qkv_size]`
-    fn norm_qkv(&self, layer: &Layer, h: &Tensor) -> CandleResult<Tensor> {
-        let parts: Vec<Part<'_>> = layer.qkv.iter().map(Projection::part).collect();
-        let run = |x: &[f32], out: &mut [f32]| {
-            let norm = Some((&layer.attn_norm[..], self.config.norm_eps));
-            self.cpu.borrow_mut().with_input(x, self.config.hidden_size, norm, |isa, pool, input| {
-                linear(isa, pool, &parts, input, None, out);
-            });
-        };
-        h.apply_op1_no_bwd(&Stage1 { name: "norm-qkv", width: self.config.qkv_size(), run })
+    fn norm<'w>(&self, weight: &'w [f32]) -> Norm<'w> {
+        Norm { weight, eps: self.config.norm_eps }
     }
 
-    /// `qkv: [num_tokens, qkv_size] -> [num_tokens, num_heads * head_dim]`
-    fn attention(&self, layer: &Layer, kv: &mut KvLayer, qkv: &Tensor) -> CandleResult<Tensor> {
+    /// `h -> qkv`
+    fn norm_qkv(&self, layer: &Layer) -> CandleResult<()> {
+        let parts: Vec<Part<'_>> = layer.qkv.iter().map(Projection::part).collect();
+        let run = |out: &mut [f32], x: &[f32]| {
+            let norm = Some(self.norm(&layer.attn_norm));
+            self.cpu.borrow_mut().with_input(x, self.config.hidden_size, norm, |isa, pool, input| {
+                linear(isa, pool, &parts, input, false, out);
+            });
+        };
+        self.states.qkv.inplace_op2(&self.states.h, &Stage { name: "norm-qkv", run })
+    }
+
+    /// `qkv -> KV memory, attended`
+    fn attention(&self, layer: &Layer, kv: &mut KvLayer) -> CandleResult<()> {
         let (cos, sin) = &self.angles[layer.rope_index];
         let batch = Ragged {
             positions: &self.batch.positions,
@@ -236,63 +297,59 @@ impl Step<'_> {
             sin,
         };
         let kv = RefCell::new(kv);
-        let run = |qkv: &[f32], out: &mut [f32]| {
-            let Cpu { isa, pool, scratch, .. } = &mut **self.cpu.borrow_mut();
-            scratch.clear();
-            scratch.extend_from_slice(qkv);
-            attention(*isa, pool, &layer.attention, &batch, *kv.borrow_mut(), scratch, out);
+        let store = |qkv: &mut [f32]| {
+            let Cpu { isa, pool, .. } = &mut **self.cpu.borrow_mut();
+            rotate_and_store(*isa, pool, &layer.attention, &batch, *kv.borrow_mut(), qkv);
         };
-        let width = self.config.num_heads * self.config.head_dim;
-        qkv.apply_op1_no_bwd(&Stage1 { name: "rope-kv-attention", width, run })
+        self.states.qkv.inplace_op1(&Stage { name: "rope-kv", run: store })?;
+        let attend = |out: &mut [f32], qkv: &[f32]| {
+            let Cpu { isa, pool, .. } = &mut **self.cpu.borrow_mut();
+            attention(*isa, pool, &layer.attention, &batch, *kv.borrow(), qkv, out);
+        };
+        self.states.attended.inplace_op2(&self.states.qkv, &Stage { name: "attention", run: attend })
     }
 
-    /// `x: [num_tokens, k], h: [num_tokens, hidden_size] -> h + norm(projection(x))`, the norm where there is one.
-    fn project(
-        &self,
-        name: &'static str,
-        projection: &Projection,
-        norm: Option<&[f32]>,
-        x: &Tensor,
-        h: &Tensor,
-    ) -> CandleResult<Tensor> {
-        let run = |x: &[f32], h: &[f32], out: &mut [f32]| {
-            let norm = norm.map(|weight| (weight, self.config.norm_eps));
-            self.cpu.borrow_mut().project(projection, x, h, norm, out);
+    /// `h += norm(projection(x))`, the norm where there is one.
+    fn project(&self, name: &'static str, p: &Projection, norm: Option<&[f32]>, x: &Tensor) -> CandleResult<()> {
+        let run = |h: &mut [f32], x: &[f32]| {
+            self.cpu.borrow_mut().project(p, x, norm.map(|weight| self.norm(weight)), h);
         };
-        x.apply_op2_no_bwd(h, &Stage2 { name, run })
+        self.states.h.inplace_op2(x, &Stage { name, run })
     }
 
-    /// `h: [num_tokens, hidden_size] -> [num_tokens, intermediate_size]`
-    fn norm_gate_up(&self, layer: &Layer, h: &Tensor) -> CandleResult<Tensor> {
-        let run = |x: &[f32], out: &mut [f32]| {
-            let norm = Some((&layer.ffn_norm[..], self.config.norm_eps));
+    /// `h -> branch`
+    fn norm_gate_up(&self, layer: &Layer) -> CandleResult<()> {
+        let run = |out: &mut [f32], x: &[f32]| {
+            let norm = Some(self.norm(&layer.ffn_norm));
             self.cpu.borrow_mut().with_input(x, self.config.hidden_size, norm, |isa, pool, input| {
                 gated(isa, pool, &layer.gate, &layer.up, self.config.activation, input, out);
             });
         };
-        h.apply_op1_no_bwd(&Stage1 { name: "norm-gate-up", width: self.config.intermediate_size, run })
+        self.states.branch.inplace_op2(&self.states.h, &Stage { name: "norm-gate-up", run })
     }
 }
 
 impl Weights {
-    /// `[num_tokens, hidden_size]`, read row by row from the file's pages.
-    fn embed(&self, batch: &Batch) -> Result<Tensor> {
+    /// Fills `h: [num_tokens, hidden_size]`, read row by row from the file's pages.
+    fn embed(&self, batch: &Batch, h: &Tensor) -> Result<()> {
         let (hidden, scale) = (self.config.hidden_size, self.config.embedding_scale);
         let matrix = Tensors::new(&self.gguf, &self.config).embeddings()?;
         let row_bytes = matrix.format.row_bytes(hidden);
-        let mut rows = vec![0f32; batch.num_tokens() * hidden];
-        for (row, id) in rows.chunks_exact_mut(hidden).zip(&batch.token_ids) {
-            dequantize_row(matrix.format, &matrix.bytes[*id as usize * row_bytes..][..row_bytes], row);
-            if scale != 1.0 {
-                row.iter_mut().for_each(|x| *x *= scale);
+        let run = |h: &mut [f32]| {
+            for (row, id) in h.chunks_exact_mut(hidden).zip(&batch.token_ids) {
+                dequantize_row(matrix.format, &matrix.bytes[*id as usize * row_bytes..][..row_bytes], row);
+                if scale != 1.0 {
+                    row.iter_mut().for_each(|x| *x *= scale);
+                }
             }
-        }
-        Ok(Tensor::from_vec(rows, (batch.num_tokens(), hidden), &Device::Cpu)?)
+        };
+        Ok(h.inplace_op1(&Stage { name: "embed", run })?)
     }
 
     /// Only the wanted rows go through the last norm and the head.
     fn logits(&self, h: &Tensor, batch: &Batch, cpu: &mut Cpu, logits: &mut Vec<f32>) -> Result<()> {
-        logits.clear();
+        // Not cleared first: every value is overwritten, and zeroing them takes as long as writing them.
+        logits.resize(batch.logits_indices.len() * self.config.vocab_size, 0.0);
         if batch.logits_indices.is_empty() {
             return Ok(());
         }
@@ -304,10 +361,9 @@ impl Weights {
         for index in &batch.logits_indices {
             rows.extend_from_slice(&h[*index as usize * hidden..][..hidden]);
         }
-        logits.resize(batch.logits_indices.len() * self.config.vocab_size, 0.0);
         let part = Part { weights: &self.head, bias: None, column: 0 };
-        let norm = Some((&self.final_norm[..], self.config.norm_eps));
-        cpu.with_input(&rows, hidden, norm, |isa, pool, input| linear(isa, pool, &[part], input, None, logits));
+        let norm = Norm { weight: &self.final_norm, eps: self.config.norm_eps };
+        cpu.with_input(&rows, hidden, Some(norm), |isa, pool, input| linear(isa, pool, &[part], input, false, logits));
         Ok(())
     }
 }
@@ -320,41 +376,43 @@ fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> CandleResult<&'a [f32
     }
 }
 
-/// `[num_tokens, any] -> [num_tokens, width]`
-struct Stage1<F> {
-    name: &'static str,
-    width: usize,
-    run: F,
-}
-
-impl<F: Fn(&[f32], &mut [f32])> CustomOp1 for Stage1<F> {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> CandleResult<(CpuStorage, Shape)> {
-        let num_tokens = layout.dims()[0];
-        let mut out = vec![0f32; num_tokens * self.width];
-        (self.run)(floats(storage, layout)?, &mut out);
-        Ok((CpuStorage::F32(out), Shape::from((num_tokens, self.width))))
+fn floats_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> CandleResult<&'a mut [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((start, end))) => Ok(&mut values[start..end]),
+        _ => candle_core::bail!("a stage got a tensor that is not contiguous, or not f32"),
     }
 }
 
-/// `[num_tokens, any], [num_tokens, width] -> [num_tokens, width]`
-struct Stage2<F> {
+/// A function from one tensor's values to another's, or over one's own, as a custom op.
+struct Stage<F> {
     name: &'static str,
     run: F,
 }
 
-impl<F: Fn(&[f32], &[f32], &mut [f32])> CustomOp2 for Stage2<F> {
+impl<F: Fn(&mut [f32])> InplaceOp1 for Stage<F> {
     fn name(&self) -> &'static str {
         self.name
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> CandleResult<(CpuStorage, Shape)> {
-        let residual = floats(s2, l2)?;
-        let mut out = vec![0f32; residual.len()];
-        (self.run)(floats(s1, l1)?, residual, &mut out);
-        Ok((CpuStorage::F32(out), l2.shape().clone()))
+    fn cpu_fwd(&self, out: &mut CpuStorage, layout: &Layout) -> CandleResult<()> {
+        (self.run)(floats_mut(out, layout)?);
+        Ok(())
+    }
+}
+
+impl<F: Fn(&mut [f32], &[f32])> InplaceOp2 for Stage<F> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_fwd(
+        &self,
+        out: &mut CpuStorage,
+        out_layout: &Layout,
+        x: &CpuStorage,
+        x_layout: &Layout,
+    ) -> CandleResult<()> {
+        (self.run)(floats_mut(out, out_layout)?, floats(x, x_layout)?);
+        Ok(())
     }
 }
