@@ -84,6 +84,11 @@ fn the_report_has_a_row_for_every_measurement() {
     }
 
     let file_bytes = std::fs::metadata(&model).expect("the model").len();
+    assert_eq!(report["file_bytes"].as_u64(), Some(file_bytes));
+    #[cfg(target_os = "linux")]
+    for resident in ["loaded_resident_bytes", "resident_bytes"] {
+        assert!(report[resident].as_u64() > Some(0), "{resident}: {report}");
+    }
     let weight_bytes = report["weight_bytes"].as_u64().expect("a number");
     // The file has an output matrix of its own, so the table of embeddings is not read in a step.
     assert!(weight_bytes > file_bytes / 2 && weight_bytes < file_bytes, "{weight_bytes} of {file_bytes}");
@@ -100,6 +105,7 @@ fn one_layer_can_be_measured_alone_and_the_report_written_to_a_file() {
     let output = bench(dir.path(), &args);
     let out = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(out.contains("\nfile ") && out.contains("tokens/s, medians of 2 (range)"), "{out}");
     assert!(out.contains("prefill 48") && out.contains("decode, 3 at once") && !out.contains("engine"), "{out}");
     let text = std::fs::read_to_string(dir.path().join("report.json")).expect("the report is a file");
     let report: Json = serde_json::from_str(&text).expect("JSON");
@@ -116,7 +122,8 @@ fn wrong_flags_and_workloads_are_refused() {
         assert_eq!(output.status.code(), Some(code), "{args:?}: {err}");
         assert!(err.contains(message), "{args:?}: `{message}` is not in {err}");
     };
-    check(&[], 2, "--offline");
+    // Without --offline it would be a load on a server, which knows no such flag.
+    check(&["--prefill", "8"], 2, "--offline");
     check(&["--offline", "--batch", "1,0"], 2, "--batch");
     check(&["--offline", "--temperature", "3"], 2, "must be from 0 to 2, got 3");
     check(&["--offline", "--threads", "none"], 2, "--threads must be a whole number");

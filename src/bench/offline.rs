@@ -105,6 +105,7 @@ pub fn run(subject: &Subject, work: &Workload, progress: &dyn Fn(&str)) -> anyho
     };
     let model = load(&subject.path, &options)?;
     let load_seconds = began.elapsed().as_secs_f64();
+    let loaded_resident_bytes = resident_bytes();
     progress(&format!("{}: {}", subject.name, model.description));
 
     let mut rows = Vec::new();
@@ -129,6 +130,8 @@ pub fn run(subject: &Subject, work: &Workload, progress: &dyn Fn(&str)) -> anyho
         threads,
         activations,
         load_seconds,
+        file_bytes: std::fs::metadata(&subject.path).context("the model's file")?.len(),
+        loaded_resident_bytes,
         resident_bytes: resident_bytes(),
         weight_bytes,
         weight_gb_per_second,
