@@ -47,7 +47,7 @@ doc: ## the crate's documentation, warnings are errors
 	@RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 
 bench: ## benchmarks
-	@cargo bench --locked
+	@cargo bench --locked --bench '*'
 
 prove: tools ## the simulation and the fuzzers for much longer than CI has time for
 	@TALLOW_SIM_SCHEDULES=$${TALLOW_SIM_SCHEDULES:-1000000} TALLOW_FUZZ_CASES=$${TALLOW_FUZZ_CASES:-1000000} \

@@ -82,7 +82,7 @@ impl Workload {
 
     /// The engine samples one token more than it decodes: the prompt's step gives the first.
     fn max_model_len(&self) -> usize {
-        self.prefill.max(self.context + self.decode) + 2
+        self.prefill.max(self.context + self.decode) + 1
     }
 
     fn blocks_per_seq(&self) -> usize {
@@ -105,6 +105,7 @@ pub fn run(subject: &Subject, work: &Workload, progress: &dyn Fn(&str)) -> anyho
     };
     let model = load(&subject.path, &options)?;
     let load_seconds = began.elapsed().as_secs_f64();
+    let loaded_resident_bytes = resident_bytes();
     progress(&format!("{}: {}", subject.name, model.description));
 
     let mut rows = Vec::new();
@@ -129,6 +130,8 @@ pub fn run(subject: &Subject, work: &Workload, progress: &dyn Fn(&str)) -> anyho
         threads,
         activations,
         load_seconds,
+        file_bytes: std::fs::metadata(&subject.path).context("the model's file")?.len(),
+        loaded_resident_bytes,
         resident_bytes: resident_bytes(),
         weight_bytes,
         weight_gb_per_second,
@@ -303,10 +306,12 @@ impl EngineClient {
         let runs = self.run(num_seqs, context, num_tokens + 1)?;
         let pieces: Vec<Vec<(u64, usize)>> =
             runs.iter().map(|events| events.iter().filter_map(piece).collect()).collect();
-        let begin = pieces.iter().filter_map(|of_one| of_one.first()).map(|(at, _)| *at).max();
-        let end = pieces.iter().filter_map(|of_one| of_one.last()).map(|(at, _)| *at).min();
-        let (begin, end) = (begin.context("no text came")?, end.context("no text came")?);
-        ensure!(begin < end, "{num_seqs} sequences never decoded together: --decode {num_tokens} is too short");
+        let firsts = || pieces.iter().filter_map(|of_one| of_one.first()).map(|(at, _)| *at);
+        let lasts = || pieces.iter().filter_map(|of_one| of_one.last()).map(|(at, _)| *at);
+        let together = firsts().max().zip(lasts().min()).filter(|(begin, end)| begin < end);
+        // A tiny model may be through with the first request before the last is submitted: then all the time counts.
+        let (begin, end) = together.or_else(|| firsts().min().zip(lasts().max())).context("no text came")?;
+        ensure!(begin < end, "all text came at once: --decode {num_tokens} is too short to be timed");
         let inside = pieces.iter().flatten().filter(|(at, _)| (begin + 1..=end).contains(at));
         let num_decoded: usize = inside.map(|(_, num_tokens)| num_tokens).sum();
         Ok(num_decoded as f64 / (end - begin) as f64 * 1e6)

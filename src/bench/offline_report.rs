@@ -21,7 +21,11 @@ pub struct OfflineReport {
     pub activations: String,
     /// From the path to a decoder that is ready for its first token.
     pub load_seconds: f64,
-    /// Memory of the process after the measurement; `None` where the system does not say.
+    /// Size of the model's file.
+    pub file_bytes: u64,
+    /// Resident memory of the process when the model is loaded; `None` where the system does not say.
+    pub loaded_resident_bytes: Option<u64>,
+    /// Likewise after the measurement, with the sequences' KV memory.
     pub resident_bytes: Option<u64>,
     /// Bytes of the file's tensors that every step reads.
     pub weight_bytes: u64,
@@ -102,8 +106,11 @@ impl fmt::Display for OfflineReport {
         if let Some(rate) = self.weight_gb_per_second {
             write!(f, " ({rate:.1} GB/s at one sequence)")?;
         }
-        if let Some(resident) = self.resident_bytes {
-            write!(f, ", resident {:.1} MiB", resident as f64 / MIB)?;
+        let file = self.file_bytes as f64;
+        write!(f, "\nfile {:.1} MiB", file / MIB)?;
+        let resident = [("when loaded", self.loaded_resident_bytes), ("after the measurement", self.resident_bytes)];
+        for (when, bytes) in resident.iter().filter_map(|(when, bytes)| Some((when, (*bytes)? as f64))) {
+            write!(f, ", resident {:.1} MiB = {:.2} x {when}", bytes / MIB, bytes / file)?;
         }
         writeln!(f, "\n\ntokens/s, medians of {} (range)", self.repetitions)?;
         for row in &self.rows {

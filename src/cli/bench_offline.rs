@@ -30,31 +30,31 @@ pub(super) struct Shared {
 #[command(next_help_heading = "Offline")]
 pub(super) struct OfflineArgs {
     /// Compute threads [default: every core] [env: TALLOW_THREADS]
-    #[arg(long, value_name = "N")]
+    #[arg(long, requires = "offline", value_name = "N")]
     threads: Option<String>,
     /// f32, int8 [env: TALLOW_ACTIVATIONS]
-    #[arg(long, value_name = "WORD")]
+    #[arg(long, requires = "offline", value_name = "WORD")]
     activations: Option<String>,
     /// Settings as TOML, as for `serve`
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, requires = "offline", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Tokens of the prompt that is timed
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = count(65_536))]
+    #[arg(long, requires = "offline", value_name = "N", default_value_t = 512, value_parser = count(65_536))]
     prefill: u64,
     /// Tokens decoded per sequence
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = count(65_536))]
+    #[arg(long, requires = "offline", value_name = "N", default_value_t = 64, value_parser = count(65_536))]
     decode: u64,
     /// Tokens of each sequence before decoding is timed
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = count(65_536))]
+    #[arg(long, requires = "offline", value_name = "N", default_value_t = 64, value_parser = count(65_536))]
     context: u64,
     /// Sequences that decode at once, one measurement for each number
-    #[arg(long, value_name = "N,N", default_value = "1,8,32", value_delimiter = ',', value_parser = count(4096))]
+    #[arg(long, requires = "offline", value_name = "N,N", default_value = "1,8,32", value_delimiter = ',', value_parser = count(4096))]
     batch: Vec<u64>,
     /// Measurements of each kind, of which the medians are reported
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = count(1000))]
+    #[arg(long, requires = "offline", value_name = "N", default_value_t = 5, value_parser = count(1000))]
     repetitions: u64,
     /// What to drive: the decoder alone, the engine with the decoder in it, or one after the other
-    #[arg(long, value_enum, default_value_t = LayerFlag::Both)]
+    #[arg(long, requires = "offline", value_enum, default_value_t = LayerFlag::Both)]
     layer: LayerFlag,
 }
 
