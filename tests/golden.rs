@@ -21,7 +21,7 @@ use tallow::kernels::Isa;
 
 const NUM_PROMPTS: usize = 64;
 /// Of a set that is not the widest.
-const NUM_PROMPTS_NARROW: usize = 8;
+const NUM_PROMPTS_NARROW: usize = 4;
 /// Of plain loops, which are forty times slower than vectors: a greedy one and a seeded one.
 const NUM_PROMPTS_PORTABLE: usize = 2;
 
