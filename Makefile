@@ -49,9 +49,10 @@ doc: ## the crate's documentation, warnings are errors
 bench: ## benchmarks
 	@cargo bench --locked --bench '*'
 
-prove: tools ## the simulation and the fuzzers for much longer than CI has time for
+prove: tools ## the simulation, the fuzzers and the transcripts for much longer than CI has time for
 	@TALLOW_SIM_SCHEDULES=$${TALLOW_SIM_SCHEDULES:-1000000} TALLOW_FUZZ_CASES=$${TALLOW_FUZZ_CASES:-1000000} \
-	  PROPTEST_CASES=$${PROPTEST_CASES:-20000} cargo test --locked --release --lib --tests
+	  PROPTEST_CASES=$${PROPTEST_CASES:-20000} TALLOW_GOLDEN_PROMPTS=$${TALLOW_GOLDEN_PROMPTS:-64} \
+	  cargo test --locked --release --lib --tests
 
 clean: ## remove what was built
 	@cargo clean

@@ -20,6 +20,7 @@ fn decoding(num_seqs: usize) -> Scheduler {
         max_num_seqs: num_seqs,
         max_num_batched_tokens: num_seqs * PROMPT,
         prefill_tokens_per_step_max: num_seqs * PROMPT,
+        attention_span: usize::MAX,
     };
     let mut scheduler = Scheduler::new(limits, num_seqs * 8);
     let mut batch = Batch::default();

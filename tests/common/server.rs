@@ -17,6 +17,11 @@ pub struct Server {
 impl Server {
     /// Starts the binary with these arguments after `serve --port 0`, and waits until it is ready.
     pub fn start(args: &[&str]) -> Self {
+        Self::start_with(args, &[])
+    }
+
+    /// The same with something in its environment.
+    pub fn start_with(args: &[&str], env: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tallow"));
         // None of this machine's settings but the place of the weights.
         for (name, _) in std::env::vars_os() {
@@ -27,6 +32,7 @@ impl Server {
         let mut child = command
             .args(["serve", "--host", "127.0.0.1", "--port", "0"])
             .args(args)
+            .envs(env.iter().copied())
             .current_dir(env!("CARGO_TARGET_TMPDIR"))
             .stdout(Stdio::piped())
             .spawn()
