@@ -33,7 +33,7 @@ const OPENINGS: [&str; 8] = [
     "Dear editor, I am writing to you because of",
     "def describe():\n    \"\"\"Returns a sentence about",
     "In 1887, scientists first wrote of",
-    "Über",
+    "¿Qué es",
 ];
 const SUBJECTS: [&str; 8] =
     ["the sea", "bread", "a small dog", "numbers", "night trains", "the Moon", "rain in Lisbon", "old clocks"];
