@@ -50,6 +50,9 @@ impl Target {
         let is_loopback = ["127.", "localhost", "[::1]"].iter().any(|own| host.starts_with(own));
         let http = if is_loopback { builder.no_proxy() } else { builder }
             .connect_timeout(CONNECT_TIMEOUT)
+            // A connection for each request: some servers close one after a stream without saying so beforehand, and the
+            // next request on it would count as theirs to have failed.
+            .pool_max_idle_per_host(0)
             .user_agent(concat!("tallow-bench/", env!("CARGO_PKG_VERSION")))
             .build()
             .context("the HTTP client cannot be built")?;
