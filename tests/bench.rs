@@ -227,6 +227,30 @@ async fn a_full_server_is_counted_by_its_status() {
 }
 
 #[tokio::test]
+async fn newcomers_and_probes_come_beside_the_load() {
+    let server = plain().await;
+    let args = ["--mode", "newcomer", "--newcomer-tokens", "40", "--newcomer-pause-ms", "1", "--probe", "/health/live"];
+    let more = ["--concurrency", "2", "--requests", "2", "--output-tokens", "50"];
+    let run = bench(server.address, &[&args[..], &more].concat()).await;
+    assert_eq!((run.code, run.err.as_str()), (Some(0), ""), "{}", run.out);
+    let (level, metrics) = (run.level(), server.service.metrics());
+    let count = |pointer: &str| level.pointer(pointer).and_then(Value::as_u64).unwrap();
+    let answered = count("/newcomers/answered");
+    assert!(answered > 0 && level["newcomers"]["error"].is_null(), "{level}");
+    assert_eq!(metrics.requests_done.get(), count("/completed") + answered);
+    assert_eq!(metrics.prompt_tokens.get(), count("/tokens/prompt") + count("/newcomers/prompt_tokens"));
+    assert!(count("/newcomers/prompt_tokens") >= 40 * answered);
+    let gaps = count("/newcomers/itl_beside_ms/count") + count("/newcomers/itl_quiet_ms/count");
+    assert!(gaps <= count("/itl_ms/count"), "{level}");
+    assert!(count("/probe/ms/count") > 0 && count("/probe/failed") == 0);
+    assert!(run.out.contains(" newcomers with ") && run.out.contains("/health/live x "), "{}", run.out);
+
+    let run = bench(server.address, &["--probe", "/no/such", "--concurrency", "1", "--requests", "1"]).await;
+    let probe = &run.level()["probe"];
+    assert!(probe["failed"].as_u64() > Some(0) && probe["ms"]["count"] == 0, "{probe}");
+}
+
+#[tokio::test]
 async fn a_request_that_is_not_done_in_time_is_counted_and_freed() {
     let gate = StubGate::new();
     let server = start(EngineConfig::default(), StubConfig { gate: Some(gate.clone()), ..StubConfig::default() }).await;
@@ -321,6 +345,7 @@ async fn wrong_flags_end_with_code_2_and_are_named() {
         (&["--compare-model", "m"], "--compare"),
         (&["--dataset", "none.jsonl"], "--dataset: none.jsonl: "),
         (&["--slow-readers", "0"], "--slow-readers must be from 1"),
+        (&["--probe", "health"], "--probe must begin with /, got health"),
     ] {
         let run = bench(nowhere, args).await;
         assert_eq!(run.code, Some(2), "{args:?}: {}", run.err);

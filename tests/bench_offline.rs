@@ -57,7 +57,8 @@ const SMALL: [&str; 12] = [
 fn the_report_has_a_row_for_every_measurement() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let model = write_model(dir.path());
-    let output = bench(dir.path(), &[&["--model", &model, "--activations", "int8"], &SMALL[..]].concat());
+    let args = ["--model", &model, "--activations", "int8", "--requests-per-seq", "2"];
+    let output = bench(dir.path(), &[&args, &SMALL[..]].concat());
     let err = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{err}");
     let report: Json = serde_json::from_slice(&output.stdout).expect("standard output is JSON");
@@ -74,6 +75,7 @@ fn the_report_has_a_row_for_every_measurement() {
     let expected: Vec<_> = ["model", "engine"]
         .into_iter()
         .flat_map(|layer| [row(layer, "prefill", 1, 48), row(layer, "decode", 1, 12), row(layer, "decode", 3, 36)])
+        .chain([row("engine", "requests", 1, 24), row("engine", "requests", 3, 72)])
         .collect();
     assert_eq!(names, expected.iter().map(|(a, b, c, d)| (a, b, c, d)).collect::<Vec<_>>());
     for row in rows {

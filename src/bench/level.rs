@@ -12,7 +12,7 @@ use super::draws::{Draws, Purpose, poisson_arrivals};
 use super::exchange::exchange;
 use super::plan::{IN_FLIGHT_MAX, Level, Mode, Plan};
 use super::reconnect::{Cuts, follow_over_cuts};
-use super::record::{End, Failure, Record};
+use super::record::{End, Failure, Record, Timeline};
 use super::tally::Tally;
 use super::target::{Prepared, Target};
 
@@ -25,6 +25,8 @@ pub struct LevelResult {
     pub wall: Duration,
     /// Requests of an open loop that had to wait for others to end.
     pub num_held: u64,
+    /// When the text of each request came; only in mode newcomer, which looks at it.
+    pub timelines: Vec<Timeline>,
 }
 
 /// Sends requests `items` at `level`, and calls `hear` after each.
@@ -47,6 +49,7 @@ pub async fn run_level(
     let mut jobs = jobs.into_iter();
     let mut running = JoinSet::new();
     let (mut tally, mut num_held, mut num_sent) = (Tally::default(), 0, 0);
+    let (keeps_timelines, mut timelines) = (matches!(plan.mode, Mode::Newcomer { .. }), Vec::new());
     // The last time that no slot was free; what was due by then has waited.
     let mut full_at = None;
     let begin = Instant::now();
@@ -73,13 +76,17 @@ pub async fn run_level(
         tokio::select! {
             Some(ended) = running.join_next(), if !running.is_empty() => {
                 // A panic of a request's task is a bug of ours.
-                tally.add(ended.expect("a request's task neither panics nor is aborted"), &plan.slo);
+                let record = ended.expect("a request's task neither panics nor is aborted");
+                if keeps_timelines {
+                    timelines.push(record.timeline.clone());
+                }
+                tally.add(record, &plan.slo);
                 hear();
             }
             () = tokio::time::sleep_until(wake_at.unwrap_or_else(tokio::time::Instant::now)), if wake_at.is_some() => {}
         }
     }
-    LevelResult { tally, wall: begin.elapsed(), num_held }
+    LevelResult { tally, wall: begin.elapsed(), num_held, timelines }
 }
 
 /// Warms a server up with `items`, one after another; what comes of it is not counted.
@@ -109,7 +116,7 @@ impl Job {
         let item = plan.workload.item(index);
         let mut draws = Draws::new(plan.workload.seed, Purpose::Cuts, index);
         let client = match plan.mode {
-            Mode::Normal | Mode::SlowReader { .. } => Client::Reads { cancel_after: None },
+            Mode::Normal | Mode::SlowReader { .. } | Mode::Newcomer { .. } => Client::Reads { cancel_after: None },
             Mode::Cancel { after } => Client::Reads { cancel_after: Some(after.draw(&mut draws)) },
             Mode::Reconnect { cut_bytes, num_cuts_max } => {
                 Client::Resumes(Cuts { bytes: cut_bytes, num_left: num_cuts_max, draws })

@@ -4,7 +4,8 @@
 //! load the file; warm up
 //! repetitions times: model   one prompt of `prefill` tokens in one step
 //!                            for each batch: `context` tokens a sequence, then `decode` steps of one token each
-//! repetitions times: engine  the same as requests: queue, scheduler, sampling, text
+//! repetitions times: engine  the same as requests: queue, scheduler, sampling, text; if asked for, whole requests in
+//!                            a closed loop, prompts and all, which is what a server has to do
 //! report the medians
 //! ```
 //!
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
+use futures_util::future::try_join_all;
 
 use super::offline_report::{Layer, OfflineReport, Phase, Row};
 use crate::cache::{BLOCK_SIZE, BlockId};
@@ -30,7 +32,7 @@ use crate::model::{Batch, Model};
 use crate::protocol::{
     Event, OnDisconnect, SamplingParams, StopParams, StreamId, Tenant, TokenEvent, TokenId, ValidRequest,
 };
-use crate::stream::{Clock, StreamLog};
+use crate::stream::{Clock, StreamLog, StreamStatus};
 
 /// What is measured.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,6 +45,8 @@ pub struct Workload {
     pub decode: usize,
     /// Numbers of sequences that decode at once.
     pub batches: Vec<usize>,
+    /// Requests that each sequence of a batch runs one after another, prompts of `context` tokens included; 0 for none.
+    pub requests_per_seq: usize,
     /// What is driven.
     pub layers: Layers,
     /// Measurements of each kind; the report has their medians.
@@ -163,12 +167,15 @@ struct Samples {
     num_tokens: usize,
     prefill: Vec<f64>,
     decode: Vec<(usize, Vec<f64>)>,
+    requests: Vec<(usize, Vec<f64>)>,
 }
 
 impl Samples {
     fn new(layer: Layer, work: &Workload) -> Self {
-        let decode = work.batches.iter().map(|&batch| (batch, Vec::new())).collect();
-        Self { layer, num_tokens: work.decode, prefill: Vec::new(), decode }
+        let of_batches = |batches: &[usize]| batches.iter().map(|&batch| (batch, Vec::new())).collect();
+        let has_requests = layer == Layer::Engine && work.requests_per_seq > 0;
+        let requests = of_batches(if has_requests { &work.batches } else { &[] });
+        Self { layer, num_tokens: work.decode, prefill: Vec::new(), decode: of_batches(&work.batches), requests }
     }
 
     fn rows(self, work: &Workload) -> Vec<Row> {
@@ -177,7 +184,11 @@ impl Samples {
             .decode
             .into_iter()
             .map(|(batch, samples)| Row::new(self.layer, Phase::Decode, batch, batch * self.num_tokens, samples));
-        std::iter::once(prefill).chain(decode).collect()
+        let requests = self.requests.into_iter().map(|(batch, samples)| {
+            let num_tokens = batch * work.requests_per_seq * self.num_tokens;
+            Row::new(self.layer, Phase::Requests, batch, num_tokens, samples)
+        });
+        std::iter::once(prefill).chain(decode).chain(requests).collect()
     }
 }
 
@@ -276,6 +287,9 @@ fn engine_rows(
         for (batch, of_batch) in &mut samples.decode {
             of_batch.push(client.decode(*batch, work.context, work.decode)?);
         }
+        for (batch, of_batch) in &mut samples.requests {
+            of_batch.push(client.requests(*batch, work)?);
+        }
     }
     Ok(samples.rows(work))
 }
@@ -315,6 +329,25 @@ impl EngineClient {
         let inside = pieces.iter().flatten().filter(|(at, _)| (begin + 1..=end).contains(at));
         let num_decoded: usize = inside.map(|(_, num_tokens)| num_tokens).sum();
         Ok(num_decoded as f64 / (end - begin) as f64 * 1e6)
+    }
+
+    /// Generated tokens per second of `num_seqs` requests at a time, each followed by the next.
+    fn requests(&mut self, num_seqs: usize, work: &Workload) -> anyhow::Result<f64> {
+        self.num_runs += 1;
+        let client = &*self;
+        let slot = |seq: usize| async move {
+            for i in 0..work.requests_per_seq {
+                let request = client.request(seq * work.requests_per_seq + i, work.context, work.decode);
+                let log = StreamLog::new(request.id, request.tenant, request.on_disconnect);
+                client.engine.submit(request, log.clone())?;
+                log.finished().await;
+                ensure!(log.status() == StreamStatus::Done, "a request ended as {:?}", log.status());
+            }
+            Ok(())
+        };
+        let began = Instant::now();
+        client.runtime.block_on(try_join_all((0..num_seqs).map(slot)))?;
+        Ok((num_seqs * work.requests_per_seq * work.decode) as f64 / began.elapsed().as_secs_f64())
     }
 
     /// Runs `num_seqs` requests at once, to their end.

@@ -76,6 +76,8 @@ pub enum Phase {
     Prefill,
     /// One token of every sequence per step.
     Decode,
+    /// Whole requests, prompts included, in a closed loop; their generated tokens count.
+    Requests,
 }
 
 impl Row {
@@ -121,10 +123,11 @@ impl fmt::Display for OfflineReport {
             let what = match row.phase {
                 Phase::Prefill => format!("prefill {}", row.num_tokens),
                 Phase::Decode => format!("decode, {} at once", row.batch),
+                Phase::Requests => format!("requests, {} at once", row.batch),
             };
             let least = row.samples.iter().copied().fold(f64::INFINITY, f64::min);
             let most = row.samples.iter().copied().fold(0.0, f64::max);
-            writeln!(f, "  {layer:6}  {what:18} {:>9.1}  ({least:.1} - {most:.1})", row.tokens_per_second)?;
+            writeln!(f, "  {layer:6}  {what:20} {:>9.1}  ({least:.1} - {most:.1})", row.tokens_per_second)?;
         }
         Ok(())
     }

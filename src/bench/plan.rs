@@ -36,6 +36,8 @@ pub struct Plan {
     pub ask: Ask,
     /// What clients do with the answers.
     pub mode: Mode,
+    /// A route that is asked again and again beside the load.
+    pub probe: Option<String>,
     /// What counts as good.
     pub slo: Slo,
     /// Time for one request.
@@ -146,6 +148,13 @@ pub enum Mode {
         /// What one of them takes.
         bytes_per_s: usize,
     },
+    /// Read to the end, while long prompts arrive one after another.
+    Newcomer {
+        /// Tokens of these prompts.
+        prompt: Lengths,
+        /// From one's answer to the next.
+        pause: Duration,
+    },
 }
 
 impl Mode {
@@ -156,6 +165,7 @@ impl Mode {
             Self::Cancel { .. } => "cancel",
             Self::Reconnect { .. } => "reconnect",
             Self::SlowReader { .. } => "slow-reader",
+            Self::Newcomer { .. } => "newcomer",
         }
     }
 }

@@ -165,6 +165,16 @@ impl Timeline {
         self.gaps_us.len() + usize::from(self.first.is_some())
     }
 
+    /// Begin and end of what lies between one piece and the next.
+    pub fn gaps(&self) -> impl Iterator<Item = (Instant, Instant)> {
+        let mut at = self.first.unwrap_or(self.begin);
+        self.gaps_us.iter().map(move |&us| {
+            let begin = at;
+            at += Duration::from_micros(u64::from(us));
+            (begin, at)
+        })
+    }
+
     /// Time to the first piece.
     pub fn ttft(&self) -> Option<Duration> {
         self.first.map(|first| first - self.begin)

@@ -6,7 +6,9 @@ use serde::Serialize;
 
 use super::level::LevelResult;
 use super::lookup::LeftReport;
+use super::newcomer::NewcomerReport;
 use super::plan::{Level, Slo};
+use super::probe::ProbeReport;
 use super::record::Resumed;
 use super::slow::SlowReport;
 use super::tally::{ErrorCount, Times};
@@ -108,6 +110,10 @@ pub struct LevelReport {
     pub left: Option<LeftReport>,
     /// In mode slow-reader.
     pub slow_readers: Option<SlowReport>,
+    /// In mode newcomer.
+    pub newcomers: Option<NewcomerReport>,
+    /// Of the route that was asked beside the load, if there was one.
+    pub probe: Option<ProbeReport>,
 }
 
 /// Tokens as the server counted them.
@@ -178,7 +184,8 @@ impl Percentiles {
         [self.p50, self.p90, self.p99]
     }
 
-    fn new(times: &Times) -> Self {
+    /// Of these times.
+    pub fn new(times: &Times) -> Self {
         if times.count() == 0 {
             return Self { count: 0, min: 0.0, mean: 0.0, p50: 0.0, p90: 0.0, p99: 0.0, max: 0.0, cdf: Vec::new() };
         }
@@ -201,7 +208,7 @@ impl Percentiles {
 impl LevelReport {
     /// The figures of a level.
     pub fn new(level: Level, result: &LevelResult, slo: &Slo) -> Self {
-        let LevelResult { tally, wall, num_held } = result;
+        let LevelResult { tally, wall, num_held, .. } = result;
         let wall_s = wall.as_secs_f64();
         let per_s = |n: u64| if wall_s > 0.0 { n as f64 / wall_s } else { 0.0 };
         let goodput = slo.is_given().then(|| Goodput {
@@ -234,6 +241,8 @@ impl LevelReport {
             resumed: (tally.resumed.streams > 0).then_some(tally.resumed),
             left: None,
             slow_readers: None,
+            newcomers: None,
+            probe: None,
         }
     }
 }

@@ -8,14 +8,16 @@ use anyhow::Context;
 
 use super::level::{run_level, warm_up};
 use super::lookup::look_up;
+use super::newcomer::Newcomers;
 use super::plan::{Api, Level, Mode, Plan};
+use super::probe::Prober;
 use super::report::{FORMAT, LevelReport, LoadReport, Ratios, Report, ServerReport};
 use super::slow::SlowReaders;
 use super::target::Target;
 use super::workload::Prompts;
 
-/// Where the numbers of the slow readers' requests begin: far beyond those that are measured.
-const SLOW_ITEMS: u64 = 1 << 40;
+/// Where the numbers of requests beside the measured ones begin: far beyond these.
+const BESIDE_ITEMS: u64 = 1 << 40;
 
 /// How far a run has come.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,20 +91,34 @@ async fn measure(
 ) -> anyhow::Result<LevelReport> {
     let slow = match plan.mode {
         Mode::SlowReader { num_readers, bytes_per_s } => {
-            let item = |i: usize| plan.workload.item(SLOW_ITEMS + items.start + i as u64);
+            let item = |i: usize| plan.workload.item(BESIDE_ITEMS + items.start + i as u64);
             let requests: Vec<_> = (0..num_readers).map(|i| target.prepare(&item(i), &plan.ask, &plan.mode)).collect();
             let opened = SlowReaders::open(target, &requests, bytes_per_s).await;
             Some(opened.with_context(|| format!("slow readers cannot connect to {}", target.base()))?)
         }
-        Mode::Normal | Mode::Cancel { .. } | Mode::Reconnect { .. } => None,
+        Mode::Normal | Mode::Cancel { .. } | Mode::Reconnect { .. } | Mode::Newcomer { .. } => None,
     };
+    let newcomers = match plan.mode {
+        Mode::Newcomer { prompt, pause } => {
+            Some(Newcomers::start(target, plan, prompt, pause, BESIDE_ITEMS + (items.start << 20)))
+        }
+        _ => None,
+    };
+    let prober = plan.probe.as_ref().map(|path| Prober::start(target, path));
     let mut result = run_level(target, plan, level, items, &mut || hear(Step::RequestEnded)).await;
     let slow_readers = slow.as_ref().map(SlowReaders::report);
     drop(slow);
+    let probe = match prober {
+        Some(prober) => Some(prober.finish().await),
+        None => None,
+    };
     let is_cancel = matches!(plan.mode, Mode::Cancel { .. });
     let left = look_up(target, &mut result.tally, is_cancel).await;
-    let report = LevelReport::new(level, &result, &plan.slo);
-    Ok(LevelReport { left: is_cancel.then_some(left), slow_readers, ..report })
+    let mut report = LevelReport::new(level, &result, &plan.slo);
+    if let Some(newcomers) = newcomers {
+        report.newcomers = Some(newcomers.finish(&result.timelines).await);
+    }
+    Ok(LevelReport { left: is_cancel.then_some(left), slow_readers, probe, ..report })
 }
 
 fn describe(plan: &Plan) -> LoadReport {

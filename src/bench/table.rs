@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::newcomer::NewcomerReport;
 use super::report::{LevelReport, Percentiles, Report, ServerReport};
 
 /// The report as text.
@@ -87,6 +88,25 @@ fn notes(server: &ServerReport, out: &mut String) {
     out.push('\n');
 }
 
+fn newcomer_note(new: &NewcomerReport) -> String {
+    let p99 = |times: &Percentiles| if times.count > 0 { number(times.p99) } else { dash() };
+    let mut note = format!(
+        "{} newcomers with {} prompt tokens in all, TTFT p50 {} ms; ITL p99 beside them {} ms, else {} ms",
+        new.answered,
+        new.prompt_tokens,
+        number(new.ttft_ms.p50),
+        p99(&new.itl_beside_ms),
+        p99(&new.itl_quiet_ms)
+    );
+    if let Some(ratio) = new.itl_p99_ratio {
+        let _ = write!(note, " = {ratio:.2} x");
+    }
+    if let Some(error) = &new.error {
+        let _ = write!(note, "; the last failed: {error}");
+    }
+    note
+}
+
 /// What is special about a level, in sentences.
 pub fn level_notes(level: &LevelReport) -> Vec<String> {
     let mut notes = Vec::new();
@@ -121,6 +141,12 @@ pub fn level_notes(level: &LevelReport) -> Vec<String> {
             "{} slow readers beside it took {} bytes; the server closed {}",
             slow.readers, slow.bytes, slow.closed_by_server
         ));
+    }
+    notes.extend(level.newcomers.as_ref().map(newcomer_note));
+    if let Some(probe) = &level.probe {
+        let [p50, p90, p99] = probe.ms.shown().map(number);
+        let answered = probe.ms.count;
+        notes.push(format!("{} x {answered}: {p50} / {p90} / {p99} ms; {} failed", probe.path, probe.failed));
     }
     notes
 }

@@ -123,6 +123,11 @@ impl Target {
         self.with_key(self.http.get(format!("{}{path}", self.base)))
     }
 
+    /// A GET beside `/v1`.
+    pub fn get_root(&self, path: &str) -> RequestBuilder {
+        self.with_key(self.http.get(format!("{}{path}", self.base.trim_end_matches("/v1"))))
+    }
+
     /// The bytes of a POST on a connection of its own, and its host and port: for readers that must not be read for.
     pub fn raw_post(&self, request: &Prepared) -> (String, Vec<u8>) {
         let rest = self.base.trim_start_matches("http://");

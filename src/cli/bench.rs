@@ -108,6 +108,15 @@ pub(super) struct LoadArgs {
     /// Mode slow-reader: bytes per second that each takes
     #[arg(long, value_name = "N", default_value_t = 8)]
     slow_bytes_per_s: usize,
+    /// Mode newcomer: length of the prompts that arrive
+    #[arg(long, value_name = "LENGTHS", default_value = "2000")]
+    newcomer_tokens: Lengths,
+    /// Mode newcomer: milliseconds from one's answer to the next one's arrival
+    #[arg(long, value_name = "MS", default_value_t = 500)]
+    newcomer_pause_ms: u64,
+    /// Ask for this route, /health/live for instance, every 20 ms beside the load
+    #[arg(long, value_name = "PATH")]
+    probe: Option<String>,
     /// Goodput counts requests whose first token came within this time
     #[arg(long, value_name = "MS")]
     slo_ttft_ms: Option<f64>,
@@ -143,6 +152,8 @@ enum ModeArg {
     Reconnect,
     /// Read to the end, beside readers that take a few bytes per second
     SlowReader,
+    /// Read to the end, while long prompts arrive one after another
+    Newcomer,
 }
 
 pub(super) fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
@@ -234,7 +245,11 @@ fn plan(args: &LoadArgs) -> anyhow::Result<Plan> {
             ModeArg::SlowReader => {
                 Mode::SlowReader { num_readers: args.slow_readers, bytes_per_s: args.slow_bytes_per_s }
             }
+            ModeArg::Newcomer => {
+                Mode::Newcomer { prompt: args.newcomer_tokens, pause: Duration::from_millis(args.newcomer_pause_ms) }
+            }
         },
+        probe: args.probe.clone(),
         slo: Slo { ttft_ms: args.slo_ttft_ms, tpot_ms: args.slo_tpot_ms },
         timeout: Duration::from_secs_f64(args.timeout),
     })
@@ -266,6 +281,9 @@ fn check_counts(args: &LoadArgs) -> Result<(), Usage> {
     count("slow-readers", args.slow_readers, 1, SLOW_READERS_MAX)?;
     count("slow-bytes-per-s", args.slow_bytes_per_s, 1, 1 << 20)?;
     check_temperature(args.temperature)?;
+    if let Some(path) = args.probe.as_ref().filter(|path| !path.starts_with('/')) {
+        return Err(wrong("probe", format!("--probe must begin with /, got {path}")));
+    }
     if !(args.timeout > 0.0 && args.timeout <= TIMEOUT_S_MAX) {
         let rule = format!("--timeout must be above 0 and at most {TIMEOUT_S_MAX}, got {}", args.timeout);
         return Err(wrong("timeout", rule));

@@ -50,6 +50,10 @@ pub(super) struct OfflineArgs {
     /// Sequences that decode at once, one measurement for each number
     #[arg(long, requires = "offline", value_name = "N,N", default_value = "1,8,32", value_delimiter = ',', value_parser = count(4096))]
     batch: Vec<u64>,
+    /// Measure whole requests too, prompts of --context tokens and --decode tokens each: so many one after another in
+    /// each of --batch slots
+    #[arg(long, requires = "offline", value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=65_536))]
+    requests_per_seq: u64,
     /// Measurements of each kind, of which the medians are reported
     #[arg(long, requires = "offline", value_name = "N", default_value_t = 5, value_parser = count(1000))]
     repetitions: u64,
@@ -111,6 +115,7 @@ impl OfflineArgs {
             context: size(self.context),
             decode: size(self.decode),
             batches: self.batch.iter().copied().map(size).collect(),
+            requests_per_seq: size(self.requests_per_seq),
             repetitions: size(self.repetitions),
             temperature,
             layers: match self.layer {

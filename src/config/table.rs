@@ -255,8 +255,8 @@ pub static SETTINGS: &[Setting] = &[
         "model.activations",
         "activations",
         OneOf(ACTIVATIONS),
-        "f32",
-        "Inputs of quantised matrices on the CPU: f32 rounds nothing, int8 is faster",
+        "int8",
+        "Inputs of quantised matrices on the CPU: int8 is fast, f32 rounds nothing",
     ),
     row(
         "model.reference",
