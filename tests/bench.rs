@@ -105,6 +105,14 @@ async fn a_closed_loop_counts_what_the_server_counted() {
 }
 
 #[tokio::test]
+async fn json_on_standard_output_is_alone_there() {
+    let server = plain().await;
+    let run = bench(server.address, &["--concurrency", "1", "--requests", "1", "--json", "-"]).await;
+    let report: Value = serde_json::from_str(&run.out).unwrap();
+    assert_eq!((run.code, &report["servers"][0]["levels"][0]["completed"]), (Some(0), &json!(1)));
+}
+
+#[tokio::test]
 async fn the_same_seed_asks_the_same() {
     let server = plain().await;
     let args = ["--concurrency", "2", "--requests", "5", "--output-tokens", "normal:9,4"];

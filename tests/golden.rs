@@ -150,16 +150,17 @@ async fn check(model: &str) {
         prompts = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
         assert_eq!(prompts.len(), NUM_PROMPTS, "{}", path.display());
     }
-    for activations in ["f32", "int8"] {
-        let mut widest: Vec<Said> = Vec::new();
-        for isa in Isa::all_here() {
-            let num = num_prompts(isa);
+    // What the widest set said, in f32 and in int8.
+    let mut widest: [Vec<Said>; 2] = Default::default();
+    for isa in Isa::all_here() {
+        let num = num_prompts(isa);
+        for (activations, widest) in ["f32", "int8"].into_iter().zip(&mut widest) {
             println!("{model} {activations} {isa}: {num} of {NUM_PROMPTS} prompts");
             let said = say(model, activations, isa, &prompts[..num]).await;
             if widest.is_empty() {
                 widest.clone_from(&said);
             }
-            for (i, (said, widest)) in said.iter().zip(&widest).enumerate() {
+            for (i, (said, widest)) in said.iter().zip(&*widest).enumerate() {
                 assert_eq!(said, widest, "{model} {activations} {isa} against the widest set, prompt {i}");
                 if is_writing {
                     prompts[i].text(activations).clone_from(&said.text);

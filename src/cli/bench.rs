@@ -126,7 +126,7 @@ pub(super) struct LoadArgs {
     /// Seconds for one request
     #[arg(long, value_name = "S", default_value_t = 300.0)]
     timeout: f64,
-    /// Write the report as JSON, to FILE or standard output
+    /// Write the report as JSON, to FILE or, instead of the table, to standard output
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = bench_offline::STANDARD_OUTPUT)]
     json: Option<PathBuf>,
     /// Write the report as one HTML page with charts
@@ -173,7 +173,10 @@ pub(super) fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     let report = runtime.block_on(bench::run(&plan, &mut |step| progress.hear(&step)));
     progress.end();
     let report = report?;
-    print(&bench::to_text(&report))?;
+    // Whoever wants JSON on standard output reads it with a program.
+    if !args.load.json.as_deref().is_some_and(is_standard_output) {
+        print(&bench::to_text(&report))?;
+    }
     if let Some(path) = &args.load.json {
         let mut json = serde_json::to_string_pretty(&report)?;
         json.push('\n');
