@@ -4,6 +4,8 @@ use std::fmt;
 
 #[cfg(target_arch = "x86_64")]
 use super::{Avx2, Avx512};
+#[cfg(target_arch = "aarch64")]
+use super::{NeonDotprod, NeonI8mm, NeonWidening};
 use crate::error::{Error, Result};
 
 /// The proof that this CPU has an instruction set.
@@ -20,6 +22,12 @@ pub(crate) enum Level {
     AvxVnni(Avx2<true>),
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2<false>),
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm(NeonI8mm),
+    #[cfg(target_arch = "aarch64")]
+    NeonDotprod(NeonDotprod),
+    #[cfg(target_arch = "aarch64")]
+    Neon(NeonWidening),
     Portable,
 }
 
@@ -56,6 +64,12 @@ impl Isa {
             all.extend(Avx2::<true>::detect().map(|s| Self(Level::AvxVnni(s))));
             all.extend(Avx2::<false>::detect().map(|s| Self(Level::Avx2(s))));
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            all.extend(NeonI8mm::detect().map(|s| Self(Level::NeonI8mm(s))));
+            all.extend(NeonDotprod::detect().map(|s| Self(Level::NeonDotprod(s))));
+            all.extend(NeonWidening::detect().map(|s| Self(Level::Neon(s))));
+        }
         all.push(Self::portable());
         all
     }
@@ -84,6 +98,12 @@ impl fmt::Display for Isa {
             Level::AvxVnni(_) => "avx-vnni",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(_) => "avx2",
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonI8mm(_) => "neon-i8mm",
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonDotprod(_) => "neon-dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(_) => "neon",
             Level::Portable => "portable",
         })
     }

@@ -5,12 +5,16 @@
 //! always fused), and [`Simd::reduce_add`] adds the lanes in one fixed tree.
 
 mod isa;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use isa::Isa;
 pub(crate) use isa::Level;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::{NeonDotprod, NeonI8mm, NeonWidening};
 pub(crate) use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
@@ -152,7 +156,32 @@ macro_rules! simd_kernel {
                     $crate::kernels::simd::Level::Portable => {}
                 }
             }
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            {
+                use $crate::kernels::simd::{NeonDotprod, NeonI8mm, NeonWidening};
+                #[target_feature(enable = "neon,dotprod,i8mm")]
+                fn neon_i8mm(s: NeonI8mm, $($arg: $ty),*) $(-> $ret)? {
+                    $body(s, $($arg),*)
+                }
+                #[target_feature(enable = "neon,dotprod")]
+                fn neon_dotprod(s: NeonDotprod, $($arg: $ty),*) $(-> $ret)? {
+                    $body(s, $($arg),*)
+                }
+                #[target_feature(enable = "neon")]
+                fn neon(s: NeonWidening, $($arg: $ty),*) $(-> $ret)? {
+                    $body(s, $($arg),*)
+                }
+                match isa.level() {
+                    // SAFETY: a token of this type exists only if the CPU has the shell's features.
+                    $crate::kernels::simd::Level::NeonI8mm(s) => return unsafe { neon_i8mm(s, $($arg),*) },
+                    // SAFETY: as above.
+                    $crate::kernels::simd::Level::NeonDotprod(s) => return unsafe { neon_dotprod(s, $($arg),*) },
+                    // SAFETY: as above.
+                    $crate::kernels::simd::Level::Neon(s) => return unsafe { neon(s, $($arg),*) },
+                    $crate::kernels::simd::Level::Portable => {}
+                }
+            }
+            #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
             let $crate::kernels::simd::Level::Portable = isa.level();
             $body($crate::kernels::simd::Portable, $($arg),*)
         }

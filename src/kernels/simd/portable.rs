@@ -1,5 +1,5 @@
 //! Plain loops over arrays of sixteen: the twin that every other instruction set is checked against, and the path of
-//! CPUs without one of their own (on AArch64 the compiler turns these loops into NEON).
+//! CPUs without one of their own.
 
 use half::{bf16, f16};
 
