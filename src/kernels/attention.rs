@@ -4,7 +4,8 @@
 //! per lane and no sum across lanes is needed; values lie `[32][head_dim]`, so that outputs have one dimension per lane.
 //!
 //! ```text
-//! rotate and scale the queries; rotate the keys and write them, with the values, to their slots    (all tokens)
+//! rotate and scale the queries; rotate the keys and write them, with the values, to their slots: all tokens first, or
+//!   where every sequence has one token each thread its own
 //! for each sequence, KV head and group of queries, claimed by a thread:
 //!   for each KV block that a query of the group may see, in order of position:
 //!     scores = q . K                                   each a chain over head_dim
@@ -18,10 +19,13 @@
 
 use std::ops::Range;
 
+use super::activations::Output;
+use super::kv_write::Shares;
 use super::math;
 use super::memory::{Halves, Memory};
-use super::pool::{Pool, SharedMut};
+use super::pool::{Pool, SharedMut, for_rows};
 use super::simd::{Isa, LANES, Simd, simd_kernel};
+use super::weights::BLOCK_K;
 use crate::error::Result;
 
 /// Positions in one KV block.
@@ -31,6 +35,8 @@ pub const KV_BLOCK: usize = 32;
 const ROWS: usize = 4;
 /// Queries of one sequence in a tile.
 const QUERIES_PER_TILE: usize = 16;
+/// Most tokens whose keys a thread writes at a time.
+const TOKENS_PER_TILE_MAX: usize = 16;
 
 /// Which dimensions a rotation pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,63 +133,60 @@ impl KvLayer {
     }
 }
 
-/// Attention of every token of the batch, whose keys and values `rotate_and_store` has written.
+/// Attention of every token of the batch, whose keys and values are written to their slots of `kv` first.
 ///
-/// `qkv: [num_tokens, (num_heads + 2 num_kv_heads) * head_dim]`: queries, keys, values of each token, of which the
-/// queries are read. `out: [num_tokens, num_heads * head_dim]`.
+/// `qkv: [num_tokens, (num_heads + 2 num_kv_heads) * head_dim]`: queries, keys, values of each token; the queries and keys
+/// are rotated in place. `out: [num_tokens, num_heads * head_dim]`.
 ///
 /// # Panics
-/// If a length does not fit, or a block lies outside the memory.
+/// If a length does not fit, or a slot or a block lies outside the memory.
 pub fn attention(
     isa: Isa,
     pool: &mut Pool,
     shape: &AttentionShape,
     batch: &Ragged<'_>,
-    kv: &KvLayer,
-    qkv: &[f32],
-    out: &mut [f32],
+    kv: &mut KvLayer,
+    qkv: &mut [f32],
+    out: Output<'_>,
 ) {
     let &AttentionShape { num_heads, num_kv_heads, head_dim, .. } = shape;
-    let num_tokens = batch.positions.len();
-    let width = shape.check(batch, kv, qkv.len());
-    assert_eq!(out.len(), num_tokens * num_heads * head_dim, "output of {num_tokens} tokens");
-
-    let tiles_per_head =
-        |seq: usize| (batch.cu_seqlens[seq + 1] - batch.cu_seqlens[seq]).div_ceil(QUERIES_PER_TILE as u32);
-    let num_seqs = batch.cu_seqlens.len() - 1;
-    let mut first_tile = Vec::with_capacity(num_seqs + 1);
-    first_tile.push(0);
-    for seq in 0..num_seqs {
-        let table_len = (batch.cu_blocks[seq + 1] - batch.cu_blocks[seq]) as usize;
-        let last = batch.cu_seqlens[seq + 1] as usize - 1;
-        assert!(batch.positions[last] as usize / KV_BLOCK < table_len, "sequence {seq} has a short block table");
-        first_tile.push(first_tile[seq] + tiles_per_head(seq) as usize * num_kv_heads);
+    let (num_tokens, group, out_width) = (batch.positions.len(), num_heads / num_kv_heads, num_heads * head_dim);
+    let shares = Shares::new(shape, batch, kv, qkv);
+    let plan = Plan::new(batch, num_kv_heads);
+    let Output { x: out, mut quantized } = out;
+    assert_eq!(out.len(), num_tokens * out_width, "output of {num_tokens} tokens");
+    // Then nobody reads what another thread's token writes: with a hundred jobs a step, one less is felt.
+    let stores = num_tokens == plan.num_seqs();
+    if !stores {
+        for_rows(pool, num_tokens, TOKENS_PER_TILE_MAX, |token| {
+            // SAFETY: every token belongs to one tile, and no two share a slot.
+            (0..num_kv_heads).for_each(|head| unsafe { shares.store(isa, shape, batch, token, head) });
+        });
     }
-    let out = SharedMut::new(out);
-    let num_tiles = first_tile[num_seqs];
-    let place = |tile: usize| {
-        let seq = first_tile.partition_point(|first| *first <= tile) - 1;
-        let (head, chunk) = ((tile - first_tile[seq]) % num_kv_heads, (tile - first_tile[seq]) / num_kv_heads);
-        let first = batch.cu_seqlens[seq] as usize + chunk * QUERIES_PER_TILE;
-        let last = (first + QUERIES_PER_TILE).min(batch.cu_seqlens[seq + 1] as usize);
-        let table = &batch.block_tables[batch.cu_blocks[seq] as usize..batch.cu_blocks[seq + 1] as usize];
-        (first..last, head, table)
-    };
-    pool.run(num_tiles, |tile| {
-        let (Range { start: first, end: last }, head, table) = place(tile);
-        let group = num_heads / num_kv_heads;
+    let is_whole_blocks = (group * head_dim).is_multiple_of(BLOCK_K);
+    let rounding = quantized.as_mut().filter(|_| is_whole_blocks).map(|q| q.replace(num_tokens, out_width));
+    let shared_out = SharedMut::new(&mut *out);
+    pool.run(plan.num_tiles(), |tile| {
+        let Place { tokens, head, table } = plan.place(tile);
+        if stores {
+            // SAFETY: this is the only tile of this token and this head.
+            unsafe { shares.store(isa, shape, batch, tokens.start, head) };
+        }
         let row = |i: usize| {
-            let (token, query_head) = (first + i / group, head * group + i % group);
-            let q = &qkv[token * width + query_head * head_dim..][..head_dim];
+            let (token, query_head) = (tokens.start + i / group, head * group + i % group);
             // SAFETY: each query of each head is one row of one tile.
-            let out = unsafe { out.slice((token * num_heads + query_head) * head_dim, head_dim) };
-            Row { q, position: batch.positions[token] as usize, out }
+            unsafe {
+                let q = shares.qkv.read(shares.query(shape, token, query_head), head_dim);
+                let out = shared_out.slice(token * out_width + query_head * head_dim, head_dim);
+                Row { q, position: batch.positions[token] as usize, out }
+            }
         };
-        let num_rows = (last - first) * group;
+        let num_rows = tokens.len() * group;
         let reads_once = num_rows <= ROWS;
-        let mut view = View { kv, head, num_kv_heads, head_dim, table, window: shape.window, reads_once, then: None };
-        if reads_once && tile + 1 < num_tiles {
-            let (tokens, head, table) = place(tile + 1);
+        let (kv, window) = (&shares, shape.window);
+        let mut view = View { kv, head, num_kv_heads, head_dim, table, window, reads_once, then: None };
+        if reads_once && tile + 1 < plan.num_tiles() {
+            let Place { tokens, head, table } = plan.place(tile + 1);
             let position =
                 (batch.positions[tokens.start] as usize + 1).saturating_sub(shape.window.unwrap_or(usize::MAX));
             view.then = Some(View { head, table, ..view }.offset(position / KV_BLOCK));
@@ -198,7 +201,68 @@ pub fn attention(
             }
             i += ROWS;
         }
+        let Some(rounding) = &rounding else { return };
+        let column = head * group * head_dim;
+        for token in tokens {
+            // SAFETY: these columns and blocks are this tile's alone, and no row of it is in use any more.
+            unsafe {
+                let x = shared_out.read(token * out_width + column, group * head_dim);
+                rounding.quantize(isa, token, column, x);
+            }
+        }
     });
+    if let Some(quantized) = quantized.filter(|_| !is_whole_blocks) {
+        quantized.quantize(isa, pool, out, out_width);
+    }
+}
+
+/// A batch cut into tiles: some tokens of a sequence for one KV head.
+struct Plan<'a> {
+    batch: &'a Ragged<'a>,
+    num_kv_heads: usize,
+    /// By sequence, and the number of all.
+    first_tile: Vec<usize>,
+}
+
+struct Place<'a> {
+    tokens: Range<usize>,
+    head: usize,
+    /// The sequence's blocks.
+    table: &'a [u32],
+}
+
+impl<'a> Plan<'a> {
+    fn new(batch: &'a Ragged<'a>, num_kv_heads: usize) -> Self {
+        let num_seqs = batch.cu_seqlens.len() - 1;
+        let mut first_tile = Vec::with_capacity(num_seqs + 1);
+        first_tile.push(0);
+        for seq in 0..num_seqs {
+            let table_len = (batch.cu_blocks[seq + 1] - batch.cu_blocks[seq]) as usize;
+            let last = batch.cu_seqlens[seq + 1] as usize - 1;
+            assert!(batch.positions[last] as usize / KV_BLOCK < table_len, "sequence {seq} has a short block table");
+            let num_tokens = (batch.cu_seqlens[seq + 1] - batch.cu_seqlens[seq]) as usize;
+            first_tile.push(first_tile[seq] + num_tokens.div_ceil(QUERIES_PER_TILE) * num_kv_heads);
+        }
+        Self { batch, num_kv_heads, first_tile }
+    }
+
+    fn num_seqs(&self) -> usize {
+        self.first_tile.len() - 1
+    }
+
+    fn num_tiles(&self) -> usize {
+        self.first_tile[self.num_seqs()]
+    }
+
+    fn place(&self, tile: usize) -> Place<'a> {
+        let Self { batch, num_kv_heads, first_tile } = self;
+        let seq = first_tile.partition_point(|first| *first <= tile) - 1;
+        let (head, chunk) = ((tile - first_tile[seq]) % num_kv_heads, (tile - first_tile[seq]) / num_kv_heads);
+        let first = batch.cu_seqlens[seq] as usize + chunk * QUERIES_PER_TILE;
+        let last = (first + QUERIES_PER_TILE).min(batch.cu_seqlens[seq + 1] as usize);
+        let table = &batch.block_tables[batch.cu_blocks[seq] as usize..batch.cu_blocks[seq + 1] as usize];
+        Place { tokens: first..last, head, table }
+    }
 }
 
 /// One query of one head.
@@ -218,7 +282,7 @@ impl Row<'_> {
 /// One head's cache, seen through one sequence's block table.
 #[derive(Clone, Copy)]
 struct View<'a> {
-    kv: &'a KvLayer,
+    kv: &'a Shares<'a>,
     head: usize,
     num_kv_heads: usize,
     head_dim: usize,
@@ -256,10 +320,11 @@ fn attend<S: Simd, const R: usize>(s: S, view: &View<'_>, rows: [Row<'_>; R]) {
     let mut state = Softmax { max: [f32::NEG_INFINITY; R], sums: [s.splat(0.0); R] };
     for block in first / KV_BLOCK..=last / KV_BLOCK {
         let at = view.offset(block);
-        let keys = &view.kv.keys[at..at + head_dim * KV_BLOCK];
-        let values = &view.kv.values[at..at + head_dim * KV_BLOCK];
+        // SAFETY: what is written meanwhile are slots of other heads, and of blocks that only their sequence sees.
+        let (keys, values) =
+            unsafe { (view.kv.keys.read(at, head_dim * KV_BLOCK), view.kv.values.read(at, head_dim * KV_BLOCK)) };
         let next = if view.reads_once && block < last / KV_BLOCK { Some(view.offset(block + 1)) } else { view.then };
-        let mut p = scores(s, keys, &rows, next.map(|at| (view.kv.keys[at..].as_ptr(), view.kv.values[at..].as_ptr())));
+        let mut p = scores(s, keys, &rows, next.map(|at| (view.kv.keys.address(at), view.kv.values.address(at))));
         let mut rescale = [1f32; R];
         let mut union = (KV_BLOCK, 0);
         for r in 0..R {

@@ -352,6 +352,23 @@ impl<'a, T> SharedMut<'a, T> {
         unsafe { self.ptr.add(index).write(value) }
     }
 
+    /// The part `start..start + len`, to be read.
+    ///
+    /// # Safety
+    /// Nobody writes it meanwhile.
+    #[inline(always)]
+    pub(crate) unsafe fn read(&self, start: usize, len: usize) -> &[T] {
+        assert!(start <= self.len && len <= self.len - start, "part {start}+{len} of {}", self.len);
+        // SAFETY: in bounds; the caller vouches that nobody writes it.
+        unsafe { std::slice::from_raw_parts(self.ptr.add(start), len) }
+    }
+
+    /// The address of an element, to be fetched: it may lie outside.
+    #[inline(always)]
+    pub(crate) fn address(&self, index: usize) -> *const T {
+        self.ptr.wrapping_add(index)
+    }
+
     /// The part `start..start + len`.
     ///
     /// # Safety

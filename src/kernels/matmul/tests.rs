@@ -123,7 +123,8 @@ fn parts_residual_and_gate_land_in_their_columns() {
     let parts = [part, Part { column: 25, ..part }];
     linear(isa, &mut pool, &parts, &input, true, &mut out);
     let mut gate = vec![0.0; tokens * 20];
-    gated(isa, &mut pool, &weights, &weights, Activation::Silu, &input, &mut gate);
+    let to = Output { x: &mut gate, quantized: None };
+    gated(isa, &mut pool, &weights, &weights, Activation::Silu, &input, to);
     for t in 0..tokens {
         for i in 0..20 {
             let y = single[t * 20 + i];
@@ -148,6 +149,28 @@ fn an_input_that_is_not_finite_shows_in_every_output() {
             let out = case.run(isa, 1, &x);
             assert!(out[..16].iter().all(|y| y.is_nan()), "{isa} {bad}");
             assert!(out[16..].iter().all(|y| y.is_finite()), "{isa} {bad}: the neighbour");
+        }
+    }
+}
+
+#[test]
+fn a_gate_leaves_in_bytes_what_quantising_its_outputs_would() {
+    let k = 64;
+    for (n, tokens) in [(20, 3), (32, 1), (48, 2), (96, 1), (352, 70)] {
+        let case = Case { bias: vec![0.0; n], ..Case::new(WeightFormat::Q8_0, n, k) };
+        for isa in Isa::all_here() {
+            let mut pool = Pool::new(3);
+            let weights = Packed::pack(case.format, n, k, &case.bytes, &mut Memory::default(), &mut pool).unwrap();
+            let x = floats(tokens * k);
+            let mut quantized = Activations::default();
+            quantized.quantize(isa, &mut pool, &x, k);
+            let input = Input { x: &x, quantized: Some(&quantized), num_tokens: tokens };
+            let (mut out, mut bytes, mut expected) =
+                (vec![0.0; tokens * n], Activations::default(), Activations::default());
+            let to = Output { x: &mut out, quantized: Some(&mut bytes) };
+            gated(isa, &mut pool, &weights, &weights, Activation::Silu, &input, to);
+            expected.quantize(isa, &mut pool, &out, n);
+            assert_eq!(format!("{bytes:?}"), format!("{expected:?}"), "{isa} n {n} tokens {tokens}");
         }
     }
 }
