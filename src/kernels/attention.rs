@@ -518,3 +518,6 @@ unsafe fn weigh_vectors<S: Simd, const R: usize, const C: usize>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -171,3 +171,9 @@ fn rotate(pairs: RopePairs, head: &mut [f32], cos: &[f32], sin: &[f32]) {
         }
     }
 }
+
+/// What is left of a value in the KV memory.
+#[cfg(test)]
+pub(super) fn clamped_f16(x: f32) -> f64 {
+    half::f16::from_f32(x.clamp(-65_504.0, 65_504.0)).to_f64()
+}
