@@ -21,7 +21,7 @@ use std::thread::{JoinHandle, Thread};
 const TILE_BITS: u32 = 24;
 const TILE_MASK: u64 = (1 << TILE_BITS) - 1;
 /// Spins before a thread parks: about 30 us, several times the gap between two jobs of a step.
-const SPINS_BEFORE_PARK: u32 = 2_000;
+const SPINS_BEFORE_PARK: u32 = if cfg!(miri) { 4 } else { 2_000 };
 
 /// Of what is left at home a thread claims one part in so many, elsewhere one in as many for every thread.
 const PARTS: usize = 2;

@@ -102,7 +102,7 @@ mod tests {
     #[track_caller]
     fn check(cursor: &str, is_finished: bool, expect: Resume) {
         let log = StreamLog::new(StreamId(1), Tenant(0), OnDisconnect::Detach);
-        log.append(Event::Queued { position: 0 });
+        log.append(Event::Queued { position: 0, wait_ms: None });
         if is_finished {
             log.append(Event::Done { finish_reason: FinishReason::Stop, usage: Usage::default() });
         } else {

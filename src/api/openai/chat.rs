@@ -6,14 +6,15 @@
 
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 
 use super::chat_chunks::ChatChunks;
 use super::chat_types::{ChatRequest, Choice, Completion, Logprobs, Message};
+use crate::api::auth::Caller;
 use crate::api::problem::Problem;
-use crate::api::{App, TENANT, body, disconnect, event_body, fields, fold, with_stream_id};
+use crate::api::{App, body, disconnect, event_body, fields, fold, queue_timeout, with_stream_id};
 use crate::error::Error;
 use crate::protocol::{ErrorInfo, Event, GenerateRequest, OnDisconnect, Prompt};
 use crate::service::Started;
@@ -23,8 +24,13 @@ use crate::stream::StreamReader;
 ///
 /// # Errors
 /// Any of the body's, the fields' and the service's.
-pub async fn create(State(app): State<App>, request: Request) -> Result<Response, Problem> {
+pub async fn create(
+    State(app): State<App>,
+    Extension(Caller(owner)): Extension<Caller>,
+    request: Request,
+) -> Result<Response, Problem> {
     let policy = disconnect::from_header(request.headers())?;
+    let queue_timeout_ms = queue_timeout::from_header(request.headers())?;
     let json = body::read(request, app.config.body_bytes_max, app.config.body_read_timeout).await?;
     let (sampling, stop) = fields::sampling(&json)?;
     let chat: ChatRequest = body::parse(&json)?;
@@ -38,12 +44,14 @@ pub async fn create(State(app): State<App>, request: Request) -> Result<Response
     let messages = chat.messages.ok_or_else(|| Error::invalid("messages", "`messages` must be given"))?;
     let with_logprobs = sampling.top_logprobs.is_some();
     let generate = GenerateRequest {
-        tenant: TENANT,
+        owner,
         model: chat.model,
         prompt: Prompt::Chat(fields::messages(messages)?),
         sampling,
         stop,
         on_disconnect: policy.unwrap_or(OnDisconnect::Cancel),
+        priority: chat.priority,
+        queue_timeout_ms,
     };
     let started = app.service.start(generate).await?;
     if stream {
