@@ -28,7 +28,7 @@ impl Hosts {
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
         let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
         // An address is not a name that could be made to point elsewhere.
-        name == "localhost" || address.is_ok_and(|ip| ip.is_loopback()) || self.0.iter().any(|own| *own == name)
+        name == "localhost" || address.is_ok_and(|ip| ip.is_loopback()) || self.0.contains(&name)
     }
 }
 

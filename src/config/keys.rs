@@ -264,7 +264,7 @@ mod tests {
         check_error("keys", "\na sk-secret-1 weigth=2", "line 2: an option must be one of weight, priority");
         check_error("keys", "a sk-secret-1 weight=0", "`weight` of \"a\" must be 1 to 1000, got 0");
         check_error("keys", "a sk-secret-1 priority=11", "`priority` of \"a\" must be -10 to 10, got 11");
-        check_error("keys.toml", "[[key]]\nname = \"a\"\nkey = \"sk-secret-1\nx", "line 3: ");
+        check_error("keys.toml", "[[key]]\nname = \"a\"\nkey = \"sk-secret-1\nx", "line 4: ");
         check_error("keys.toml", "[[key]]\nkey = \"sk-secret-1\"\nwieght = 1", "line 3: unknown field `wieght`");
     }
 }

@@ -8,6 +8,7 @@
 #![allow(clippy::needless_range_loop)]
 
 mod activations;
+mod attend;
 mod attention;
 mod kv_write;
 mod math;

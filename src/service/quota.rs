@@ -186,7 +186,7 @@ impl Bucket {
     fn left(&self) -> Allowance {
         let now = clock::Clock::now(&self.time).saturating_sub(self.began);
         // The bucket is full at its "theoretical arrival time"; what is missing now comes evenly until then.
-        let full_at = Duration::from_nanos(self.state.lock().map_or(0, |at| at.as_u64()));
+        let full_at = Duration::from_nanos(self.state.lock().map_or(0, Nanos::as_u64));
         let reset = full_at.saturating_sub(now);
         let per_one = MINUTE / self.limit.get();
         let num_missing = reset.as_nanos().div_ceil(per_one.as_nanos().max(1)) as u32;
