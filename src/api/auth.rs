@@ -1,4 +1,4 @@
-//! Who is asking: an API key in `Authorization: Bearer` or `x-api-key`, told from the others in constant time. Without
+//! Who is asking: an API key in `Authorization: Bearer`, `x-api-key` or the page's cookie, told from the others in constant time. Without
 //! keys everybody is one anonymous owner. Preflights never get here: CORS answers them before.
 
 use std::fmt;
@@ -15,8 +15,13 @@ use super::problem::Problem;
 use super::{App, quota_headers};
 use crate::protocol::Owner;
 
-/// The one route that needs no key: whoever restarts a dead process has none.
-const OPEN_PATH: &str = "/health/live";
+/// What needs no key: whoever restarts a dead process has none, and the page must be there to be told one. Its files
+/// hold nothing that is not in the program.
+const OPEN_PATHS: [&str; 4] = ["/health/live", "/", "/app.js", "/style.css"];
+
+/// Where the page keeps its key: an `EventSource` sends no headers of its own. The page sets it `SameSite=Strict`, so
+/// that no other site's requests carry it.
+const COOKIE: &str = "tallow-key=";
 
 /// A key and whose it is. Only the key's digest is kept: digests are all of one length, so that comparing them tells
 /// nothing of a key's.
@@ -46,7 +51,7 @@ pub(super) struct Caller(pub Arc<Owner>);
 /// Lets a request through with its [`Caller`], or answers 401. What a caller with limits has left is told in the
 /// headers of every answer to a POST.
 pub(super) async fn authenticate(State(app): State<App>, mut request: Request, next: Next) -> Response {
-    if request.uri().path() == OPEN_PATH {
+    if OPEN_PATHS.contains(&request.uri().path()) {
         return next.run(request).await;
     }
     let owner = match app.owner_of(request.headers()) {
@@ -80,7 +85,13 @@ fn secret(headers: &HeaderMap) -> Option<&[u8]> {
         let (scheme, rest) = value.as_bytes().split_at_checked("bearer ".len())?;
         scheme.eq_ignore_ascii_case(b"bearer ").then(|| rest.trim_ascii())
     });
-    let secret = bearer.or_else(|| headers.get("x-api-key").map(|value| value.as_bytes().trim_ascii()));
+    let cookie = || {
+        let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+        let mut pairs = cookies.flat_map(|cookies| cookies.split(';'));
+        pairs.find_map(|pair| pair.trim().strip_prefix(COOKIE)).map(str::as_bytes)
+    };
+    let own = headers.get("x-api-key").map(|value| value.as_bytes().trim_ascii());
+    let secret = bearer.or(own).or_else(cookie);
     secret.filter(|secret| !secret.is_empty())
 }
 
@@ -130,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_come_in_two_headers() {
+    fn keys_come_in_three_headers() {
         #[track_caller]
         fn check(headers: &[(&'static str, &'static str)], expect: Option<&str>) {
             let headers = headers
@@ -143,6 +154,8 @@ mod tests {
         check(&[("x-api-key", "abc")], Some("abc"));
         check(&[("authorization", "Basic zzz"), ("x-api-key", "abc")], Some("abc"));
         check(&[("authorization", "Bearer abc"), ("x-api-key", "other")], Some("abc"));
+        check(&[("cookie", "a=b; tallow-key=abc; c=d")], Some("abc"));
+        check(&[("cookie", "not-tallow-key=abc")], None);
         for none in ["", "Bearer", "Bearer ", "abc", "Basic abc"] {
             check(&[("authorization", none)], None);
         }

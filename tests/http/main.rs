@@ -3,10 +3,12 @@
 
 mod common;
 
+mod admission;
 mod chat;
 mod connection;
 mod engine;
 mod errors;
 mod headers;
 mod native;
+mod owners;
 mod shutdown;
