@@ -61,6 +61,8 @@ pub(super) fn streams(config: &Config) -> TableLimits {
     TableLimits {
         num_streams_max: streams.num_streams_max,
         num_bytes_max: streams.num_bytes_max,
+        stream_bytes_max: streams.stream_bytes_max,
+        unread_grace_ms: streams.unread_grace_ms,
         retention_ms: streams.retention_ms,
         num_expired_max: streams.num_expired_max,
     }
@@ -163,9 +165,7 @@ mod tests {
         assert_eq!(api(&config), ApiConfig::default());
         let name = ServiceConfig::default().model_name;
         assert_eq!(service(&config, name), ServiceConfig::default());
-        let (limits, default) = (streams(&config), TableLimits::default());
-        assert_eq!((limits.num_streams_max, limits.num_bytes_max), (default.num_streams_max, default.num_bytes_max));
-        assert_eq!((limits.retention_ms, limits.num_expired_max), (default.retention_ms, default.num_expired_max));
+        assert_eq!(streams(&config), TableLimits::default());
     }
 
     #[test]

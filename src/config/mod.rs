@@ -91,6 +91,10 @@ pub struct StreamsConfig {
     pub num_streams_max: usize,
     /// Most memory for their events.
     pub num_bytes_max: usize,
+    /// Most memory for the events of one stream.
+    pub stream_bytes_max: usize,
+    /// How long a stream whose policy is cancel waits for its first reader.
+    pub unread_grace_ms: u64,
     /// How many expired streams are remembered as such.
     pub num_expired_max: usize,
     /// How long a finished stream can be replayed.
@@ -240,6 +244,8 @@ impl Config {
             streams: StreamsConfig {
                 num_streams_max: values.number("streams.num_streams_max")?,
                 num_bytes_max: values.number("streams.num_bytes_max")?,
+                stream_bytes_max: values.number("streams.stream_bytes_max")?,
+                unread_grace_ms: values.number("streams.unread_grace_ms")?,
                 num_expired_max: values.number("streams.num_expired_max")?,
                 retention_ms: values.number("streams.retention_ms")?,
             },

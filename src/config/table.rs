@@ -140,6 +140,20 @@ pub static SETTINGS: &[Setting] = &[
         "Most memory for the events of all streams",
     ),
     row(
+        "streams.stream_bytes_max",
+        "stream-bytes-max",
+        Bytes { min: 4 * KIB, max: 1 << 50 },
+        "16MiB",
+        "Most memory for the events of one stream; beyond, its oldest go and late readers get a gap",
+    ),
+    row(
+        "streams.unread_grace_ms",
+        "unread-grace-ms",
+        Millis { min: 0, max: HOUR_MS },
+        "30000",
+        "How long a stream whose policy is cancel waits for its first reader",
+    ),
+    row(
         "streams.num_expired_max",
         "expired-streams-max",
         count(0, "streams"),

@@ -7,5 +7,5 @@ mod reader;
 mod table;
 
 pub use log::{CancelCause, Clock, Entry, StreamLog, StreamStatus};
-pub use reader::StreamReader;
+pub use reader::{Gap, Read, StreamReader};
 pub use table::{StreamTable, TableLimits};

@@ -144,6 +144,8 @@ pub async fn follow(
         resume,
         retry_ms: retry_ms(),
         now_ms: app.service.now_ms(),
+        next_seq: from,
+        live_from: log.len() as u64,
         tokenizer: app.service.tokenizer().clone(),
     };
     let readers = &app.service.metrics().readers;
