@@ -68,6 +68,7 @@ fn request(number: u32) -> ValidRequest {
         ..SamplingParams::default()
     };
     ValidRequest {
+        resumed: None,
         id: StreamId(u128::from(number) + 1),
         tenant: Tenant(0),
         prompt,

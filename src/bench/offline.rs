@@ -368,6 +368,7 @@ impl EngineClient {
 
     fn request(&self, seq: usize, prompt: usize, max_tokens: usize) -> ValidRequest {
         ValidRequest {
+            resumed: None,
             id: StreamId::random(),
             tenant: Tenant(0),
             prompt: (0..prompt).map(|i| random_token(self.vocab_size, self.num_runs, seq, i)).collect(),

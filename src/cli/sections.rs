@@ -1,5 +1,6 @@
 //! From the resolved configuration to what each room takes.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::model::decoder::{ActivationType, Compute, DecoderOptions};
 use crate::protocol::{Owner, Tenant};
 use crate::service::ServiceConfig;
-use crate::stream::TableLimits;
+use crate::stream::{StoreLimits, TableLimits};
 
 pub(super) fn api(config: &Config) -> ApiConfig {
     let server = &config.server;
@@ -68,11 +69,22 @@ pub(super) fn streams(config: &Config) -> TableLimits {
     }
 }
 
+/// The store's folder and bounds, where streams are kept.
+pub(super) fn store(config: &Config) -> Option<(PathBuf, StoreLimits)> {
+    let streams = &config.streams;
+    let limits = StoreLimits {
+        commit_interval: Duration::from_millis(streams.store_interval_ms),
+        num_bytes_max: streams.store_bytes_max,
+    };
+    Some((streams.store.clone()?, limits))
+}
+
 pub(super) fn service(config: &Config, model_name: String) -> ServiceConfig {
     let requests = &config.requests;
     ServiceConfig {
         model_name,
         model_aliases: Vec::new(),
+        fingerprint: 0,
         max_tokens_default: requests.max_tokens_default,
         stop_strings_max: requests.stop_strings_max,
         stop_string_bytes_max: requests.stop_string_bytes_max,

@@ -87,6 +87,12 @@ pub struct KeysConfig {
 /// The table of streams.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamsConfig {
+    /// Folder where streams are kept, if they are.
+    pub store: Option<PathBuf>,
+    /// Most requests and events in it.
+    pub store_bytes_max: u64,
+    /// How long tokens are gathered before they are written.
+    pub store_interval_ms: u64,
     /// Most streams, live and retained.
     pub num_streams_max: usize,
     /// Most memory for their events.
@@ -248,6 +254,9 @@ impl Config {
                 unread_grace_ms: values.number("streams.unread_grace_ms")?,
                 num_expired_max: values.number("streams.num_expired_max")?,
                 retention_ms: values.number("streams.retention_ms")?,
+                store: Some(values.text("streams.store")?).filter(|dir| !dir.is_empty()).map(PathBuf::from),
+                store_bytes_max: values.number("streams.store_bytes_max")?,
+                store_interval_ms: values.number("streams.store_interval_ms")?,
             },
             requests: values.requests()?,
             engine: values.engine()?,

@@ -168,6 +168,27 @@ pub static SETTINGS: &[Setting] = &[
         "How long a finished stream can be replayed",
     ),
     row(
+        "streams.store",
+        "stream-store",
+        Text,
+        "",
+        "Folder where streams are kept, so that they outlive the process; none by default",
+    ),
+    row(
+        "streams.store_bytes_max",
+        "stream-store-bytes-max",
+        Bytes { min: MIB, max: 1 << 50 },
+        "1GiB",
+        "Most requests and events in the store; beyond, what ended first goes",
+    ),
+    row(
+        "streams.store_interval_ms",
+        "stream-store-interval-ms",
+        Millis { min: 0, max: 10_000 },
+        "20",
+        "How long the store gathers tokens before it writes them",
+    ),
+    row(
         "requests.max_tokens_default",
         "max-tokens-default",
         Count { min: 1, max: COUNT_MAX, unit: "tokens", auto: true },

@@ -180,18 +180,27 @@ impl EngineCore {
         let Entry { request, chain, mut writer, accepted_at, cancelled_at, .. } = entry;
         let (tenant, seed, num_tokens_max) = (request.tenant, request.seed(), request.num_tokens_max());
         let slot = self.free_slots.pop().expect("as many slots as sequences");
-        let seen = SeenTokens::new(&request.sampling, &request.prompt, request.max_tokens);
-        let output = Output::new(request.stop, request.max_tokens, &self.parts.end_of_generation);
-        let prompt_tokens = request.prompt.len();
+        let prompt_tokens = request.num_prompt_tokens();
+        let (prompt, emitted) = request.prompt.split_at(prompt_tokens);
+        let mut seen = SeenTokens::new(&request.sampling, prompt, request.max_tokens);
+        let mut output = Output::new(request.stop, request.max_tokens, &self.parts.end_of_generation);
+        // What an earlier process has shown: draws, penalties and held-back text go on from there.
+        emitted.iter().for_each(|token| seen.push(*token));
+        output.replay(emitted, &self.parts.tokenizer);
+        writer.usage.completion_tokens = emitted.len();
         let sequence = Sequence::new(slot, tenant, request.prompt, num_tokens_max, chain);
-        let cached_tokens = self.scheduler.admit(sequence);
+        let found_tokens = self.scheduler.admit(sequence);
+        let cached_before = request.resumed.and_then(|resumed| resumed.cached_tokens);
+        let cached_tokens = cached_before.unwrap_or(found_tokens);
         writer.usage.prompt_tokens = prompt_tokens;
         writer.usage.cached_tokens = cached_tokens;
         let metrics = &self.parts.metrics;
         metrics.prompt_tokens.inc_by(prompt_tokens as u64);
-        metrics.cached_tokens.inc_by(cached_tokens as u64);
+        metrics.cached_tokens.inc_by(found_tokens as u64);
         metrics.queue_wait_seconds.observe(now.saturating_sub(accepted_at).as_secs_f64());
-        writer.append(Event::Started { prompt_tokens, cached_tokens });
+        if cached_before.is_none() {
+            writer.append(Event::Started { prompt_tokens, cached_tokens });
+        }
         let sampling = request.sampling;
         self.generations[slot] = Some(Box::new(Generation {
             tenant,

@@ -32,6 +32,7 @@ use std::time::Instant;
 pub use config::EngineConfig;
 
 use self::core::CoreParts;
+use self::output::Output;
 use self::queue::Queue;
 use self::scheduler::Scheduler;
 use self::worker::Shared;
@@ -39,7 +40,7 @@ use crate::cache::{BLOCK_SIZE, HashChain};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::{ModelFactory, ModelSpec};
-use crate::protocol::{Tenant, TokenId, ValidRequest};
+use crate::protocol::{Event, Tenant, TokenId, Usage, ValidRequest};
 use crate::stream::StreamLog;
 use crate::text::Tokenizer;
 
@@ -97,6 +98,9 @@ impl Engine {
     #[expect(clippy::needless_pass_by_value, reason = "the engine becomes an owner of the log")]
     pub fn submit(&self, request: ValidRequest, log: Arc<StreamLog>) -> Result<()> {
         self.check(&request)?;
+        if self.is_over(&request, &log) {
+            return Ok(());
+        }
         let prefix_cache = self.shared.config.prefix_cache;
         // Here and not in the worker: hashing a long prompt takes as long as a token.
         let chain = prefix_cache.then(|| HashChain::new(request.tenant, &request.prompt));
@@ -154,6 +158,21 @@ impl Engine {
     /// The queue, for its depth.
     pub fn queue(&self) -> &Arc<Queue> {
         &self.shared.parts.queue
+    }
+
+    /// Whether a resumed request has sampled all it may: its end was computed, and lost with the process.
+    fn is_over(&self, request: &ValidRequest, log: &StreamLog) -> bool {
+        let Some(resumed) = request.resumed else { return false };
+        let parts = &self.shared.parts;
+        let mut output = Output::new(request.stop.clone(), request.max_tokens, &parts.end_of_generation);
+        let prompt_tokens = request.num_prompt_tokens();
+        let Some(finish_reason) = output.replay(&request.prompt[prompt_tokens..], &parts.tokenizer) else {
+            return false;
+        };
+        let cached_tokens = resumed.cached_tokens.unwrap_or_default();
+        let usage = Usage { prompt_tokens, cached_tokens, completion_tokens: resumed.num_emitted };
+        log.append(Event::Done { finish_reason, usage });
+        true
     }
 
     /// Validation has seen the request already, but a token past the vocabulary would crash the worker, and whether

@@ -165,7 +165,10 @@ impl Queue {
         let (metrics, now) = (&self.shared.metrics, self.now());
         let mut state = self.lock();
         let (tenant, terms, num_tokens) = (request.tenant, request.queue, request.num_tokens_max());
-        state.admit(&self.limits, tenant, num_tokens, now).inspect_err(|e| self.count_refused(e))?;
+        // What was accepted once is not refused because its process died.
+        if request.resumed.is_none() {
+            state.admit(&self.limits, tenant, num_tokens, now).inspect_err(|e| self.count_refused(e))?;
+        }
         metrics.requests_accepted.inc();
         metrics.num_waiting.inc();
         let writer = Writer::new(log, &self.shared);
@@ -348,6 +351,11 @@ impl std::fmt::Debug for Queue {
 }
 
 impl Entry {
+    /// Whether it hears of its place: not if it has begun already, in an earlier process.
+    fn tells_places(&self) -> bool {
+        self.request.resumed.is_none_or(|resumed| resumed.cached_tokens.is_none())
+    }
+
     /// Whether it has waited for longer than it is willing to.
     fn is_late(&self, now: Duration) -> bool {
         let timeout = self.request.queue.timeout_ms.map(Duration::from_millis);
@@ -410,7 +418,9 @@ impl State {
         let wait_ms = self.rate.wait_ms(ahead.map(|e| e.request.num_tokens_max()).sum(), now);
         if let Some(entry) = self.waiting.get_mut(ticket) {
             entry.position = position;
-            entry.writer.append(Event::Queued { position, wait_ms });
+            if entry.tells_places() {
+                entry.writer.append(Event::Queued { position, wait_ms });
+            }
         }
     }
 
@@ -421,7 +431,7 @@ impl State {
             let wait_ms = self.rate.wait_ms(num_tokens_ahead, now);
             let Some(entry) = self.waiting.get_mut(ticket) else { continue };
             num_tokens_ahead += entry.request.num_tokens_max();
-            if entry.position != position && now >= entry.next_note_at {
+            if entry.position != position && now >= entry.next_note_at && entry.tells_places() {
                 let pause = interval.max(now.saturating_sub(entry.accepted_at) / NOTE_PAUSE_PART);
                 (entry.position, entry.next_note_at) = (position, now + pause);
                 entry.writer.append(Event::Queued { position, wait_ms });

@@ -8,10 +8,12 @@
 //! lower-case letters and spaces, now and then a character of two, three or four bytes.
 
 mod gate;
+mod spec;
 
 use std::time::Duration;
 
 pub use gate::StubGate;
+pub use spec::from_spec;
 
 use super::{Batch, Model, ModelSpec};
 use crate::cache::{BLOCK_SIZE, BlockId};

@@ -7,7 +7,7 @@ use std::str::FromStr;
 pub type TokenId = u32;
 
 /// Names one generation and its log: 128 random bits, shown as 32 lower-case hex digits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct StreamId(pub u128);
 
 impl StreamId {
@@ -84,7 +84,7 @@ impl FromStr for EventId {
 }
 
 /// Whose work this is. Streams, queues and prefix reuse are kept apart by it. 0 is the anonymous owner.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, serde::Serialize, serde::Deserialize)]
 pub struct Tenant(pub u64);
 
 #[cfg(test)]

@@ -9,4 +9,6 @@ mod request;
 pub use event::{ErrorInfo, Event, FinishReason, TokenEvent, TokenLogprob, Usage};
 pub use ids::{Epoch, EventId, StreamId, Tenant, TokenId};
 pub use owner::{Owner, OwnerLimits, PRIORITY_MAX, PRIORITY_MIN, QueueTerms, WEIGHT_MAX, WEIGHT_MIN};
-pub use request::{ChatMessage, GenerateRequest, OnDisconnect, Prompt, SamplingParams, StopParams, ValidRequest};
+pub use request::{
+    ChatMessage, GenerateRequest, OnDisconnect, Prompt, Resumed, SamplingParams, StopParams, ValidRequest,
+};

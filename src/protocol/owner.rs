@@ -55,7 +55,7 @@ impl Owner {
 }
 
 /// On which terms a request waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct QueueTerms {
     /// Its owner's share while others wait too; from [`WEIGHT_MIN`] to [`WEIGHT_MAX`].
     pub weight: u32,

@@ -8,6 +8,9 @@ use crate::protocol::Owner;
 /// given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceConfig {
+    /// What texts follow from besides their requests: the weights, and how they are computed with. A stored stream of
+    /// another one cannot be gone on with.
+    pub fingerprint: u64,
     /// The name requests use for the model.
     pub model_name: String,
     /// Other names that requests may use for it.
@@ -41,6 +44,7 @@ pub struct ServiceConfig {
 impl Default for ServiceConfig {
     fn default() -> Self {
         Self {
+            fingerprint: 0,
             model_name: "default".to_owned(),
             model_aliases: Vec::new(),
             max_tokens_default: None,

@@ -5,6 +5,7 @@ mod backend;
 mod config;
 mod local;
 mod quota;
+mod restore;
 mod template;
 mod validate;
 
@@ -17,6 +18,7 @@ pub use backend::{Backend, Readiness};
 pub use config::ServiceConfig;
 pub use local::LocalBackend;
 pub use quota::{Allowance, QuotaState};
+pub use restore::Restored;
 pub use template::ChatTemplate;
 
 use crate::cache::BLOCK_SIZE;
@@ -24,7 +26,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::ModelSpec;
 use crate::protocol::{ChatMessage, ErrorInfo, Event, GenerateRequest, Owner, Prompt, StreamId, TokenId, Usage};
-use crate::stream::{Clock, StreamLog, StreamTable};
+use crate::stream::{Clock, StreamLog, StreamRecord, StreamTable};
 use crate::text::Tokenizer;
 use quota::Quotas;
 
@@ -97,6 +99,14 @@ impl Service {
             self.metrics.requests_rejected.inc();
         })?;
         let mut inserted = Inserted { table: &self.table, log: log.clone(), id: Some(id) };
+        if let Some(store) = self.table.store() {
+            let record = StreamRecord {
+                request: valid.clone(),
+                created_ms: log.created_ms(),
+                fingerprint: self.config.fingerprint,
+            };
+            store.begin(record, &log);
+        }
         self.backend.submit(valid, log.clone())?;
         inserted.id = None;
         slot.occupy(&log);
@@ -185,8 +195,15 @@ impl Service {
         }
     }
 
-    /// Ends what is left with an error event. Blocks until that is done.
+    /// Ends what is left with an error event, or where streams are kept, leaves it for the next process: readers are
+    /// sent away without an end, and may come back. Blocks until that is done.
     pub fn shutdown(&self, message: &str) {
+        if let Some(store) = self.table.store() {
+            let live = self.table.live();
+            live.iter().for_each(|log| log.suspend());
+            // Before the backend ends them: what it appends then is nobody's to see.
+            store.close();
+        }
         self.backend.shutdown(message);
     }
 

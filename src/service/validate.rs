@@ -89,7 +89,17 @@ pub fn fit(
         priority: request.priority.unwrap_or(owner.priority),
         timeout_ms: Some(request.queue_timeout_ms.unwrap_or(limits.config.queue_timeout_ms)),
     };
-    Ok(ValidRequest { id, tenant: owner.tenant, prompt, max_tokens, sampling, stop, on_disconnect, queue })
+    Ok(ValidRequest {
+        id,
+        tenant: owner.tenant,
+        prompt,
+        max_tokens,
+        sampling,
+        stop,
+        on_disconnect,
+        queue,
+        resumed: None,
+    })
 }
 
 /// The request field that the prompt came in.

@@ -61,7 +61,7 @@ impl StreamReader {
         loop {
             let (num_events, ended) = {
                 let state = self.log.lock();
-                (state.num_events(), is_ended(&state))
+                (state.num_visible(), is_ended(&state))
             };
             if num_events > self.next_seq {
                 return true;
@@ -110,6 +110,9 @@ impl StreamReader {
             let ts_ms = state.entries.front().map_or(0, |e| e.ts_ms);
             return Some(Read::Gap(Gap { next_seq: self.next_seq, num_lost, ts_ms }));
         }
+        if self.next_seq >= state.num_visible() {
+            return None;
+        }
         let index = usize::try_from(self.next_seq - state.num_trimmed).ok()?;
         let entry = match backlog_min {
             Some(backlog_min) => merged(&state, index, backlog_min.max(2)),
@@ -154,7 +157,8 @@ fn merged(state: &State, index: usize, backlog_min: usize) -> Option<Entry> {
 }
 
 fn is_ended(state: &State) -> bool {
-    state.entries.back().is_some_and(|e| e.event.is_terminal())
+    let is_over = state.entries.back().is_some_and(|e| e.event.is_terminal());
+    state.suspended_at.is_some() || is_over && state.num_visible() == state.num_events()
 }
 
 impl Drop for StreamReader {

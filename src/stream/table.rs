@@ -8,7 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{CancelCause, StreamLog};
+use super::{CancelCause, StreamLog, StreamStore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{Epoch, StreamId, Tenant};
 
@@ -56,6 +56,8 @@ pub struct StreamTable {
 
 #[derive(Debug, Default)]
 struct Inner {
+    /// Forgets what the table forgets.
+    store: Option<Arc<StreamStore>>,
     streams: HashMap<StreamId, Slot>,
     /// Finished streams that the table knows to be finished, oldest end first.
     finished: VecDeque<(u64, StreamId)>,
@@ -76,6 +78,17 @@ impl StreamTable {
     /// An empty table with an epoch of its own.
     pub fn new(limits: TableLimits) -> Self {
         Self { limits, epoch: Epoch::random(), inner: Mutex::default() }
+    }
+
+    /// An empty table whose streams are kept in `store`, under the store's epoch.
+    pub fn with_store(limits: TableLimits, store: Arc<StreamStore>) -> Self {
+        let epoch = store.epoch();
+        Self { limits, epoch, inner: Mutex::new(Inner { store: Some(store), ..Inner::default() }) }
+    }
+
+    /// Where its streams are kept, if anywhere but here.
+    pub fn store(&self) -> Option<Arc<StreamStore>> {
+        self.lock().store.clone()
     }
 
     /// The life of the server that numbers these streams' events.
@@ -108,7 +121,9 @@ impl StreamTable {
 
     /// Takes a stream out as if it had never been: its request was refused.
     pub fn remove(&self, id: StreamId) {
-        self.lock().streams.remove(&id);
+        let mut inner = self.lock();
+        inner.streams.remove(&id);
+        inner.store.iter().for_each(|store| store.forget(id));
     }
 
     /// The stream, if it exists and is `tenant`'s.
@@ -213,6 +228,7 @@ impl Inner {
     fn evict_oldest(&mut self, num_expired_max: usize) -> bool {
         let Some((_, id)) = self.finished.pop_front() else { return false };
         let Some(slot) = self.streams.remove(&id) else { return true };
+        self.store.iter().for_each(|store| store.forget(id));
         self.num_bytes = self.num_bytes.saturating_sub(slot.log.num_bytes());
         self.expired.insert(id, slot.log.tenant());
         self.expired_order.push_back(id);

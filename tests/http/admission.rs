@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tallow::engine::EngineConfig;
 use tallow::model::stub::{StubConfig, StubGate};
 
-use crate::common::sse::SseParser;
+use crate::common::sse::{SseEvent, SseParser};
 use crate::common::{Client, Setup, TestServer, get, post, request};
 use crate::engine;
 
@@ -58,8 +58,12 @@ async fn who_waits_hears_of_its_place_as_it_changes() {
     let note = EngineConfig { queue_note_interval: std::time::Duration::from_millis(1), ..EngineConfig::default() };
     let (server, gate) = narrow(note).await;
     let mut paths = Vec::new();
-    for _ in 0..4 {
+    for i in 0..4 {
         paths.push(post(server.address, "/v1/streams", &stream(2)).await.headers["location"].clone());
+        if i == 0 {
+            // The worker has taken the first one out of the line.
+            arrived(&gate, 1).await;
+        }
     }
     let (mut last, _) = Client::open(server.address, &paths[3], &[]).await;
     let mut text = last.until("\"position\":2").await;
@@ -72,7 +76,7 @@ async fn who_waits_hears_of_its_place_as_it_changes() {
     gate.open();
     text.push_str(&last.rest().await);
     let events = SseParser::parse(&text).events;
-    let queued: Vec<Value> = events.iter().filter(|e| e.name == "queued").map(|e| e.json()).collect();
+    let queued: Vec<Value> = events.iter().filter(|e| e.name == "queued").map(SseEvent::json).collect();
     let positions: Vec<u64> = queued.iter().map(|q| q["position"].as_u64().unwrap()).collect();
     assert_eq!(positions, [2, 1, 0]);
     assert!(

@@ -89,7 +89,10 @@ pub(super) fn resume(log: &StreamLog, epoch: Epoch, cursor: Option<Cursor>) -> R
             // The end first: were it asked second, an event between the two questions would look like one missed.
             let is_finished = log.is_finished();
             let num_events = log.len() as u64;
-            if id.seq >= num_events {
+            if id.seq >= num_events && !is_finished && log.is_kept() {
+                // Shown by an earlier process, and not yet computed again by this one.
+                Resume::From(id.seq + 1)
+            } else if id.seq >= num_events {
                 Resume::Gap { from: first_seq, reason: GapReason::PastEnd }
             } else if is_finished && id.seq + 1 == num_events {
                 Resume::Complete
@@ -139,7 +142,7 @@ mod tests {
         let log = StreamLog::new(StreamId(1), Tenant(0), OnDisconnect::Detach);
         log.set_num_bytes_max(1);
         for position in 0..5 {
-            log.append(Event::Queued { position });
+            log.append(Event::Queued { position, wait_ms: None });
         }
         let of = |text: &str| resume(&log, HERE, Some(text.parse().expect("a cursor")));
         assert_eq!(of("cd-1"), Resume::Gap { from: 4, reason: GapReason::ForeignEpoch });

@@ -92,6 +92,8 @@ pub async fn create(
     let CreateRequest { model, priority, .. } = create;
     let generate = GenerateRequest { owner, model, prompt, sampling, stop, on_disconnect, priority, queue_timeout_ms };
     let started = app.service.start(generate).await?;
+    // A name that was given out must still mean something after a crash.
+    started.log.accepted().await;
     let created = Created {
         stream: describe(&app, &started.log),
         model: app.service.model_name().to_owned(),

@@ -35,6 +35,7 @@ impl Bench {
 
     fn submit_on(&self, log: &Arc<StreamLog>, max_tokens: usize, queue: QueueTerms) -> Result<()> {
         let request = ValidRequest {
+            resumed: None,
             id: log.id(),
             tenant: log.tenant(),
             prompt: vec![1; 10],

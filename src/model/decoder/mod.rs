@@ -58,6 +58,18 @@ pub struct DecoderOptions {
     pub max_num_seqs: usize,
 }
 
+impl DecoderOptions {
+    /// What decides over the bits of a result, besides the file: where it runs, how inputs are rounded, and the context,
+    /// since some rotations depend on how long it may get.
+    pub(super) fn arithmetic(&self) -> String {
+        let compute = match &self.compute {
+            Compute::Cpu { activations, .. } => format!("{activations:?}"),
+            Compute::Composed(device) => format!("{device:?}"),
+        };
+        format!("{compute} {:?}", self.max_model_len)
+    }
+}
+
 /// Weights and description, shared by all workers' decoders.
 #[derive(Clone)]
 pub struct DecoderWeights {
