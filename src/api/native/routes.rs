@@ -68,7 +68,7 @@ pub struct StreamList {
 /// Any of the body's, the fields' and the service's.
 pub async fn create(State(app): State<App>, request: Request) -> Result<Response, Problem> {
     let header_policy = disconnect::from_header(request.headers())?;
-    let json = body::read(request, app.config.body_bytes_max, app.config.body_read_timeout).await?;
+    let json = body::read(request, &app.config).await?;
     let (sampling, stop) = fields::sampling(&json)?;
     let create: CreateRequest = body::parse(&json)?;
     drop(json);
