@@ -3,10 +3,13 @@
 
 mod common;
 
+mod backpressure;
 mod chat;
 mod connection;
 mod engine;
 mod errors;
 mod headers;
+mod limits;
 mod native;
+mod resume;
 mod shutdown;
