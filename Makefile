@@ -15,10 +15,10 @@ export PATH := $(CURDIR)/target/venv/bin:$(PATH)
 
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help serve test tools fmt lint doc bench prove clean
+.PHONY: help serve test tools fmt lint doc bench prove miri check-arm clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-9s %s\n", $$1, $$2 }'
 	@echo "  make serve takes HOST=, PORT=, MODEL= and ARGS= (any flag of tallow serve)"
 
 serve: ## build the release binary, fetch the model if need be, serve on 127.0.0.1:8080
@@ -53,6 +53,12 @@ prove: tools ## the simulation, the fuzzers and the transcripts for much longer 
 	@TALLOW_SIM_SCHEDULES=$${TALLOW_SIM_SCHEDULES:-1000000} TALLOW_FUZZ_CASES=$${TALLOW_FUZZ_CASES:-1000000} \
 	  PROPTEST_CASES=$${PROPTEST_CASES:-20000} TALLOW_GOLDEN_PROMPTS=$${TALLOW_GOLDEN_PROMPTS:-64} \
 	  cargo test --locked --release --lib --tests
+
+miri: ## the kernels' portable and generic parts under the interpreter that finds undefined behaviour (nightly, half an hour)
+	@MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --locked --lib kernels::
+
+check-arm: ## type-check the NEON path (needs: rustup target add aarch64-unknown-linux-gnu)
+	@cargo check --locked --lib --target aarch64-unknown-linux-gnu
 
 clean: ## remove what was built
 	@cargo clean

@@ -46,6 +46,10 @@ pub struct Metrics {
     pub requests_cancelled: Counter,
     /// Generations that failed.
     pub requests_failed: Counter,
+    /// Requests that waited longer than they were willing to; they count as failed too.
+    pub queue_timeouts: Counter,
+    /// Requests refused because a limit of their owner was used up.
+    pub requests_limited: Counter,
     /// Sequences preempted for lack of blocks.
     pub preemptions: Counter,
     /// Workers restarted after a panic.
@@ -86,6 +90,8 @@ impl Default for Metrics {
             requests_done: Counter::default(),
             requests_cancelled: Counter::default(),
             requests_failed: Counter::default(),
+            queue_timeouts: Counter::default(),
+            requests_limited: Counter::default(),
             preemptions: Counter::default(),
             worker_restarts: Counter::default(),
             readers: Gauge::default(),
@@ -114,6 +120,8 @@ impl Default for Metrics {
         r.register("requests_done", "Generations that ended with done", m.requests_done.clone());
         r.register("requests_cancelled", "Generations that were cancelled", m.requests_cancelled.clone());
         r.register("requests_failed", "Generations that failed", m.requests_failed.clone());
+        r.register("queue_timeouts", "Requests that no worker took in time", m.queue_timeouts.clone());
+        r.register("requests_limited", "Requests over a limit of their key", m.requests_limited.clone());
         r.register("preemptions", "Sequences preempted for lack of blocks", m.preemptions.clone());
         r.register("worker_restarts", "Workers restarted after a panic", m.worker_restarts.clone());
         r.register("readers", "Readers following a stream", m.readers.clone());

@@ -10,7 +10,8 @@ use tallow::metrics::Metrics;
 use tallow::model::ModelFactory;
 use tallow::model::stub::{StubConfig, StubFaults, StubGate, StubModel};
 use tallow::protocol::{
-    ErrorInfo, Event, FinishReason, OnDisconnect, SamplingParams, StopParams, StreamId, Tenant, TokenId, ValidRequest,
+    ErrorInfo, Event, FinishReason, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, TokenId,
+    ValidRequest,
 };
 use tallow::stream::{CancelCause, StreamLog};
 use tallow::text::Tokenizer;
@@ -74,6 +75,7 @@ fn request(number: u32) -> ValidRequest {
         sampling,
         stop: StopParams::default(),
         on_disconnect: OnDisconnect::Detach,
+        queue: QueueTerms::default(),
     }
 }
 
@@ -150,7 +152,7 @@ fn two_workers_serve_one_queue() {
 fn events_come_in_order() {
     let server = Server::start(EngineConfig::default(), StubConfig::default());
     let events = events(&server.submit(request(3)));
-    assert_eq!(events[0], Event::Queued { position: 0 });
+    assert_eq!(events[0], Event::Queued { position: 0, wait_ms: None });
     assert_eq!(events[1], Event::Started { prompt_tokens: 41, cached_tokens: 0 });
     assert!(events[2..events.len() - 1].iter().all(|e| matches!(e, Event::Token(_))), "{events:?}");
     assert!(events[events.len() - 1].is_terminal());

@@ -13,7 +13,7 @@ use tallow::metrics::Metrics;
 use tallow::model::decoder::{ActivationType, Compute, DecoderOptions, DecoderWeights};
 use tallow::model::gguf::Gguf;
 use tallow::model::{Model, ModelFactory};
-use tallow::protocol::{Event, OnDisconnect, SamplingParams, StopParams, StreamId, Tenant, ValidRequest};
+use tallow::protocol::{Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, ValidRequest};
 use tallow::stream::StreamLog;
 use tallow::text::Tokenizer;
 use tiny::Tiny;
@@ -51,6 +51,7 @@ fn request(number: usize) -> ValidRequest {
         },
         stop: StopParams { ignore_eos: true, ..StopParams::default() },
         on_disconnect: OnDisconnect::Detach,
+        queue: QueueTerms::default(),
     }
 }
 

@@ -5,6 +5,7 @@
 //! client does that and a killed one always does.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,7 +46,7 @@ pub async fn serve(
     config: ApiConfig,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
-    let router = router(service.clone(), config.clone())?;
+    let router = router(service.clone(), config.clone(), address_of(&listener)?)?;
     let closing = CancellationToken::new();
     let _sweeper = AbortOnDropHandle::new(tokio::spawn(sweep(service.clone(), config.sweep_interval)));
     // Aborts what is left when this future is dropped.
@@ -74,7 +75,7 @@ pub async fn serve(
 /// # Errors
 /// If the configuration is wrong.
 pub async fn serve_while<T>(listener: &TcpListener, config: &ApiConfig, loading: impl Future<Output = T>) -> Result<T> {
-    let router = loading_router(config)?;
+    let router = loading_router(config, address_of(listener)?)?;
     let closing = CancellationToken::new();
     let mut connections = JoinSet::new();
     let loaded = tokio::select! {
@@ -87,6 +88,10 @@ pub async fn serve_while<T>(listener: &TcpListener, config: &ApiConfig, loading:
         tracing::warn!("connections from before the model was loaded are cut");
     }
     Ok(loaded)
+}
+
+fn address_of(listener: &TcpListener) -> Result<SocketAddr> {
+    listener.local_addr().map_err(|e| Error::io("the listener has no address", e))
 }
 
 /// Never returns; ends by being dropped.
@@ -198,6 +203,6 @@ async fn sweep(service: Arc<Service>, interval: Duration) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        service.table().sweep(service.now_ms());
+        service.sweep();
     }
 }

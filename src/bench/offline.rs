@@ -30,7 +30,7 @@ use crate::model::gguf::Gguf;
 use crate::model::load::{LoadedModel, load};
 use crate::model::{Batch, Model};
 use crate::protocol::{
-    Event, OnDisconnect, SamplingParams, StopParams, StreamId, Tenant, TokenEvent, TokenId, ValidRequest,
+    Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, TokenEvent, TokenId, ValidRequest,
 };
 use crate::stream::{Clock, StreamLog, StreamStatus};
 
@@ -379,6 +379,7 @@ impl EngineClient {
             },
             stop: StopParams { ignore_eos: true, ..StopParams::default() },
             on_disconnect: OnDisconnect::Detach,
+            queue: QueueTerms::default(),
         }
     }
 

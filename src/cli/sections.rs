@@ -1,14 +1,17 @@
 //! From the resolved configuration to what each room takes.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use candle_core::Device;
+use sha2::{Digest, Sha256};
 
-use crate::api::ApiConfig;
-use crate::config::{Activations, Config, DeviceKind};
+use crate::api::{ApiConfig, ApiKey};
+use crate::config::{Activations, Config, DeviceKind, KeyConfig};
 use crate::engine::EngineConfig;
 use crate::error::{Error, Result};
 use crate::model::decoder::{ActivationType, Compute, DecoderOptions};
+use crate::protocol::{Owner, Tenant};
 use crate::service::ServiceConfig;
 use crate::stream::TableLimits;
 
@@ -18,6 +21,8 @@ pub(super) fn api(config: &Config) -> ApiConfig {
         heartbeat: Duration::from_millis(server.heartbeat_ms),
         head_wait: Duration::from_millis(server.head_wait_ms),
         cors_origins: server.cors_origins.clone(),
+        allowed_hosts: server.allowed_hosts.clone(),
+        keys: config.keys.keys.iter().map(|key| ApiKey::new(&key.secret.0, Arc::new(owner(key)))).collect(),
         body_bytes_max: server.body_bytes_max,
         json_depth_max: server.json_depth_max,
         header_bytes_max: server.header_bytes_max,
@@ -30,6 +35,29 @@ pub(super) fn api(config: &Config) -> ApiConfig {
         sweep_interval: Duration::from_millis(server.sweep_interval_ms),
         drain_timeout: Duration::from_millis(server.drain_timeout_ms),
         close_timeout: Duration::from_millis(server.close_timeout_ms),
+    }
+}
+
+/// Whose a key's streams are. The tenant follows from the name alone, so that it outlives the key and the process.
+fn owner(key: &KeyConfig) -> Owner {
+    let digest = Sha256::digest(format!("tallow owner {}", key.name));
+    let tenant = digest.iter().take(8).fold(0, |bits, byte| bits << 8 | u64::from(*byte));
+    Owner {
+        // 0 is the anonymous owner's.
+        tenant: Tenant(tenant.max(1)),
+        name: key.name.clone(),
+        is_admin: key.is_admin,
+        weight: key.weight,
+        priority: key.priority,
+        limits: key.limits,
+    }
+}
+
+/// Everybody who may ask.
+fn owners(config: &Config) -> Vec<Arc<Owner>> {
+    match config.keys.keys.as_slice() {
+        [] => vec![Arc::new(Owner { limits: config.keys.limits, ..Owner::anonymous() })],
+        keys => keys.iter().map(|key| Arc::new(owner(key))).collect(),
     }
 }
 
@@ -57,6 +85,9 @@ pub(super) fn service(config: &Config, model_name: String) -> ServiceConfig {
         logit_bias_max: requests.logit_bias_max,
         top_logprobs_max: requests.top_logprobs_max,
         linger_ms_max: requests.linger_ms_max,
+        queue_timeout_ms: requests.queue_timeout_ms,
+        queue_timeout_ms_max: requests.queue_timeout_ms_max,
+        owners: owners(config),
         inline_bytes_max: requests.inline_bytes_max,
         tokenising_max: requests.tokenising_max.unwrap_or_else(num_cores),
     }
@@ -71,6 +102,8 @@ pub(super) fn engine(config: &Config) -> EngineConfig {
         prefill_tokens_per_step_max: engine.prefill_tokens_per_step_max,
         queue_requests_max: engine.queue_requests_max,
         queue_tokens_max: engine.queue_tokens_max,
+        priority_step_tokens: engine.priority_step_tokens,
+        queue_note_interval: Duration::from_millis(engine.queue_note_interval_ms),
         prefix_cache: engine.prefix_cache,
         worker_load_attempts_max: engine.worker_load_attempts_max,
         worker_backoff_min: Duration::from_millis(engine.worker_backoff_min_ms),

@@ -1,6 +1,6 @@
 //! Every setting of the server, one row each, in the order in which `--help` and the table at start show them.
 
-use super::settings::Kind::{self, Bytes, Count, List, Millis, OneOf, Text};
+use super::settings::Kind::{self, Bytes, Count, List, Millis, OneOf, Secrets, Text};
 use super::settings::{GIB, KIB, MIB, Setting};
 
 const HOUR_MS: u64 = 3_600_000;
@@ -9,6 +9,11 @@ const COUNT_MAX: u64 = 1 << 32;
 
 const fn count(min: u64, unit: &'static str) -> Kind {
     Count { min, max: COUNT_MAX, unit, auto: false }
+}
+
+/// A bound of what one key may use.
+const fn limit(unit: &'static str) -> Kind {
+    Count { min: 0, max: u32::MAX as u64, unit, auto: false }
 }
 
 const fn row(key: &'static str, flag: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Setting {
@@ -120,6 +125,48 @@ pub static SETTINGS: &[Setting] = &[
         "How often the retention of streams is looked at",
     ),
     row("server.cors_origins", "cors-origins", List, "", "Origins that browsers may call from, or *; none by default"),
+    row(
+        "server.allowed_hosts",
+        "allowed-hosts",
+        List,
+        "",
+        "Names by which the server may be called; on loopback, or if there are any, no others but localhost",
+    ),
+    row(
+        "keys.list",
+        "api-keys",
+        Secrets,
+        "",
+        "API keys, KEY or NAME:KEY; better not on a command line that others see",
+    ),
+    row(
+        "keys.file",
+        "api-keys-file",
+        Text,
+        "",
+        "API keys with their weights and limits: `NAME KEY [...]` lines, or TOML",
+    ),
+    row(
+        "keys.requests_per_minute",
+        "key-requests-per-minute",
+        limit("requests"),
+        "0",
+        "Requests per minute of a key that does not say, or of all without keys; 0 is no limit",
+    ),
+    row(
+        "keys.tokens_per_minute",
+        "key-tokens-per-minute",
+        limit("tokens"),
+        "0",
+        "The same for tokens, prompt and max_tokens; 0 is no limit",
+    ),
+    row(
+        "keys.concurrency_max",
+        "key-concurrency-max",
+        limit("generations"),
+        "0",
+        "The same for generations that wait or run at once; 0 is no limit",
+    ),
     row("streams.num_streams_max", "streams-max", count(1, "streams"), "4096", "Most streams, live and retained"),
     row(
         "streams.num_bytes_max",
@@ -194,6 +241,20 @@ pub static SETTINGS: &[Setting] = &[
         "Longest time a request may ask its stream to run on without readers",
     ),
     row(
+        "requests.queue_timeout_ms",
+        "queue-timeout-ms",
+        Millis { min: 0, max: 24 * HOUR_MS },
+        "300000",
+        "How long a request waits for a worker if x-queue-timeout does not say; beyond, 503",
+    ),
+    row(
+        "requests.queue_timeout_ms_max",
+        "queue-timeout-ms-max",
+        Millis { min: 0, max: 24 * HOUR_MS },
+        "3600000",
+        "Longest time that x-queue-timeout may ask for",
+    ),
+    row(
         "requests.inline_bytes_max",
         "inline-bytes-max",
         Bytes { min: 0, max: MIB },
@@ -255,6 +316,20 @@ pub static SETTINGS: &[Setting] = &[
         count(1, "tokens"),
         "1048576",
         "Most tokens of waiting requests, prompt and output; beyond, 429",
+    ),
+    row(
+        "engine.priority_step_tokens",
+        "priority-step-tokens",
+        count(1, "tokens"),
+        "4096",
+        "How many tokens of others' work one step of a request's priority is worth",
+    ),
+    row(
+        "engine.queue_note_interval_ms",
+        "queue-note-interval-ms",
+        Millis { min: 10, max: HOUR_MS },
+        "1000",
+        "A waiting stream hears of its place at most this often",
     ),
     row("engine.prefix_cache", "prefix-cache", Kind::Bool, "true", "Reuse the KV blocks of equal prompt beginnings"),
     row(

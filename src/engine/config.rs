@@ -24,6 +24,10 @@ pub struct EngineConfig {
     /// Most tokens (prompt and `max_tokens`) that wait for a worker. At least 1. A request larger than that is still
     /// taken when nothing else waits.
     pub queue_tokens_max: usize,
+    /// How many tokens of others' work one step of a request's priority is worth. At least 1.
+    pub priority_step_tokens: u64,
+    /// A waiting request hears of its place at most this often.
+    pub queue_note_interval: Duration,
     /// Whether KV blocks of equal beginnings are used again, within a tenant.
     pub prefix_cache: bool,
     /// How often in a row a worker that lost its model tries to load it again before it gives up. At least 1.
@@ -47,6 +51,8 @@ impl Default for EngineConfig {
             prefill_tokens_per_step_max: 256,
             queue_requests_max: 1024,
             queue_tokens_max: 1 << 20,
+            priority_step_tokens: 4096,
+            queue_note_interval: Duration::from_secs(1),
             prefix_cache: true,
             worker_load_attempts_max: 5,
             worker_backoff_min: Duration::from_millis(100),
@@ -86,7 +92,12 @@ impl EngineConfig {
     }
 
     pub(super) fn queue_limits(&self) -> QueueLimits {
-        QueueLimits { requests_max: self.queue_requests_max, tokens_max: self.queue_tokens_max }
+        QueueLimits {
+            requests_max: self.queue_requests_max,
+            tokens_max: self.queue_tokens_max,
+            priority_step_tokens: self.priority_step_tokens,
+            note_interval: self.queue_note_interval,
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use super::writer::Writer;
 use crate::error::{ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::{Batch, Model};
-use crate::protocol::{Event, FinishReason, SamplingParams, TokenId};
+use crate::protocol::{Event, FinishReason, SamplingParams, Tenant, TokenId};
 use crate::sampling::{Draw, Sampler, SeenTokens};
 use crate::text::Tokenizer;
 
@@ -66,6 +66,7 @@ pub enum Step {
 /// A request in flight, as far as the scheduler need not know it.
 #[derive(Debug)]
 struct Generation {
+    tenant: Tenant,
     writer: Writer,
     output: Output,
     sampling: SamplingParams,
@@ -176,13 +177,13 @@ impl EngineCore {
     }
 
     fn admit(&mut self, entry: Entry, now: Duration) {
-        let Entry { request, chain, mut writer, accepted_at, cancelled_at } = entry;
-        let (seed, num_tokens_max) = (request.seed(), request.num_tokens_max());
+        let Entry { request, chain, mut writer, accepted_at, cancelled_at, .. } = entry;
+        let (tenant, seed, num_tokens_max) = (request.tenant, request.seed(), request.num_tokens_max());
         let slot = self.free_slots.pop().expect("as many slots as sequences");
         let seen = SeenTokens::new(&request.sampling, &request.prompt, request.max_tokens);
         let output = Output::new(request.stop, request.max_tokens, &self.parts.end_of_generation);
         let prompt_tokens = request.prompt.len();
-        let sequence = Sequence::new(slot, request.tenant, request.prompt, num_tokens_max, chain);
+        let sequence = Sequence::new(slot, tenant, request.prompt, num_tokens_max, chain);
         let cached_tokens = self.scheduler.admit(sequence);
         writer.usage.prompt_tokens = prompt_tokens;
         writer.usage.cached_tokens = cached_tokens;
@@ -193,6 +194,7 @@ impl EngineCore {
         writer.append(Event::Started { prompt_tokens, cached_tokens });
         let sampling = request.sampling;
         self.generations[slot] = Some(Box::new(Generation {
+            tenant,
             writer,
             output,
             sampling,
@@ -239,7 +241,9 @@ impl EngineCore {
         self.gauges.set(&self.scheduler);
         for (slot, end) in self.ended.drain(..) {
             let generation = self.generations[slot].take().expect("a sequence ends once");
-            self.parts.queue.on_served(generation.num_tokens_max);
+            let usage = generation.writer.usage;
+            let num_computed = usage.prompt_tokens - usage.cached_tokens + usage.completion_tokens;
+            self.parts.queue.on_served(generation.tenant, generation.num_tokens_max, num_computed);
             match end {
                 End::Done(reason) => generation.writer.done(reason),
                 End::Failed(kind, message) => generation.writer.failed(kind, message),

@@ -4,6 +4,7 @@
 //! | file | what |
 //! |---|---|
 //! | `queue` | requests that wait, bounded; cancelled ones leave at once |
+//! | `fair` | whose turn it is |
 //! | `scheduler`, `sequence` | which tokens make up the next step, in which blocks |
 //! | `output` | tokens to text; when it is over |
 //! | `core` | one step, from schedule to publish |
@@ -13,6 +14,7 @@
 
 mod config;
 pub mod core;
+mod fair;
 pub mod output;
 pub mod queue;
 mod rate;
@@ -37,7 +39,7 @@ use crate::cache::{BLOCK_SIZE, HashChain};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::{ModelFactory, ModelSpec};
-use crate::protocol::{TokenId, ValidRequest};
+use crate::protocol::{Tenant, TokenId, ValidRequest};
 use crate::stream::StreamLog;
 use crate::text::Tokenizer;
 
@@ -99,6 +101,19 @@ impl Engine {
         // Here and not in the worker: hashing a long prompt takes as long as a token.
         let chain = prefix_cache.then(|| HashChain::new(request.tenant, &request.prompt));
         self.queue().submit(request, chain, &log)
+    }
+
+    /// Whether a request of `tenant` would be refused however short it is.
+    ///
+    /// # Errors
+    /// Those of [`Self::submit`] that do not depend on the request.
+    pub fn check_room(&self, tenant: Tenant) -> Result<()> {
+        self.queue().check_room(tenant)
+    }
+
+    /// Ends what has waited for too long, and tells the rest where they stand. To be called a few times a second.
+    pub fn sweep(&self) {
+        self.queue().sweep();
     }
 
     /// Whether requests are taken and a worker serves them.

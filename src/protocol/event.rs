@@ -6,10 +6,13 @@ use crate::error::ErrorKind;
 /// One entry of a stream's log. Its sequence number is its index.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// Accepted and waiting; `position` 0 is next in line.
+    /// Accepted and waiting; `position` 0 is next in line. The first event of every stream, and told again while the
+    /// request waits and its place changes.
     Queued {
-        /// How many requests stood before it when it came.
+        /// How many requests stand before it.
         position: usize,
+        /// How long it should wait still, in milliseconds; `None` before anything was measured.
+        wait_ms: Option<u64>,
     },
     /// A worker has begun on it.
     Started {

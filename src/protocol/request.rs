@@ -1,13 +1,16 @@
 //! A request twice: as a dialect understood it, and as it is once templated, tokenised and checked. The second type
 //! is the proof of the check: nothing past `service/` sees the first.
 
+use std::sync::Arc;
+
 use super::ids::{StreamId, Tenant, TokenId};
+use super::owner::{Owner, QueueTerms};
 
 /// What every dialect turns its JSON into. Values may still break rules.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest {
     /// Whose request it is.
-    pub tenant: Tenant,
+    pub owner: Arc<Owner>,
     /// The model asked for; `None` means the one that is served.
     pub model: Option<String>,
     /// What to go on from.
@@ -18,6 +21,10 @@ pub struct GenerateRequest {
     pub stop: StopParams,
     /// What to do when the last reader leaves.
     pub on_disconnect: OnDisconnect,
+    /// Its place in line; `None` takes the owner's.
+    pub priority: Option<i32>,
+    /// How long it may wait for a worker, in milliseconds; `None` takes the server's default.
+    pub queue_timeout_ms: Option<u64>,
 }
 
 /// What to go on from.
@@ -132,6 +139,8 @@ pub struct ValidRequest {
     pub stop: StopParams,
     /// What to do when the last reader leaves.
     pub on_disconnect: OnDisconnect,
+    /// On which terms it waits.
+    pub queue: QueueTerms,
 }
 
 impl ValidRequest {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::{Backend, Readiness};
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::protocol::ValidRequest;
+use crate::protocol::{Tenant, ValidRequest};
 use crate::stream::StreamLog;
 
 /// The engine of this process.
@@ -27,6 +27,14 @@ impl LocalBackend {
 impl Backend for LocalBackend {
     fn submit(&self, request: ValidRequest, log: Arc<StreamLog>) -> Result<()> {
         self.engine.submit(request, log)
+    }
+
+    fn check_room(&self, tenant: Tenant) -> Result<()> {
+        self.engine.check_room(tenant)
+    }
+
+    fn sweep(&self) {
+        self.engine.sweep();
     }
 
     fn readiness(&self) -> Readiness {

@@ -4,6 +4,7 @@
 mod backend;
 mod config;
 mod local;
+mod quota;
 mod template;
 mod validate;
 
@@ -15,15 +16,17 @@ use tokio::sync::Semaphore;
 pub use backend::{Backend, Readiness};
 pub use config::ServiceConfig;
 pub use local::LocalBackend;
+pub use quota::{Allowance, QuotaState};
 pub use template::ChatTemplate;
 
 use crate::cache::BLOCK_SIZE;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::ModelSpec;
-use crate::protocol::{ChatMessage, ErrorInfo, Event, GenerateRequest, Prompt, StreamId, TokenId, Usage};
+use crate::protocol::{ChatMessage, ErrorInfo, Event, GenerateRequest, Owner, Prompt, StreamId, TokenId, Usage};
 use crate::stream::{Clock, StreamLog, StreamTable};
 use crate::text::Tokenizer;
+use quota::Quotas;
 
 /// The one front door of generation: every dialect's request goes through [`Service::start`].
 pub struct Service {
@@ -36,6 +39,7 @@ pub struct Service {
     metrics: Arc<Metrics>,
     clock: Clock,
     tokenising: Arc<Semaphore>,
+    quotas: Quotas,
     created_ms: u64,
 }
 
@@ -64,7 +68,8 @@ impl Service {
         let clock = wall_clock();
         let (created_ms, tokenising) = (clock(), Arc::new(Semaphore::new(config.tokenising_max.max(1))));
         let template = template.map(Arc::new);
-        Self { config, tokenizer, template, spec, backend, table, metrics, clock, tokenising, created_ms }
+        let quotas = Quotas::new(&config.owners, &clock);
+        Self { config, tokenizer, template, spec, backend, table, metrics, clock, tokenising, quotas, created_ms }
     }
 
     /// Accepts a request and hands it to the backend. Dropping the returned future before it is done leaves nothing
@@ -72,24 +77,41 @@ impl Service {
     ///
     /// # Errors
     /// [`ErrorKind::ModelNotFound`]; [`ErrorKind::InvalidRequest`] or [`ErrorKind::ContextLengthExceeded`] with the
-    /// parameter at fault; [`ErrorKind::Overloaded`] and [`ErrorKind::Unavailable`] from table and backend. No stream
-    /// exists then.
+    /// parameter at fault; [`ErrorKind::RateLimited`] for an owner over a limit of its own; [`ErrorKind::Overloaded`]
+    /// and [`ErrorKind::Unavailable`] from table and backend. No stream exists then.
     pub async fn start(&self, request: GenerateRequest) -> Result<Started> {
         self.check_model(request.model.as_deref())?;
         validate::parameters(&request, self.limits())?;
+        // Whoever is to be refused is refused before work goes into it.
+        self.backend.check_room(request.owner.tenant)?;
+        let owner = request.owner.clone();
+        let slot = self.quotas.begin(&owner).inspect_err(|e| self.count_limited(e))?;
         let (request, prompt) = self.tokenise(request).await?;
         // No await from here on: the stream is either running and in the caller's hands, or was never there.
         let id = StreamId::random();
         let valid = validate::fit(id, request, prompt, random_seed(), self.limits())?;
         let log = StreamLog::with_clock(id, valid.tenant, valid.on_disconnect, self.clock.clone());
         let (prompt_tokens, seed) = (valid.prompt.len(), valid.seed());
+        self.quotas.spend(&owner, valid.num_tokens_max()).inspect_err(|e| self.count_limited(e))?;
         self.table.insert(log.clone()).inspect_err(|_| {
             self.metrics.requests_rejected.inc();
         })?;
         let mut inserted = Inserted { table: &self.table, log: log.clone(), id: Some(id) };
         self.backend.submit(valid, log.clone())?;
         inserted.id = None;
+        slot.occupy(&log);
         Ok(Started { log, prompt_tokens, seed })
+    }
+
+    /// What an owner has left, if it has limits of its own.
+    pub fn quota(&self, owner: &Owner) -> Option<QuotaState> {
+        self.quotas.state(owner)
+    }
+
+    /// Ends what is over its time: lingering and finished streams, requests that wait. Called a few times a second.
+    pub fn sweep(&self) {
+        self.backend.sweep();
+        self.table.sweep(self.now_ms());
     }
 
     /// Says whether `name` is the served model; `None` always is.
@@ -166,6 +188,12 @@ impl Service {
     /// Ends what is left with an error event. Blocks until that is done.
     pub fn shutdown(&self, message: &str) {
         self.backend.shutdown(message);
+    }
+
+    fn count_limited(&self, e: &Error) {
+        if e.kind() == ErrorKind::RateLimited {
+            self.metrics.requests_limited.inc();
+        }
     }
 
     fn limits(&self) -> validate::Limits<'_> {

@@ -199,7 +199,7 @@ mod tests {
     async fn readers_see_every_event_once_and_then_the_end() {
         let log = log(OnDisconnect::Detach);
         let mut early = log.reader(0);
-        log.append(Event::Queued { position: 0 });
+        log.append(Event::Queued { position: 0, wait_ms: None });
         log.append(done());
         let mut late = log.reader(1);
         assert_eq!(early.next().await.map(|(seq, _)| seq), Some(0));

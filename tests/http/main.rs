@@ -3,6 +3,7 @@
 
 mod common;
 
+mod admission;
 mod backpressure;
 mod chat;
 mod connection;
@@ -11,5 +12,6 @@ mod errors;
 mod headers;
 mod limits;
 mod native;
+mod owners;
 mod resume;
 mod shutdown;

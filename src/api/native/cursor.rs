@@ -110,7 +110,7 @@ mod tests {
     #[track_caller]
     fn check(cursor: &str, is_finished: bool, expect: Resume) {
         let log = StreamLog::new(StreamId(1), Tenant(0), OnDisconnect::Detach);
-        log.append(Event::Queued { position: 0 });
+        log.append(Event::Queued { position: 0, wait_ms: None });
         if is_finished {
             log.append(Event::Done { finish_reason: FinishReason::Stop, usage: Usage::default() });
         } else {
@@ -139,7 +139,7 @@ mod tests {
         let log = StreamLog::new(StreamId(1), Tenant(0), OnDisconnect::Detach);
         log.set_num_bytes_max(1);
         for position in 0..5 {
-            log.append(Event::Queued { position });
+            log.append(Event::Queued { position, wait_ms: None });
         }
         let of = |text: &str| resume(&log, HERE, Some(text.parse().expect("a cursor")));
         assert_eq!(of("cd-1"), Resume::Gap { from: 4, reason: GapReason::ForeignEpoch });

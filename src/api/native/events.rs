@@ -47,6 +47,8 @@ struct Data<T> {
 #[derive(Debug, Serialize)]
 struct Queued {
     position: usize,
+    /// `null` before anything was measured.
+    estimated_wait_ms: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -138,7 +140,9 @@ impl Dialect for NativeEvents {
 
     fn event(&mut self, entry: &Entry, out: &mut SseWriter) {
         match &entry.event {
-            Event::Queued { position } => self.write("queued", entry, Queued { position: *position }, out),
+            Event::Queued { position, wait_ms } => {
+                self.write("queued", entry, Queued { position: *position, estimated_wait_ms: *wait_ms }, out);
+            }
             Event::Started { prompt_tokens, cached_tokens } => {
                 let more = Started { prompt_tokens: *prompt_tokens, cached_tokens: *cached_tokens };
                 self.write("started", entry, more, out);
