@@ -72,7 +72,8 @@ async fn who_waits_hears_of_its_place_as_it_changes() {
     gate.open();
     text.push_str(&last.rest().await);
     let events = SseParser::parse(&text).events;
-    let queued: Vec<Value> = events.iter().filter(|e| e.name == "queued").map(|e| e.json()).collect();
+    let queued: Vec<Value> =
+        events.iter().filter(|e| e.name == "queued").map(crate::common::sse::SseEvent::json).collect();
     let positions: Vec<u64> = queued.iter().map(|q| q["position"].as_u64().unwrap()).collect();
     assert_eq!(positions, [2, 1, 0]);
     assert!(
