@@ -15,7 +15,7 @@ use super::sse::{self, SseWriter};
 use crate::stream::{Entry, Gap, Read, StreamReader};
 
 /// Events that are ready go out in one write, up to about this size.
-const FRAME_BYTES_MAX: usize = 32 << 10;
+const FRAME_BYTES_MAX: usize = 16 << 10;
 
 /// How one kind of client wants to hear of a generation.
 pub trait Dialect: Send + 'static {

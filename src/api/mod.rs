@@ -57,10 +57,20 @@ pub struct ApiConfig {
     pub keys: Vec<ApiKey>,
     /// Longest request body.
     pub body_bytes_max: usize,
+    /// Deepest nesting of arrays and objects in a request body.
+    pub json_depth_max: usize,
     /// How long a request body may take to arrive.
     pub body_read_timeout: Duration,
     /// How long a request head may take to arrive, and how long an idle connection is kept.
     pub header_read_timeout: Duration,
+    /// Longest request head; no more than about this is held for a response that waits to be written either.
+    pub header_bytes_max: usize,
+    /// Most header lines of a request.
+    pub headers_max: usize,
+    /// How long a write may make no progress before its connection ends.
+    pub write_stall_timeout: Duration,
+    /// The kernel's buffer for a connection that is slow to read.
+    pub send_buffer_bytes: usize,
     /// Most connections at once; more wait in the kernel's backlog.
     pub connections_max: usize,
     /// How often retention and lingering are looked at.
@@ -80,8 +90,13 @@ impl Default for ApiConfig {
             allowed_hosts: Vec::new(),
             keys: Vec::new(),
             body_bytes_max: 4 << 20,
+            json_depth_max: 64,
             body_read_timeout: Duration::from_secs(30),
             header_read_timeout: Duration::from_secs(60),
+            header_bytes_max: 16 << 10,
+            headers_max: 100,
+            write_stall_timeout: Duration::from_secs(30),
+            send_buffer_bytes: 64 << 10,
             connections_max: 4096,
             sweep_interval: Duration::from_millis(250),
             drain_timeout: Duration::from_secs(30),
@@ -117,6 +132,7 @@ pub fn router(service: Arc<Service>, config: ApiConfig, address: SocketAddr) -> 
         .route("/v1/models", get(openai::list_models))
         .route("/v1/models/{*name}", get(openai::get_model))
         .route("/v1/chat/completions", post(openai::create))
+        .route("/v1/chat/completions/{id}/cancel", post(openai::cancel))
         .route("/v1/streams", get(native::list).post(native::create))
         .route("/v1/streams/{id}", get(native::follow).delete(native::cancel))
         .fallback(no_route)

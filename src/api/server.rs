@@ -13,6 +13,7 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -26,6 +27,9 @@ use crate::service::Service;
 
 /// What is left at the deadline is told this.
 const SHUTDOWN_MESSAGE: &str = "the server is shutting down";
+
+/// hyper's least buffer.
+const BUFFER_BYTES_MIN: usize = 8 << 10;
 
 /// Pause after a failed accept: mostly there are no file descriptors left, and only closing connections helps.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -47,14 +51,14 @@ pub async fn serve(
     let _sweeper = AbortOnDropHandle::new(tokio::spawn(sweep(service.clone(), config.sweep_interval)));
     // Aborts what is left when this future is dropped.
     let mut connections = JoinSet::new();
-    tokio::select! {
-        never = accept(&listener, router.clone(), &config, closing.clone(), &mut connections) => match never {},
-        () = shutdown => {}
-    }
-    service.drain();
+    let ending = async {
+        shutdown.await;
+        service.drain();
+        drained(&service, &config).await;
+    };
     tokio::select! {
         never = accept(&listener, router, &config, closing.clone(), &mut connections) => match never {},
-        () = drained(&service, &config) => {}
+        () = ending => {}
     }
     drop(listener);
     end(&service, &closing).await?;
@@ -99,23 +103,43 @@ async fn accept(
     connections: &mut JoinSet<()>,
 ) -> std::convert::Infallible {
     let permits = Arc::new(Semaphore::new(config.connections_max.max(1)));
+    let http = http(config);
     loop {
         // Before accepting, so that one too many waits in the kernel's backlog and costs us nothing.
         let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let stream = next_connection(listener).await;
+        let stream = next_connection(listener, config.send_buffer_bytes).await;
         while connections.try_join_next().is_some() {}
+        let stream = SharedStream::new(stream, config.write_stall_timeout);
         let service = TowerToHyperService::new(router.clone());
-        connections.spawn(connection(stream, service, config.header_read_timeout, closing.clone(), permit));
+        connections.spawn(connection(stream, service, http.clone(), closing.clone(), permit));
     }
 }
 
-async fn next_connection(listener: &TcpListener) -> TcpStream {
+/// What every connection is served by.
+fn http(config: &ApiConfig) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(config.header_read_timeout)
+        .max_headers(config.headers_max)
+        .max_header_size(config.header_bytes_max)
+        // For reading and for writing: beyond it, a response body is not asked for more. At least what hyper insists on.
+        .max_buf_size(config.header_bytes_max.max(BUFFER_BYTES_MIN))
+        // A close of the sending half ends the connection: see the top of this file.
+        .half_close(false);
+    http
+}
+
+async fn next_connection(listener: &TcpListener, send_buffer_bytes: usize) -> TcpStream {
     loop {
         match listener.accept().await {
             Ok((stream, _peer)) => {
                 // Tokens are small and each should leave at once.
                 if let Err(e) = stream.set_nodelay(true) {
                     tracing::debug!(error = %e, "no TCP_NODELAY");
+                }
+                // Without a bound the kernel would take megabytes for a client that does not read.
+                if let Err(e) = SockRef::from(&stream).set_send_buffer_size(send_buffer_bytes) {
+                    tracing::debug!(error = %e, "no SO_SNDBUF");
                 }
                 return stream;
             }
@@ -128,20 +152,14 @@ async fn next_connection(listener: &TcpListener) -> TcpStream {
 }
 
 async fn connection(
-    stream: TcpStream,
+    stream: SharedStream,
     service: TowerToHyperService<Router>,
-    header_read_timeout: Duration,
+    http: http1::Builder,
     closing: CancellationToken,
     _permit: OwnedSemaphorePermit,
 ) {
-    let stream = SharedStream::new(stream);
     let gone = peer::gone(stream.clone());
-    let serving = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(header_read_timeout)
-        // A close of the sending half ends the connection: see the top of this file.
-        .half_close(false)
-        .serve_connection(TokioIo::new(stream), service);
+    let serving = http.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(serving);
     let served = async {
         tokio::select! {

@@ -55,6 +55,16 @@ pub struct ServerConfig {
     pub connections_max: usize,
     /// Longest request body.
     pub body_bytes_max: usize,
+    /// Deepest nesting in a request body.
+    pub json_depth_max: usize,
+    /// Longest request head.
+    pub header_bytes_max: usize,
+    /// Most header lines of a request.
+    pub headers_max: usize,
+    /// The kernel's buffer for a connection that is slow to read.
+    pub send_buffer_bytes: usize,
+    /// How long a write may make no progress before its connection ends.
+    pub write_stall_timeout_ms: u64,
     /// Longest silence on an event stream.
     pub heartbeat_ms: u64,
     /// How long the head of a stream waits for the first token.
@@ -346,6 +356,11 @@ impl Values<'_> {
             port: self.number("server.port")?,
             connections_max: self.number("server.connections_max")?,
             body_bytes_max: self.number("server.body_bytes_max")?,
+            json_depth_max: self.number("server.json_depth_max")?,
+            header_bytes_max: self.number("server.header_bytes_max")?,
+            headers_max: self.number("server.headers_max")?,
+            send_buffer_bytes: self.number("server.send_buffer_bytes")?,
+            write_stall_timeout_ms: self.number("server.write_stall_timeout_ms")?,
             heartbeat_ms: self.number("server.heartbeat_ms")?,
             head_wait_ms: self.number("server.head_wait_ms")?,
             drain_timeout_ms: self.number("server.drain_timeout_ms")?,

@@ -40,6 +40,42 @@ pub static SETTINGS: &[Setting] = &[
     row("server.connections_max", "connections-max", count(1, "connections"), "4096", "Most open connections"),
     row("server.body_bytes_max", "body-bytes-max", Bytes { min: KIB, max: GIB }, "4MiB", "Longest request body"),
     row(
+        "server.json_depth_max",
+        "json-depth-max",
+        // The parser's own bound is 128.
+        Count { min: 8, max: 127, unit: "levels", auto: false },
+        "64",
+        "Deepest nesting in a request body",
+    ),
+    row(
+        "server.header_bytes_max",
+        "header-bytes-max",
+        Bytes { min: KIB, max: MIB },
+        "16KiB",
+        "Longest request head, and the buffer of a connection that is slow to read",
+    ),
+    row(
+        "server.headers_max",
+        "headers-max",
+        Count { min: 1, max: 4096, unit: "lines", auto: false },
+        "100",
+        "Most header lines of a request",
+    ),
+    row(
+        "server.send_buffer_bytes",
+        "send-buffer-bytes",
+        Bytes { min: 4 * KIB, max: GIB },
+        "64KiB",
+        "The kernel's buffer for a connection that is slow to read",
+    ),
+    row(
+        "server.write_stall_timeout_ms",
+        "write-stall-timeout-ms",
+        Millis { min: 1, max: HOUR_MS },
+        "30000",
+        "How long a client may take nothing of what waits for it before its connection ends",
+    ),
+    row(
         "server.heartbeat_ms",
         "heartbeat-ms",
         Millis { min: 100, max: HOUR_MS },

@@ -4,11 +4,14 @@
 mod common;
 
 mod admission;
+mod backpressure;
 mod chat;
 mod connection;
 mod engine;
 mod errors;
 mod headers;
+mod limits;
 mod native;
 mod owners;
+mod resume;
 mod shutdown;

@@ -54,6 +54,7 @@ async fn every_route_but_liveness_and_the_page_needs_a_key() {
         ("GET", &format!("/v1/streams/{id}")),
         ("DELETE", &format!("/v1/streams/{id}")),
         ("POST", "/v1/chat/completions"),
+        ("POST", &format!("/v1/chat/completions/{id}/cancel")),
         ("GET", "/nowhere"),
     ] {
         for headers in [&[][..], &[("authorization", "Bearer sk-ann-0124")], &[("x-api-key", "")]] {
@@ -84,6 +85,9 @@ async fn what_is_another_owners_does_not_exist() {
     assert!(own.body.contains("event: done"), "{}", own.body);
     let never = format!("/v1/streams/{}", StreamId::random());
     let resumed = format!("{path}?last_event_id={:x}-1", server.service.table().epoch().0);
+    let cancel = format!("/v1/chat/completions/chatcmpl-{}/cancel", path.trim_start_matches("/v1/streams/"));
+    assert_eq!(ask(&server, BOB, "POST", &cancel, "").await.status, 404);
+    assert_eq!(ask(&server, ANN, "POST", &cancel, "").await.status, 204);
     for (method, path) in [("GET", &path), ("GET", &resumed), ("DELETE", &path)] {
         let theirs = ask(&server, BOB, method, path, "").await;
         let unknown = ask(&server, BOB, method, &never, "").await;

@@ -75,7 +75,7 @@ pub async fn create(
 ) -> Result<Response, Problem> {
     let header_policy = disconnect::from_header(request.headers())?;
     let queue_timeout_ms = queue_timeout::from_header(request.headers())?;
-    let json = body::read(request, app.config.body_bytes_max, app.config.body_read_timeout).await?;
+    let json = body::read(request, &app.config).await?;
     let (sampling, stop) = fields::sampling(&json)?;
     let create: CreateRequest = body::parse(&json)?;
     drop(json);
