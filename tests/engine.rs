@@ -389,11 +389,12 @@ fn a_shutdown_ends_running_and_waiting_requests_with_an_error_event() {
 fn a_hung_step_shows_in_readiness_and_does_not_hang_the_shutdown() {
     let gate = StubGate::new();
     let config = EngineConfig {
-        step_time_max: Duration::from_millis(5),
+        stall_time_max: Duration::from_millis(5),
         shutdown_time_max: Duration::from_millis(5),
         ..EngineConfig::default()
     };
-    let server = Server::start(config, StubConfig { gate: Some(gate.clone()), ..StubConfig::default() });
+    let faults = StubFaults { silent_from_step: Some(0), ..StubFaults::default() };
+    let server = Server::start(config, StubConfig { gate: Some(gate.clone()), faults, ..StubConfig::default() });
     assert!(server.engine.is_ready());
     let log = server.submit(endless(0));
     gate.wait_arrived(1);

@@ -121,6 +121,8 @@ pub(super) fn engine(config: &Config) -> EngineConfig {
         worker_backoff_min: Duration::from_millis(engine.worker_backoff_min_ms),
         worker_backoff_max: Duration::from_millis(engine.worker_backoff_max_ms),
         step_time_max: Duration::from_millis(engine.step_time_max_ms),
+        stall_time_max: Duration::from_millis(engine.stall_time_max_ms),
+        workers_abandoned_max: engine.workers_abandoned_max,
         shutdown_time_max: Duration::from_millis(engine.shutdown_time_max_ms),
     }
 }

@@ -175,6 +175,10 @@ pub struct EngineSection {
     pub worker_backoff_max_ms: u64,
     /// A worker whose step takes longer counts as hung.
     pub step_time_max_ms: u64,
+    /// How long a worker may compute nothing and still count as ready.
+    pub stall_time_max_ms: u64,
+    /// Hung workers that are replaced.
+    pub workers_abandoned_max: u64,
     /// How long the end waits for a step.
     pub shutdown_time_max_ms: u64,
 }
@@ -421,6 +425,8 @@ impl Values<'_> {
             worker_backoff_min_ms: self.number("engine.worker_backoff_min_ms")?,
             worker_backoff_max_ms: self.number("engine.worker_backoff_max_ms")?,
             step_time_max_ms: self.number("engine.step_time_max_ms")?,
+            stall_time_max_ms: self.number("engine.stall_time_max_ms")?,
+            workers_abandoned_max: self.number("engine.workers_abandoned_max")?,
             shutdown_time_max_ms: self.number("engine.shutdown_time_max_ms")?,
         })
     }

@@ -38,6 +38,10 @@ pub struct EngineConfig {
     pub worker_backoff_max: Duration,
     /// A worker whose step takes longer than this counts as hung, and the engine as not ready.
     pub step_time_max: Duration,
+    /// A worker that computes nothing in a step for so long is not ready.
+    pub stall_time_max: Duration,
+    /// Workers that hung and were replaced; one more is not. Each keeps its memory and threads.
+    pub workers_abandoned_max: u64,
     /// How long a shutdown waits for a step to end before it leaves the worker behind.
     pub shutdown_time_max: Duration,
 }
@@ -57,7 +61,9 @@ impl Default for EngineConfig {
             worker_load_attempts_max: 5,
             worker_backoff_min: Duration::from_millis(100),
             worker_backoff_max: Duration::from_secs(5),
-            step_time_max: Duration::from_secs(10),
+            step_time_max: Duration::from_secs(5),
+            stall_time_max: Duration::from_millis(1500),
+            workers_abandoned_max: 3,
             shutdown_time_max: Duration::from_secs(10),
         }
     }

@@ -15,6 +15,7 @@
 mod config;
 pub mod core;
 mod fair;
+mod lease;
 pub mod output;
 pub mod queue;
 mod rate;
@@ -23,7 +24,7 @@ pub mod sequence;
 mod worker;
 mod writer;
 
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -117,13 +118,20 @@ impl Engine {
 
     /// Ends what has waited for too long, and tells the rest where they stand. To be called a few times a second.
     pub fn sweep(&self) {
+        let started = self.shared.watch();
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).extend(started);
         self.queue().sweep();
     }
 
     /// Whether requests are taken and a worker serves them.
     pub fn is_ready(&self) -> bool {
-        let (now, step_time_max) = (self.queue().now(), self.shared.config.step_time_max);
-        self.queue().is_open() && self.shared.statuses.iter().any(|status| status.is_ready(now, step_time_max))
+        let (now, stall_time_max) = (self.queue().now(), self.shared.config.stall_time_max);
+        self.queue().is_open() && self.shared.statuses.iter().any(|status| status.is_ready(now, stall_time_max))
+    }
+
+    /// Whether no worker is left, and none will come.
+    pub fn has_failed(&self) -> bool {
+        self.shared.num_alive.load(Ordering::SeqCst) == 0
     }
 
     /// Takes no new requests from now on; those that wait or run go on.

@@ -14,7 +14,7 @@ use super::rate::ServiceRate;
 use super::writer::{Writer, WriterShared};
 use crate::cache::HashChain;
 use crate::error::{Error, ErrorKind, Result};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, RejectLabel};
 use crate::protocol::{Event, StreamId, Tenant, ValidRequest};
 use crate::stream::StreamLog;
 
@@ -171,6 +171,7 @@ impl Queue {
         }
         metrics.requests_accepted.inc();
         metrics.num_waiting.inc();
+        metrics.queue_tokens.inc_by(num_tokens as i64);
         let writer = Writer::new(log, &self.shared);
         let next_note_at = now + self.limits.note_interval;
         let entry = Entry { request, chain, writer, accepted_at: now, cancelled_at, position: 0, next_note_at };
@@ -185,6 +186,7 @@ impl Queue {
     fn count_refused(&self, e: &Error) {
         if e.kind() == ErrorKind::Overloaded {
             self.shared.metrics.requests_rejected.inc();
+            self.shared.metrics.rejects.get_or_create(&RejectLabel::QUEUE_FULL).inc();
         }
     }
 
@@ -219,7 +221,7 @@ impl Queue {
                     self.end_unserved(entry, is_cancelled);
                 }
             } else if let Some(entry) = state.waiting.pop() {
-                self.shared.metrics.num_waiting.dec();
+                self.count_left(&entry);
                 return Pulled::Entry(Box::new(entry));
             }
         }
@@ -330,11 +332,21 @@ impl Queue {
         }
     }
 
+    fn count_left(&self, entry: &Entry) {
+        self.shared.metrics.num_waiting.dec();
+        self.shared.metrics.queue_tokens.dec_by(entry.request.num_tokens_max() as i64);
+    }
+
+    /// What writers count in.
+    pub(super) fn writer_shared(&self) -> &WriterShared {
+        &self.shared
+    }
+
     /// Takes a request out that will not be served.
     fn take_abandoned(&self, state: &mut State, ticket: Ticket) -> Option<Entry> {
         let entry = state.waiting.remove(ticket)?;
         state.rate.on_abandoned(self.now());
-        self.shared.metrics.num_waiting.dec();
+        self.count_left(&entry);
         Some(entry)
     }
 

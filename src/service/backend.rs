@@ -13,6 +13,8 @@ pub enum Readiness {
     Ready,
     /// Loading, or a worker is being restarted.
     Starting,
+    /// No worker is left, and none will come.
+    Failed,
     /// No new requests; running ones finish.
     Draining,
 }

@@ -42,6 +42,8 @@ impl Backend for LocalBackend {
             Readiness::Draining
         } else if self.engine.is_ready() {
             Readiness::Ready
+        } else if self.engine.has_failed() {
+            Readiness::Failed
         } else {
             Readiness::Starting
         }

@@ -23,7 +23,7 @@ pub use template::ChatTemplate;
 
 use crate::cache::BLOCK_SIZE;
 use crate::error::{Error, ErrorKind, Result};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, RejectLabel};
 use crate::model::ModelSpec;
 use crate::protocol::{ChatMessage, ErrorInfo, Event, GenerateRequest, Owner, Prompt, StreamId, TokenId, Usage};
 use crate::stream::{Clock, StreamLog, StreamRecord, StreamTable};
@@ -97,6 +97,7 @@ impl Service {
         self.quotas.spend(&owner, valid.num_tokens_max()).inspect_err(|e| self.count_limited(e))?;
         self.table.insert(log.clone()).inspect_err(|_| {
             self.metrics.requests_rejected.inc();
+            self.metrics.rejects.get_or_create(&RejectLabel::STREAMS_FULL).inc();
         })?;
         let mut inserted = Inserted { table: &self.table, log: log.clone(), id: Some(id) };
         if let Some(store) = self.table.store() {
@@ -210,6 +211,7 @@ impl Service {
     fn count_limited(&self, e: &Error) {
         if e.kind() == ErrorKind::RateLimited {
             self.metrics.requests_limited.inc();
+            self.metrics.rejects.get_or_create(&RejectLabel::OWNER_LIMIT).inc();
         }
     }
 

@@ -31,6 +31,17 @@ pub enum CancelCause {
     Shutdown,
 }
 
+impl CancelCause {
+    /// Its word in metrics and feeds.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ReaderLeft => "reader_left",
+            Self::Requested => "requested",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
 /// How far a generation has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StreamStatus {

@@ -10,6 +10,7 @@ mod connection;
 mod engine;
 mod errors;
 mod headers;
+mod health;
 mod limits;
 mod native;
 mod owners;

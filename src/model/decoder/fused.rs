@@ -5,6 +5,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, InplaceOp2, Layout, Result as CandleResult, Storage, Tensor};
 
@@ -251,12 +252,14 @@ impl Fused {
         })
     }
 
-    /// Runs the batch; `angles` has the cosines and sines of each rope, `tables` the batch's block tables as numbers.
+    /// Runs the batch; `angles` has the cosines and sines of each rope, `tables` the block tables as numbers; `beat` counts
+    /// layers.
     pub(super) fn forward(
         &mut self,
         batch: &Batch,
         angles: &[(Vec<f32>, Vec<f32>)],
         tables: &[u32],
+        beat: &AtomicU64,
         logits: &mut Vec<f32>,
     ) -> Result<()> {
         let Self { weights, kv, cpu, states } = self;
@@ -276,6 +279,7 @@ impl Fused {
             step.attn_output(layer)?;
             step.norm_gate_up(layer)?;
             step.down(layer, next)?;
+            beat.fetch_add(1, Ordering::Relaxed);
         }
         weights.logits(&step.states.h, batch, step.cpu.into_inner(), logits)
     }
