@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     fn config(level: &str, level_given: bool) -> LogConfig {
-        LogConfig { level: level.to_owned(), format: LogFormat::Text, level_given }
+        LogConfig { level: level.to_owned(), format: LogFormat::Text, prompts: false, level_given }
     }
 
     #[test]

@@ -32,6 +32,9 @@ pub async fn ready(State(app): State<App>) -> Result<Json<Value>, Problem> {
 
 /// The metrics as OpenMetrics text.
 pub async fn metrics(State(app): State<App>) -> impl IntoResponse {
+    let (m, table) = (app.service.metrics(), app.service.table());
+    m.streams.set(table.len() as i64);
+    m.stream_bytes.set(table.num_bytes() as i64);
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, content_type)], app.service.metrics().render())
+    ([(header::CONTENT_TYPE, content_type)], m.render())
 }

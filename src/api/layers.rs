@@ -9,9 +9,11 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
+use tracing::Instrument;
 
 use super::problem::Problem;
 use super::quota_headers;
+use super::trace::RequestSpan;
 use crate::error::{Error, Result};
 use crate::protocol::StreamId;
 
@@ -28,12 +30,14 @@ pub async fn guard(request: Request, next: Next) -> Response {
     let given = request.headers().get(REQUEST_ID).filter(|v| is_sane(v.as_bytes())).cloned();
     let made = || HeaderValue::try_from(format!("req_{}", StreamId::random())).ok();
     let id = given.or_else(made);
+    let traced = RequestSpan::new(&request, id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default());
     // A handler holds nothing across a panic that another request could see: shared state is behind locks that
     // survive poisoning, and a half-started stream leaves through its reader's drop.
-    let mut response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+    let mut response = match AssertUnwindSafe(next.run(request).instrument(traced.span.clone())).catch_unwind().await {
         Ok(response) => response,
         Err(_panic) => Problem::from(Error::internal("the server hit a bug on this request")).into_response(),
     };
+    traced.answered(&response);
     if let Some(id) = id {
         response.headers_mut().insert(REQUEST_ID, id);
     }

@@ -8,6 +8,7 @@ mod auth;
 mod body;
 mod disconnect;
 mod event_body;
+mod feed;
 mod fields;
 mod fold;
 mod health;
@@ -22,6 +23,7 @@ mod queue_timeout;
 mod quota_headers;
 mod server;
 mod sse;
+mod trace;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -133,6 +135,7 @@ pub fn router(service: Arc<Service>, config: ApiConfig, address: SocketAddr) -> 
         .route("/v1/models/{*name}", get(openai::get_model))
         .route("/v1/chat/completions", post(openai::create))
         .route("/v1/chat/completions/{id}/cancel", post(openai::cancel))
+        .route("/v1/events", get(feed::follow))
         .route("/v1/streams", get(native::list).post(native::create))
         .route("/v1/streams/{id}", get(native::follow).delete(native::cancel))
         .fallback(no_route)

@@ -71,6 +71,7 @@ pub(super) fn streams(config: &Config) -> TableLimits {
         unread_grace_ms: streams.unread_grace_ms,
         retention_ms: streams.retention_ms,
         num_expired_max: streams.num_expired_max,
+        feed_events_max: streams.feed_events_max,
     }
 }
 
@@ -89,6 +90,7 @@ pub(super) fn service(config: &Config, model_name: String) -> ServiceConfig {
     ServiceConfig {
         model_name,
         model_aliases: Vec::new(),
+        log_prompts: config.log.prompts,
         fingerprint: 0,
         max_tokens_default: requests.max_tokens_default,
         stop_strings_max: requests.stop_strings_max,

@@ -113,6 +113,8 @@ pub struct StreamsConfig {
     pub unread_grace_ms: u64,
     /// How many expired streams are remembered as such.
     pub num_expired_max: usize,
+    /// Lifecycle events that are kept for operators.
+    pub feed_events_max: usize,
     /// How long a finished stream can be replayed.
     pub retention_ms: u64,
 }
@@ -247,6 +249,8 @@ pub struct LogConfig {
     pub level: String,
     /// Its shape.
     pub format: LogFormat,
+    /// Whether prompts go to the log.
+    pub prompts: bool,
     /// Whether the level was typed; if not, `RUST_LOG` may say otherwise.
     pub level_given: bool,
 }
@@ -267,6 +271,7 @@ impl Config {
                 stream_bytes_max: values.number("streams.stream_bytes_max")?,
                 unread_grace_ms: values.number("streams.unread_grace_ms")?,
                 num_expired_max: values.number("streams.num_expired_max")?,
+                feed_events_max: values.number("streams.feed_events_max")?,
                 retention_ms: values.number("streams.retention_ms")?,
                 store: Some(values.text("streams.store")?).filter(|dir| !dir.is_empty()).map(PathBuf::from),
                 store_bytes_max: values.number("streams.store_bytes_max")?,
@@ -279,6 +284,7 @@ impl Config {
             log: LogConfig {
                 level: values.text("log.level")?,
                 format: if values.text("log.format")? == "json" { LogFormat::Json } else { LogFormat::Text },
+                prompts: values.bool("log.prompts")?,
                 level_given: values.origin("log.level") != Origin::Default,
             },
             file: sources.file_path().map(PathBuf::from),

@@ -204,6 +204,13 @@ pub static SETTINGS: &[Setting] = &[
         "How long a finished stream can be replayed",
     ),
     row(
+        "streams.feed_events_max",
+        "feed-events-max",
+        count(1, "events"),
+        "4096",
+        "Lifecycle events that /v1/events can go back to",
+    ),
+    row(
         "streams.store",
         "stream-store",
         Text,
@@ -443,4 +450,5 @@ pub static SETTINGS: &[Setting] = &[
     row("registry.models_dir", "models-dir", Text, "", "A folder with more manifests"),
     row("log.level", "log-level", Text, "info", "error, warn, info, debug, trace, or a filter like tallow::api=debug"),
     row("log.format", "log-format", OneOf(LOG_FORMATS), "text", "Shape of the log on standard error"),
+    row("log.prompts", "log-prompts", Kind::Bool, "false", "Write prompts to the log, as the model sees them"),
 ];

@@ -122,14 +122,14 @@ impl Shared {
         if num_abandoned > self.config.workers_abandoned_max {
             // Each holds a model and its threads.
             tracing::error!(worker = index, "too many workers hang; this one is not replaced");
-            drop(Exit(self));
+            drop(Exit { shared: self, is_replaced: false });
             return None;
         }
         self.parts.metrics.worker_restarts.inc();
         let shared = self.clone();
         let builder = std::thread::Builder::new().name(format!("worker-{index}"));
         let spawned = builder.spawn(move || {
-            let exit = Exit(&shared);
+            let exit = Exit { shared: &shared, is_replaced: false };
             let worker = Worker { shared: &shared, index, status: &shared.statuses[index] };
             worker.reload(1).map_or(Left::Ended, |model| worker.live(model)).leave(exit);
         });
@@ -147,7 +147,7 @@ impl Shared {
 
 /// A worker's life. `loaded` hears once whether the first load went well; if not, that was it.
 fn run(shared: &Shared, index: usize, loaded: SyncSender<Result<ModelSpec>>) {
-    let exit = Exit(shared);
+    let exit = Exit { shared, is_replaced: false };
     let worker = Worker { shared, index, status: &shared.statuses[index] };
     let first = worker.load();
     worker.status.has_model.store(first.is_ok(), Ordering::Release);
@@ -167,24 +167,29 @@ enum Left {
 }
 
 impl Left {
-    fn leave(self, exit: Exit<'_>) {
+    fn leave(self, mut exit: Exit<'_>) {
         match self {
             Self::Ended => drop(exit),
-            Self::Replaced => std::mem::forget(exit),
+            Self::Replaced => exit.is_replaced = true,
         }
     }
 }
 
 /// Counts a worker out however its thread ends, by a panic outside of a step too.
-struct Exit<'a>(&'a Shared);
+struct Exit<'a> {
+    shared: &'a Shared,
+    /// Whether another thread counts in its stead.
+    is_replaced: bool,
+}
 
 impl Drop for Exit<'_> {
     fn drop(&mut self) {
-        if self.0.num_alive.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.0.parts.queue.abandon("no worker is left to serve requests");
+        let Self { shared, is_replaced: false } = *self else { return };
+        if shared.num_alive.fetch_sub(1, Ordering::SeqCst) == 1 {
+            shared.parts.queue.abandon("no worker is left to serve requests");
         }
-        *self.0.num_exited.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        self.0.exited.notify_all();
+        *shared.num_exited.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        shared.exited.notify_all();
     }
 }
 

@@ -82,11 +82,29 @@ impl Writer {
         self.end(Event::Error(ErrorInfo { kind, message, usage: self.usage }));
     }
 
+    /// One line per generation; nothing of what was asked or said.
+    fn log_end(&self, event: &Event) {
+        let stream = self.log.id();
+        let Usage { prompt_tokens, cached_tokens, completion_tokens } = self.usage;
+        match event {
+            Event::Error(info) => {
+                let error = info.message.as_str();
+                tracing::info!(%stream, prompt_tokens, cached_tokens, completion_tokens, error, "generation ended");
+            }
+            Event::Done { finish_reason, .. } => {
+                let reason = finish_reason.as_str();
+                tracing::info!(%stream, prompt_tokens, cached_tokens, completion_tokens, reason, "generation ended");
+            }
+            Event::Queued { .. } | Event::Started { .. } | Event::Token(_) => {}
+        }
+    }
+
     fn end(&mut self, event: Event) {
         self.is_ended = true;
         if self.lease.as_ref().is_some_and(|lease| lease.is_revoked()) {
             return; // Whoever took the right away has ended it and counted it.
         }
+        self.log_end(&event);
         let metrics = &self.shared.metrics;
         match &event {
             Event::Done { .. } => metrics.requests_done.inc(),

@@ -8,6 +8,8 @@ use crate::protocol::Owner;
 /// given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceConfig {
+    /// Whether prompts, as the model sees them, go to the log.
+    pub log_prompts: bool,
     /// What texts follow from besides their requests: the weights, and how they are computed with. A stored stream of
     /// another one cannot be gone on with.
     pub fingerprint: u64,
@@ -44,6 +46,7 @@ pub struct ServiceConfig {
 impl Default for ServiceConfig {
     fn default() -> Self {
         Self {
+            log_prompts: false,
             fingerprint: 0,
             model_name: "default".to_owned(),
             model_aliases: Vec::new(),

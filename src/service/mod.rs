@@ -10,6 +10,7 @@ mod template;
 mod validate;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Semaphore;
@@ -26,7 +27,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Metrics, RejectLabel};
 use crate::model::ModelSpec;
 use crate::protocol::{ChatMessage, ErrorInfo, Event, GenerateRequest, Owner, Prompt, StreamId, TokenId, Usage};
-use crate::stream::{Clock, StreamLog, StreamRecord, StreamTable};
+use crate::stream::{Clock, Happening, StreamLog, StreamRecord, StreamTable};
 use crate::text::Tokenizer;
 use quota::Quotas;
 
@@ -43,6 +44,7 @@ pub struct Service {
     tokenising: Arc<Semaphore>,
     quotas: Quotas,
     created_ms: u64,
+    num_restarts_told: AtomicU64,
 }
 
 /// A generation that was accepted.
@@ -71,7 +73,21 @@ impl Service {
         let (created_ms, tokenising) = (clock(), Arc::new(Semaphore::new(config.tokenising_max.max(1))));
         let template = template.map(Arc::new);
         let quotas = Quotas::new(&config.owners, &clock);
-        Self { config, tokenizer, template, spec, backend, table, metrics, clock, tokenising, quotas, created_ms }
+        table.feed().publish(created_ms, None, Happening::ModelLoaded { model: config.model_name.clone() });
+        Self {
+            config,
+            tokenizer,
+            template,
+            spec,
+            backend,
+            table,
+            metrics,
+            clock,
+            tokenising,
+            quotas,
+            created_ms,
+            num_restarts_told: AtomicU64::new(0),
+        }
     }
 
     /// Accepts a request and hands it to the backend. Dropping the returned future before it is done leaves nothing
@@ -82,6 +98,15 @@ impl Service {
     /// parameter at fault; [`ErrorKind::RateLimited`] for an owner over a limit of its own; [`ErrorKind::Overloaded`]
     /// and [`ErrorKind::Unavailable`] from table and backend. No stream exists then.
     pub async fn start(&self, request: GenerateRequest) -> Result<Started> {
+        self.try_start(request).await.inspect_err(|e| {
+            if matches!(e.kind(), ErrorKind::Overloaded | ErrorKind::RateLimited) {
+                let reason = e.message().to_owned();
+                self.table.feed().publish(self.now_ms(), None, Happening::Rejected { reason });
+            }
+        })
+    }
+
+    async fn try_start(&self, request: GenerateRequest) -> Result<Started> {
         self.check_model(request.model.as_deref())?;
         validate::parameters(&request, self.limits())?;
         // Whoever is to be refused is refused before work goes into it.
@@ -92,6 +117,10 @@ impl Service {
         // No await from here on: the stream is either running and in the caller's hands, or was never there.
         let id = StreamId::random();
         let valid = validate::fit(id, request, prompt, random_seed(), self.limits())?;
+        if self.config.log_prompts {
+            let bytes: Vec<u8> = valid.prompt.iter().flat_map(|t| self.tokenizer.token_bytes(*t)).copied().collect();
+            tracing::info!(stream = %id, prompt = %String::from_utf8_lossy(&bytes), "prompt");
+        }
         let log = StreamLog::with_clock(id, valid.tenant, valid.on_disconnect, self.clock.clone());
         let (prompt_tokens, seed) = (valid.prompt.len(), valid.seed());
         self.quotas.spend(&owner, valid.num_tokens_max()).inspect_err(|e| self.count_limited(e))?;
@@ -122,6 +151,10 @@ impl Service {
     /// Ends what is over its time: lingering and finished streams, requests that wait. Called a few times a second.
     pub fn sweep(&self) {
         self.backend.sweep();
+        let num_restarts = self.metrics.worker_restarts.get();
+        if self.num_restarts_told.swap(num_restarts, Ordering::Relaxed) < num_restarts {
+            self.table.feed().publish(self.now_ms(), None, Happening::WorkerRestarted { num_restarts });
+        }
         self.table.sweep(self.now_ms());
     }
 

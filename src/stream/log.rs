@@ -9,10 +9,11 @@
 use std::collections::VecDeque;
 use std::mem::size_of;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use tokio::sync::watch;
 
+use super::feed::{Feed, Happening};
 use super::{StreamReader, StreamStore};
 use crate::error::ErrorKind;
 use crate::protocol::{Event, OnDisconnect, StreamId, Tenant, TokenLogprob};
@@ -99,7 +100,9 @@ pub struct StreamLog {
     /// Number of events; readers wait on it.
     pub(super) len: watch::Sender<usize>,
     /// Where its events are kept, if anywhere but here.
-    store: OnceLock<Arc<StreamStore>>,
+    store: OnceLock<Weak<StreamStore>>,
+    /// Who hears of its beginning and its end.
+    feed: OnceLock<Arc<Feed>>,
 }
 
 #[derive(Default)]
@@ -161,7 +164,19 @@ impl StreamLog {
         let (state, num_bytes, len) = (Mutex::default(), AtomicUsize::default(), watch::Sender::new(0));
         let num_bytes_max = AtomicUsize::new(usize::MAX);
         let store = OnceLock::new();
-        Arc::new(Self { id, tenant, on_disconnect, created_ms, clock, state, num_bytes, num_bytes_max, len, store })
+        Arc::new(Self {
+            id,
+            tenant,
+            on_disconnect,
+            created_ms,
+            clock,
+            state,
+            num_bytes,
+            num_bytes_max,
+            len,
+            store,
+            feed: OnceLock::new(),
+        })
     }
 
     /// The log of a stream of an earlier process, with the events it had. Nobody reads it yet, whoever did before.
@@ -191,18 +206,30 @@ impl StreamLog {
             num_bytes_max: AtomicUsize::new(usize::MAX),
             len,
             store: OnceLock::new(),
+            feed: OnceLock::new(),
         })
     }
 
     /// Keeps its events from the next one on in `store` too.
-    pub(super) fn keep_in(&self, store: Arc<StreamStore>) {
+    pub(super) fn keep_in(&self, store: &Arc<StreamStore>) {
         // Asked for once, by the store itself.
-        let _ = self.store.set(store);
+        let _ = self.store.set(Arc::downgrade(store));
+    }
+
+    /// Tells `feed` of what happens from here on.
+    pub(super) fn tell(&self, feed: &Arc<Feed>) {
+        // Asked for once, by the table.
+        let _ = self.feed.set(feed.clone());
+    }
+
+    /// Weak, because the store's thread may be the last to hold a log, and cannot wait for its own end.
+    fn open_store(&self) -> Option<Arc<StreamStore>> {
+        self.store.get().and_then(Weak::upgrade).filter(|store| store.is_open())
     }
 
     /// Whether another process will go on with it if this one dies.
     pub fn is_kept(&self) -> bool {
-        self.store.get().is_some_and(|store| store.is_open())
+        self.open_store().is_some()
     }
 
     /// The store has everything up to this event.
@@ -297,7 +324,8 @@ impl StreamLog {
         let seq = state.num_events();
         // Under the lock, so that times rise with sequence numbers.
         let ts_ms = (self.clock)();
-        let store = self.store.get().filter(|store| store.is_open());
+        let happening = self.feed.get().and_then(|feed| Some((feed, Happening::of(seq, &event, state.cancelled)?)));
+        let store = self.open_store();
         let kept = store.map(|store| (store, Entry { seq, ts_ms, event: event.clone() }));
         if kept.is_some() && !event.is_repeatable() {
             state.undurable.push_back(seq);
@@ -307,6 +335,9 @@ impl StreamLog {
         let num_bytes = state.trim(num_bytes, self.num_bytes_max.load(Ordering::Relaxed));
         self.num_bytes.store(num_bytes, Ordering::Relaxed);
         drop(state);
+        if let Some((feed, happening)) = happening {
+            feed.publish(ts_ms, Some(self.id), happening);
+        }
         if let Some((store, entry)) = kept {
             // Not under the lock, which the store's thread takes: it may have to wait for the disk. The events of a log
             // are appended one after another, so they arrive in order.

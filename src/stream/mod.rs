@@ -2,11 +2,13 @@
 //! into it, so any number can follow, leave and come back. This is the only floor-1 room that may be async: a reader
 //! can wait for the next event. It knows nothing of HTTP, and nothing of who produces events; it reads no clock.
 
+mod feed;
 mod log;
 mod reader;
 mod store;
 mod table;
 
+pub use feed::{Feed, FeedEvent, FeedRead, FeedReader, Happening};
 pub use log::{CancelCause, Clock, Entry, StreamLog, StreamStatus};
 pub use reader::{Gap, Read, StreamReader};
 pub use store::{StoreLimits, StoredStream, StreamRecord, StreamStore};

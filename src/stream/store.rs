@@ -100,13 +100,13 @@ impl StreamStore {
 
     /// Keeps a new stream: its request now, its events as they come.
     pub fn begin(self: &Arc<Self>, record: StreamRecord, log: &Arc<StreamLog>) {
-        log.keep_in(self.clone());
+        log.keep_in(self);
         self.send(Change::Begin { record: Box::new(record), log: Arc::downgrade(log) });
     }
 
     /// Keeps further events of a stream that is in the store.
     pub fn follow(self: &Arc<Self>, log: &Arc<StreamLog>) {
-        log.keep_in(self.clone());
+        log.keep_in(self);
         self.send(Change::Follow { log: Arc::downgrade(log), id: log.id() });
     }
 

@@ -8,7 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{CancelCause, StreamLog, StreamStore};
+use super::{CancelCause, Feed, StreamLog, StreamStore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{Epoch, StreamId, Tenant};
 
@@ -30,6 +30,8 @@ pub struct TableLimits {
     pub retention_ms: u64,
     /// How many expired ids are remembered as such.
     pub num_expired_max: usize,
+    /// Lifecycle events that are kept for operators.
+    pub feed_events_max: usize,
 }
 
 impl Default for TableLimits {
@@ -41,6 +43,7 @@ impl Default for TableLimits {
             unread_grace_ms: 30_000,
             retention_ms: 600_000,
             num_expired_max: 16_384,
+            feed_events_max: 4096,
         }
     }
 }
@@ -50,6 +53,9 @@ impl Default for TableLimits {
 pub struct StreamTable {
     limits: TableLimits,
     epoch: Epoch,
+    feed: Arc<Feed>,
+    /// Of this process, whatever the streams' is: the feed does not outlive it.
+    feed_epoch: Epoch,
     // A std mutex: held for map operations only, never while a log is cancelled or awaited.
     inner: Mutex<Inner>,
 }
@@ -77,13 +83,33 @@ struct Slot {
 impl StreamTable {
     /// An empty table with an epoch of its own.
     pub fn new(limits: TableLimits) -> Self {
-        Self { limits, epoch: Epoch::random(), inner: Mutex::default() }
+        Self::make(limits, Epoch::random(), Inner::default())
     }
 
     /// An empty table whose streams are kept in `store`, under the store's epoch.
     pub fn with_store(limits: TableLimits, store: Arc<StreamStore>) -> Self {
         let epoch = store.epoch();
-        Self { limits, epoch, inner: Mutex::new(Inner { store: Some(store), ..Inner::default() }) }
+        Self::make(limits, epoch, Inner { store: Some(store), ..Inner::default() })
+    }
+
+    fn make(limits: TableLimits, epoch: Epoch, inner: Inner) -> Self {
+        let feed = Feed::new(limits.feed_events_max);
+        Self { limits, epoch, feed, feed_epoch: Epoch::random(), inner: Mutex::new(inner) }
+    }
+
+    /// What happens to its streams, and to the server.
+    pub fn feed(&self) -> &Arc<Feed> {
+        &self.feed
+    }
+
+    /// Tells the feed's numbers from those of another process.
+    pub fn feed_epoch(&self) -> Epoch {
+        self.feed_epoch
+    }
+
+    /// Memory of the events of all streams, roughly.
+    pub fn num_bytes(&self) -> usize {
+        self.lock().streams.values().map(|slot| slot.log.num_bytes()).sum()
     }
 
     /// Where its streams are kept, if anywhere but here.
@@ -115,6 +141,7 @@ impl StreamTable {
             }
         }
         log.set_num_bytes_max(self.limits.stream_bytes_max);
+        log.tell(&self.feed);
         inner.streams.insert(log.id(), Slot { log, is_noted: false });
         Ok(())
     }
@@ -253,6 +280,7 @@ mod tests {
         unread_grace_ms: 70,
         retention_ms: 100,
         num_expired_max: 2,
+        feed_events_max: 9,
     };
 
     /// A log that says `now_ms` whenever it is asked.

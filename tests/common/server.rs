@@ -22,6 +22,17 @@ impl Server {
 
     /// The same with something in its environment.
     pub fn start_with(args: &[&str], env: &[(&str, &str)]) -> Self {
+        Self::spawn(args, env, Stdio::inherit())
+    }
+
+    /// The same with its log to read.
+    pub fn start_piped(args: &[&str], log: Stdio) -> (Self, std::process::ChildStderr) {
+        let mut server = Self::spawn(args, &[], log);
+        let log = server.child.stderr.take().expect("a pipe");
+        (server, log)
+    }
+
+    fn spawn(args: &[&str], env: &[(&str, &str)], log: Stdio) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tallow"));
         // None of this machine's settings but the place of the weights.
         for (name, _) in std::env::vars_os() {
@@ -35,6 +46,7 @@ impl Server {
             .envs(env.iter().copied())
             .current_dir(env!("CARGO_TARGET_TMPDIR"))
             .stdout(Stdio::piped())
+            .stderr(log)
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();

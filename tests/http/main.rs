@@ -9,6 +9,7 @@ mod chat;
 mod connection;
 mod engine;
 mod errors;
+mod feed;
 mod headers;
 mod health;
 mod limits;

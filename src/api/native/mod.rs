@@ -5,4 +5,6 @@ mod cursor;
 mod events;
 mod routes;
 
+pub(super) use cursor::Cursor;
 pub use routes::{cancel, create, follow, list};
+pub(super) use routes::{cursor_of, retry_ms};

@@ -150,7 +150,12 @@ pub async fn follow(
         live_from: log.len() as u64,
         tokenizer: app.service.tokenizer().clone(),
     };
-    let readers = &app.service.metrics().readers;
+    let metrics = app.service.metrics();
+    if cursor.is_some() {
+        metrics.resumes.inc();
+    }
+    metrics.replayed_events.inc_by((log.len() as u64).saturating_sub(from));
+    let readers = &metrics.readers;
     let response = event_body::respond(log.reader(from), dialect, app.config.heartbeat, readers);
     Ok(with_stream_id(response, log.id()))
 }
@@ -187,7 +192,7 @@ fn stream_id(path: Result<Path<String>, PathRejection>) -> Result<StreamId, Prob
 }
 
 /// The header wins: a browser that reconnects repeats the address, query and all, and knows better by then.
-fn cursor_of(
+pub fn cursor_of(
     headers: &HeaderMap,
     query: Result<Query<Vec<(String, String)>>, QueryRejection>,
 ) -> Result<Option<Cursor>, Problem> {
@@ -210,6 +215,6 @@ fn cursor_of(
 }
 
 /// One to two seconds.
-fn retry_ms() -> u64 {
+pub fn retry_ms() -> u64 {
     1000 + StreamId::random().0 as u64 % 1000
 }
