@@ -1,0 +1,27 @@
+//! What the kernel says of a process.
+
+/// Resident memory in bytes.
+pub fn resident(pid: u32) -> u64 {
+    status(pid, "VmRSS:") * 1024
+}
+
+/// Threads.
+pub fn threads(pid: u32) -> u64 {
+    status(pid, "Threads:")
+}
+
+/// Open files, sockets among them.
+pub fn open_files(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+/// Raises this process's bound on open files, and its children's, as far as it may; returns what it came to.
+pub fn raise_open_files() -> u64 {
+    rlimit::increase_nofile_limit(u64::MAX).unwrap()
+}
+
+fn status(pid: u32, key: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_else(|| panic!("no {key} of {pid}"));
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
