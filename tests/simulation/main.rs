@@ -4,6 +4,7 @@
 //! `TALLOW_SIM_SCHEDULES=n` runs that many; `TALLOW_SIM_SEED=s` begins at seed `s`, and runs only that one unless the
 //! number is given too. A failure prints the seed that replays it.
 
+mod audience;
 mod model;
 mod schedule;
 mod world;
