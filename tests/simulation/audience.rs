@@ -220,8 +220,8 @@ impl Audience {
         }
         self.table.sweep(FAR_MS);
         assert!(self.table.is_empty(), "the table keeps what is long over");
-        for Watched { log, .. } in self.streams.drain(..) {
-            let (id, holders) = (log.id(), Arc::strong_count(&log));
+        for Watched { log, .. } in &self.streams {
+            let (id, holders) = (log.id(), Arc::strong_count(log));
             // This one's and the world's.
             assert_eq!(holders, 2, "somebody still holds the log of stream {id}");
         }

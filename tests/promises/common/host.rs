@@ -23,6 +23,8 @@ use super::{Reply, http};
 /// ChatML, as the stub's template.
 pub const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
                             {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+/// So many in each token's event make a long stream of few tokens.
+pub const NUM_RIVALS_MAX: usize = 250;
 pub const CHAT: &str = "/v1/chat/completions";
 pub const STREAMS: &str = "/v1/streams";
 
@@ -216,7 +218,8 @@ fn service(
     metrics: Arc<Metrics>,
 ) -> Arc<Service> {
     let template = Some(ChatTemplate::new(TEMPLATE, "", "").unwrap());
-    let config = ServiceConfig { model_name: "stub".to_owned(), ..ServiceConfig::default() };
+    let config =
+        ServiceConfig { model_name: "stub".to_owned(), top_logprobs_max: NUM_RIVALS_MAX, ..ServiceConfig::default() };
     let table = Arc::new(StreamTable::new(options.table()));
     Arc::new(Service::new(config, tokenizer, template, spec, backend, table, metrics))
 }
