@@ -100,7 +100,7 @@ async fn carry(client: TcpStream, server: SocketAddr, fault: Fault) -> End {
 
 /// Carries the server's bytes until the cut or the end.
 async fn answers(from: &mut (impl AsyncReadExt + Unpin), to: &mut (impl AsyncWriteExt + Unpin), fault: Fault) -> End {
-    let mut buffer = [0; 4096];
+    let mut buffer = vec![0; 4096];
     let (mut num_carried, mut stall) = (0, fault.stall_at);
     loop {
         let Ok(n @ 1..) = from.read(&mut buffer).await else { return End::Closed };

@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
-/// Most bytes taken from a socket at once.
-const READ_BYTES_MAX: usize = 16 << 10;
+/// Room for at least so much when a socket is read.
+const READ_BYTES_MIN: usize = 4 << 10;
 
 /// One connection.
 pub struct Wire {
@@ -178,13 +178,10 @@ impl Wire {
     }
 
     async fn fill(&mut self) -> io::Result<()> {
-        let mut bytes = [0; READ_BYTES_MAX];
-        match self.stream.read(&mut bytes).await? {
+        self.received.reserve(READ_BYTES_MIN);
+        match self.stream.read_buf(&mut self.received).await? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            n => {
-                self.received.extend_from_slice(&bytes[..n]);
-                Ok(())
-            }
+            _ => Ok(()),
         }
     }
 
