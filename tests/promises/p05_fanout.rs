@@ -20,6 +20,12 @@ fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
 }
 
+/// When the server made the event. Not by a JSON parser: thousands of readers share this machine with the server.
+fn ts_ms(data: &str) -> u64 {
+    let (_, rest) = data.split_once("\"ts\":").expect("a time");
+    rest.split_once(|c: char| !c.is_ascii_digit()).expect("more").0.parse().expect("milliseconds")
+}
+
 /// The bytes behind the cursor and the `retry` that each connection begins with.
 fn events_of(bytes: &[u8]) -> &[u8] {
     let blank = |bytes: &[u8]| bytes.windows(2).position(|w| w == b"\n\n").expect("a block") + 2;
@@ -34,7 +40,7 @@ async fn read(mut wire: Wire, delays_ms: Arc<Vec<AtomicU64>>) -> Vec<u8> {
     while let Some(bytes) = wire.some().await.expect("it is not cut") {
         let came_ms = now_ms();
         for event in parser.push(&bytes) {
-            let ts_ms = event.json()["ts"].as_u64().unwrap();
+            let ts_ms = ts_ms(&event.data);
             if event.name == "token" && ts_ms > joined_ms {
                 delays_ms[event.seq() as usize].fetch_max(came_ms.saturating_sub(ts_ms) + 1, Ordering::Relaxed);
             }

@@ -54,7 +54,7 @@ async fn slow(to: SocketAddr, path: String) {
 async fn p7_slow_readers_hurt_only_themselves() {
     let (num_slow, num_normal) = (50, 50);
     let (num_rounds, num_tokens) = (scale(1, 4), scale(150, 500));
-    let options = Options { max_num_seqs: 128, step_delay_us: STEP_MS * 1000, ..Options::default() };
+    let options = Options { max_num_seqs: 128, step_delay_us: STEP_MS * 1000, is_ascii: true, ..Options::default() };
     let server = ChildServer::start(&options);
     let mut long = native(NUM_LONG_TOKENS, 1, &json!("detach"));
     (long["logprobs"], long["top_logprobs"]) = (json!(true), json!(NUM_RIVALS_MAX));

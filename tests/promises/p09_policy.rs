@@ -1,10 +1,12 @@
 //! P9: what a stream does without readers is what it declared: `cancel` ends at once, `linger` when its grace is over
 //! and nobody came back, `detach` runs on. Leaving is by an ordinary close or a reset.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tallow::stream::{CancelCause, StreamLog};
+use tokio::sync::Semaphore;
 
 use crate::common::host::{CHAT, chat, create, native};
 use crate::common::{Figure, Host, Options, Random, Wire, http, scale};
@@ -14,6 +16,9 @@ const SEED: u64 = 109;
 const GRACE_MS: u64 = 60;
 /// Where somebody must be back within it, on a machine that does other things too.
 const LONG_GRACE_MS: u64 = 1_000;
+
+/// Cases, each with a server of its own, that are played at the same time.
+const NUM_AT_ONCE: usize = 16;
 
 /// What the readers do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,8 +56,12 @@ async fn readers_are(host: &Host, log: &StreamLog, num_readers: i64) {
     }
 }
 
+fn grace_ms(visit: Visit) -> u64 {
+    if matches!(visit, Visit::ComesBack | Visit::OneOfTwo) { LONG_GRACE_MS } else { GRACE_MS }
+}
+
 fn policy(name: &str, visit: Visit) -> Value {
-    let grace_ms = if visit == Visit::ComesBack { LONG_GRACE_MS } else { GRACE_MS };
+    let grace_ms = grace_ms(visit);
     if name == "linger" { json!({"linger": grace_ms as f64 / 1000.0}) } else { json!(name) }
 }
 
@@ -97,8 +106,7 @@ async fn plays(name: &'static str, visit: Visit, by_reset: bool) -> bool {
         cause == CancelCause::ReaderLeft && was_patient
     } else {
         // Beyond the grace, in which nothing may happen.
-        let grace_ms = if visit == Visit::ComesBack { LONG_GRACE_MS } else { GRACE_MS };
-        tokio::time::sleep(Duration::from_millis(grace_ms + 100)).await;
+        tokio::time::sleep(Duration::from_millis(grace_ms(visit) + 100)).await;
         log.cancelled().is_none()
     };
     host.gate.open();
@@ -111,11 +119,17 @@ async fn p9_a_stream_without_readers_does_as_it_declared() {
     let num_rounds = scale(2, 20);
     println!("seed {SEED}");
     let mut random = Random::new(SEED);
+    let permits = Arc::new(Semaphore::new(NUM_AT_ONCE));
     let mut cases = Vec::new();
     for name in ["cancel", "linger", "detach"].into_iter().cycle().take(3 * num_rounds) {
         for visit in VISITS {
             let by_reset = random.one_in(2);
-            cases.push((format!("{name} {visit:?}"), tokio::spawn(plays(name, visit, by_reset))));
+            let (permits, case) = (permits.clone(), format!("{name} {visit:?}"));
+            let task = tokio::spawn(async move {
+                let _permit = permits.acquire().await.unwrap();
+                plays(name, visit, by_reset).await
+            });
+            cases.push((case, task));
         }
     }
     let num_cases = cases.len();

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tallow::api::{self, ApiConfig};
 use tallow::engine::{Engine, EngineConfig};
+use tallow::error::Result;
 use tallow::metrics::Metrics;
 use tallow::model::stub::{StubConfig, StubGate, StubModel};
 use tallow::model::{Model, ModelFactory, ModelSpec};
@@ -37,6 +38,8 @@ pub struct Options {
     pub num_blocks: usize,
     pub max_model_len: usize,
     pub step_delay_us: u64,
+    /// The stub says a character with every token; else some take up to four.
+    pub is_ascii: bool,
     /// The stub's steps wait at a gate: for the test in this process, for good in a child.
     pub is_gated: bool,
     pub heartbeat_ms: u64,
@@ -58,6 +61,7 @@ impl Default for Options {
             num_blocks: 4096,
             max_model_len: 8192,
             step_delay_us: 0,
+            is_ascii: false,
             is_gated: false,
             heartbeat_ms: 60_000,
             head_wait_ms: 0,
@@ -78,6 +82,7 @@ impl Options {
             num_blocks: self.num_blocks,
             // A proof says itself when a generation ends.
             eos_probability: 0.0,
+            multibyte_probability: if self.is_ascii { 0.0 } else { StubConfig::default().multibyte_probability },
             step_delay: Duration::from_micros(self.step_delay_us),
             gate,
             ..StubConfig::default()
@@ -132,7 +137,7 @@ pub struct Host {
     /// Of the stub, if it is gated.
     pub gate: Arc<StubGate>,
     stop: Option<oneshot::Sender<()>>,
-    serving: JoinHandle<()>,
+    serving: JoinHandle<Result<()>>,
 }
 
 impl Host {
@@ -178,7 +183,7 @@ impl Host {
             let shutdown = async {
                 let _ = stopped.await;
             };
-            api::serve(listener, running, api, shutdown).await.unwrap();
+            api::serve(listener, running, api, shutdown).await
         });
         Self { address, service, gate, stop: Some(stop), serving }
     }
@@ -206,7 +211,7 @@ impl Host {
     }
 
     pub async fn stopped(self) {
-        self.serving.await.unwrap();
+        self.serving.await.unwrap().unwrap();
     }
 }
 
