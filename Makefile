@@ -15,10 +15,10 @@ export PATH := $(CURDIR)/target/venv/bin:$(PATH)
 
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help serve test tools fmt lint doc bench prove soak clean
+.PHONY: help serve test tools fmt lint doc bench prove soak miri check-arm clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-9s %s\n", $$1, $$2 }'
 	@echo "  make serve takes HOST=, PORT=, MODEL= and ARGS= (any flag of tallow serve)"
 
 serve: ## build the release binary, fetch the model if need be, serve on 127.0.0.1:8080
@@ -61,6 +61,12 @@ prove: tools ## every proof at the length that PROMISES.md names, then the table
 
 soak: tools ## clients of every manner for TALLOW_SOAK_SECONDS (600), after which nothing may be held
 	@TALLOW_PROMISES=long cargo test --locked --release --test promises p18_ -- --nocapture
+
+miri: ## the kernels' portable and generic parts under the interpreter that finds undefined behaviour (nightly, half an hour)
+	@MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --locked --lib kernels::
+
+check-arm: ## type-check the NEON path (needs: rustup target add aarch64-unknown-linux-gnu)
+	@cargo check --locked --lib --target aarch64-unknown-linux-gnu
 
 clean: ## remove what was built
 	@cargo clean

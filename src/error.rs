@@ -7,7 +7,7 @@ use std::fmt;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What a caller can do about an error; code branches on this and on nothing else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum ErrorKind {
     /// The request breaks a rule; sending it again unchanged cannot help.
     InvalidRequest,
@@ -21,6 +21,10 @@ pub enum ErrorKind {
     Expired,
     /// A bounded resource is full; the error says when to come back.
     Overloaded,
+    /// The owner's own limit is used up; the error says when to come back.
+    RateLimited,
+    /// The request waited for a worker for longer than it was willing to.
+    QueueTimeout,
     /// The server is starting, loading or draining.
     Unavailable,
     /// The request was cancelled before it could finish.
@@ -71,6 +75,11 @@ impl Error {
     /// A full queue or table, and when there should be room again.
     pub fn overloaded(message: impl Into<String>, retry_after_ms: u64) -> Self {
         Self { retry_after_ms: Some(retry_after_ms), ..Self::new(ErrorKind::Overloaded, message) }
+    }
+
+    /// A limit of the owner's is used up, and when there should be room again.
+    pub fn rate_limited(message: impl Into<String>, retry_after_ms: u64) -> Self {
+        Self { retry_after_ms: Some(retry_after_ms), ..Self::new(ErrorKind::RateLimited, message) }
     }
 
     /// Names the parameter at fault.

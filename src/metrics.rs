@@ -3,128 +3,142 @@
 
 use std::sync::atomic::AtomicU64;
 
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-/// All metrics of one server.
-#[derive(Debug)]
-pub struct Metrics {
-    /// Sequences waiting in the queue.
-    pub num_waiting: Gauge,
-    /// Sequences that hold a slot in a worker.
-    pub num_running: Gauge,
-    /// KV blocks referenced by running sequences.
-    pub kv_blocks_used: Gauge,
-    /// KV blocks that no sequence references and that a prefix can still be found in.
-    pub kv_blocks_cached: Gauge,
-    /// KV blocks in all.
-    pub kv_blocks_total: Gauge,
-    /// Steps run by all workers.
-    pub steps: Counter,
-    /// Sequences that took part in a step, summed over steps; divided by `steps` it is the mean batch size.
-    pub step_sequences: Counter,
-    /// Sequences per step since the start; set when rendered.
-    pub mean_batch_size: Gauge<f64, AtomicU64>,
-    /// Tokens computed (prompt and output), summed over steps.
-    pub step_tokens: Counter,
-    /// Prompt tokens of started requests.
-    pub prompt_tokens: Counter,
-    /// Prompt tokens that came from the prefix cache.
-    pub cached_tokens: Counter,
-    /// Tokens sampled.
-    pub completion_tokens: Counter,
-    /// Requests accepted into the queue.
-    pub requests_accepted: Counter,
-    /// Requests refused because a bound was reached.
-    pub requests_rejected: Counter,
-    /// Generations that ended with `done`.
-    pub requests_done: Counter,
-    /// Generations that were cancelled.
-    pub requests_cancelled: Counter,
-    /// Generations that failed.
-    pub requests_failed: Counter,
-    /// Sequences preempted for lack of blocks.
-    pub preemptions: Counter,
-    /// Workers restarted after a panic.
-    pub worker_restarts: Counter,
-    /// Readers following a stream now.
-    pub readers: Gauge,
-    /// Duration of a step.
-    pub step_seconds: Histogram,
-    /// From acceptance to the first step.
-    pub queue_wait_seconds: Histogram,
-    /// From acceptance to the first token.
-    pub ttft_seconds: Histogram,
-    /// Between one token and the next of a sequence.
-    pub itl_seconds: Histogram,
-    /// From the cancellation of a running generation to its slot and blocks being free.
-    pub disconnect_to_free_seconds: Histogram,
-    registry: Registry,
+/// What refused a request.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RejectLabel {
+    /// `queue_full`, `streams_full` or `owner_limit`.
+    pub reason: &'static str,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        let seconds = |first: f64| Histogram::new(exponential_buckets(first, 2.0, 16));
-        let mut m = Self {
-            num_waiting: Gauge::default(),
-            num_running: Gauge::default(),
-            kv_blocks_used: Gauge::default(),
-            kv_blocks_cached: Gauge::default(),
-            kv_blocks_total: Gauge::default(),
-            steps: Counter::default(),
-            step_sequences: Counter::default(),
-            mean_batch_size: Gauge::default(),
-            step_tokens: Counter::default(),
-            prompt_tokens: Counter::default(),
-            cached_tokens: Counter::default(),
-            completion_tokens: Counter::default(),
-            requests_accepted: Counter::default(),
-            requests_rejected: Counter::default(),
-            requests_done: Counter::default(),
-            requests_cancelled: Counter::default(),
-            requests_failed: Counter::default(),
-            preemptions: Counter::default(),
-            worker_restarts: Counter::default(),
-            readers: Gauge::default(),
-            step_seconds: seconds(0.000_25),
-            queue_wait_seconds: seconds(0.001),
-            ttft_seconds: seconds(0.002),
-            itl_seconds: seconds(0.001),
-            disconnect_to_free_seconds: seconds(0.001),
-            registry: Registry::with_prefix("tallow"),
-        };
-        let r = &mut m.registry;
-        r.register("num_waiting", "Sequences waiting in the queue", m.num_waiting.clone());
-        r.register("num_running", "Sequences that hold a slot in a worker", m.num_running.clone());
-        r.register("kv_blocks_used", "KV blocks referenced by running sequences", m.kv_blocks_used.clone());
-        r.register("kv_blocks_cached", "KV blocks kept for prefix reuse alone", m.kv_blocks_cached.clone());
-        r.register("kv_blocks_total", "KV blocks in all", m.kv_blocks_total.clone());
-        r.register("steps", "Steps run by all workers", m.steps.clone());
-        r.register("step_sequences", "Sequences in a step, summed over steps", m.step_sequences.clone());
-        r.register("mean_batch_size", "Sequences per step since the start", m.mean_batch_size.clone());
-        r.register("step_tokens", "Tokens computed, summed over steps", m.step_tokens.clone());
-        r.register("prompt_tokens", "Prompt tokens of started requests", m.prompt_tokens.clone());
-        r.register("cached_tokens", "Prompt tokens that came from the prefix cache", m.cached_tokens.clone());
-        r.register("completion_tokens", "Tokens sampled", m.completion_tokens.clone());
-        r.register("requests_accepted", "Requests accepted into the queue", m.requests_accepted.clone());
-        r.register("requests_rejected", "Requests refused because a bound was reached", m.requests_rejected.clone());
-        r.register("requests_done", "Generations that ended with done", m.requests_done.clone());
-        r.register("requests_cancelled", "Generations that were cancelled", m.requests_cancelled.clone());
-        r.register("requests_failed", "Generations that failed", m.requests_failed.clone());
-        r.register("preemptions", "Sequences preempted for lack of blocks", m.preemptions.clone());
-        r.register("worker_restarts", "Workers restarted after a panic", m.worker_restarts.clone());
-        r.register("readers", "Readers following a stream", m.readers.clone());
-        r.register("step_seconds", "Duration of a step", m.step_seconds.clone());
-        r.register("queue_wait_seconds", "From acceptance to the first step", m.queue_wait_seconds.clone());
-        r.register("ttft_seconds", "From acceptance to the first token", m.ttft_seconds.clone());
-        r.register("itl_seconds", "Between one token and the next of a sequence", m.itl_seconds.clone());
-        let help = "From a running generation's cancellation to its slot and blocks being free";
-        r.register("disconnect_to_free_seconds", help, m.disconnect_to_free_seconds.clone());
-        m
+impl RejectLabel {
+    /// The queue is full.
+    pub const QUEUE_FULL: Self = Self { reason: "queue_full" };
+    /// The table is full of live streams.
+    pub const STREAMS_FULL: Self = Self { reason: "streams_full" };
+    /// An owner is over a limit of its own.
+    pub const OWNER_LIMIT: Self = Self { reason: "owner_limit" };
+}
+
+/// Who cancelled a generation.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CancelLabel {
+    /// `reader_left`, `requested` or `shutdown`.
+    pub cause: &'static str,
+}
+
+impl CancelLabel {
+    /// The label of a log's cause.
+    pub fn new(cause: &'static str) -> Self {
+        Self { cause }
     }
+}
+
+/// Writes the struct, its default and the registration of each field from one row.
+macro_rules! metrics {
+    ($($(#[$doc:meta])* $name:ident: $kind:ty = $default:expr, $help:literal;)*) => {
+        /// All metrics of one server.
+        #[derive(Debug)]
+        pub struct Metrics {
+            $($(#[$doc])* pub $name: $kind,)*
+            registry: Registry,
+        }
+
+        impl Default for Metrics {
+            fn default() -> Self {
+                let mut m = Self { $($name: $default,)* registry: Registry::with_prefix("tallow") };
+                $(m.registry.register(stringify!($name), $help, m.$name.clone());)*
+                m
+            }
+        }
+    };
+}
+
+/// From `first` seconds on, each bucket twice as wide as the one before.
+fn seconds(first: f64) -> Histogram {
+    Histogram::new(exponential_buckets(first, 2.0, 16))
+}
+
+metrics! {
+    /// Sequences waiting in the queue.
+    num_waiting: Gauge = Gauge::default(), "Sequences waiting in the queue";
+    /// Sequences that hold a slot in a worker.
+    num_running: Gauge = Gauge::default(), "Sequences that hold a slot in a worker";
+    /// KV blocks referenced by running sequences.
+    kv_blocks_used: Gauge = Gauge::default(), "KV blocks referenced by running sequences";
+    /// KV blocks that no sequence references and that a prefix can still be found in.
+    kv_blocks_cached: Gauge = Gauge::default(), "KV blocks kept for prefix reuse alone";
+    /// KV blocks in all.
+    kv_blocks_total: Gauge = Gauge::default(), "KV blocks in all";
+    /// Steps run by all workers.
+    steps: Counter = Counter::default(), "Steps run by all workers";
+    /// Sequences that took part in a step, summed over steps; divided by `steps` it is the mean batch size.
+    step_sequences: Counter = Counter::default(), "Sequences in a step, summed over steps";
+    /// Sequences per step since the start; set when rendered.
+    mean_batch_size: Gauge<f64, AtomicU64> = Gauge::default(), "Sequences per step since the start";
+    /// Tokens computed (prompt and output), summed over steps.
+    step_tokens: Counter = Counter::default(), "Tokens computed, summed over steps";
+    /// Prompt tokens of started requests.
+    prompt_tokens: Counter = Counter::default(), "Prompt tokens of started requests";
+    /// Prompt tokens that came from the prefix cache.
+    cached_tokens: Counter = Counter::default(), "Prompt tokens that came from the prefix cache";
+    /// Tokens sampled.
+    completion_tokens: Counter = Counter::default(), "Tokens sampled";
+    /// Requests accepted into the queue.
+    requests_accepted: Counter = Counter::default(), "Requests accepted into the queue";
+    /// Requests refused because a bound was reached.
+    requests_rejected: Counter = Counter::default(), "Requests refused because a bound was reached";
+    /// Requests refused, by what refused them.
+    rejects: Family<RejectLabel, Counter> = Family::default(), "Requests refused, by what refused them";
+    /// Generations cancelled, by who did.
+    cancels: Family<CancelLabel, Counter> = Family::default(), "Generations cancelled, by who did";
+    /// Tokens (prompt and `max_tokens`) of the requests that wait in the queue.
+    queue_tokens: Gauge = Gauge::default(), "Tokens of the requests that wait in the queue";
+    /// From acceptance to the end of a generation.
+    e2e_seconds: Histogram = seconds(0.004), "From acceptance to the end of a generation";
+    /// Connections that asked for a stream from an event on.
+    resumes: Counter = Counter::default(), "Connections that asked for a stream from an event on";
+    /// Events that were there already when a connection asked for them.
+    replayed_events: Counter = Counter::default(), "Events that were there already when a connection asked for them";
+    /// Memory of the events of all streams; set when rendered.
+    stream_bytes: Gauge = Gauge::default(), "Memory of the events of all streams";
+    /// Streams, live and retained; set when rendered.
+    streams: Gauge = Gauge::default(), "Streams, live and retained";
+    /// Workers given up because they hung in a step.
+    workers_abandoned: Counter = Counter::default(), "Workers given up in a step";
+    /// Generations that ended with `done`.
+    requests_done: Counter = Counter::default(), "Generations that ended with done";
+    /// Generations that were cancelled.
+    requests_cancelled: Counter = Counter::default(), "Generations that were cancelled";
+    /// Generations that failed.
+    requests_failed: Counter = Counter::default(), "Generations that failed";
+    /// Requests that waited longer than they were willing to; they count as failed too.
+    queue_timeouts: Counter = Counter::default(), "Requests that no worker took in time";
+    /// Requests refused because a limit of their owner was used up.
+    requests_limited: Counter = Counter::default(), "Requests over a limit of their key";
+    /// Sequences preempted for lack of blocks.
+    preemptions: Counter = Counter::default(), "Sequences preempted for lack of blocks";
+    /// Workers restarted after a panic.
+    worker_restarts: Counter = Counter::default(), "Workers restarted after a panic";
+    /// Readers following a stream now.
+    readers: Gauge = Gauge::default(), "Readers following a stream";
+    /// Duration of a step.
+    step_seconds: Histogram = seconds(0.000_25), "Duration of a step";
+    /// From acceptance to the first step.
+    queue_wait_seconds: Histogram = seconds(0.001), "From acceptance to the first step";
+    /// From acceptance to the first token.
+    ttft_seconds: Histogram = seconds(0.002), "From acceptance to the first token";
+    /// Between one token and the next of a sequence.
+    itl_seconds: Histogram = seconds(0.001), "Between one token and the next of a sequence";
+    /// From the cancellation of a running generation to its slot and blocks being free.
+    disconnect_to_free_seconds: Histogram = seconds(0.001), "From a running generation's cancellation to its slot and blocks being free";
 }
 
 impl Metrics {

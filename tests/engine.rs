@@ -10,7 +10,8 @@ use tallow::metrics::Metrics;
 use tallow::model::ModelFactory;
 use tallow::model::stub::{StubConfig, StubFaults, StubGate, StubModel};
 use tallow::protocol::{
-    ErrorInfo, Event, FinishReason, OnDisconnect, SamplingParams, StopParams, StreamId, Tenant, TokenId, ValidRequest,
+    ErrorInfo, Event, FinishReason, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, TokenId,
+    ValidRequest,
 };
 use tallow::stream::{CancelCause, StreamLog};
 use tallow::text::Tokenizer;
@@ -67,6 +68,7 @@ fn request(number: u32) -> ValidRequest {
         ..SamplingParams::default()
     };
     ValidRequest {
+        resumed: None,
         id: StreamId(u128::from(number) + 1),
         tenant: Tenant(0),
         prompt,
@@ -74,6 +76,7 @@ fn request(number: u32) -> ValidRequest {
         sampling,
         stop: StopParams::default(),
         on_disconnect: OnDisconnect::Detach,
+        queue: QueueTerms::default(),
     }
 }
 
@@ -150,7 +153,7 @@ fn two_workers_serve_one_queue() {
 fn events_come_in_order() {
     let server = Server::start(EngineConfig::default(), StubConfig::default());
     let events = events(&server.submit(request(3)));
-    assert_eq!(events[0], Event::Queued { position: 0 });
+    assert_eq!(events[0], Event::Queued { position: 0, wait_ms: None });
     assert_eq!(events[1], Event::Started { prompt_tokens: 41, cached_tokens: 0 });
     assert!(events[2..events.len() - 1].iter().all(|e| matches!(e, Event::Token(_))), "{events:?}");
     assert!(events[events.len() - 1].is_terminal());
@@ -386,11 +389,12 @@ fn a_shutdown_ends_running_and_waiting_requests_with_an_error_event() {
 fn a_hung_step_shows_in_readiness_and_does_not_hang_the_shutdown() {
     let gate = StubGate::new();
     let config = EngineConfig {
-        step_time_max: Duration::from_millis(5),
+        stall_time_max: Duration::from_millis(5),
         shutdown_time_max: Duration::from_millis(5),
         ..EngineConfig::default()
     };
-    let server = Server::start(config, StubConfig { gate: Some(gate.clone()), ..StubConfig::default() });
+    let faults = StubFaults { silent_from_step: Some(0), ..StubFaults::default() };
+    let server = Server::start(config, StubConfig { gate: Some(gate.clone()), faults, ..StubConfig::default() });
     assert!(server.engine.is_ready());
     let log = server.submit(endless(0));
     gate.wait_arrived(1);

@@ -13,7 +13,7 @@ use tallow::metrics::Metrics;
 use tallow::model::decoder::{ActivationType, Compute, DecoderOptions, DecoderWeights};
 use tallow::model::gguf::Gguf;
 use tallow::model::{Model, ModelFactory};
-use tallow::protocol::{Event, OnDisconnect, SamplingParams, StopParams, StreamId, Tenant, ValidRequest};
+use tallow::protocol::{Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, ValidRequest};
 use tallow::stream::StreamLog;
 use tallow::text::Tokenizer;
 use tiny::Tiny;
@@ -39,6 +39,7 @@ fn factory(path: &Path, activations: ActivationType, num_blocks: usize) -> Model
 fn request(number: usize) -> ValidRequest {
     let prompt = (0..40 + number * 9).map(|i| 97 + (i as u32 * 31) % 26).collect();
     ValidRequest {
+        resumed: None,
         id: StreamId(number as u128 + 1),
         tenant: Tenant(0),
         prompt,
@@ -51,6 +52,7 @@ fn request(number: usize) -> ValidRequest {
         },
         stop: StopParams { ignore_eos: true, ..StopParams::default() },
         on_disconnect: OnDisconnect::Detach,
+        queue: QueueTerms::default(),
     }
 }
 

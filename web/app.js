@@ -12,9 +12,17 @@ async function call(method, path, body) {
     init.body = JSON.stringify(body);
   }
   const response = await fetch(path, init);
+  if (response.status === 401 && askForKey()) return call(method, path, body);
   if (response.ok) return response.status === 204 ? null : response.json();
   const failure = await response.json().catch(() => null);
   throw new Error(failure?.error?.message ?? `the server answered ${response.status}`);
+}
+
+// In a cookie, because an EventSource sends no headers of its own; for this site alone, until the browser closes.
+function askForKey() {
+  const key = prompt('This server wants an API key.')?.trim();
+  if (key) document.cookie = `tallow-key=${key}; path=/; SameSite=Strict`;
+  return Boolean(key);
 }
 
 function say(text, failed = false) {

@@ -12,10 +12,10 @@ use futures_util::stream;
 use prometheus_client::metrics::gauge::Gauge;
 
 use super::sse::{self, SseWriter};
-use crate::stream::{Entry, StreamReader};
+use crate::stream::{Entry, Gap, Read, StreamReader};
 
 /// Events that are ready go out in one write, up to about this size.
-const FRAME_BYTES_MAX: usize = 32 << 10;
+const FRAME_BYTES_MAX: usize = 16 << 10;
 
 /// How one kind of client wants to hear of a generation.
 pub trait Dialect: Send + 'static {
@@ -25,6 +25,13 @@ pub trait Dialect: Send + 'static {
     /// Writes what `entry` means to this client; may be nothing. After a terminal entry nothing follows.
     fn event(&mut self, entry: &Entry, out: &mut SseWriter);
 
+    /// Writes that events are missing, and returns whether this client can go on with what follows. One that cannot
+    /// is told by an error, and its stream ends.
+    fn gap(&mut self, gap: Gap, out: &mut SseWriter) -> bool {
+        self.event(&gap.into_end(), out);
+        false
+    }
+
     /// How many token events must have piled up before they may come as one; `None` keeps each on its own.
     fn merge_backlog(&self) -> Option<usize> {
         None
@@ -33,7 +40,7 @@ pub trait Dialect: Send + 'static {
 
 /// Answers 200 with the events of `reader`, as `dialect` spells them, until the terminal one.
 pub fn respond(reader: StreamReader, dialect: impl Dialect, heartbeat: Duration, readers: &Gauge) -> Response {
-    let reading = Reading { reader, dialect, heartbeat, opened: false, _count: Counted::new(readers) };
+    let reading = Reading { reader, dialect, heartbeat, opened: false, ended: false, _count: Counted::new(readers) };
     let body = Body::from_stream(stream::unfold(reading, |mut reading| async move {
         let bytes = reading.next_bytes().await?;
         Some((Ok::<_, Infallible>(bytes), reading))
@@ -52,6 +59,8 @@ struct Reading<D> {
     dialect: D,
     heartbeat: Duration,
     opened: bool,
+    /// Whether it ended before the log did.
+    ended: bool,
     _count: Counted,
 }
 
@@ -65,6 +74,9 @@ impl<D: Dialect> Reading<D> {
         }
         // Loops past events that mean nothing to this client, but never in silence for longer than a heartbeat.
         loop {
+            if self.ended {
+                return None;
+            }
             self.take_ready(&mut out);
             if !out.is_empty() {
                 return Some(out.take());
@@ -79,12 +91,16 @@ impl<D: Dialect> Reading<D> {
 
     fn take_ready(&mut self, out: &mut SseWriter) {
         while out.len() < FRAME_BYTES_MAX {
-            let next = match self.dialect.merge_backlog() {
-                Some(backlog_min) => self.reader.try_next_merged(backlog_min),
-                None => self.reader.try_next_entry(),
-            };
-            let Some(entry) = next else { return };
-            self.dialect.event(&entry, out);
+            match self.reader.read(self.dialect.merge_backlog()) {
+                None => return,
+                Some(Read::Entry(entry)) => self.dialect.event(&entry, out),
+                Some(Read::Gap(gap)) => {
+                    self.ended = !self.dialect.gap(gap, out);
+                    if self.ended {
+                        return;
+                    }
+                }
+            }
         }
     }
 }

@@ -23,7 +23,8 @@ pub async fn live() -> Json<Value> {
 pub async fn ready(State(app): State<App>) -> Result<Json<Value>, Problem> {
     let why = match app.service.readiness() {
         Readiness::Ready => return Ok(Json(json!({"status": "ready"}))),
-        Readiness::Starting => "the server is starting",
+        Readiness::Starting => "no worker is ready: they are starting, or one is being replaced",
+        Readiness::Failed => "no worker is left: the server must be restarted, its log says why",
         Readiness::Draining => "the server is draining",
     };
     Err(Error::new(ErrorKind::Unavailable, why).into())

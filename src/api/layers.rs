@@ -11,6 +11,7 @@ use futures_util::FutureExt;
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
 use super::problem::Problem;
+use super::quota_headers;
 use crate::error::{Error, Result};
 use crate::protocol::StreamId;
 
@@ -52,13 +53,17 @@ pub fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
     } else {
         AllowOrigin::list(origins.iter().map(|o| origin(o)).collect::<Result<Vec<_>>>()?)
     };
-    let response_headers = [
+    let response_headers: Vec<HeaderName> = [
         header::LOCATION,
         header::RETRY_AFTER,
         HeaderName::from_static("retry-after-ms"),
         HeaderName::from_static("x-stream-id"),
         REQUEST_ID,
-    ];
+    ]
+    .into_iter()
+    .chain(quota_headers::REQUESTS)
+    .chain(quota_headers::TOKENS)
+    .collect();
     let layer = CorsLayer::new()
         .allow_origin(allowed)
         .allow_methods([Method::GET, Method::POST, Method::DELETE])

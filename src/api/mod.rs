@@ -1,41 +1,46 @@
 //! The HTTP wires. Every route ends in the same [`Service`]; dialects differ in how they read a request and spell
 //! events, never in how a generation runs. This is the only floor that knows HTTP and dialect JSON.
 //!
-//! A request: `server` (connection) -> `layers` (request id, panics, CORS) -> a route -> `body`, `fields` (JSON with
+//! A request: `server` (connection) -> `layers` (request id, panics), `host`, CORS, `auth` (whose it is) -> a route -> `body`, `fields` (JSON with
 //! the path of what is wrong) -> `Service::start` -> `event_body` with a `Dialect`, or `fold` -> `sse` bytes.
 
+mod auth;
 mod body;
 mod disconnect;
 mod event_body;
 mod fields;
 mod fold;
 mod health;
+mod host;
 mod layers;
 mod native;
 mod openai;
 mod page;
 mod peer;
 mod problem;
+mod queue_timeout;
+mod quota_headers;
 mod server;
 mod sse;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::response::Response;
 use axum::routing::{get, post};
 
+pub use auth::ApiKey;
 pub use server::{serve, serve_while};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::protocol::{StreamId, Tenant};
+use crate::protocol::{Owner, StreamId};
 use crate::service::Service;
+use host::Hosts;
 use problem::Problem;
-
-/// Everybody, until there are keys.
-const TENANT: Tenant = Tenant(0);
 
 /// Bounds and habits of the HTTP server.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,12 +51,26 @@ pub struct ApiConfig {
     pub head_wait: Duration,
     /// Origins whose pages may call from a browser; `*` is any. Empty: only the server's own page.
     pub cors_origins: Vec<String>,
+    /// Further names by which the server may be called, if it listens on loopback or if there are any.
+    pub allowed_hosts: Vec<String>,
+    /// The keys, one of which every request must bring. Empty: everybody is one anonymous owner.
+    pub keys: Vec<ApiKey>,
     /// Longest request body.
     pub body_bytes_max: usize,
+    /// Deepest nesting of arrays and objects in a request body.
+    pub json_depth_max: usize,
     /// How long a request body may take to arrive.
     pub body_read_timeout: Duration,
     /// How long a request head may take to arrive, and how long an idle connection is kept.
     pub header_read_timeout: Duration,
+    /// Longest request head; no more than about this is held for a response that waits to be written either.
+    pub header_bytes_max: usize,
+    /// Most header lines of a request.
+    pub headers_max: usize,
+    /// How long a write may make no progress before its connection ends.
+    pub write_stall_timeout: Duration,
+    /// The kernel's buffer for a connection that is slow to read.
+    pub send_buffer_bytes: usize,
     /// Most connections at once; more wait in the kernel's backlog.
     pub connections_max: usize,
     /// How often retention and lingering are looked at.
@@ -68,9 +87,16 @@ impl Default for ApiConfig {
             heartbeat: Duration::from_secs(15),
             head_wait: Duration::from_secs(15),
             cors_origins: Vec::new(),
+            allowed_hosts: Vec::new(),
+            keys: Vec::new(),
             body_bytes_max: 4 << 20,
+            json_depth_max: 64,
             body_read_timeout: Duration::from_secs(30),
             header_read_timeout: Duration::from_secs(60),
+            header_bytes_max: 16 << 10,
+            headers_max: 100,
+            write_stall_timeout: Duration::from_secs(30),
+            send_buffer_bytes: 64 << 10,
             connections_max: 4096,
             sweep_interval: Duration::from_millis(250),
             drain_timeout: Duration::from_secs(30),
@@ -84,15 +110,18 @@ impl Default for ApiConfig {
 struct App {
     service: Arc<Service>,
     config: Arc<ApiConfig>,
+    /// Everybody, if there are no keys.
+    anonymous: Arc<Owner>,
 }
 
-/// All routes, for a server of one's own; [`serve`] is the whole thing.
+/// All routes, for a server of one's own that listens on `address`; [`serve`] is the whole thing.
 ///
 /// # Errors
 /// If an origin in the configuration is none.
-pub fn router(service: Arc<Service>, config: ApiConfig) -> Result<Router> {
+pub fn router(service: Arc<Service>, config: ApiConfig, address: SocketAddr) -> Result<Router> {
     let cors = layers::cors(&config.cors_origins)?;
-    let app = App { service, config: Arc::new(config) };
+    let hosts = Hosts::new(address, &config.allowed_hosts);
+    let app = App { service, config: Arc::new(config), anonymous: Arc::new(Owner::anonymous()) };
     let mut router = Router::new()
         .route("/", get(page::index))
         .route("/style.css", get(page::style))
@@ -103,19 +132,22 @@ pub fn router(service: Arc<Service>, config: ApiConfig) -> Result<Router> {
         .route("/v1/models", get(openai::list_models))
         .route("/v1/models/{*name}", get(openai::get_model))
         .route("/v1/chat/completions", post(openai::create))
+        .route("/v1/chat/completions/{id}/cancel", post(openai::cancel))
         .route("/v1/streams", get(native::list).post(native::create))
         .route("/v1/streams/{id}", get(native::follow).delete(native::cancel))
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn_with_state(app.clone(), auth::authenticate))
         .with_state(app);
     if let Some(cors) = cors {
         router = router.layer(cors);
     }
-    Ok(router.layer(axum::middleware::from_fn(layers::guard)))
+    Ok(router.layer(from_fn_with_state(hosts, host::check)).layer(from_fn(layers::guard)))
 }
 
 /// The routes of a server whose model is not there yet. Each answer closes its connection, so that none outlives them.
-fn loading_router(config: &ApiConfig) -> Result<Router> {
+fn loading_router(config: &ApiConfig, address: SocketAddr) -> Result<Router> {
+    let hosts = Hosts::new(address, &config.allowed_hosts);
     let loading = async || Problem::from(Error::new(ErrorKind::Unavailable, "the model is loading"));
     let close = async |mut response: Response| {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -125,7 +157,8 @@ fn loading_router(config: &ApiConfig) -> Result<Router> {
     if let Some(cors) = layers::cors(&config.cors_origins)? {
         router = router.layer(cors);
     }
-    Ok(router.layer(axum::middleware::from_fn(layers::guard)).layer(axum::middleware::map_response(close)))
+    let router = router.layer(from_fn_with_state(hosts, host::check)).layer(from_fn(layers::guard));
+    Ok(router.layer(map_response(close)))
 }
 
 async fn no_route(method: Method, uri: Uri) -> Problem {

@@ -57,7 +57,10 @@ impl From<Error> for Problem {
         let (status, error_type, code) = classify(e.kind());
         let param = e.param().map(str::to_owned);
         let error = ErrorBody { message: e.message().to_owned(), error_type, param, code };
-        let is_temporary = matches!(e.kind(), ErrorKind::Overloaded | ErrorKind::Unavailable);
+        let is_temporary = matches!(
+            e.kind(),
+            ErrorKind::Overloaded | ErrorKind::RateLimited | ErrorKind::QueueTimeout | ErrorKind::Unavailable
+        );
         let retry_after_ms = is_temporary.then(|| e.retry_after_ms().unwrap_or(RETRY_AFTER_MS_DEFAULT));
         Self { status, error, retry_after_ms }
     }
@@ -101,6 +104,8 @@ fn classify(kind: ErrorKind) -> (StatusCode, &'static str, Option<&'static str>)
         ErrorKind::NotFound => (StatusCode::NOT_FOUND, INVALID, Some("not_found")),
         ErrorKind::Expired => (StatusCode::GONE, INVALID, Some("expired")),
         ErrorKind::Overloaded => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("overloaded")),
+        ErrorKind::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("rate_limit_exceeded")),
+        ErrorKind::QueueTimeout => (StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("queue_timeout")),
         ErrorKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("unavailable")),
         ErrorKind::Cancelled => (client_closed, "cancelled_error", Some("cancelled")),
         ErrorKind::BadModel | ErrorKind::Io | ErrorKind::Internal => {

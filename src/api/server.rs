@@ -5,6 +5,7 @@
 //! client does that and a killed one always does.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -25,6 +27,9 @@ use crate::service::Service;
 
 /// What is left at the deadline is told this.
 const SHUTDOWN_MESSAGE: &str = "the server is shutting down";
+
+/// hyper's least buffer.
+const BUFFER_BYTES_MIN: usize = 8 << 10;
 
 /// Pause after a failed accept: mostly there are no file descriptors left, and only closing connections helps.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -41,19 +46,19 @@ pub async fn serve(
     config: ApiConfig,
     shutdown: impl Future<Output = ()>,
 ) -> Result<()> {
-    let router = router(service.clone(), config.clone())?;
+    let router = router(service.clone(), config.clone(), address_of(&listener)?)?;
     let closing = CancellationToken::new();
     let _sweeper = AbortOnDropHandle::new(tokio::spawn(sweep(service.clone(), config.sweep_interval)));
     // Aborts what is left when this future is dropped.
     let mut connections = JoinSet::new();
-    tokio::select! {
-        never = accept(&listener, router.clone(), &config, closing.clone(), &mut connections) => match never {},
-        () = shutdown => {}
-    }
-    service.drain();
+    let ending = async {
+        shutdown.await;
+        service.drain();
+        drained(&service, &config).await;
+    };
     tokio::select! {
         never = accept(&listener, router, &config, closing.clone(), &mut connections) => match never {},
-        () = drained(&service, &config) => {}
+        () = ending => {}
     }
     drop(listener);
     end(&service, &closing).await?;
@@ -70,7 +75,7 @@ pub async fn serve(
 /// # Errors
 /// If the configuration is wrong.
 pub async fn serve_while<T>(listener: &TcpListener, config: &ApiConfig, loading: impl Future<Output = T>) -> Result<T> {
-    let router = loading_router(config)?;
+    let router = loading_router(config, address_of(listener)?)?;
     let closing = CancellationToken::new();
     let mut connections = JoinSet::new();
     let loaded = tokio::select! {
@@ -85,6 +90,10 @@ pub async fn serve_while<T>(listener: &TcpListener, config: &ApiConfig, loading:
     Ok(loaded)
 }
 
+fn address_of(listener: &TcpListener) -> Result<SocketAddr> {
+    listener.local_addr().map_err(|e| Error::io("the listener has no address", e))
+}
+
 /// Never returns; ends by being dropped.
 async fn accept(
     listener: &TcpListener,
@@ -94,23 +103,43 @@ async fn accept(
     connections: &mut JoinSet<()>,
 ) -> std::convert::Infallible {
     let permits = Arc::new(Semaphore::new(config.connections_max.max(1)));
+    let http = http(config);
     loop {
         // Before accepting, so that one too many waits in the kernel's backlog and costs us nothing.
         let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let stream = next_connection(listener).await;
+        let stream = next_connection(listener, config.send_buffer_bytes).await;
         while connections.try_join_next().is_some() {}
+        let stream = SharedStream::new(stream, config.write_stall_timeout);
         let service = TowerToHyperService::new(router.clone());
-        connections.spawn(connection(stream, service, config.header_read_timeout, closing.clone(), permit));
+        connections.spawn(connection(stream, service, http.clone(), closing.clone(), permit));
     }
 }
 
-async fn next_connection(listener: &TcpListener) -> TcpStream {
+/// What every connection is served by.
+fn http(config: &ApiConfig) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(config.header_read_timeout)
+        .max_headers(config.headers_max)
+        .max_header_size(config.header_bytes_max)
+        // For reading and for writing: beyond it, a response body is not asked for more. At least what hyper insists on.
+        .max_buf_size(config.header_bytes_max.max(BUFFER_BYTES_MIN))
+        // A close of the sending half ends the connection: see the top of this file.
+        .half_close(false);
+    http
+}
+
+async fn next_connection(listener: &TcpListener, send_buffer_bytes: usize) -> TcpStream {
     loop {
         match listener.accept().await {
             Ok((stream, _peer)) => {
                 // Tokens are small and each should leave at once.
                 if let Err(e) = stream.set_nodelay(true) {
                     tracing::debug!(error = %e, "no TCP_NODELAY");
+                }
+                // Without a bound the kernel would take megabytes for a client that does not read.
+                if let Err(e) = SockRef::from(&stream).set_send_buffer_size(send_buffer_bytes) {
+                    tracing::debug!(error = %e, "no SO_SNDBUF");
                 }
                 return stream;
             }
@@ -123,20 +152,14 @@ async fn next_connection(listener: &TcpListener) -> TcpStream {
 }
 
 async fn connection(
-    stream: TcpStream,
+    stream: SharedStream,
     service: TowerToHyperService<Router>,
-    header_read_timeout: Duration,
+    http: http1::Builder,
     closing: CancellationToken,
     _permit: OwnedSemaphorePermit,
 ) {
-    let stream = SharedStream::new(stream);
     let gone = peer::gone(stream.clone());
-    let serving = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(header_read_timeout)
-        // A close of the sending half ends the connection: see the top of this file.
-        .half_close(false)
-        .serve_connection(TokioIo::new(stream), service);
+    let serving = http.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(serving);
     let served = async {
         tokio::select! {
@@ -180,6 +203,6 @@ async fn sweep(service: Arc<Service>, interval: Duration) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        service.table().sweep(service.now_ms());
+        service.sweep();
     }
 }

@@ -108,7 +108,8 @@ async fn read(target: &Target, id: &str, to_end: bool, log: &mut Log) -> Option<
         while let Some(event) = parser.next_event() {
             let data: Data = serde_json::from_str(&event.data).ok()?;
             match data.kind.as_str() {
-                "queued" => queued = Some(data.ts),
+                // Told again while it waits; the first says when it came.
+                "queued" => queued = queued.or(Some(data.ts)),
                 "started" => {
                     log.queue_wait = queued.map(|queued| Duration::from_millis(data.ts.saturating_sub(queued)));
                     if !to_end {

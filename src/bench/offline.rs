@@ -30,7 +30,7 @@ use crate::model::gguf::Gguf;
 use crate::model::load::{LoadedModel, load};
 use crate::model::{Batch, Model};
 use crate::protocol::{
-    Event, OnDisconnect, SamplingParams, StopParams, StreamId, Tenant, TokenEvent, TokenId, ValidRequest,
+    Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, TokenEvent, TokenId, ValidRequest,
 };
 use crate::stream::{Clock, StreamLog, StreamStatus};
 
@@ -368,6 +368,7 @@ impl EngineClient {
 
     fn request(&self, seq: usize, prompt: usize, max_tokens: usize) -> ValidRequest {
         ValidRequest {
+            resumed: None,
             id: StreamId::random(),
             tenant: Tenant(0),
             prompt: (0..prompt).map(|i| random_token(self.vocab_size, self.num_runs, seq, i)).collect(),
@@ -379,6 +380,7 @@ impl EngineClient {
             },
             stop: StopParams { ignore_eos: true, ..StopParams::default() },
             on_disconnect: OnDisconnect::Detach,
+            queue: QueueTerms::default(),
         }
     }
 

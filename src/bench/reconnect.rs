@@ -143,7 +143,7 @@ impl Follower<'_> {
         let name = event.name.clone();
         self.events.push(event);
         match name.as_str() {
-            "queued" => self.queued_ts = Some(data.ts),
+            "queued" => self.queued_ts = self.queued_ts.or(Some(data.ts)),
             "started" => {
                 let wait = self.queued_ts.map(|queued| data.ts.saturating_sub(queued));
                 record.queue_wait = wait.map(Duration::from_millis);

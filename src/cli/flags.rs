@@ -43,6 +43,7 @@ fn arg(setting: &'static Setting) -> Arg {
         Kind::Bytes { .. } => arg.value_name("BYTES").allow_negative_numbers(true),
         Kind::OneOf(_) => arg.value_name("WORD"),
         Kind::List => arg.value_name("A,B"),
+        Kind::Secrets => arg.value_name("KEY,KEY"),
         Kind::Text => arg.value_name("TEXT"),
     }
 }
@@ -50,6 +51,7 @@ fn arg(setting: &'static Setting) -> Arg {
 fn heading(section: &str) -> &'static str {
     match section {
         "server" => "Server",
+        "keys" => "API keys",
         "streams" => "Streams",
         "requests" => "Requests",
         "engine" => "Engine",

@@ -1,16 +1,20 @@
 //! From the resolved configuration to what each room takes.
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use candle_core::Device;
+use sha2::{Digest, Sha256};
 
-use crate::api::ApiConfig;
-use crate::config::{Activations, Config, DeviceKind};
+use crate::api::{ApiConfig, ApiKey};
+use crate::config::{Activations, Config, DeviceKind, KeyConfig};
 use crate::engine::EngineConfig;
 use crate::error::{Error, Result};
 use crate::model::decoder::{ActivationType, Compute, DecoderOptions};
+use crate::protocol::{Owner, Tenant};
 use crate::service::ServiceConfig;
-use crate::stream::TableLimits;
+use crate::stream::{StoreLimits, TableLimits};
 
 pub(super) fn api(config: &Config) -> ApiConfig {
     let server = &config.server;
@@ -18,7 +22,14 @@ pub(super) fn api(config: &Config) -> ApiConfig {
         heartbeat: Duration::from_millis(server.heartbeat_ms),
         head_wait: Duration::from_millis(server.head_wait_ms),
         cors_origins: server.cors_origins.clone(),
+        allowed_hosts: server.allowed_hosts.clone(),
+        keys: config.keys.keys.iter().map(|key| ApiKey::new(&key.secret.0, Arc::new(owner(key)))).collect(),
         body_bytes_max: server.body_bytes_max,
+        json_depth_max: server.json_depth_max,
+        header_bytes_max: server.header_bytes_max,
+        headers_max: server.headers_max,
+        write_stall_timeout: Duration::from_millis(server.write_stall_timeout_ms),
+        send_buffer_bytes: server.send_buffer_bytes,
         body_read_timeout: Duration::from_millis(server.body_read_timeout_ms),
         header_read_timeout: Duration::from_millis(server.header_read_timeout_ms),
         connections_max: server.connections_max,
@@ -28,14 +39,49 @@ pub(super) fn api(config: &Config) -> ApiConfig {
     }
 }
 
+/// Whose a key's streams are. The tenant follows from the name alone, so that it outlives the key and the process.
+fn owner(key: &KeyConfig) -> Owner {
+    let digest = Sha256::digest(format!("tallow owner {}", key.name));
+    let tenant = digest.iter().take(8).fold(0, |bits, byte| bits << 8 | u64::from(*byte));
+    Owner {
+        // 0 is the anonymous owner's.
+        tenant: Tenant(tenant.max(1)),
+        name: key.name.clone(),
+        is_admin: key.is_admin,
+        weight: key.weight,
+        priority: key.priority,
+        limits: key.limits,
+    }
+}
+
+/// Everybody who may ask.
+fn owners(config: &Config) -> Vec<Arc<Owner>> {
+    match config.keys.keys.as_slice() {
+        [] => vec![Arc::new(Owner { limits: config.keys.limits, ..Owner::anonymous() })],
+        keys => keys.iter().map(|key| Arc::new(owner(key))).collect(),
+    }
+}
+
 pub(super) fn streams(config: &Config) -> TableLimits {
     let streams = &config.streams;
     TableLimits {
         num_streams_max: streams.num_streams_max,
         num_bytes_max: streams.num_bytes_max,
+        stream_bytes_max: streams.stream_bytes_max,
+        unread_grace_ms: streams.unread_grace_ms,
         retention_ms: streams.retention_ms,
         num_expired_max: streams.num_expired_max,
     }
+}
+
+/// The store's folder and bounds, where streams are kept.
+pub(super) fn store(config: &Config) -> Option<(PathBuf, StoreLimits)> {
+    let streams = &config.streams;
+    let limits = StoreLimits {
+        commit_interval: Duration::from_millis(streams.store_interval_ms),
+        num_bytes_max: streams.store_bytes_max,
+    };
+    Some((streams.store.clone()?, limits))
 }
 
 pub(super) fn service(config: &Config, model_name: String) -> ServiceConfig {
@@ -43,6 +89,7 @@ pub(super) fn service(config: &Config, model_name: String) -> ServiceConfig {
     ServiceConfig {
         model_name,
         model_aliases: Vec::new(),
+        fingerprint: 0,
         max_tokens_default: requests.max_tokens_default,
         stop_strings_max: requests.stop_strings_max,
         stop_string_bytes_max: requests.stop_string_bytes_max,
@@ -50,6 +97,9 @@ pub(super) fn service(config: &Config, model_name: String) -> ServiceConfig {
         logit_bias_max: requests.logit_bias_max,
         top_logprobs_max: requests.top_logprobs_max,
         linger_ms_max: requests.linger_ms_max,
+        queue_timeout_ms: requests.queue_timeout_ms,
+        queue_timeout_ms_max: requests.queue_timeout_ms_max,
+        owners: owners(config),
         inline_bytes_max: requests.inline_bytes_max,
         tokenising_max: requests.tokenising_max.unwrap_or_else(num_cores),
     }
@@ -64,11 +114,15 @@ pub(super) fn engine(config: &Config) -> EngineConfig {
         prefill_tokens_per_step_max: engine.prefill_tokens_per_step_max,
         queue_requests_max: engine.queue_requests_max,
         queue_tokens_max: engine.queue_tokens_max,
+        priority_step_tokens: engine.priority_step_tokens,
+        queue_note_interval: Duration::from_millis(engine.queue_note_interval_ms),
         prefix_cache: engine.prefix_cache,
         worker_load_attempts_max: engine.worker_load_attempts_max,
         worker_backoff_min: Duration::from_millis(engine.worker_backoff_min_ms),
         worker_backoff_max: Duration::from_millis(engine.worker_backoff_max_ms),
         step_time_max: Duration::from_millis(engine.step_time_max_ms),
+        stall_time_max: Duration::from_millis(engine.stall_time_max_ms),
+        workers_abandoned_max: engine.workers_abandoned_max,
         shutdown_time_max: Duration::from_millis(engine.shutdown_time_max_ms),
     }
 }
@@ -130,9 +184,7 @@ mod tests {
         assert_eq!(api(&config), ApiConfig::default());
         let name = ServiceConfig::default().model_name;
         assert_eq!(service(&config, name), ServiceConfig::default());
-        let (limits, default) = (streams(&config), TableLimits::default());
-        assert_eq!((limits.num_streams_max, limits.num_bytes_max), (default.num_streams_max, default.num_bytes_max));
-        assert_eq!((limits.retention_ms, limits.num_expired_max), (default.retention_ms, default.num_expired_max));
+        assert_eq!(streams(&config), TableLimits::default());
     }
 
     #[test]

@@ -49,6 +49,9 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     super::print(&format!("listening on http://{address}\n"))?;
 
     let api = sections::api(config);
+    if api.keys.is_empty() && !address.ip().is_loopback() {
+        tracing::warn!("without --api-keys or --api-keys-file everybody who reaches {address} may use the server");
+    }
     let progress = Arc::new(FetchProgress::new());
     let loading = {
         let (config, progress) = (config.clone(), progress.clone());

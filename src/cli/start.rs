@@ -1,4 +1,4 @@
-//! Everything behind the wires, built from the configuration: fetch, load, start the workers.
+//! Everything behind the wires, built from the configuration: fetch, load, start the workers, take up stored streams.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,35 +8,78 @@ use crate::config::Config;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::metrics::Metrics;
-use crate::model::load::load;
+use crate::model::load::{LoadedModel, load};
 use crate::model::registry::Progress;
+use crate::model::stub;
 use crate::service::{ChatTemplate, LocalBackend, Service, ServiceConfig};
-use crate::stream::StreamTable;
+use crate::stream::{StoredStream, StreamStore, StreamTable};
+
+/// A model, and what it is called.
+struct Found {
+    model: LoadedModel,
+    name: String,
+    aliases: Vec<String>,
+    /// Takes the place of the file's own.
+    chat_template: Option<String>,
+    /// Of the weights.
+    fingerprint: u64,
+}
 
 /// Fetches the model if need be, loads it, and starts the workers. Blocks.
 ///
 /// # Errors
 /// If any of that fails; the message names the file, the source or the flag.
 pub(super) fn service(config: &Config, progress: Progress<'_>) -> Result<Arc<Service>> {
-    let file = pull::registry(&config.registry)?.resolve(&config.model.name, progress)?;
+    // First, because it fails at once if another process has it.
+    let (table, stored) = streams(config)?;
     let began = Instant::now();
-    let model = load(&file.path, &sections::decoder(config)?)?;
-    let (own_template, aliases) = file.manifest.map_or((None, Vec::new()), |m| (m.chat_template, m.aliases));
-    let template = own_template.or(model.chat_template);
+    let found = find(config, progress)?;
+    let Found { model, name, aliases, .. } = found;
+    let template = found.chat_template.or(model.chat_template);
     let template = template.map(|source| ChatTemplate::new(&source, &model.bos_text, &model.eos_text)).transpose();
-    let template = template.map_err(|e| e.context(format!("chat template of {}", file.path.display())))?;
+    let template = template.map_err(|e| e.context(format!("chat template of {name}")))?;
 
     let metrics = Arc::new(Metrics::default());
     let engine = Engine::start(sections::engine(config), model.factory, model.tokenizer.clone(), metrics.clone())?;
-    tracing::info!("loaded {} in {:.2} s: {}", file.name, began.elapsed().as_secs_f64(), model.description);
-    let name = config.model.served_name.clone().unwrap_or(file.name);
-    Ok(Arc::new(Service::new(
-        ServiceConfig { model_aliases: aliases, ..sections::service(config, name) },
+    tracing::info!("loaded {name} in {:.2} s: {}", began.elapsed().as_secs_f64(), model.description);
+    let service = Service::new(
+        ServiceConfig {
+            model_aliases: aliases,
+            fingerprint: found.fingerprint,
+            ..sections::service(config, config.model.served_name.clone().unwrap_or(name))
+        },
         model.tokenizer,
         template,
         model.spec,
         Arc::new(LocalBackend::new(engine)),
-        Arc::new(StreamTable::new(sections::streams(config))),
+        Arc::new(table),
         metrics,
-    )))
+    );
+    let num_stored = stored.len();
+    if num_stored > 0 {
+        let restored = service.restore(stored);
+        tracing::info!("{num_stored} streams of the store: {restored:?}");
+    }
+    Ok(Arc::new(service))
+}
+
+/// An empty table, and what its store has.
+fn streams(config: &Config) -> Result<(StreamTable, Vec<StoredStream>)> {
+    let limits = sections::streams(config);
+    let Some((dir, store_limits)) = sections::store(config) else { return Ok((StreamTable::new(limits), Vec::new())) };
+    let (store, stored) = StreamStore::open(&dir, store_limits)?;
+    Ok((StreamTable::with_store(limits, store), stored))
+}
+
+fn find(config: &Config, progress: Progress<'_>) -> Result<Found> {
+    if let Some(model) = stub::from_spec(&config.model.name)? {
+        let name = "stub".to_owned();
+        return Ok(Found { model, name, aliases: Vec::new(), chat_template: None, fingerprint: 0 });
+    }
+    let file = pull::registry(&config.registry)?.resolve(&config.model.name, progress)?;
+    let options = sections::decoder(config)?;
+    let model = load(&file.path, &options)?;
+    let fingerprint = model.fingerprint;
+    let (chat_template, aliases) = file.manifest.map_or((None, Vec::new()), |m| (m.chat_template, m.aliases));
+    Ok(Found { model, name: file.name, aliases, chat_template, fingerprint })
 }

@@ -24,6 +24,14 @@ pub(super) fn together(mut config: Config) -> Result<Config> {
     {
         return Err(pair("engine.threads", threads, "engine.num_workers", engine.num_workers));
     }
+    let requests = &config.requests;
+    if requests.queue_timeout_ms > requests.queue_timeout_ms_max {
+        let message = format!(
+            "--queue-timeout-ms must be at most --queue-timeout-ms-max ({}), got {}",
+            requests.queue_timeout_ms_max, requests.queue_timeout_ms
+        );
+        return Err(Error::invalid("requests.queue_timeout_ms", message));
+    }
     if engine.worker_backoff_max_ms < engine.worker_backoff_min_ms {
         let message = format!(
             "--worker-backoff-max-ms must be at least --worker-backoff-min-ms ({}), got {}",

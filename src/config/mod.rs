@@ -3,6 +3,7 @@
 //! global, and knows none of the rooms it configures: `cli/serve` hands its values to them.
 
 mod check;
+mod keys;
 mod settings;
 mod show;
 mod sources;
@@ -10,17 +11,21 @@ mod table;
 
 use std::path::PathBuf;
 
+pub use keys::{KeyConfig, Secret};
 pub use settings::{Kind, Setting, Value, setting, show_bytes};
 pub use sources::{CONFIG_ENV, DEFAULT_FILE, Origin, Sources, Typed};
 pub use table::{ACTIVATIONS, DEVICES, LOG_FORMATS, SETTINGS};
 
 use crate::error::Result;
+use crate::protocol::OwnerLimits;
 
 /// Everything a server must be told, resolved and checked.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The listener and the HTTP wires.
     pub server: ServerConfig,
+    /// Who may ask.
+    pub keys: KeysConfig,
     /// The table of streams.
     pub streams: StreamsConfig,
     /// What a request may ask for.
@@ -50,6 +55,16 @@ pub struct ServerConfig {
     pub connections_max: usize,
     /// Longest request body.
     pub body_bytes_max: usize,
+    /// Deepest nesting in a request body.
+    pub json_depth_max: usize,
+    /// Longest request head.
+    pub header_bytes_max: usize,
+    /// Most header lines of a request.
+    pub headers_max: usize,
+    /// The kernel's buffer for a connection that is slow to read.
+    pub send_buffer_bytes: usize,
+    /// How long a write may make no progress before its connection ends.
+    pub write_stall_timeout_ms: u64,
     /// Longest silence on an event stream.
     pub heartbeat_ms: u64,
     /// How long the head of a stream waits for the first token.
@@ -66,15 +81,36 @@ pub struct ServerConfig {
     pub sweep_interval_ms: u64,
     /// Origins that browsers may call from; `*` is any.
     pub cors_origins: Vec<String>,
+    /// Further names by which the server may be called.
+    pub allowed_hosts: Vec<String>,
+}
+
+/// Who may ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeysConfig {
+    /// Every key, those of the file too; none lets everybody in.
+    pub keys: Vec<KeyConfig>,
+    /// Of everybody together, if there are no keys.
+    pub limits: OwnerLimits,
 }
 
 /// The table of streams.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamsConfig {
+    /// Folder where streams are kept, if they are.
+    pub store: Option<PathBuf>,
+    /// Most requests and events in it.
+    pub store_bytes_max: u64,
+    /// How long tokens are gathered before they are written.
+    pub store_interval_ms: u64,
     /// Most streams, live and retained.
     pub num_streams_max: usize,
     /// Most memory for their events.
     pub num_bytes_max: usize,
+    /// Most memory for the events of one stream.
+    pub stream_bytes_max: usize,
+    /// How long a stream whose policy is cancel waits for its first reader.
+    pub unread_grace_ms: u64,
     /// How many expired streams are remembered as such.
     pub num_expired_max: usize,
     /// How long a finished stream can be replayed.
@@ -98,6 +134,10 @@ pub struct RequestsConfig {
     pub top_logprobs_max: usize,
     /// Longest grace time of a lingering stream.
     pub linger_ms_max: u64,
+    /// How long a request waits for a worker if it does not say.
+    pub queue_timeout_ms: u64,
+    /// How long it may ask to wait.
+    pub queue_timeout_ms_max: u64,
     /// Longer prompts are tokenised away from the async threads.
     pub inline_bytes_max: usize,
     /// Prompts tokenised at once; `None` takes the number of cores.
@@ -121,6 +161,10 @@ pub struct EngineSection {
     pub queue_requests_max: usize,
     /// Most tokens of waiting requests.
     pub queue_tokens_max: usize,
+    /// How many tokens of others' work one step of priority is worth.
+    pub priority_step_tokens: u64,
+    /// A waiting stream hears of its place at most this often.
+    pub queue_note_interval_ms: u64,
     /// Whether equal prompt beginnings share KV blocks.
     pub prefix_cache: bool,
     /// How often in a row a failed worker is restarted.
@@ -131,6 +175,10 @@ pub struct EngineSection {
     pub worker_backoff_max_ms: u64,
     /// A worker whose step takes longer counts as hung.
     pub step_time_max_ms: u64,
+    /// How long a worker may compute nothing and still count as ready.
+    pub stall_time_max_ms: u64,
+    /// Hung workers that are replaced.
+    pub workers_abandoned_max: u64,
     /// How long the end waits for a step.
     pub shutdown_time_max_ms: u64,
 }
@@ -212,11 +260,17 @@ impl Config {
         let mut values = Values { sources, resolved: Vec::with_capacity(SETTINGS.len()) };
         let config = Self {
             server: values.server()?,
+            keys: values.keys()?,
             streams: StreamsConfig {
                 num_streams_max: values.number("streams.num_streams_max")?,
                 num_bytes_max: values.number("streams.num_bytes_max")?,
+                stream_bytes_max: values.number("streams.stream_bytes_max")?,
+                unread_grace_ms: values.number("streams.unread_grace_ms")?,
                 num_expired_max: values.number("streams.num_expired_max")?,
                 retention_ms: values.number("streams.retention_ms")?,
+                store: Some(values.text("streams.store")?).filter(|dir| !dir.is_empty()).map(PathBuf::from),
+                store_bytes_max: values.number("streams.store_bytes_max")?,
+                store_interval_ms: values.number("streams.store_interval_ms")?,
             },
             requests: values.requests()?,
             engine: values.engine()?,
@@ -306,6 +360,11 @@ impl Values<'_> {
             port: self.number("server.port")?,
             connections_max: self.number("server.connections_max")?,
             body_bytes_max: self.number("server.body_bytes_max")?,
+            json_depth_max: self.number("server.json_depth_max")?,
+            header_bytes_max: self.number("server.header_bytes_max")?,
+            headers_max: self.number("server.headers_max")?,
+            send_buffer_bytes: self.number("server.send_buffer_bytes")?,
+            write_stall_timeout_ms: self.number("server.write_stall_timeout_ms")?,
             heartbeat_ms: self.number("server.heartbeat_ms")?,
             head_wait_ms: self.number("server.head_wait_ms")?,
             drain_timeout_ms: self.number("server.drain_timeout_ms")?,
@@ -314,7 +373,24 @@ impl Values<'_> {
             body_read_timeout_ms: self.number("server.body_read_timeout_ms")?,
             sweep_interval_ms: self.number("server.sweep_interval_ms")?,
             cors_origins: self.list("server.cors_origins")?,
+            allowed_hosts: self.list("server.allowed_hosts")?,
         })
+    }
+
+    fn keys(&mut self) -> Result<KeysConfig> {
+        let typed = self.list("keys.list")?;
+        // What is kept for the table that is shown has their number and nothing else.
+        if let Some((_, value, _)) = self.resolved.last_mut() {
+            *value = Value::Text(if typed.is_empty() { String::new() } else { format!("{} given", typed.len()) });
+        }
+        let file = Some(self.text("keys.file")?).filter(|path| !path.is_empty()).map(PathBuf::from);
+        let mut limit = |key| self.number::<u32>(key).map(|n| Some(n).filter(|n| *n > 0));
+        let limits = OwnerLimits {
+            requests_per_minute: limit("keys.requests_per_minute")?,
+            tokens_per_minute: limit("keys.tokens_per_minute")?,
+            concurrency_max: limit("keys.concurrency_max")?,
+        };
+        Ok(KeysConfig { keys: keys::collect(&typed, file.as_deref(), limits)?, limits })
     }
 
     fn requests(&mut self) -> Result<RequestsConfig> {
@@ -326,6 +402,8 @@ impl Values<'_> {
             logit_bias_max: self.number("requests.logit_bias_max")?,
             top_logprobs_max: self.number("requests.top_logprobs_max")?,
             linger_ms_max: self.number("requests.linger_ms_max")?,
+            queue_timeout_ms: self.number("requests.queue_timeout_ms")?,
+            queue_timeout_ms_max: self.number("requests.queue_timeout_ms_max")?,
             inline_bytes_max: self.number("requests.inline_bytes_max")?,
             tokenising_max: self.number_or_auto("requests.tokenising_max")?,
         })
@@ -340,11 +418,15 @@ impl Values<'_> {
             prefill_tokens_per_step_max: self.number("engine.prefill_tokens_per_step_max")?,
             queue_requests_max: self.number("engine.queue_requests_max")?,
             queue_tokens_max: self.number("engine.queue_tokens_max")?,
+            priority_step_tokens: self.number("engine.priority_step_tokens")?,
+            queue_note_interval_ms: self.number("engine.queue_note_interval_ms")?,
             prefix_cache: self.bool("engine.prefix_cache")?,
             worker_load_attempts_max: self.number("engine.worker_load_attempts_max")?,
             worker_backoff_min_ms: self.number("engine.worker_backoff_min_ms")?,
             worker_backoff_max_ms: self.number("engine.worker_backoff_max_ms")?,
             step_time_max_ms: self.number("engine.step_time_max_ms")?,
+            stall_time_max_ms: self.number("engine.stall_time_max_ms")?,
+            workers_abandoned_max: self.number("engine.workers_abandoned_max")?,
             shutdown_time_max_ms: self.number("engine.shutdown_time_max_ms")?,
         })
     }

@@ -61,6 +61,8 @@ pub enum Kind {
     OneOf(&'static [&'static str]),
     /// Texts, separated by commas where not in a file.
     List,
+    /// The same, never shown.
+    Secrets,
 }
 
 /// A value that its kind has accepted.
@@ -126,7 +128,7 @@ impl Setting {
             },
             OneOf(words) if words.contains(&typed) => Ok(Value::Text(typed.to_owned())),
             OneOf(words) => Err(format!("must be one of {}, got `{typed}`", words.join(", "))),
-            List => {
+            List | Kind::Secrets => {
                 let items = typed.split(',').map(str::trim).filter(|item| !item.is_empty());
                 Ok(Value::List(items.map(str::to_owned).collect()))
             }

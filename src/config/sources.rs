@@ -172,7 +172,7 @@ fn text_of(setting: &Setting, value: &toml::Value) -> Result<String, String> {
             Some(s.clone())
         }
         (Kind::Bool, Toml::Boolean(b)) => Some(b.to_string()),
-        (Kind::List, Toml::Array(items)) => {
+        (Kind::List | Kind::Secrets, Toml::Array(items)) => {
             let texts: Option<Vec<&str>> = items.iter().map(Toml::as_str).collect();
             texts.map(|texts| texts.join(","))
         }
@@ -184,9 +184,12 @@ fn text_of(setting: &Setting, value: &toml::Value) -> Result<String, String> {
         Kind::Bytes { .. } => "a whole number or a string such as \"8MiB\"",
         Kind::Text | Kind::OneOf(_) => "a string",
         Kind::Bool => "true or false",
-        Kind::List => "an array of strings",
+        Kind::List | Kind::Secrets => "an array of strings",
     };
-    text.ok_or_else(|| format!("{} must be {wanted}, got {value} ({})", setting.key, value.type_str()))
+    text.ok_or_else(|| match setting.kind {
+        Kind::Secrets => format!("{} must be {wanted}, got another {}", setting.key, value.type_str()),
+        _ => format!("{} must be {wanted}, got {value} ({})", setting.key, value.type_str()),
+    })
 }
 
 /// The candidate with the fewest edits, if that is a plausible slip: at most a third of the letters.

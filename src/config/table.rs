@@ -1,6 +1,6 @@
 //! Every setting of the server, one row each, in the order in which `--help` and the table at start show them.
 
-use super::settings::Kind::{self, Bytes, Count, List, Millis, OneOf, Text};
+use super::settings::Kind::{self, Bytes, Count, List, Millis, OneOf, Secrets, Text};
 use super::settings::{GIB, KIB, MIB, Setting};
 
 const HOUR_MS: u64 = 3_600_000;
@@ -9,6 +9,11 @@ const COUNT_MAX: u64 = 1 << 32;
 
 const fn count(min: u64, unit: &'static str) -> Kind {
     Count { min, max: COUNT_MAX, unit, auto: false }
+}
+
+/// A bound of what one key may use.
+const fn limit(unit: &'static str) -> Kind {
+    Count { min: 0, max: u32::MAX as u64, unit, auto: false }
 }
 
 const fn row(key: &'static str, flag: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Setting {
@@ -34,6 +39,42 @@ pub static SETTINGS: &[Setting] = &[
     ),
     row("server.connections_max", "connections-max", count(1, "connections"), "4096", "Most open connections"),
     row("server.body_bytes_max", "body-bytes-max", Bytes { min: KIB, max: GIB }, "4MiB", "Longest request body"),
+    row(
+        "server.json_depth_max",
+        "json-depth-max",
+        // The parser's own bound is 128.
+        Count { min: 8, max: 127, unit: "levels", auto: false },
+        "64",
+        "Deepest nesting in a request body",
+    ),
+    row(
+        "server.header_bytes_max",
+        "header-bytes-max",
+        Bytes { min: KIB, max: MIB },
+        "16KiB",
+        "Longest request head, and the buffer of a connection that is slow to read",
+    ),
+    row(
+        "server.headers_max",
+        "headers-max",
+        Count { min: 1, max: 4096, unit: "lines", auto: false },
+        "100",
+        "Most header lines of a request",
+    ),
+    row(
+        "server.send_buffer_bytes",
+        "send-buffer-bytes",
+        Bytes { min: 4 * KIB, max: GIB },
+        "64KiB",
+        "The kernel's buffer for a connection that is slow to read",
+    ),
+    row(
+        "server.write_stall_timeout_ms",
+        "write-stall-timeout-ms",
+        Millis { min: 1, max: HOUR_MS },
+        "30000",
+        "How long a client may take nothing of what waits for it before its connection ends",
+    ),
     row(
         "server.heartbeat_ms",
         "heartbeat-ms",
@@ -84,6 +125,48 @@ pub static SETTINGS: &[Setting] = &[
         "How often the retention of streams is looked at",
     ),
     row("server.cors_origins", "cors-origins", List, "", "Origins that browsers may call from, or *; none by default"),
+    row(
+        "server.allowed_hosts",
+        "allowed-hosts",
+        List,
+        "",
+        "Names by which the server may be called; on loopback, or if there are any, no others but localhost",
+    ),
+    row(
+        "keys.list",
+        "api-keys",
+        Secrets,
+        "",
+        "API keys, KEY or NAME:KEY; better not on a command line that others see",
+    ),
+    row(
+        "keys.file",
+        "api-keys-file",
+        Text,
+        "",
+        "API keys with their weights and limits: `NAME KEY [...]` lines, or TOML",
+    ),
+    row(
+        "keys.requests_per_minute",
+        "key-requests-per-minute",
+        limit("requests"),
+        "0",
+        "Requests per minute of a key that does not say, or of all without keys; 0 is no limit",
+    ),
+    row(
+        "keys.tokens_per_minute",
+        "key-tokens-per-minute",
+        limit("tokens"),
+        "0",
+        "The same for tokens, prompt and max_tokens; 0 is no limit",
+    ),
+    row(
+        "keys.concurrency_max",
+        "key-concurrency-max",
+        limit("generations"),
+        "0",
+        "The same for generations that wait or run at once; 0 is no limit",
+    ),
     row("streams.num_streams_max", "streams-max", count(1, "streams"), "4096", "Most streams, live and retained"),
     row(
         "streams.num_bytes_max",
@@ -91,6 +174,20 @@ pub static SETTINGS: &[Setting] = &[
         Bytes { min: MIB, max: 1 << 50 },
         "256MiB",
         "Most memory for the events of all streams",
+    ),
+    row(
+        "streams.stream_bytes_max",
+        "stream-bytes-max",
+        Bytes { min: 4 * KIB, max: 1 << 50 },
+        "16MiB",
+        "Most memory for the events of one stream; beyond, its oldest go and late readers get a gap",
+    ),
+    row(
+        "streams.unread_grace_ms",
+        "unread-grace-ms",
+        Millis { min: 0, max: HOUR_MS },
+        "30000",
+        "How long a stream whose policy is cancel waits for its first reader",
     ),
     row(
         "streams.num_expired_max",
@@ -105,6 +202,27 @@ pub static SETTINGS: &[Setting] = &[
         Millis { min: 0, max: 24 * HOUR_MS },
         "600000",
         "How long a finished stream can be replayed",
+    ),
+    row(
+        "streams.store",
+        "stream-store",
+        Text,
+        "",
+        "Folder where streams are kept, so that they outlive the process; none by default",
+    ),
+    row(
+        "streams.store_bytes_max",
+        "stream-store-bytes-max",
+        Bytes { min: MIB, max: 1 << 50 },
+        "1GiB",
+        "Most requests and events in the store; beyond, what ended first goes",
+    ),
+    row(
+        "streams.store_interval_ms",
+        "stream-store-interval-ms",
+        Millis { min: 0, max: 10_000 },
+        "20",
+        "How long the store gathers tokens before it writes them",
     ),
     row(
         "requests.max_tokens_default",
@@ -142,6 +260,20 @@ pub static SETTINGS: &[Setting] = &[
         Millis { min: 0, max: 24 * HOUR_MS },
         "3600000",
         "Longest time a request may ask its stream to run on without readers",
+    ),
+    row(
+        "requests.queue_timeout_ms",
+        "queue-timeout-ms",
+        Millis { min: 0, max: 24 * HOUR_MS },
+        "300000",
+        "How long a request waits for a worker if x-queue-timeout does not say; beyond, 503",
+    ),
+    row(
+        "requests.queue_timeout_ms_max",
+        "queue-timeout-ms-max",
+        Millis { min: 0, max: 24 * HOUR_MS },
+        "3600000",
+        "Longest time that x-queue-timeout may ask for",
     ),
     row(
         "requests.inline_bytes_max",
@@ -206,6 +338,20 @@ pub static SETTINGS: &[Setting] = &[
         "1048576",
         "Most tokens of waiting requests, prompt and output; beyond, 429",
     ),
+    row(
+        "engine.priority_step_tokens",
+        "priority-step-tokens",
+        count(1, "tokens"),
+        "4096",
+        "How many tokens of others' work one step of a request's priority is worth",
+    ),
+    row(
+        "engine.queue_note_interval_ms",
+        "queue-note-interval-ms",
+        Millis { min: 10, max: HOUR_MS },
+        "1000",
+        "A waiting stream hears of its place at most this often",
+    ),
     row("engine.prefix_cache", "prefix-cache", Kind::Bool, "true", "Reuse the KV blocks of equal prompt beginnings"),
     row(
         "engine.worker_load_attempts_max",
@@ -232,8 +378,22 @@ pub static SETTINGS: &[Setting] = &[
         "engine.step_time_max_ms",
         "step-time-max-ms",
         Millis { min: 100, max: HOUR_MS },
-        "10000",
-        "A worker whose step takes longer counts as hung",
+        "5000",
+        "A worker that computes nothing in a step for so long is given up and replaced",
+    ),
+    row(
+        "engine.stall_time_max_ms",
+        "stall-time-max-ms",
+        Millis { min: 10, max: HOUR_MS },
+        "1500",
+        "A worker that computes nothing in a step for so long is not ready",
+    ),
+    row(
+        "engine.workers_abandoned_max",
+        "workers-abandoned-max",
+        count(0, "workers"),
+        "3",
+        "Hung workers that are replaced; each keeps its memory and threads",
     ),
     row(
         "engine.shutdown_time_max_ms",

@@ -24,6 +24,10 @@ pub struct EngineConfig {
     /// Most tokens (prompt and `max_tokens`) that wait for a worker. At least 1. A request larger than that is still
     /// taken when nothing else waits.
     pub queue_tokens_max: usize,
+    /// How many tokens of others' work one step of a request's priority is worth. At least 1.
+    pub priority_step_tokens: u64,
+    /// A waiting request hears of its place at most this often.
+    pub queue_note_interval: Duration,
     /// Whether KV blocks of equal beginnings are used again, within a tenant.
     pub prefix_cache: bool,
     /// How often in a row a worker that lost its model tries to load it again before it gives up. At least 1.
@@ -34,6 +38,10 @@ pub struct EngineConfig {
     pub worker_backoff_max: Duration,
     /// A worker whose step takes longer than this counts as hung, and the engine as not ready.
     pub step_time_max: Duration,
+    /// A worker that computes nothing in a step for so long is not ready.
+    pub stall_time_max: Duration,
+    /// Workers that hung and were replaced; one more is not. Each keeps its memory and threads.
+    pub workers_abandoned_max: u64,
     /// How long a shutdown waits for a step to end before it leaves the worker behind.
     pub shutdown_time_max: Duration,
 }
@@ -47,11 +55,15 @@ impl Default for EngineConfig {
             prefill_tokens_per_step_max: 256,
             queue_requests_max: 1024,
             queue_tokens_max: 1 << 20,
+            priority_step_tokens: 4096,
+            queue_note_interval: Duration::from_secs(1),
             prefix_cache: true,
             worker_load_attempts_max: 5,
             worker_backoff_min: Duration::from_millis(100),
             worker_backoff_max: Duration::from_secs(5),
-            step_time_max: Duration::from_secs(10),
+            step_time_max: Duration::from_secs(5),
+            stall_time_max: Duration::from_millis(1500),
+            workers_abandoned_max: 3,
             shutdown_time_max: Duration::from_secs(10),
         }
     }
@@ -86,7 +98,12 @@ impl EngineConfig {
     }
 
     pub(super) fn queue_limits(&self) -> QueueLimits {
-        QueueLimits { requests_max: self.queue_requests_max, tokens_max: self.queue_tokens_max }
+        QueueLimits {
+            requests_max: self.queue_requests_max,
+            tokens_max: self.queue_tokens_max,
+            priority_step_tokens: self.priority_step_tokens,
+            note_interval: self.queue_note_interval,
+        }
     }
 }
 

@@ -7,9 +7,11 @@
 //!
 //! A sequence's slot and blocks are free, and the gauges say so, before its terminal event can be seen.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use super::lease::{GaugeValues, Lease};
 use super::output::Output;
 use super::queue::{Entry, Pulled, Queue};
 use super::scheduler::{Planned, Scheduler, SchedulerLimits};
@@ -18,13 +20,14 @@ use super::writer::Writer;
 use crate::error::{ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::{Batch, Model};
-use crate::protocol::{Event, FinishReason, SamplingParams, TokenId};
+use crate::protocol::{Event, FinishReason, SamplingParams, Tenant, TokenId};
 use crate::sampling::{Draw, Sampler, SeenTokens};
 use crate::text::Tokenizer;
 
 /// One worker's model, sequences and scratch.
 pub struct EngineCore {
     model: Box<dyn Model>,
+    lease: Arc<Lease>,
     parts: CoreParts,
     scheduler: Scheduler,
     /// By slot.
@@ -59,6 +62,8 @@ pub enum Step {
     Ran,
     /// There was nothing to do.
     Idle,
+    /// The step took so long that the worker was given up; everything is somebody else's now.
+    Revoked,
     /// The engine shuts down; every sequence has its terminal event.
     Stopped,
 }
@@ -66,6 +71,7 @@ pub enum Step {
 /// A request in flight, as far as the scheduler need not know it.
 #[derive(Debug)]
 struct Generation {
+    tenant: Tenant,
     writer: Writer,
     output: Output,
     sampling: SamplingParams,
@@ -90,9 +96,12 @@ impl EngineCore {
         let num_blocks = model.spec().num_blocks;
         let limits = SchedulerLimits { attention_span: model.spec().attention_span, ..parts.limits };
         let max_num_seqs = parts.limits.max_num_seqs;
-        let gauges = Gauges::new(parts.metrics.clone(), num_blocks);
+        let metrics = parts.metrics.clone();
+        let lease = Lease::new(metrics.clone(), num_blocks);
+        let gauges = Gauges { lease: lease.clone(), metrics, num_preemptions: 0 };
         Self {
             model,
+            lease,
             scheduler: Scheduler::new(limits, num_blocks),
             generations: (0..max_num_seqs).map(|_| None).collect(),
             free_slots: (0..max_num_seqs).rev().collect(),
@@ -127,7 +136,11 @@ impl EngineCore {
             return Ok(Step::Idle);
         }
         self.scheduler.build(&mut self.batch);
-        self.model.forward(&self.batch, &mut self.logits)?;
+        let computed = self.model.forward(&self.batch, &mut self.logits);
+        if self.lease.is_revoked() {
+            return Ok(Step::Revoked);
+        }
+        computed?;
         self.scheduler.commit();
         let now = self.parts.queue.now();
         self.count_step(now.saturating_sub(started_at));
@@ -143,6 +156,16 @@ impl EngineCore {
             self.parts.queue.on_lost();
             generation.writer.failed(kind, message.to_owned());
         }
+    }
+
+    /// Its model's count of what it has computed.
+    pub(super) fn beat(&self) -> Option<Arc<AtomicU64>> {
+        self.model.beat()
+    }
+
+    /// Its right to write.
+    pub fn lease(&self) -> &Arc<Lease> {
+        &self.lease
     }
 
     /// Its sequences and blocks.
@@ -176,23 +199,34 @@ impl EngineCore {
     }
 
     fn admit(&mut self, entry: Entry, now: Duration) {
-        let Entry { request, chain, mut writer, accepted_at, cancelled_at } = entry;
-        let (seed, num_tokens_max) = (request.seed(), request.num_tokens_max());
+        let Entry { request, chain, mut writer, accepted_at, cancelled_at, .. } = entry;
+        let (tenant, seed, num_tokens_max) = (request.tenant, request.seed(), request.num_tokens_max());
         let slot = self.free_slots.pop().expect("as many slots as sequences");
-        let seen = SeenTokens::new(&request.sampling, &request.prompt, request.max_tokens);
-        let output = Output::new(request.stop, request.max_tokens, &self.parts.end_of_generation);
-        let prompt_tokens = request.prompt.len();
-        let sequence = Sequence::new(slot, request.tenant, request.prompt, num_tokens_max, chain);
-        let cached_tokens = self.scheduler.admit(sequence);
+        let prompt_tokens = request.num_prompt_tokens();
+        let (prompt, emitted) = request.prompt.split_at(prompt_tokens);
+        let mut seen = SeenTokens::new(&request.sampling, prompt, request.max_tokens);
+        let mut output = Output::new(request.stop, request.max_tokens, &self.parts.end_of_generation);
+        // What an earlier process has shown: draws, penalties and held-back text go on from there.
+        emitted.iter().for_each(|token| seen.push(*token));
+        output.replay(emitted, &self.parts.tokenizer);
+        writer.usage.completion_tokens = emitted.len();
+        let sequence = Sequence::new(slot, tenant, request.prompt, num_tokens_max, chain);
+        let found_tokens = self.scheduler.admit(sequence);
+        let cached_before = request.resumed.and_then(|resumed| resumed.cached_tokens);
+        let cached_tokens = cached_before.unwrap_or(found_tokens);
         writer.usage.prompt_tokens = prompt_tokens;
         writer.usage.cached_tokens = cached_tokens;
         let metrics = &self.parts.metrics;
         metrics.prompt_tokens.inc_by(prompt_tokens as u64);
-        metrics.cached_tokens.inc_by(cached_tokens as u64);
+        metrics.cached_tokens.inc_by(found_tokens as u64);
         metrics.queue_wait_seconds.observe(now.saturating_sub(accepted_at).as_secs_f64());
-        writer.append(Event::Started { prompt_tokens, cached_tokens });
+        writer.lease(&self.lease);
+        if cached_before.is_none() {
+            writer.append(Event::Started { prompt_tokens, cached_tokens });
+        }
         let sampling = request.sampling;
         self.generations[slot] = Some(Box::new(Generation {
+            tenant,
             writer,
             output,
             sampling,
@@ -239,9 +273,15 @@ impl EngineCore {
         self.gauges.set(&self.scheduler);
         for (slot, end) in self.ended.drain(..) {
             let generation = self.generations[slot].take().expect("a sequence ends once");
-            self.parts.queue.on_served(generation.num_tokens_max);
+            let usage = generation.writer.usage;
+            let num_computed = usage.prompt_tokens - usage.cached_tokens + usage.completion_tokens;
+            self.parts.queue.on_served(generation.tenant, generation.num_tokens_max, num_computed);
             match end {
-                End::Done(reason) => generation.writer.done(reason),
+                End::Done(reason) => {
+                    let took = self.parts.queue.now().saturating_sub(generation.accepted_at);
+                    self.parts.metrics.e2e_seconds.observe(took.as_secs_f64());
+                    generation.writer.done(reason);
+                }
                 End::Failed(kind, message) => generation.writer.failed(kind, message),
                 End::Cancelled => {
                     if let Some(&at) = generation.cancelled_at.get() {
@@ -297,33 +337,18 @@ impl Generation {
     }
 }
 
-/// This worker's part of the gauges that all workers add up in; taken out again when the core goes away.
+/// This worker's part of the gauges; its lease takes it out again when the core goes away.
 #[derive(Debug)]
 struct Gauges {
+    lease: Arc<Lease>,
     metrics: Arc<Metrics>,
-    num_blocks: i64,
-    shown: GaugeValues,
     num_preemptions: u64,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct GaugeValues {
-    running: i64,
-    waiting: i64,
-    blocks_used: i64,
-    blocks_cached: i64,
-}
-
 impl Gauges {
-    fn new(metrics: Arc<Metrics>, num_blocks: usize) -> Self {
-        let num_blocks = num_blocks as i64;
-        metrics.kv_blocks_total.inc_by(num_blocks);
-        Self { metrics, num_blocks, shown: GaugeValues::default(), num_preemptions: 0 }
-    }
-
     fn set(&mut self, scheduler: &Scheduler) {
         let pool = scheduler.pool();
-        self.show(GaugeValues {
+        self.lease.show(GaugeValues {
             running: scheduler.num_running() as i64,
             waiting: scheduler.num_waiting() as i64,
             blocks_used: pool.num_referenced() as i64,
@@ -334,22 +359,6 @@ impl Gauges {
     }
 
     fn clear(&mut self) {
-        self.show(GaugeValues::default());
-    }
-
-    fn show(&mut self, values: GaugeValues) {
-        let (m, old) = (&self.metrics, self.shown);
-        m.num_running.inc_by(values.running - old.running);
-        m.num_waiting.inc_by(values.waiting - old.waiting);
-        m.kv_blocks_used.inc_by(values.blocks_used - old.blocks_used);
-        m.kv_blocks_cached.inc_by(values.blocks_cached - old.blocks_cached);
-        self.shown = values;
-    }
-}
-
-impl Drop for Gauges {
-    fn drop(&mut self) {
-        self.clear();
-        self.metrics.kv_blocks_total.dec_by(self.num_blocks);
+        self.lease.show(GaugeValues::default());
     }
 }

@@ -4,6 +4,7 @@
 //! | file | what |
 //! |---|---|
 //! | `queue` | requests that wait, bounded; cancelled ones leave at once |
+//! | `fair` | whose turn it is |
 //! | `scheduler`, `sequence` | which tokens make up the next step, in which blocks |
 //! | `output` | tokens to text; when it is over |
 //! | `core` | one step, from schedule to publish |
@@ -13,6 +14,8 @@
 
 mod config;
 pub mod core;
+mod fair;
+mod lease;
 pub mod output;
 pub mod queue;
 mod rate;
@@ -21,7 +24,7 @@ pub mod sequence;
 mod worker;
 mod writer;
 
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -30,6 +33,7 @@ use std::time::Instant;
 pub use config::EngineConfig;
 
 use self::core::CoreParts;
+use self::output::Output;
 use self::queue::Queue;
 use self::scheduler::Scheduler;
 use self::worker::Shared;
@@ -37,7 +41,7 @@ use crate::cache::{BLOCK_SIZE, HashChain};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::{ModelFactory, ModelSpec};
-use crate::protocol::{TokenId, ValidRequest};
+use crate::protocol::{Event, Tenant, TokenId, Usage, ValidRequest};
 use crate::stream::StreamLog;
 use crate::text::Tokenizer;
 
@@ -95,16 +99,39 @@ impl Engine {
     #[expect(clippy::needless_pass_by_value, reason = "the engine becomes an owner of the log")]
     pub fn submit(&self, request: ValidRequest, log: Arc<StreamLog>) -> Result<()> {
         self.check(&request)?;
+        if self.is_over(&request, &log) {
+            return Ok(());
+        }
         let prefix_cache = self.shared.config.prefix_cache;
         // Here and not in the worker: hashing a long prompt takes as long as a token.
         let chain = prefix_cache.then(|| HashChain::new(request.tenant, &request.prompt));
         self.queue().submit(request, chain, &log)
     }
 
+    /// Whether a request of `tenant` would be refused however short it is.
+    ///
+    /// # Errors
+    /// Those of [`Self::submit`] that do not depend on the request.
+    pub fn check_room(&self, tenant: Tenant) -> Result<()> {
+        self.queue().check_room(tenant)
+    }
+
+    /// Ends what has waited for too long, and tells the rest where they stand. To be called a few times a second.
+    pub fn sweep(&self) {
+        let started = self.shared.watch();
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).extend(started);
+        self.queue().sweep();
+    }
+
     /// Whether requests are taken and a worker serves them.
     pub fn is_ready(&self) -> bool {
-        let (now, step_time_max) = (self.queue().now(), self.shared.config.step_time_max);
-        self.queue().is_open() && self.shared.statuses.iter().any(|status| status.is_ready(now, step_time_max))
+        let (now, stall_time_max) = (self.queue().now(), self.shared.config.stall_time_max);
+        self.queue().is_open() && self.shared.statuses.iter().any(|status| status.is_ready(now, stall_time_max))
+    }
+
+    /// Whether no worker is left, and none will come.
+    pub fn has_failed(&self) -> bool {
+        self.shared.num_alive.load(Ordering::SeqCst) == 0
     }
 
     /// Takes no new requests from now on; those that wait or run go on.
@@ -139,6 +166,21 @@ impl Engine {
     /// The queue, for its depth.
     pub fn queue(&self) -> &Arc<Queue> {
         &self.shared.parts.queue
+    }
+
+    /// Whether a resumed request has sampled all it may: its end was computed, and lost with the process.
+    fn is_over(&self, request: &ValidRequest, log: &StreamLog) -> bool {
+        let Some(resumed) = request.resumed else { return false };
+        let parts = &self.shared.parts;
+        let mut output = Output::new(request.stop.clone(), request.max_tokens, &parts.end_of_generation);
+        let prompt_tokens = request.num_prompt_tokens();
+        let Some(finish_reason) = output.replay(&request.prompt[prompt_tokens..], &parts.tokenizer) else {
+            return false;
+        };
+        let cached_tokens = resumed.cached_tokens.unwrap_or_default();
+        let usage = Usage { prompt_tokens, cached_tokens, completion_tokens: resumed.num_emitted };
+        log.append(Event::Done { finish_reason, usage });
+        true
     }
 
     /// Validation has seen the request already, but a token past the vocabulary would crash the worker, and whether

@@ -41,6 +41,18 @@ impl Output {
         }
     }
 
+    /// Adds tokens whose events an earlier process has made, up to and with the last of them. `Some` if the text is
+    /// over with that.
+    pub fn replay(&mut self, tokens: &[TokenId], tokenizer: &Tokenizer) -> Option<FinishReason> {
+        let mut reason = None;
+        for &token in tokens {
+            debug_assert_eq!(reason, None, "tokens after the end");
+            reason = self.push(Sampled { token, logprob: None }, tokenizer);
+            self.take_event();
+        }
+        reason
+    }
+
     /// Tokens sampled so far.
     pub fn num_tokens(&self) -> usize {
         self.num_tokens

@@ -1,22 +1,33 @@
-//! Requests that wait for a worker: bounded in number and in tokens, first come first served. The one place where the
+//! Requests that wait for a worker: bounded in number and in tokens, in fair order (`fair`). The one place where the
 //! threads of the engine meet: whoever takes an entry out of the queue, under its lock, writes the entry's further
 //! events, so that a cancellation and a worker can never both end a stream.
 //!
-//! Its clock is given to it, and it draws nothing at random. The lock is held for list operations and one append
-//! to a log; a log's hook is never called with the log's own lock held, so the order queue, then log, holds.
+//! Its clock is given to it, and it draws nothing at random. The lock is held for operations on the order and appends
+//! to logs; a log's hook is never called with the log's own lock held, so the order queue, then log, holds.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use super::fair::{FairQueue, Load, Ticket};
 use super::rate::ServiceRate;
 use super::writer::{Writer, WriterShared};
 use crate::cache::HashChain;
 use crate::error::{Error, ErrorKind, Result};
-use crate::metrics::Metrics;
-use crate::protocol::{Event, StreamId, ValidRequest};
+use crate::metrics::{Metrics, RejectLabel};
+use crate::protocol::{Event, StreamId, Tenant, ValidRequest};
 use crate::stream::StreamLog;
+
+/// An owner may fill the queue up to this many times what it leaves free: a lone one four fifths of it, so that
+/// another still finds room. Does not hold where there are no keys, and all are one owner.
+const OWNER_SHARE: usize = 4;
+
+/// Requests further back are not told of their place: their turn is far, and finding it out would hold up the others.
+const PLACES_TOLD_MAX: usize = 4096;
+
+/// A request is told of its place at most as often as to make the pause this part of its waiting time so far, so that
+/// the number of such events grows with the logarithm of that.
+const NOTE_PAUSE_PART: u32 = 8;
 
 /// The time since some beginning; it never goes back. A test or a simulation brings its own.
 pub type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
@@ -28,6 +39,10 @@ pub struct QueueLimits {
     pub requests_max: usize,
     /// Most tokens (prompt and `max_tokens`) that wait. A request larger than that is taken when nothing else waits.
     pub tokens_max: usize,
+    /// How many tokens of others' work one step of priority is worth.
+    pub priority_step_tokens: u64,
+    /// A waiting request hears of its place at most this often.
+    pub note_interval: Duration,
 }
 
 /// A request that waits.
@@ -43,6 +58,10 @@ pub struct Entry {
     pub accepted_at: Duration,
     /// When somebody asked for its end.
     pub cancelled_at: Arc<OnceLock<Duration>>,
+    /// The place it was told last.
+    position: usize,
+    /// Not before this is it told another one.
+    next_note_at: Duration,
 }
 
 /// What a worker finds in the queue.
@@ -70,8 +89,7 @@ pub struct Queue {
 
 #[derive(Debug)]
 struct State {
-    entries: VecDeque<Entry>,
-    num_tokens: usize,
+    waiting: FairQueue<Entry>,
     rate: ServiceRate,
     phase: Phase,
 }
@@ -90,7 +108,8 @@ impl Queue {
     pub fn new(limits: QueueLimits, metrics: Arc<Metrics>, clock: Clock) -> Arc<Self> {
         let shared = Arc::new(WriterShared { metrics, num_live: AtomicUsize::new(0) });
         let rate = ServiceRate::default();
-        let state = State { entries: VecDeque::new(), num_tokens: 0, rate, phase: Phase::Open };
+        let waiting = FairQueue::new(limits.priority_step_tokens);
+        let state = State { waiting, rate, phase: Phase::Open };
         let (wake, stopped) = (Condvar::new(), Condvar::new());
         Arc::new(Self { limits, clock, shared, state: Mutex::new(state), wake, stopped })
     }
@@ -127,6 +146,15 @@ impl Queue {
         Ok(())
     }
 
+    /// Whether a request of `tenant` would be refused however short it is: asked before any work goes into it.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn check_room(&self, tenant: Tenant) -> Result<()> {
+        let now = self.now();
+        self.lock().admit(&self.limits, tenant, 1, now).inspect_err(|e| self.count_refused(e))
+    }
+
     fn push(
         &self,
         request: ValidRequest,
@@ -136,59 +164,102 @@ impl Queue {
     ) -> Result<()> {
         let (metrics, now) = (&self.shared.metrics, self.now());
         let mut state = self.lock();
-        if let Phase::Closed(message) | Phase::Stopped(message) = &state.phase {
-            return Err(Error::new(ErrorKind::Unavailable, message.clone()));
-        }
-        let num_tokens = request.num_tokens_max();
-        if let Some((message, excess)) = state.excess(&self.limits, num_tokens) {
-            metrics.requests_rejected.inc();
-            return Err(Error::overloaded(message, state.rate.retry_after_ms(excess, now)));
+        let (tenant, terms, num_tokens) = (request.tenant, request.queue, request.num_tokens_max());
+        // What was accepted once is not refused because its process died.
+        if request.resumed.is_none() {
+            state.admit(&self.limits, tenant, num_tokens, now).inspect_err(|e| self.count_refused(e))?;
         }
         metrics.requests_accepted.inc();
         metrics.num_waiting.inc();
+        metrics.queue_tokens.inc_by(num_tokens as i64);
         let writer = Writer::new(log, &self.shared);
-        writer.append(Event::Queued { position: state.entries.len() });
-        state.num_tokens += num_tokens;
+        let next_note_at = now + self.limits.note_interval;
+        let entry = Entry { request, chain, writer, accepted_at: now, cancelled_at, position: 0, next_note_at };
         state.rate.on_accepted(now);
-        state.entries.push_back(Entry { request, chain, writer, accepted_at: now, cancelled_at });
+        let ticket = state.waiting.push(tenant, terms, num_tokens, entry);
+        state.tell_first_place(ticket, now);
         drop(state);
         self.wake.notify_one();
         Ok(())
     }
 
+    fn count_refused(&self, e: &Error) {
+        if e.kind() == ErrorKind::Overloaded {
+            self.shared.metrics.requests_rejected.inc();
+            self.shared.metrics.rejects.get_or_create(&RejectLabel::QUEUE_FULL).inc();
+        }
+    }
+
     /// Ends a request that still waits; false if it does not (any more).
     fn cancel(&self, id: StreamId) -> bool {
         let mut state = self.lock();
-        let Some(index) = state.entries.iter().position(|e| e.request.id == id) else { return false };
-        let entry = self.take_abandoned(&mut state, index);
+        let found = state.waiting.iter().find(|(_, e)| e.request.id == id).map(|(ticket, _)| ticket);
+        let Some(entry) = found.and_then(|ticket| self.take_abandoned(&mut state, ticket)) else { return false };
         drop(state);
         entry.writer.cancelled();
         true
     }
 
-    /// The next request, if `fits` says that there is room for it. Requests that were cancelled are ended on the way.
+    /// The next request, if `fits` says that there is room for it. Requests that were cancelled or whose patience is
+    /// over are ended on the way.
     pub fn pull(&self, mut fits: impl FnMut(&Entry) -> bool) -> Pulled {
+        let now = self.now();
         let mut state = self.lock();
         loop {
             if let Phase::Stopped(message) = &state.phase {
                 return Pulled::Stopped(message.clone());
             }
-            let Some(next) = state.entries.front() else { return Pulled::Nothing };
+            let Some((ticket, next)) = state.waiting.peek() else { return Pulled::Nothing };
             // The hook that takes it out is on its way; it would be work for nobody.
-            if next.writer.is_cancelled() {
-                self.take_abandoned(&mut state, 0).writer.cancelled();
-            } else if fits(next) {
-                return Pulled::Entry(Box::new(self.take(&mut state, 0)));
-            } else {
+            let (is_cancelled, is_late) = (next.writer.is_cancelled(), next.is_late(now));
+            if !is_cancelled && !is_late && !fits(next) {
                 return Pulled::Nothing;
+            }
+            if is_cancelled || is_late {
+                // Not popped, so that its owner is not charged for it.
+                if let Some(entry) = self.take_abandoned(&mut state, ticket) {
+                    self.end_unserved(entry, is_cancelled);
+                }
+            } else if let Some(entry) = state.waiting.pop() {
+                self.count_left(&entry);
+                return Pulled::Entry(Box::new(entry));
             }
         }
     }
 
-    /// Notes that a worker is through with a request.
-    pub fn on_served(&self, num_tokens: usize) {
+    /// Ends the requests whose patience is over, and tells others of their place where it has changed. Called a few
+    /// times a second.
+    pub fn sweep(&self) {
         let now = self.now();
-        self.lock().rate.on_served(num_tokens, now);
+        let mut state = self.lock();
+        let late: Vec<Ticket> =
+            state.waiting.iter().filter(|(_, e)| e.is_late(now)).map(|(ticket, _)| ticket).collect();
+        let late: Vec<Entry> = late.into_iter().filter_map(|t| self.take_abandoned(&mut state, t)).collect();
+        state.tell_places(self.limits.note_interval, now);
+        drop(state);
+        for entry in late {
+            self.end_unserved(entry, false);
+        }
+    }
+
+    fn end_unserved(&self, entry: Entry, is_cancelled: bool) {
+        if is_cancelled {
+            entry.writer.cancelled();
+            return;
+        }
+        self.shared.metrics.queue_timeouts.inc();
+        let seconds = entry.request.queue.timeout_ms.unwrap_or_default() as f64 / 1000.0;
+        let message = format!("no worker was free within the queue time-out of {seconds} s");
+        entry.writer.failed(ErrorKind::QueueTimeout, message);
+    }
+
+    /// Notes that a worker is through with a request of `tenant` that had reserved `num_reserved` tokens and computed
+    /// `num_computed` of them.
+    pub fn on_served(&self, tenant: Tenant, num_reserved: usize, num_computed: usize) {
+        let now = self.now();
+        let mut state = self.lock();
+        state.rate.on_served(num_reserved, now);
+        state.waiting.give_back(tenant, num_reserved.saturating_sub(num_computed));
     }
 
     /// A worker lost a request that it had pulled: it no longer counts as work under way.
@@ -199,7 +270,7 @@ impl Queue {
 
     /// Blocks until there is a request or the end.
     pub fn wait(&self) {
-        let idle = |s: &mut State| s.entries.is_empty() && !matches!(s.phase, Phase::Stopped(_));
+        let idle = |s: &mut State| s.waiting.is_empty() && !matches!(s.phase, Phase::Stopped(_));
         drop(self.wake.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner));
     }
 
@@ -248,27 +319,35 @@ impl Queue {
 
     /// Number of requests that wait, and their tokens.
     pub fn depth(&self) -> (usize, usize) {
-        let state = self.lock();
-        (state.entries.len(), state.num_tokens)
+        let Load { requests, tokens } = self.lock().waiting.load();
+        (requests, tokens)
     }
 
     fn fail_waiting(&self, mut state: MutexGuard<'_, State>, message: &str) {
-        while !state.entries.is_empty() {
-            let entry = self.take_abandoned(&mut state, 0);
-            entry.writer.failed(ErrorKind::Unavailable, message.to_owned());
+        let all: Vec<Ticket> = state.waiting.iter().map(|(ticket, _)| ticket).collect();
+        for ticket in all {
+            if let Some(entry) = self.take_abandoned(&mut state, ticket) {
+                entry.writer.failed(ErrorKind::Unavailable, message.to_owned());
+            }
         }
     }
 
-    fn take_abandoned(&self, state: &mut State, index: usize) -> Entry {
-        state.rate.on_abandoned(self.now());
-        self.take(state, index)
+    fn count_left(&self, entry: &Entry) {
+        self.shared.metrics.num_waiting.dec();
+        self.shared.metrics.queue_tokens.dec_by(entry.request.num_tokens_max() as i64);
     }
 
-    fn take(&self, state: &mut State, index: usize) -> Entry {
-        let entry = state.entries.remove(index).expect("an index of the list");
-        state.num_tokens -= entry.request.num_tokens_max();
-        self.shared.metrics.num_waiting.dec();
-        entry
+    /// What writers count in.
+    pub(super) fn writer_shared(&self) -> &WriterShared {
+        &self.shared
+    }
+
+    /// Takes a request out that will not be served.
+    fn take_abandoned(&self, state: &mut State, ticket: Ticket) -> Option<Entry> {
+        let entry = state.waiting.remove(ticket)?;
+        state.rate.on_abandoned(self.now());
+        self.count_left(&entry);
+        Some(entry)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -283,20 +362,93 @@ impl std::fmt::Debug for Queue {
     }
 }
 
+impl Entry {
+    /// Whether it hears of its place: not if it has begun already, in an earlier process.
+    fn tells_places(&self) -> bool {
+        self.request.resumed.is_none_or(|resumed| resumed.cached_tokens.is_none())
+    }
+
+    /// Whether it has waited for longer than it is willing to.
+    fn is_late(&self, now: Duration) -> bool {
+        let timeout = self.request.queue.timeout_ms.map(Duration::from_millis);
+        timeout.is_some_and(|timeout| now.saturating_sub(self.accepted_at) >= timeout)
+    }
+}
+
 impl State {
+    fn admit(&self, limits: &QueueLimits, tenant: Tenant, num_tokens: usize, now: Duration) -> Result<()> {
+        if let Phase::Closed(message) | Phase::Stopped(message) = &self.phase {
+            return Err(Error::new(ErrorKind::Unavailable, message.clone()));
+        }
+        let excess = self.excess(limits, num_tokens).or_else(|| self.excess_of(tenant, limits, num_tokens));
+        match excess {
+            Some((message, tokens)) => Err(Error::overloaded(message, self.rate.retry_after_ms(tokens, now))),
+            None => Ok(()),
+        }
+    }
+
     /// Which bound a further `num_tokens` would break, and how many tokens must leave before they would not.
     fn excess(&self, limits: &QueueLimits, num_tokens: usize) -> Option<(String, usize)> {
-        let too_many = self.entries.len() >= limits.requests_max;
-        let too_long = !self.entries.is_empty() && self.num_tokens + num_tokens > limits.tokens_max;
-        let message = match (too_many, too_long) {
-            (true, _) => format!("the queue is full: {} requests wait", self.entries.len()),
-            (_, true) => format!("the queue is full: {} tokens wait, {num_tokens} more came", self.num_tokens),
-            _ => return None,
+        let Load { requests, tokens } = self.waiting.load();
+        let message = if requests >= limits.requests_max {
+            format!("the queue is full: {requests} requests wait")
+        } else if requests > 0 && tokens + num_tokens > limits.tokens_max {
+            format!("the queue is full: {tokens} tokens wait, {num_tokens} more came")
+        } else {
+            return None;
         };
-        let num_leave = (self.entries.len() + 1).saturating_sub(limits.requests_max);
-        let by_requests: usize = self.entries.iter().take(num_leave).map(|e| e.request.num_tokens_max()).sum();
-        let by_tokens = (self.num_tokens + num_tokens).saturating_sub(limits.tokens_max).min(self.num_tokens);
+        let num_leave = (requests + 1).saturating_sub(limits.requests_max);
+        let leaving = self.waiting.order(num_leave);
+        let by_requests: usize =
+            leaving.iter().filter_map(|t| self.waiting.get(*t)).map(|e| e.request.num_tokens_max()).sum();
+        let by_tokens = (tokens + num_tokens).saturating_sub(limits.tokens_max).min(tokens);
         Some((message, by_requests.max(by_tokens)))
+    }
+
+    /// The same for an owner's part of the queue.
+    fn excess_of(&self, tenant: Tenant, limits: &QueueLimits, num_tokens: usize) -> Option<(String, usize)> {
+        let (all, own) = (self.waiting.load(), self.waiting.load_of(tenant));
+        let num_free = limits.requests_max - all.requests;
+        let num_tokens_free = limits.tokens_max.saturating_sub(all.tokens + num_tokens);
+        let is_too_much = own.requests >= OWNER_SHARE * num_free
+            || own.tokens + num_tokens > num_tokens_free.saturating_mul(OWNER_SHARE);
+        if tenant == Tenant(0) || own.requests == 0 || !is_too_much {
+            return None;
+        }
+        let Load { requests, tokens } = own;
+        let message = format!(
+            "{requests} requests with {tokens} tokens of this key wait; what is left of the queue is kept for others"
+        );
+        Some((message, num_tokens))
+    }
+
+    /// Tells a newcomer where it stands.
+    fn tell_first_place(&mut self, ticket: Ticket, now: Duration) {
+        let order = self.waiting.order(PLACES_TOLD_MAX);
+        let position = order.iter().position(|t| *t == ticket).unwrap_or(self.waiting.load().requests - 1);
+        let ahead = order.iter().take(position).filter_map(|t| self.waiting.get(*t));
+        let wait_ms = self.rate.wait_ms(ahead.map(|e| e.request.num_tokens_max()).sum(), now);
+        if let Some(entry) = self.waiting.get_mut(ticket) {
+            entry.position = position;
+            if entry.tells_places() {
+                entry.writer.append(Event::Queued { position, wait_ms });
+            }
+        }
+    }
+
+    /// Tells those who wait where they stand, if that has changed and they have not heard of it lately.
+    fn tell_places(&mut self, interval: Duration, now: Duration) {
+        let mut num_tokens_ahead = 0;
+        for (position, ticket) in self.waiting.order(PLACES_TOLD_MAX).into_iter().enumerate() {
+            let wait_ms = self.rate.wait_ms(num_tokens_ahead, now);
+            let Some(entry) = self.waiting.get_mut(ticket) else { continue };
+            num_tokens_ahead += entry.request.num_tokens_max();
+            if entry.position != position && now >= entry.next_note_at && entry.tells_places() {
+                let pause = interval.max(now.saturating_sub(entry.accepted_at) / NOTE_PAUSE_PART);
+                (entry.position, entry.next_note_at) = (position, now + pause);
+                entry.writer.append(Event::Queued { position, wait_ms });
+            }
+        }
     }
 }
 

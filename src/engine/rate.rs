@@ -41,15 +41,19 @@ impl ServiceRate {
 
     /// When there should be room, if `tokens` must be freed before.
     pub fn retry_after_ms(&self, tokens: usize, now: Duration) -> u64 {
+        // If nothing has finished yet, it is likely to take as long again as it has taken.
+        let unknown = || ((self.seconds_until(now) * 1000.0) as u64).max(RETRY_MS_UNKNOWN);
+        self.wait_ms(tokens, now).unwrap_or_else(unknown).clamp(RETRY_MS_MIN, RETRY_MS_MAX)
+    }
+
+    /// How long it should take until `tokens` are freed; `None` before anything was measured.
+    pub fn wait_ms(&self, tokens: usize, now: Duration) -> Option<u64> {
+        (self.tokens > 0.0).then(|| (tokens as f64 * self.seconds_until(now) / self.tokens * 1000.0) as u64)
+    }
+
+    fn seconds_until(&self, now: Duration) -> f64 {
         let waited = if self.num_busy > 0 { now.saturating_sub(self.counted_until).as_secs_f64() } else { 0.0 };
-        let seconds = self.seconds + waited;
-        let ms = if self.tokens > 0.0 {
-            (tokens as f64 * seconds / self.tokens * 1000.0) as u64
-        } else {
-            // Nothing has finished yet: likely to take as long again as it has taken.
-            ((seconds * 1000.0) as u64).max(RETRY_MS_UNKNOWN)
-        };
-        ms.clamp(RETRY_MS_MIN, RETRY_MS_MAX)
+        self.seconds + waited
     }
 
     fn advance(&mut self, now: Duration) {

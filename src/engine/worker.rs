@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! load the model -> step, step, ... (asleep while there is nothing to do) -> stopped: the thread ends
-//!       ^                |
+//!       ^                |        \
+//!       |                |         +-- nothing computed for long: its lease is revoked, another thread begins here
 //!       |                v  panic or failed device
 //!       +-- wait -- end its sequences with an error event, drop the model
 //! ```
@@ -15,11 +16,13 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::config::EngineConfig;
 use super::core::{CoreParts, EngineCore, Step};
+use super::lease::Lease;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Model, ModelFactory, ModelSpec};
 
@@ -42,18 +45,97 @@ pub(super) struct Status {
     has_model: AtomicBool,
     /// When the step that it is in began, in microseconds, plus one; 0 between steps.
     step_began: AtomicU64,
+    /// When it was last seen to compute something within a step, in microseconds.
+    progressed: AtomicU64,
+    current: Mutex<Option<Current>>,
+}
+
+/// The core that a worker runs.
+#[derive(Debug)]
+struct Current {
+    lease: Arc<Lease>,
+    /// The model's count of what it has computed, and what it was when it was last looked at.
+    beat: Option<Arc<AtomicU64>>,
+    beat_seen: u64,
 }
 
 impl Status {
     /// Whether the worker serves: it has a model, and is not stuck in a step.
-    pub(super) fn is_ready(&self, now: Duration, step_time_max: Duration) -> bool {
+    pub(super) fn is_ready(&self, now: Duration, stall_time_max: Duration) -> bool {
+        self.has_model.load(Ordering::Acquire) && !self.is_stuck(now, stall_time_max)
+    }
+
+    /// Whether it has been in a step for longer than `time` without computing anything.
+    fn is_stuck(&self, now: Duration, time: Duration) -> bool {
         let began = self.step_began.load(Ordering::Acquire);
-        let is_stuck = began > 0 && now.as_micros() as u64 > began + step_time_max.as_micros() as u64;
-        self.has_model.load(Ordering::Acquire) && !is_stuck
+        let since = began.max(self.progressed.load(Ordering::Acquire));
+        began > 0 && now.as_micros() as u64 > since + time.as_micros() as u64
+    }
+
+    fn set_current(&self, core: &EngineCore) {
+        let beat = core.beat();
+        let beat_seen = beat.as_ref().map_or(0, |beat| beat.load(Ordering::Relaxed));
+        *self.lock() = Some(Current { lease: core.lease().clone(), beat, beat_seen });
+    }
+
+    /// Looks whether it has computed something since the last look.
+    fn look(&self, now: Duration) {
+        if let Some(current) = &mut *self.lock()
+            && let Some(beat) = &current.beat
+        {
+            let beat = beat.load(Ordering::Relaxed);
+            if beat != current.beat_seen {
+                current.beat_seen = beat;
+                self.progressed.store(now.as_micros() as u64, Ordering::Release);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Current>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Shared {
+    /// Gives up workers that hang, and starts others in their place. Called a few times a second.
+    pub(super) fn watch(self: &Arc<Self>) -> Vec<JoinHandle<()>> {
+        let now = self.parts.queue.now();
+        let mut started = Vec::new();
+        for (index, status) in self.statuses.iter().enumerate() {
+            status.look(now);
+            if status.is_stuck(now, self.config.step_time_max) {
+                started.extend(self.replace(index, status));
+            }
+        }
+        started
+    }
+
+    fn replace(self: &Arc<Self>, index: usize, status: &Status) -> Option<JoinHandle<()>> {
+        let current = status.lock().take()?;
+        let message = "the worker hung in a step and was given up";
+        let num_ended = current.lease.revoke(message, self.parts.queue.writer_shared());
+        (0..num_ended).for_each(|_| self.parts.queue.on_lost());
+        status.has_model.store(false, Ordering::Release);
+        status.step_began.store(0, Ordering::Release);
+        let num_abandoned = self.parts.metrics.workers_abandoned.inc() + 1;
+        tracing::error!(worker = index, num_ended, num_abandoned, "{message}");
+        if num_abandoned > self.config.workers_abandoned_max {
+            // Each holds a model and its threads.
+            tracing::error!(worker = index, "too many workers hang; this one is not replaced");
+            drop(Exit(self));
+            return None;
+        }
+        self.parts.metrics.worker_restarts.inc();
+        let shared = self.clone();
+        let builder = std::thread::Builder::new().name(format!("worker-{index}"));
+        let spawned = builder.spawn(move || {
+            let exit = Exit(&shared);
+            let worker = Worker { shared: &shared, index, status: &shared.statuses[index] };
+            worker.reload(1).map_or(Left::Ended, |model| worker.live(model)).leave(exit);
+        });
+        spawned.inspect_err(|e| tracing::error!(worker = index, "no thread for another worker: {e}")).ok()
+    }
+
     /// Waits until all workers have ended; false if one has not after `time`.
     pub(super) fn wait_exited(&self, time: Duration) -> bool {
         let exited = self.num_exited.lock().unwrap_or_else(PoisonError::into_inner);
@@ -65,7 +147,7 @@ impl Shared {
 
 /// A worker's life. `loaded` hears once whether the first load went well; if not, that was it.
 fn run(shared: &Shared, index: usize, loaded: SyncSender<Result<ModelSpec>>) {
-    let _exit = Exit(shared);
+    let exit = Exit(shared);
     let worker = Worker { shared, index, status: &shared.statuses[index] };
     let first = worker.load();
     worker.status.has_model.store(first.is_ok(), Ordering::Release);
@@ -73,7 +155,23 @@ fn run(shared: &Shared, index: usize, loaded: SyncSender<Result<ModelSpec>>) {
     let heard = loaded.send(first.as_ref().map(|model| model.spec().clone()).map_err(Clone::clone));
     drop(loaded);
     if let (Ok(model), Ok(())) = (first, heard) {
-        worker.live(model);
+        worker.live(model).leave(exit);
+    }
+}
+
+/// How a worker's thread comes to its end.
+enum Left {
+    Ended,
+    /// Another thread has its place, and counts in its stead.
+    Replaced,
+}
+
+impl Left {
+    fn leave(self, exit: Exit<'_>) {
+        match self {
+            Self::Ended => drop(exit),
+            Self::Replaced => std::mem::forget(exit),
+        }
     }
 }
 
@@ -99,19 +197,25 @@ struct Worker<'a> {
 /// Why a core is of no more use.
 enum Fate {
     Stopped,
+    Revoked,
     Failed { message: String, has_worked: bool },
 }
 
 impl Worker<'_> {
-    fn live(&self, first: Box<dyn Model>) {
+    fn live(&self, first: Box<dyn Model>) -> Left {
         let mut model = Some(first);
         let mut num_failures = 0;
         while let Some(fresh) = model.take() {
             let mut core = EngineCore::new(fresh, self.shared.parts.clone());
+            self.status.set_current(&core);
             self.status.has_model.store(true, Ordering::Release);
             let fate = self.serve(&mut core);
+            if core.lease().is_revoked() {
+                return Left::Replaced;
+            }
+            *self.status.lock() = None;
             self.status.has_model.store(false, Ordering::Release);
-            let Fate::Failed { message, has_worked } = fate else { return };
+            let Fate::Failed { message, has_worked } = fate else { return Left::Ended };
             tracing::error!(worker = self.index, "step failed: {message}");
             self.shared.parts.metrics.worker_restarts.inc();
             num_failures = if has_worked { 1 } else { num_failures + 1 };
@@ -123,6 +227,7 @@ impl Worker<'_> {
             let _ = catch_unwind(quietly);
             model = self.reload(num_failures);
         }
+        Left::Ended
     }
 
     /// Steps until the end or a failure.
@@ -132,6 +237,9 @@ impl Worker<'_> {
         loop {
             self.status.step_began.store(queue.now().as_micros() as u64 + 1, Ordering::Release);
             let step = catch_unwind(AssertUnwindSafe(|| core.step()));
+            if core.lease().is_revoked() {
+                return Fate::Revoked;
+            }
             self.status.step_began.store(0, Ordering::Release);
             let message = match step {
                 Ok(Ok(Step::Ran)) => {
@@ -143,6 +251,7 @@ impl Worker<'_> {
                     continue;
                 }
                 Ok(Ok(Step::Stopped)) => return Fate::Stopped,
+                Ok(Ok(Step::Revoked)) => return Fate::Revoked,
                 Ok(Err(e)) => e.message().to_owned(),
                 Err(panic) => panic_message(panic.as_ref()),
             };

@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::lease::Lease;
 use crate::error::ErrorKind;
-use crate::metrics::Metrics;
+use crate::metrics::{CancelLabel, Metrics};
 use crate::protocol::{ErrorInfo, Event, FinishReason, Usage};
-use crate::stream::StreamLog;
+use crate::stream::{CancelCause, StreamLog};
 
 /// Writes a generation's events.
 #[derive(Debug)]
@@ -15,6 +16,8 @@ pub struct Writer {
     log: Arc<StreamLog>,
     shared: Arc<WriterShared>,
     is_ended: bool,
+    /// Of the core that holds it.
+    lease: Option<Arc<Lease>>,
     /// What was spent so far; the terminal event carries it.
     pub usage: Usage,
 }
@@ -32,12 +35,18 @@ impl Writer {
     /// The writer of an accepted request.
     pub fn new(log: Arc<StreamLog>, shared: &Arc<WriterShared>) -> Self {
         shared.num_live.fetch_add(1, Ordering::SeqCst);
-        Self { log, shared: shared.clone(), is_ended: false, usage: Usage::default() }
+        Self { log, shared: shared.clone(), is_ended: false, lease: None, usage: Usage::default() }
     }
 
     /// The log.
     pub fn log(&self) -> &Arc<StreamLog> {
         &self.log
+    }
+
+    /// From here on it writes only while `lease` holds.
+    pub(super) fn lease(&mut self, lease: &Arc<Lease>) {
+        lease.hold(&self.log);
+        self.lease = Some(lease.clone());
     }
 
     /// Whether somebody asked for the end.
@@ -48,24 +57,24 @@ impl Writer {
     /// Adds an event that is not terminal.
     pub fn append(&self, event: Event) {
         debug_assert!(!event.is_terminal(), "use the methods that end it");
-        self.log.append(event);
+        match &self.lease {
+            Some(lease) => drop(lease.append(&self.log, event)),
+            None => drop(self.log.append(event)),
+        }
     }
 
     /// The text is finished.
     pub fn done(mut self, finish_reason: FinishReason) {
-        self.shared.metrics.requests_done.inc();
         self.end(Event::Done { finish_reason, usage: self.usage });
     }
 
     /// The cancellation took effect.
     pub fn cancelled(mut self) {
-        self.shared.metrics.requests_cancelled.inc();
         self.end_with_error(ErrorKind::Cancelled, "the generation was cancelled".to_owned());
     }
 
     /// Something went wrong.
     pub fn failed(mut self, kind: ErrorKind, message: String) {
-        self.shared.metrics.requests_failed.inc();
         self.end_with_error(kind, message);
     }
 
@@ -75,16 +84,38 @@ impl Writer {
 
     fn end(&mut self, event: Event) {
         self.is_ended = true;
+        if self.lease.as_ref().is_some_and(|lease| lease.is_revoked()) {
+            return; // Whoever took the right away has ended it and counted it.
+        }
+        let metrics = &self.shared.metrics;
+        match &event {
+            Event::Done { .. } => metrics.requests_done.inc(),
+            Event::Error(info) if info.kind == ErrorKind::Cancelled => {
+                metrics.requests_cancelled.inc();
+                let cause = self.log.cancelled().map_or("requested", CancelCause::as_str);
+                metrics.cancels.get_or_create(&CancelLabel::new(cause)).inc()
+            }
+            _ => metrics.requests_failed.inc(),
+        };
         // Before the event, so that whoever has seen it finds the engine idle.
         self.shared.num_live.fetch_sub(1, Ordering::SeqCst);
-        self.log.append(event);
+        let has_written = match &self.lease {
+            Some(lease) => lease.append(&self.log, event),
+            None => {
+                self.log.append(event);
+                true
+            }
+        };
+        if !has_written {
+            // Taken away in this moment: it was counted twice.
+            self.shared.num_live.fetch_add(1, Ordering::SeqCst);
+        }
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
         if !self.is_ended {
-            self.shared.metrics.requests_failed.inc();
             self.end_with_error(ErrorKind::Internal, "the worker failed".to_owned());
         }
     }

@@ -44,61 +44,61 @@ pub struct Activations {
     facts: Facts,
 }
 
+/// Where a stage's outputs go: `[num_tokens, n]` in f32, and the same in bytes where the next stage multiplies bytes.
+#[derive(Debug)]
+pub struct Output<'a> {
+    /// In f32.
+    pub x: &'a mut [f32],
+    /// In bytes; replaced.
+    pub quantized: Option<&'a mut Activations>,
+}
+
 impl Activations {
     /// Quantises `x: [num_rows, k]`, replacing what was there: per block, scale = max |x| / 127 and each value is
     /// rounded to the nearest step, ties to even. Rows whose `k` is not a multiple of 32 have no blocks at their end;
-    /// only float weights have such rows. A row with a value that is not finite has NaN for its scales, so that the
-    /// value is not rounded away.
+    /// only float weights have such rows. Where a value is not finite scales are NaN, so that it is not rounded away.
     pub fn quantize(&mut self, isa: Isa, pool: &mut Pool, x: &[f32], k: usize) {
-        let num_rows = self.resize(x.len(), k);
-        self.fill(pool, num_rows, |row, out| quantize_row(isa, &x[row * k..][..k], out));
+        let num_rows = x.len() / k;
+        let to = self.replace(num_rows, k);
+        // SAFETY: every row belongs to one tile.
+        for_rows(pool, num_rows, ROWS_PER_TILE_MAX, |row| unsafe { to.quantize(isa, row, 0, &x[row * k..][..k]) });
     }
 
     /// The same after a norm, whose result in f32 goes to `normed`, which is like `x`.
     pub fn quantize_normed(&mut self, isa: Isa, pool: &mut Pool, x: &[f32], norm: Norm<'_>, normed: &mut [f32]) {
         let k = norm.weight.len();
-        let num_rows = self.resize(x.len(), k);
+        let num_rows = x.len() / k;
         assert_eq!(normed.len(), x.len());
+        let to = self.replace(num_rows, k);
         let normed = SharedMut::new(normed);
-        self.fill(pool, num_rows, |row, out| {
-            // SAFETY: every row belongs to one tile.
-            let normed = unsafe { normed.slice(row * k, k) };
-            rms_norm_row(isa, &x[row * k..][..k], norm, normed);
-            quantize_row(isa, normed, out);
-        });
-    }
-
-    fn resize(&mut self, len: usize, k: usize) -> usize {
-        let (num_rows, num_blocks) = (len / k, k / BLOCK_K);
-        self.num_blocks = num_blocks;
-        self.bytes.resize(num_rows * num_blocks * BLOCK_K, 0);
-        let len = num_rows * num_blocks;
-        self.facts.scales.resize(len, [0.0; 2]);
-        self.facts.half_sums.resize(len, [0.0; 2]);
-        self.facts.starts.resize(len, [0; 4]);
-        self.facts.half_starts.resize(len, [0; 4]);
-        num_rows
-    }
-
-    fn fill(&mut self, pool: &mut Pool, num_rows: usize, f: impl Fn(usize, RowOut<'_>) + Sync) {
-        let n = self.num_blocks;
-        let bytes = SharedMut::new(&mut self.bytes);
-        let Facts { scales, half_sums, starts, half_starts } = &mut self.facts;
-        let (scales, half_sums) = (SharedMut::new(scales), SharedMut::new(half_sums));
-        let (starts, half_starts) = (SharedMut::new(starts), SharedMut::new(half_starts));
         for_rows(pool, num_rows, ROWS_PER_TILE_MAX, |row| {
             // SAFETY: every row belongs to one tile.
-            let out = unsafe {
-                RowOut {
-                    bytes: bytes.slice(row * n * BLOCK_K, n * BLOCK_K),
-                    scales: scales.slice(row * n, n),
-                    half_sums: half_sums.slice(row * n, n),
-                    starts: starts.slice(row * n, n),
-                    half_starts: half_starts.slice(row * n, n),
-                }
-            };
-            f(row, out);
+            unsafe {
+                let normed = normed.slice(row * k, k);
+                rms_norm_row(isa, &x[row * k..][..k], norm, normed);
+                to.quantize(isa, row, 0, normed);
+            }
         });
+    }
+
+    /// Room for `num_rows` rows of `k` inputs, for threads to fill.
+    pub(super) fn replace(&mut self, num_rows: usize, k: usize) -> ActivationsMut<'_> {
+        let Self { num_blocks, bytes, facts: Facts { scales, half_sums, starts, half_starts } } = self;
+        *num_blocks = k / BLOCK_K;
+        let len = num_rows * *num_blocks;
+        bytes.resize(len * BLOCK_K, 0);
+        scales.resize(len, [0.0; 2]);
+        half_sums.resize(len, [0.0; 2]);
+        starts.resize(len, [0; 4]);
+        half_starts.resize(len, [0; 4]);
+        ActivationsMut {
+            num_blocks: *num_blocks,
+            bytes: SharedMut::new(bytes),
+            scales: SharedMut::new(scales),
+            half_sums: SharedMut::new(half_sums),
+            starts: SharedMut::new(starts),
+            half_starts: SharedMut::new(half_starts),
+        }
     }
 
     /// Some rows, one after another.
@@ -114,7 +114,39 @@ impl Activations {
     }
 }
 
-/// Where a row goes: the fields of [`QuantizedRows`].
+/// Activations that several threads fill, each its own blocks.
+pub(super) struct ActivationsMut<'a> {
+    num_blocks: usize,
+    bytes: SharedMut<'a, i8>,
+    scales: SharedMut<'a, [f32; 2]>,
+    half_sums: SharedMut<'a, [f32; 2]>,
+    starts: SharedMut<'a, [i32; 4]>,
+    half_starts: SharedMut<'a, [i32; 4]>,
+}
+
+impl ActivationsMut<'_> {
+    /// Quantises the whole blocks of `x`, which begins at `column` of `row`.
+    ///
+    /// # Safety
+    /// Nobody else uses these blocks meanwhile.
+    pub(super) unsafe fn quantize(&self, isa: Isa, row: usize, column: usize, x: &[f32]) {
+        debug_assert!(column.is_multiple_of(BLOCK_K));
+        let (first, num_blocks) = (row * self.num_blocks + column / BLOCK_K, x.len() / BLOCK_K);
+        // SAFETY: the caller's word.
+        let out = unsafe {
+            RowOut {
+                bytes: self.bytes.slice(first * BLOCK_K, num_blocks * BLOCK_K),
+                scales: self.scales.slice(first, num_blocks),
+                half_sums: self.half_sums.slice(first, num_blocks),
+                starts: self.starts.slice(first, num_blocks),
+                half_starts: self.half_starts.slice(first, num_blocks),
+            }
+        };
+        quantize_row(isa, x, out);
+    }
+}
+
+/// Where some blocks of a row go: the fields of [`QuantizedRows`].
 struct RowOut<'a> {
     bytes: &'a mut [i8],
     scales: &'a mut [[f32; 2]],

@@ -15,10 +15,10 @@
 
 use std::ops::Range;
 
-use super::activations::Activations;
+use super::activations::{Activations, Output};
 use super::pool::{Pool, SharedMut};
 use super::simd::{Isa, LANES, Simd, simd_kernel};
-use super::weights::Packed;
+use super::weights::{BLOCK_K, Packed};
 use super::{math, tile, tile_f32};
 
 /// Tokens that go through some tiles together: their inputs and outputs fit the second-level cache, and the weights are
@@ -146,6 +146,9 @@ fn write_columns_body<S: Simd>(s: S, to: &Columns<'_>, tiles: &Range<usize>, acc
     }
 }
 
+/// Tiles whose outputs are a block of the next matrix's inputs.
+const TILES_PER_BLOCK: usize = BLOCK_K / LANES;
+
 /// `out[t, i] = activation(x[t] . gate[i]) * (x[t] . up[i])`, `out: [num_tokens, n]`.
 ///
 /// # Panics
@@ -157,16 +160,19 @@ pub fn gated(
     up: &Packed,
     activation: Activation,
     input: &Input<'_>,
-    out: &mut [f32],
+    out: Output<'_>,
 ) {
     let (n, num_tokens) = (gate.n, input.num_tokens);
     assert_eq!((up.n, up.k), (n, gate.k), "gate {gate:?} and up {up:?}");
     assert_eq!(input.x.len(), num_tokens * gate.k, "input of {num_tokens} rows for {gate:?}");
-    assert_eq!(out.len(), num_tokens * n, "output of {num_tokens} rows for {gate:?}");
+    assert_eq!(out.x.len(), num_tokens * n, "output of {num_tokens} rows for {gate:?}");
     let part = |weights| Part { weights, bias: None, column: 0 };
-    let out = SharedMut::new(out);
-    pool.run_ranges(gate.num_tiles(), |tiles| {
+    let quantized = out.quantized.map(|quantized| quantized.replace(num_tokens, n));
+    let out = SharedMut::new(out.x);
+    let num_tiles = gate.num_tiles();
+    pool.run_ranges(num_tiles.div_ceil(TILES_PER_BLOCK), |blocks| {
         let (mut gate_acc, mut up_acc) = ([0f32; ACC_LEN], [0f32; ACC_LEN]);
+        let tiles = blocks.start * TILES_PER_BLOCK..num_tiles.min(blocks.end * TILES_PER_BLOCK);
         for (tokens, tiles) in passes(num_tokens, tiles) {
             let len = tiles.len() * tokens.len() * LANES;
             let (gate_acc, up_acc) = (&mut gate_acc[..len], &mut up_acc[..len]);
@@ -175,6 +181,15 @@ pub fn gated(
             activate(isa, activation, gate_acc, up_acc);
             // Every tile has columns of its own.
             write_columns(isa, &Columns { out, first: tokens.start * n, width: n, n }, &tiles, gate_acc, false);
+        }
+        let Some(quantized) = &quantized else { return };
+        let columns = blocks.start * BLOCK_K..n.min(blocks.end * BLOCK_K);
+        for token in 0..num_tokens {
+            // SAFETY: these columns and blocks are of these tiles alone, and the columns are written.
+            unsafe {
+                let x = out.read(token * n + columns.start, columns.len());
+                quantized.quantize(isa, token, columns.start, x);
+            }
         }
     });
 }

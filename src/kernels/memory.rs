@@ -13,7 +13,7 @@ use memmap2::{MmapMut, MmapRaw};
 use crate::error::{Error, Result};
 
 /// Bytes of a map. Pages that nobody writes are never backed, so a map that is not full costs nothing.
-const MAP_BYTES: usize = 256 << 20;
+const MAP_BYTES: usize = if cfg!(miri) { 1 << 20 } else { 256 << 20 };
 /// Regions begin on a cache line.
 const LINE: usize = 64;
 
@@ -73,7 +73,7 @@ fn new_map(len: usize, has_large_pages: bool) -> Result<Arc<MmapRaw>> {
     let failed = |e| Error::internal(format!("cannot get {len} bytes of memory: {e}"));
     let map = MmapMut::map_anon(len).map_err(failed)?;
     // A system without large pages refuses: it is slower there, not wrong.
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", not(miri)))]
     if has_large_pages && let Err(e) = map.advise(memmap2::Advice::HugePage) {
         tracing::debug!("no large pages for weights: {e}");
     }

@@ -8,6 +8,7 @@
 #![allow(clippy::needless_range_loop)]
 
 mod activations;
+mod attend;
 mod attention;
 mod kv_write;
 mod math;
@@ -20,9 +21,8 @@ mod tile;
 mod tile_f32;
 mod weights;
 
-pub use activations::Activations;
+pub use activations::{Activations, Output};
 pub use attention::{AttentionShape, KV_BLOCK, KvLayer, QkNorm, Ragged, RopePairs, attention};
-pub use kv_write::rotate_and_store;
 pub use matmul::{Activation, Input, Part, gated, linear};
 pub use memory::Memory;
 pub use norm::{Norm, add_rms_norm, rms_norm};

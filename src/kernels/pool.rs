@@ -21,7 +21,7 @@ use std::thread::{JoinHandle, Thread};
 const TILE_BITS: u32 = 24;
 const TILE_MASK: u64 = (1 << TILE_BITS) - 1;
 /// Spins before a thread parks: about 30 us, several times the gap between two jobs of a step.
-const SPINS_BEFORE_PARK: u32 = 2_000;
+const SPINS_BEFORE_PARK: u32 = if cfg!(miri) { 4 } else { 2_000 };
 
 /// Of what is left at home a thread claims one part in so many, elsewhere one in as many for every thread.
 const PARTS: usize = 2;
@@ -352,6 +352,23 @@ impl<'a, T> SharedMut<'a, T> {
         unsafe { self.ptr.add(index).write(value) }
     }
 
+    /// The part `start..start + len`, to be read.
+    ///
+    /// # Safety
+    /// Nobody writes it meanwhile.
+    #[inline(always)]
+    pub(crate) unsafe fn read(&self, start: usize, len: usize) -> &[T] {
+        assert!(start <= self.len && len <= self.len - start, "part {start}+{len} of {}", self.len);
+        // SAFETY: in bounds; the caller vouches that nobody writes it.
+        unsafe { std::slice::from_raw_parts(self.ptr.add(start), len) }
+    }
+
+    /// The address of an element, to be fetched: it may lie outside.
+    #[inline(always)]
+    pub(crate) fn address(&self, index: usize) -> *const T {
+        self.ptr.wrapping_add(index)
+    }
+
     /// The part `start..start + len`.
     ///
     /// # Safety
@@ -373,7 +390,7 @@ mod tests {
     fn every_tile_runs_once() {
         for num_threads in [1, 2, 3, 8] {
             let mut pool = Pool::new(num_threads);
-            for num_tiles in (0..70).chain([1000]).cycle().take(3000) {
+            for num_tiles in (0..70).chain([1000]).cycle().take(if cfg!(miri) { 72 } else { 3000 }) {
                 let counts: Vec<AtomicUsize> = (0..num_tiles).map(|_| AtomicUsize::new(0)).collect();
                 pool.run(num_tiles, |tile| {
                     counts[tile].fetch_add(1, Ordering::Relaxed);

@@ -1,5 +1,6 @@
 //! From a file on disk to everything that serving it takes: tokenizer, template, and a factory of decoders.
 
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use super::{Model, ModelFactory, ModelSpec};
 use crate::error::{Error, Result};
 use crate::protocol::TokenId;
 use crate::text::Tokenizer;
+use xxhash_rust::xxh3::Xxh3;
 
 /// A served model's parts.
 pub struct LoadedModel {
@@ -25,6 +27,8 @@ pub struct LoadedModel {
     pub eos_text: String,
     /// Makes one decoder per worker, each with its own KV memory and threads.
     pub factory: ModelFactory,
+    /// Changes with whatever changes its texts: the file, and how it is computed with.
+    pub fingerprint: u64,
     /// One line for the log: architecture, sizes, instruction set.
     pub description: String,
 }
@@ -67,9 +71,33 @@ fn load_inner(path: &Path, options: &DecoderOptions) -> Result<LoadedModel> {
         eos_text: spelling(tokenizer.eos()),
         spec,
         description,
+        fingerprint: fingerprint(path, options)?,
         factory: Arc::new(move || Ok(Box::new(weights.decoder()?) as Box<dyn Model>)),
         tokenizer: Arc::new(tokenizer),
     })
+}
+
+/// Bytes at the beginning and the end of a file that stand for it, beside its size: what was read in full was checked
+/// when it was fetched.
+const FINGERPRINT_BYTES: u64 = 1 << 20;
+
+fn fingerprint(path: &Path, options: &DecoderOptions) -> Result<u64> {
+    let read = || -> std::io::Result<u64> {
+        let mut file = std::fs::File::open(path)?;
+        let len = file.metadata()?.len();
+        let mut hasher = Xxh3::new();
+        let mut bytes = Vec::new();
+        (&mut file).take(FINGERPRINT_BYTES).read_to_end(&mut bytes)?;
+        file.seek(SeekFrom::Start(len.saturating_sub(FINGERPRINT_BYTES)))?;
+        file.read_to_end(&mut bytes)?;
+        hasher.update(&bytes);
+        hasher.update(&len.to_le_bytes());
+        // A version may change a rounding; that it did not is not for the store to find out.
+        hasher.update(env!("CARGO_PKG_VERSION").as_bytes());
+        hasher.update(options.arithmetic().as_bytes());
+        Ok(hasher.digest())
+    };
+    read().map_err(|e| Error::io(path.display(), e))
 }
 
 fn tokenizer(path: &Path, gguf: &Gguf) -> Result<Tokenizer> {

@@ -1,6 +1,7 @@
 //! Models: from a file to logits. The one [`Model`] trait has two implementations, the decoder and the stub.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use crate::cache::BlockId;
 use crate::error::Result;
@@ -41,6 +42,12 @@ pub trait Model: Send {
     /// # Errors
     /// If the device fails. A malformed batch is a bug and panics.
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()>;
+
+    /// A count that rises several times within `forward`, with every layer for instance: a long step is told from one
+    /// that hangs by it. Without one, a step that takes long counts as hung.
+    fn beat(&self) -> Option<Arc<AtomicU64>> {
+        None
+    }
 }
 
 /// Makes a model with KV memory of its own. Called once per worker, and again when a worker is restarted.

@@ -8,10 +8,14 @@
 //! lower-case letters and spaces, now and then a character of two, three or four bytes.
 
 mod gate;
+mod spec;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 pub use gate::StubGate;
+pub use spec::from_spec;
 
 use super::{Batch, Model, ModelSpec};
 use crate::cache::{BLOCK_SIZE, BlockId};
@@ -70,6 +74,8 @@ pub struct StubFaults {
     pub panic_on_token: Option<TokenId>,
     /// Report a failed device at this step.
     pub error_at_step: Option<u64>,
+    /// From this step on, no sign of life while a step waits or takes its time.
+    pub silent_from_step: Option<u64>,
     /// Sequences that have this token anywhere get rows of NaN.
     pub nan_on_token: Option<TokenId>,
 }
@@ -82,10 +88,13 @@ pub struct StubModel {
     /// `[num_blocks, BLOCK_SIZE]`, the token written to each slot.
     kv: Vec<TokenId>,
     step: u64,
+    beat: Arc<AtomicU64>,
 }
 
 /// What an unwritten slot holds: no token.
 const POISON: TokenId = TokenId::MAX;
+/// A longer delay is taken in parts, with a sign of life before each.
+const DELAY_SLICE: Duration = Duration::from_millis(50);
 /// The end of generation.
 const EOS: usize = 256;
 const NEVER: f32 = -30.0;
@@ -100,7 +109,7 @@ impl StubModel {
         assert!(config.vocab_size > EOS, "the stub needs 257 tokens, got {}", config.vocab_size);
         let StubConfig { vocab_size, max_model_len, num_blocks, .. } = config;
         let spec = ModelSpec { vocab_size, max_model_len, num_blocks, attention_span: usize::MAX };
-        Self { config, spec, kv: vec![POISON; num_blocks * BLOCK_SIZE], step: 0 }
+        Self { config, spec, kv: vec![POISON; num_blocks * BLOCK_SIZE], step: 0, beat: Arc::default() }
     }
 
     /// A factory of stubs for the engine, each with memory of its own.
@@ -166,17 +175,30 @@ impl StubModel {
 }
 
 impl Model for StubModel {
+    fn beat(&self) -> Option<Arc<AtomicU64>> {
+        Some(self.beat.clone())
+    }
+
     fn spec(&self) -> &ModelSpec {
         &self.spec
     }
 
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()> {
+        let is_silent = self.config.faults.silent_from_step.is_some_and(|first| self.step >= first);
+        let beat = || {
+            if !is_silent {
+                self.beat.fetch_add(1, Ordering::Relaxed);
+            }
+        };
         if let Some(gate) = &self.config.gate {
-            gate.pass();
+            gate.pass(beat);
         }
-        let delay = self.config.step_delay + self.config.token_delay * batch.num_tokens() as u32;
-        if !delay.is_zero() {
-            std::thread::sleep(delay);
+        let mut delay = self.config.step_delay + self.config.token_delay * batch.num_tokens() as u32;
+        while !delay.is_zero() {
+            beat();
+            let slice = delay.min(DELAY_SLICE);
+            std::thread::sleep(slice);
+            delay -= slice;
         }
         let (faults, step) = (&self.config.faults, self.step);
         self.step += 1;

@@ -4,12 +4,15 @@ use super::ids::TokenId;
 use crate::error::ErrorKind;
 
 /// One entry of a stream's log. Its sequence number is its index.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum Event {
-    /// Accepted and waiting; `position` 0 is next in line.
+    /// Accepted and waiting; `position` 0 is next in line. The first event of every stream, and told again while the
+    /// request waits and its place changes.
     Queued {
-        /// How many requests stood before it when it came.
+        /// How many requests stand before it.
         position: usize,
+        /// How long it should wait still, in milliseconds; `None` before anything was measured.
+        wait_ms: Option<u64>,
     },
     /// A worker has begun on it.
     Started {
@@ -40,7 +43,7 @@ impl Event {
 
 /// A piece of text and the tokens that made it. Tokens whose text is held back (a possible stop string, half a
 /// character) travel with the piece that releases it.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, serde::Serialize, serde::Deserialize)]
 pub struct TokenEvent {
     /// Valid UTF-8, not empty.
     pub text: String,
@@ -51,7 +54,7 @@ pub struct TokenEvent {
 }
 
 /// The log-probability of a sampled token and of its strongest rivals.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct TokenLogprob {
     /// The token.
     pub token: TokenId,
@@ -62,7 +65,7 @@ pub struct TokenLogprob {
 }
 
 /// Why a generation ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum FinishReason {
     /// An end-of-generation token, a stop string or a stop token.
     Stop,
@@ -90,7 +93,7 @@ impl FinishReason {
 }
 
 /// Token counts of one generation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Usage {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
@@ -101,7 +104,7 @@ pub struct Usage {
 }
 
 /// Why a generation ended without finishing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ErrorInfo {
     /// What a client can do about it.
     pub kind: ErrorKind,

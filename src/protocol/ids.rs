@@ -7,11 +7,11 @@ use std::str::FromStr;
 pub type TokenId = u32;
 
 /// Names one generation and its log: 128 random bits, shown as 32 lower-case hex digits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct StreamId(pub u128);
 
 impl StreamId {
-    /// A fresh, unguessable id.
+    /// A fresh, unguessable id. Two UUIDs, since one has six bits that are fixed; turned, so that these do not meet.
     pub fn random() -> Self {
         Self(uuid::Uuid::new_v4().as_u128() ^ uuid::Uuid::new_v4().as_u128().rotate_left(64))
     }
@@ -84,12 +84,23 @@ impl FromStr for EventId {
 }
 
 /// Whose work this is. Streams, queues and prefix reuse are kept apart by it. 0 is the anonymous owner.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, serde::Serialize, serde::Deserialize)]
 pub struct Tenant(pub u64);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_bit_of_a_stream_id_is_random() {
+        // A bit that is fixed, as six of a UUID are, shows in 64 draws but for a chance of 2^-63.
+        let (mut ones, mut zeros) = (0, 0);
+        for _ in 0..64 {
+            let StreamId(bits) = StreamId::random();
+            (ones, zeros) = (ones | bits, zeros | !bits);
+        }
+        assert_eq!((ones, zeros), (u128::MAX, u128::MAX));
+    }
 
     #[test]
     fn ids_round_trip_and_reject_other_spellings() {

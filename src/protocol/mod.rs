@@ -3,8 +3,12 @@
 
 mod event;
 mod ids;
+mod owner;
 mod request;
 
 pub use event::{ErrorInfo, Event, FinishReason, TokenEvent, TokenLogprob, Usage};
 pub use ids::{Epoch, EventId, StreamId, Tenant, TokenId};
-pub use request::{ChatMessage, GenerateRequest, OnDisconnect, Prompt, SamplingParams, StopParams, ValidRequest};
+pub use owner::{Owner, OwnerLimits, PRIORITY_MAX, PRIORITY_MIN, QueueTerms, WEIGHT_MAX, WEIGHT_MIN};
+pub use request::{
+    ChatMessage, GenerateRequest, OnDisconnect, Prompt, Resumed, SamplingParams, StopParams, ValidRequest,
+};

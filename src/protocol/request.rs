@@ -1,13 +1,16 @@
 //! A request twice: as a dialect understood it, and as it is once templated, tokenised and checked. The second type
 //! is the proof of the check: nothing past `service/` sees the first.
 
+use std::sync::Arc;
+
 use super::ids::{StreamId, Tenant, TokenId};
+use super::owner::{Owner, QueueTerms};
 
 /// What every dialect turns its JSON into. Values may still break rules.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest {
     /// Whose request it is.
-    pub tenant: Tenant,
+    pub owner: Arc<Owner>,
     /// The model asked for; `None` means the one that is served.
     pub model: Option<String>,
     /// What to go on from.
@@ -18,6 +21,10 @@ pub struct GenerateRequest {
     pub stop: StopParams,
     /// What to do when the last reader leaves.
     pub on_disconnect: OnDisconnect,
+    /// Its place in line; `None` takes the owner's.
+    pub priority: Option<i32>,
+    /// How long it may wait for a worker, in milliseconds; `None` takes the server's default.
+    pub queue_timeout_ms: Option<u64>,
 }
 
 /// What to go on from.
@@ -41,7 +48,7 @@ pub struct ChatMessage {
 }
 
 /// How tokens are drawn. The default is a plain draw from the model's own distribution.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct SamplingParams {
     /// 0 is greedy; at most 2.
     pub temperature: f32,
@@ -86,7 +93,7 @@ impl Default for SamplingParams {
 }
 
 /// When a generation ends.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct StopParams {
     /// Most tokens to sample; `None` goes on to the context limit.
     pub max_tokens: Option<usize>,
@@ -101,7 +108,7 @@ pub struct StopParams {
 }
 
 /// What happens to a generation when its last reader has left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum OnDisconnect {
     /// Stop at once.
     Cancel,
@@ -116,7 +123,7 @@ pub enum OnDisconnect {
 
 /// A request that keeps every rule: tokenised, within the context, parameters in range, the seed drawn. Only
 /// `service::validate` makes them.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct ValidRequest {
     /// The name of its stream.
     pub id: StreamId,
@@ -132,12 +139,30 @@ pub struct ValidRequest {
     pub stop: StopParams,
     /// What to do when the last reader leaves.
     pub on_disconnect: OnDisconnect,
+    /// On which terms it waits.
+    pub queue: QueueTerms,
+    /// Where it stands, if it is not new.
+    pub resumed: Option<Resumed>,
+}
+
+/// Where a request stands that goes on after the end of the process that it came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct Resumed {
+    /// So many tokens at the end of the prompt were sampled, and shown.
+    pub num_emitted: usize,
+    /// Tokens of the prompt that came from the prefix cache then, if a worker had begun on it.
+    pub cached_tokens: Option<usize>,
 }
 
 impl ValidRequest {
+    /// Tokens of the prompt as it came.
+    pub fn num_prompt_tokens(&self) -> usize {
+        self.prompt.len() - self.resumed.map_or(0, |resumed| resumed.num_emitted)
+    }
+
     /// The most tokens this request can ever hold, which is what admission counts.
     pub fn num_tokens_max(&self) -> usize {
-        self.prompt.len() + self.max_tokens
+        self.num_prompt_tokens() + self.max_tokens
     }
 
     /// The seed of its draws.

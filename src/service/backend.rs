@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::protocol::ValidRequest;
+use crate::protocol::{Tenant, ValidRequest};
 use crate::stream::StreamLog;
 
 /// Whether a backend can serve, for `/health/ready`.
@@ -13,6 +13,8 @@ pub enum Readiness {
     Ready,
     /// Loading, or a worker is being restarted.
     Starting,
+    /// No worker is left, and none will come.
+    Failed,
     /// No new requests; running ones finish.
     Draining,
 }
@@ -25,6 +27,16 @@ pub trait Backend: Send + Sync {
     /// [`crate::error::ErrorKind::Overloaded`] when the queue is full, with the time to come back;
     /// [`crate::error::ErrorKind::Unavailable`] while loading or draining. Nothing was appended to `log` then.
     fn submit(&self, request: ValidRequest, log: Arc<StreamLog>) -> Result<()>;
+
+    /// Whether any request of `tenant` would be refused now: asked before it is templated and tokenised.
+    ///
+    /// # Errors
+    /// Those of [`Self::submit`] that do not depend on the request.
+    fn check_room(&self, tenant: Tenant) -> Result<()>;
+
+    /// Looks after requests that wait: ends those that have waited for too long, tells others where they stand.
+    /// Called a few times a second; returns at once.
+    fn sweep(&self);
 
     /// Whether requests will be served.
     fn readiness(&self) -> Readiness;

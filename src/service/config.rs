@@ -1,9 +1,16 @@
 //! What the service may be asked to do.
 
+use std::sync::Arc;
+
+use crate::protocol::Owner;
+
 /// The served model's name and the bounds of a request. `Default` fits a server of the house; only the name must be
 /// given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceConfig {
+    /// What texts follow from besides their requests: the weights, and how they are computed with. A stored stream of
+    /// another one cannot be gone on with.
+    pub fingerprint: u64,
     /// The name requests use for the model.
     pub model_name: String,
     /// Other names that requests may use for it.
@@ -22,6 +29,12 @@ pub struct ServiceConfig {
     pub top_logprobs_max: usize,
     /// Longest grace time of a lingering stream, in milliseconds.
     pub linger_ms_max: u64,
+    /// How long a request waits for a worker if it does not say, in milliseconds.
+    pub queue_timeout_ms: u64,
+    /// How long it may ask to wait at most.
+    pub queue_timeout_ms_max: u64,
+    /// Everybody who may ask; limits are theirs.
+    pub owners: Vec<Arc<Owner>>,
     /// Prompts of more bytes are templated and tokenised away from the async threads.
     pub inline_bytes_max: usize,
     /// How many prompts are tokenised away from the async threads at once; others wait.
@@ -31,6 +44,7 @@ pub struct ServiceConfig {
 impl Default for ServiceConfig {
     fn default() -> Self {
         Self {
+            fingerprint: 0,
             model_name: "default".to_owned(),
             model_aliases: Vec::new(),
             max_tokens_default: None,
@@ -40,6 +54,9 @@ impl Default for ServiceConfig {
             logit_bias_max: 1024,
             top_logprobs_max: 20,
             linger_ms_max: 3_600_000,
+            queue_timeout_ms: 300_000,
+            queue_timeout_ms_max: 3_600_000,
+            owners: vec![Arc::new(Owner::anonymous())],
             // Tokenising runs at some MB/s, so this keeps an async thread for about a millisecond.
             inline_bytes_max: 4096,
             tokenising_max: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::{Backend, Readiness};
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::protocol::ValidRequest;
+use crate::protocol::{Tenant, ValidRequest};
 use crate::stream::StreamLog;
 
 /// The engine of this process.
@@ -29,11 +29,21 @@ impl Backend for LocalBackend {
         self.engine.submit(request, log)
     }
 
+    fn check_room(&self, tenant: Tenant) -> Result<()> {
+        self.engine.check_room(tenant)
+    }
+
+    fn sweep(&self) {
+        self.engine.sweep();
+    }
+
     fn readiness(&self) -> Readiness {
         if self.is_draining.load(Ordering::Acquire) {
             Readiness::Draining
         } else if self.engine.is_ready() {
             Readiness::Ready
+        } else if self.engine.has_failed() {
+            Readiness::Failed
         } else {
             Readiness::Starting
         }

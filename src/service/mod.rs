@@ -4,6 +4,8 @@
 mod backend;
 mod config;
 mod local;
+mod quota;
+mod restore;
 mod template;
 mod validate;
 
@@ -15,15 +17,18 @@ use tokio::sync::Semaphore;
 pub use backend::{Backend, Readiness};
 pub use config::ServiceConfig;
 pub use local::LocalBackend;
+pub use quota::{Allowance, QuotaState};
+pub use restore::Restored;
 pub use template::ChatTemplate;
 
 use crate::cache::BLOCK_SIZE;
 use crate::error::{Error, ErrorKind, Result};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, RejectLabel};
 use crate::model::ModelSpec;
-use crate::protocol::{ChatMessage, ErrorInfo, Event, GenerateRequest, Prompt, StreamId, TokenId, Usage};
-use crate::stream::{Clock, StreamLog, StreamTable};
+use crate::protocol::{ChatMessage, ErrorInfo, Event, GenerateRequest, Owner, Prompt, StreamId, TokenId, Usage};
+use crate::stream::{Clock, StreamLog, StreamRecord, StreamTable};
 use crate::text::Tokenizer;
+use quota::Quotas;
 
 /// The one front door of generation: every dialect's request goes through [`Service::start`].
 pub struct Service {
@@ -36,6 +41,7 @@ pub struct Service {
     metrics: Arc<Metrics>,
     clock: Clock,
     tokenising: Arc<Semaphore>,
+    quotas: Quotas,
     created_ms: u64,
 }
 
@@ -64,7 +70,8 @@ impl Service {
         let clock = wall_clock();
         let (created_ms, tokenising) = (clock(), Arc::new(Semaphore::new(config.tokenising_max.max(1))));
         let template = template.map(Arc::new);
-        Self { config, tokenizer, template, spec, backend, table, metrics, clock, tokenising, created_ms }
+        let quotas = Quotas::new(&config.owners, &clock);
+        Self { config, tokenizer, template, spec, backend, table, metrics, clock, tokenising, quotas, created_ms }
     }
 
     /// Accepts a request and hands it to the backend. Dropping the returned future before it is done leaves nothing
@@ -72,24 +79,50 @@ impl Service {
     ///
     /// # Errors
     /// [`ErrorKind::ModelNotFound`]; [`ErrorKind::InvalidRequest`] or [`ErrorKind::ContextLengthExceeded`] with the
-    /// parameter at fault; [`ErrorKind::Overloaded`] and [`ErrorKind::Unavailable`] from table and backend. No stream
-    /// exists then.
+    /// parameter at fault; [`ErrorKind::RateLimited`] for an owner over a limit of its own; [`ErrorKind::Overloaded`]
+    /// and [`ErrorKind::Unavailable`] from table and backend. No stream exists then.
     pub async fn start(&self, request: GenerateRequest) -> Result<Started> {
         self.check_model(request.model.as_deref())?;
         validate::parameters(&request, self.limits())?;
+        // Whoever is to be refused is refused before work goes into it.
+        self.backend.check_room(request.owner.tenant)?;
+        let owner = request.owner.clone();
+        let slot = self.quotas.begin(&owner).inspect_err(|e| self.count_limited(e))?;
         let (request, prompt) = self.tokenise(request).await?;
         // No await from here on: the stream is either running and in the caller's hands, or was never there.
         let id = StreamId::random();
         let valid = validate::fit(id, request, prompt, random_seed(), self.limits())?;
         let log = StreamLog::with_clock(id, valid.tenant, valid.on_disconnect, self.clock.clone());
         let (prompt_tokens, seed) = (valid.prompt.len(), valid.seed());
+        self.quotas.spend(&owner, valid.num_tokens_max()).inspect_err(|e| self.count_limited(e))?;
         self.table.insert(log.clone()).inspect_err(|_| {
             self.metrics.requests_rejected.inc();
+            self.metrics.rejects.get_or_create(&RejectLabel::STREAMS_FULL).inc();
         })?;
         let mut inserted = Inserted { table: &self.table, log: log.clone(), id: Some(id) };
+        if let Some(store) = self.table.store() {
+            let record = StreamRecord {
+                request: valid.clone(),
+                created_ms: log.created_ms(),
+                fingerprint: self.config.fingerprint,
+            };
+            store.begin(record, &log);
+        }
         self.backend.submit(valid, log.clone())?;
         inserted.id = None;
+        slot.occupy(&log);
         Ok(Started { log, prompt_tokens, seed })
+    }
+
+    /// What an owner has left, if it has limits of its own.
+    pub fn quota(&self, owner: &Owner) -> Option<QuotaState> {
+        self.quotas.state(owner)
+    }
+
+    /// Ends what is over its time: lingering and finished streams, requests that wait. Called a few times a second.
+    pub fn sweep(&self) {
+        self.backend.sweep();
+        self.table.sweep(self.now_ms());
     }
 
     /// Says whether `name` is the served model; `None` always is.
@@ -163,9 +196,23 @@ impl Service {
         }
     }
 
-    /// Ends what is left with an error event. Blocks until that is done.
+    /// Ends what is left with an error event, or where streams are kept, leaves it for the next process: readers are
+    /// sent away without an end, and may come back. Blocks until that is done.
     pub fn shutdown(&self, message: &str) {
+        if let Some(store) = self.table.store() {
+            let live = self.table.live();
+            live.iter().for_each(|log| log.suspend());
+            // Before the backend ends them: what it appends then is nobody's to see.
+            store.close();
+        }
         self.backend.shutdown(message);
+    }
+
+    fn count_limited(&self, e: &Error) {
+        if e.kind() == ErrorKind::RateLimited {
+            self.metrics.requests_limited.inc();
+            self.metrics.rejects.get_or_create(&RejectLabel::OWNER_LIMIT).inc();
+        }
     }
 
     fn limits(&self) -> validate::Limits<'_> {

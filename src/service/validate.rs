@@ -3,7 +3,8 @@
 use super::ServiceConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{
-    ChatMessage, GenerateRequest, OnDisconnect, Prompt, SamplingParams, StopParams, StreamId, TokenId, ValidRequest,
+    ChatMessage, GenerateRequest, OnDisconnect, PRIORITY_MAX, PRIORITY_MIN, Prompt, QueueTerms, SamplingParams,
+    StopParams, StreamId, Tenant, TokenId, ValidRequest,
 };
 
 /// The roles a message can have.
@@ -32,6 +33,7 @@ pub fn parameters(request: &GenerateRequest, limits: Limits<'_>) -> Result<()> {
     }
     sampling_rules(&request.sampling, limits)?;
     stop_rules(&request.stop, limits)?;
+    queue_rules(request, limits)?;
     match request.on_disconnect {
         OnDisconnect::Linger { grace_ms } if grace_ms > limits.config.linger_ms_max => Err(rule(
             "on_disconnect",
@@ -81,8 +83,23 @@ pub fn fit(
         return Err(rule("min_tokens", at_most, request.stop.min_tokens));
     }
     let sampling = SamplingParams { seed: Some(request.sampling.seed.unwrap_or(seed)), ..request.sampling };
-    let (tenant, stop, on_disconnect) = (request.tenant, request.stop, request.on_disconnect);
-    Ok(ValidRequest { id, tenant, prompt, max_tokens, sampling, stop, on_disconnect })
+    let (owner, stop, on_disconnect) = (request.owner, request.stop, request.on_disconnect);
+    let queue = QueueTerms {
+        weight: owner.weight,
+        priority: request.priority.unwrap_or(owner.priority),
+        timeout_ms: Some(request.queue_timeout_ms.unwrap_or(limits.config.queue_timeout_ms)),
+    };
+    Ok(ValidRequest {
+        id,
+        tenant: owner.tenant,
+        prompt,
+        max_tokens,
+        sampling,
+        stop,
+        on_disconnect,
+        queue,
+        resumed: None,
+    })
 }
 
 /// The request field that the prompt came in.
@@ -153,6 +170,25 @@ fn stop_rules(s: &StopParams, limits: Limits<'_>) -> Result<()> {
         return Err(rule("stop_token_ids", at_most, s.token_ids.len()));
     }
     tokens_rules("stop_token_ids", &s.token_ids, limits.vocab_size)
+}
+
+fn queue_rules(request: &GenerateRequest, limits: Limits<'_>) -> Result<()> {
+    // Without keys nobody is to be protected from anybody; with them a request cannot push past what its key may.
+    let is_keyed = request.owner.tenant != Tenant(0);
+    let most_urgent = if is_keyed { request.owner.priority } else { PRIORITY_MIN };
+    let timeout_ms_max = limits.config.queue_timeout_ms_max;
+    match (request.priority, request.queue_timeout_ms) {
+        (Some(priority), _) if !(most_urgent..=PRIORITY_MAX).contains(&priority) => {
+            let (key, range) =
+                (if is_keyed { " with this key" } else { "" }, format!("{most_urgent} to {PRIORITY_MAX}"));
+            Err(rule("priority", format!("must be {range}{key} (lower goes first)"), priority))
+        }
+        (_, Some(ms)) if ms > timeout_ms_max => {
+            let at_most = format!("must be at most {} seconds", timeout_ms_max as f64 / 1000.0);
+            Err(rule("x-queue-timeout", at_most, ms as f64 / 1000.0))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn tokens_rules(param: &str, tokens: &[TokenId], vocab_size: usize) -> Result<()> {

@@ -2,14 +2,19 @@
 //!
 //! Writers append, readers ([`StreamReader`]) hold cursors, and either side may cancel. The log reads no clock of its
 //! own: who makes it hands one in, so a simulation can run on invented time.
+//!
+//! A log may be bounded in bytes. Then its oldest events go as new ones come; the numbers of the rest stay, and a
+//! cursor that stands before them is told so.
 
+use std::collections::VecDeque;
 use std::mem::size_of;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::watch;
 
-use super::StreamReader;
+use super::{StreamReader, StreamStore};
+use crate::error::ErrorKind;
 use crate::protocol::{Event, OnDisconnect, StreamId, Tenant, TokenLogprob};
 
 /// Milliseconds since the Unix epoch, never going back. Handed in, so that nothing here reads a clock.
@@ -24,6 +29,17 @@ pub enum CancelCause {
     Requested,
     /// The server is going down.
     Shutdown,
+}
+
+impl CancelCause {
+    /// Its word in metrics and feeds.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ReaderLeft => "reader_left",
+            Self::Requested => "requested",
+            Self::Shutdown => "shutdown",
+        }
+    }
 }
 
 /// How far a generation has come.
@@ -55,7 +71,7 @@ impl StreamStatus {
 }
 
 /// One event with its place and time, as readers get it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Entry {
     /// Its place in the log, from 0.
     pub seq: u64,
@@ -78,24 +94,58 @@ pub struct StreamLog {
     state: Mutex<State>,
     /// Memory of the events, roughly; read by the table without the lock.
     num_bytes: AtomicUsize,
+    /// Most of them; beyond, the oldest events go. The table sets it.
+    num_bytes_max: AtomicUsize,
     /// Number of events; readers wait on it.
     pub(super) len: watch::Sender<usize>,
+    /// Where its events are kept, if anywhere but here.
+    store: OnceLock<Arc<StreamStore>>,
 }
 
 #[derive(Default)]
 pub(super) struct State {
-    pub(super) entries: Vec<Entry>,
+    /// The events that are kept.
+    pub(super) entries: VecDeque<Entry>,
+    /// How many went before them: the sequence number of the first that is kept.
+    pub(super) num_trimmed: u64,
     pub(super) num_readers: usize,
+    /// Whether anybody ever read it.
+    was_read: bool,
     started: bool,
     cancelled: Option<CancelCause>,
     cancel_hook: Option<CancelHook>,
-    /// Since when a lingering stream has had no reader; the table's sweep sets it and measures the grace from it.
+    /// Events that readers may not see before they are durable, in order.
+    undurable: VecDeque<u64>,
+    /// It goes on in another process from here: readers leave when they have what there was.
+    pub(super) suspended_at: Option<u64>,
+    /// Since when the stream has had no reader; the table's sweep sets it and measures the grace from it.
     orphaned_at_ms: Option<u64>,
 }
 
 impl State {
     fn terminal(&self) -> Option<&Entry> {
-        self.entries.last().filter(|e| e.event.is_terminal())
+        self.entries.back().filter(|e| e.event.is_terminal())
+    }
+
+    /// Events so far, kept and trimmed.
+    pub(super) fn num_events(&self) -> u64 {
+        self.num_trimmed + self.entries.len() as u64
+    }
+
+    /// Events that readers may see: those before the first that is not durable and must be.
+    pub(super) fn num_visible(&self) -> u64 {
+        let end = self.suspended_at.unwrap_or_else(|| self.num_events());
+        self.undurable.front().map_or(end, |first| end.min(*first))
+    }
+
+    /// Drops the oldest events until the rest fit, or only the last is left; returns the bytes that are kept.
+    fn trim(&mut self, mut num_bytes: usize, num_bytes_max: usize) -> usize {
+        while num_bytes > num_bytes_max && self.entries.len() > 1 {
+            let oldest = self.entries.pop_front();
+            num_bytes -= oldest.map_or(0, |e| event_bytes(&e.event));
+            self.num_trimmed += 1;
+        }
+        num_bytes
     }
 }
 
@@ -109,7 +159,90 @@ impl StreamLog {
     pub fn with_clock(id: StreamId, tenant: Tenant, on_disconnect: OnDisconnect, clock: Clock) -> Arc<Self> {
         let created_ms = clock();
         let (state, num_bytes, len) = (Mutex::default(), AtomicUsize::default(), watch::Sender::new(0));
-        Arc::new(Self { id, tenant, on_disconnect, created_ms, clock, state, num_bytes, len })
+        let num_bytes_max = AtomicUsize::new(usize::MAX);
+        let store = OnceLock::new();
+        Arc::new(Self { id, tenant, on_disconnect, created_ms, clock, state, num_bytes, num_bytes_max, len, store })
+    }
+
+    /// The log of a stream of an earlier process, with the events it had. Nobody reads it yet, whoever did before.
+    pub fn restored(
+        id: StreamId,
+        tenant: Tenant,
+        on_disconnect: OnDisconnect,
+        clock: Clock,
+        created_ms: u64,
+        entries: Vec<Entry>,
+    ) -> Arc<Self> {
+        let num_bytes = entries.iter().map(|e| event_bytes(&e.event)).sum();
+        let started = entries.iter().any(|e| matches!(e.event, Event::Started { .. }));
+        let is_cancelled =
+            entries.last().is_some_and(|e| matches!(&e.event, Event::Error(info) if info.kind == ErrorKind::Cancelled));
+        let cancelled = is_cancelled.then_some(CancelCause::Requested);
+        let len = watch::Sender::new(entries.len());
+        let state = State { entries: entries.into(), started, cancelled, ..State::default() };
+        Arc::new(Self {
+            id,
+            tenant,
+            on_disconnect,
+            created_ms,
+            clock,
+            state: Mutex::new(state),
+            num_bytes: AtomicUsize::new(num_bytes),
+            num_bytes_max: AtomicUsize::new(usize::MAX),
+            len,
+            store: OnceLock::new(),
+        })
+    }
+
+    /// Keeps its events from the next one on in `store` too.
+    pub(super) fn keep_in(&self, store: Arc<StreamStore>) {
+        // Asked for once, by the store itself.
+        let _ = self.store.set(store);
+    }
+
+    /// Whether another process will go on with it if this one dies.
+    pub fn is_kept(&self) -> bool {
+        self.store.get().is_some_and(|store| store.is_open())
+    }
+
+    /// The store has everything up to this event.
+    pub(super) fn on_durable(&self, seq: u64) {
+        let mut state = self.lock();
+        while state.undurable.front().is_some_and(|first| *first <= seq) {
+            state.undurable.pop_front();
+        }
+        let num_events = state.num_events();
+        drop(state);
+        self.len.send_replace(num_events as usize);
+    }
+
+    /// Sends its readers away when they have what there is: the stream goes on in another process.
+    pub fn suspend(&self) {
+        let mut state = self.lock();
+        let num_events = state.num_events();
+        state.suspended_at.get_or_insert(num_events);
+        drop(state);
+        self.len.send_replace(num_events as usize);
+    }
+
+    /// Waits until its request is where it outlives the process, if it is to be kept at all. Not a reader.
+    pub async fn accepted(&self) {
+        let mut len = self.len.subscribe();
+        loop {
+            let is_waiting = {
+                let state = self.lock();
+                state.num_visible() == 0 && state.num_events() > 0 && state.suspended_at.is_none()
+            };
+            // The sender lives in `self`, so this cannot fail while we wait.
+            if !is_waiting || len.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Bounds the memory of its events from the next one on. The last event always stays.
+    pub fn set_num_bytes_max(&self, num_bytes_max: usize) {
+        self.num_bytes_max.store(num_bytes_max, Ordering::Relaxed);
     }
 
     /// Its name.
@@ -161,19 +294,39 @@ impl StreamLog {
             state.cancel_hook = None;
         }
         state.started |= matches!(event, Event::Started { .. });
-        let seq = state.entries.len() as u64;
+        let seq = state.num_events();
         // Under the lock, so that times rise with sequence numbers.
         let ts_ms = (self.clock)();
-        state.entries.push(Entry { seq, ts_ms, event });
+        let store = self.store.get().filter(|store| store.is_open());
+        let kept = store.map(|store| (store, Entry { seq, ts_ms, event: event.clone() }));
+        if kept.is_some() && !event.is_repeatable() {
+            state.undurable.push_back(seq);
+        }
+        state.entries.push_back(Entry { seq, ts_ms, event });
+        let num_bytes = self.num_bytes.load(Ordering::Relaxed) + num_bytes;
+        let num_bytes = state.trim(num_bytes, self.num_bytes_max.load(Ordering::Relaxed));
+        self.num_bytes.store(num_bytes, Ordering::Relaxed);
         drop(state);
-        self.num_bytes.fetch_add(num_bytes, Ordering::Relaxed);
+        if let Some((store, entry)) = kept {
+            // Not under the lock, which the store's thread takes: it may have to wait for the disk. The events of a log
+            // are appended one after another, so they arrive in order.
+            store.append(self.id, entry);
+            if !store.is_open() {
+                self.on_durable(u64::MAX);
+            }
+        }
         self.len.send_replace(seq as usize + 1);
         seq
     }
 
-    /// Number of events so far.
+    /// Number of events so far, those that are no longer kept too.
     pub fn len(&self) -> usize {
-        self.lock().entries.len()
+        self.lock().num_events() as usize
+    }
+
+    /// The sequence number of the oldest event that is kept, or of the first to come.
+    pub fn first_seq(&self) -> u64 {
+        self.lock().num_trimmed
     }
 
     /// Whether nothing has happened yet.
@@ -240,16 +393,23 @@ impl StreamLog {
     pub fn reader(self: &Arc<Self>, from_seq: u64) -> StreamReader {
         let mut state = self.lock();
         state.num_readers += 1;
+        state.was_read = true;
         state.orphaned_at_ms = None;
         drop(state);
         StreamReader::new(self.clone(), from_seq)
     }
 
-    /// Whether this live stream has lingered without a reader for its whole grace time. The first call that finds it
-    /// alone starts the grace.
-    pub(super) fn has_outlingered(&self, now_ms: u64) -> bool {
-        let OnDisconnect::Linger { grace_ms } = self.on_disconnect else { return false };
+    /// Whether this live stream has been without a reader for its whole grace time: the lingering one's own, or
+    /// `unread_grace_ms` for one that its last reader's leaving would cancel but that nobody has come to read. The
+    /// first call that finds it alone starts the grace.
+    pub(super) fn has_outlingered(&self, now_ms: u64, unread_grace_ms: u64) -> bool {
         let mut state = self.lock();
+        let grace_ms = match self.on_disconnect {
+            OnDisconnect::Linger { grace_ms } => grace_ms,
+            // Once read, its reader's leaving has cancelled it.
+            OnDisconnect::Cancel if !state.was_read => unread_grace_ms,
+            OnDisconnect::Cancel | OnDisconnect::Detach => return false,
+        };
         if state.num_readers > 0 || state.cancelled.is_some() || state.terminal().is_some() {
             return false;
         }
@@ -258,7 +418,7 @@ impl StreamLog {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic while pushing leaves a valid vector behind, so the poison says nothing.
+        // A panic while pushing leaves a valid queue behind, so the poison says nothing.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,8 +4,10 @@
 
 mod log;
 mod reader;
+mod store;
 mod table;
 
 pub use log::{CancelCause, Clock, Entry, StreamLog, StreamStatus};
-pub use reader::StreamReader;
+pub use reader::{Gap, Read, StreamReader};
+pub use store::{StoreLimits, StoredStream, StreamRecord, StreamStore};
 pub use table::{StreamTable, TableLimits};

@@ -6,7 +6,12 @@ use tokio::sync::watch;
 
 use super::log::{Entry, StreamLog};
 use super::{CancelCause, log::State};
-use crate::protocol::{Event, OnDisconnect, TokenEvent};
+use crate::error::ErrorKind;
+use crate::protocol::{ErrorInfo, Event, OnDisconnect, TokenEvent, Usage};
+
+/// Most events that come as one. It bounds what a lagging reader holds at a time: 256 tokens with all their rivals'
+/// log-probabilities are some hundred kilobytes on the wire, without them a few.
+const MERGED_EVENTS_MAX: usize = 256;
 
 /// A cursor into a log. Dropping it leaves the stream, which may cancel it (see [`OnDisconnect`]).
 #[derive(Debug)]
@@ -14,6 +19,35 @@ pub struct StreamReader {
     log: Arc<StreamLog>,
     next_seq: u64,
     len: watch::Receiver<usize>,
+}
+
+/// What a reader gets.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Read {
+    /// The next event, or a run of token events as one.
+    Entry(Entry),
+    /// What came next is no longer kept; the cursor has moved to what is.
+    Gap(Gap),
+}
+
+/// A hole in what a reader has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// The event that follows it.
+    pub next_seq: u64,
+    /// How many events are missing.
+    pub num_lost: u64,
+    /// When the event that follows was appended.
+    pub ts_ms: u64,
+}
+
+impl Gap {
+    /// The last event of a reader that must have everything or nothing. The log has no such event.
+    pub fn into_end(self) -> Entry {
+        let message = format!("{} events that this reader had yet to get are no longer kept", self.num_lost);
+        let info = ErrorInfo { kind: ErrorKind::Expired, message, usage: Usage::default() };
+        Entry { seq: self.next_seq, ts_ms: self.ts_ms, event: Event::Error(info) }
+    }
 }
 
 impl StreamReader {
@@ -27,7 +61,7 @@ impl StreamReader {
         loop {
             let (num_events, ended) = {
                 let state = self.log.lock();
-                (state.entries.len() as u64, is_ended(&state))
+                (state.num_visible(), is_ended(&state))
             };
             if num_events > self.next_seq {
                 return true;
@@ -40,46 +74,56 @@ impl StreamReader {
     }
 
     /// The next event and its sequence number, waiting for it if need be; `None` once the terminal event was given.
-    /// Cancel-safe: a dropped future loses nothing.
+    /// Cancel-safe: a dropped future loses nothing. A reader that was overtaken (see [`Self::read`]) gets an error as
+    /// its last event, since what it has cannot be made whole.
     pub async fn next(&mut self) -> Option<(u64, Event)> {
         self.ready().await;
         self.try_next()
     }
 
-    /// The next event if it is there already.
+    /// The next event if it is there already; an overtaken reader gets an error, and nothing after it.
     pub fn try_next(&mut self) -> Option<(u64, Event)> {
         self.try_next_entry().map(|e| (e.seq, e.event))
     }
 
-    /// The next event with its time, if it is there already.
+    /// [`Self::try_next`] with the event's time.
     pub fn try_next_entry(&mut self) -> Option<Entry> {
-        let entry = self.log.lock().entries.get(self.next_seq as usize).cloned()?;
-        self.next_seq += 1;
-        Some(entry)
-    }
-
-    /// Like [`Self::try_next_entry`], but when at least `backlog_min` token events have piled up in a row, all of
-    /// them come as one, with the sequence number and time of the last: a reader that lags catches up in few frames.
-    pub fn try_next_merged(&mut self, backlog_min: usize) -> Option<Entry> {
-        let log = self.log.clone();
-        let state = log.lock();
-        let rest = state.entries.get(self.next_seq as usize..)?;
-        let run = rest.iter().take_while(|e| matches!(e.event, Event::Token(_))).count();
-        if run < backlog_min.max(2) {
-            drop(state);
-            return self.try_next_entry();
-        }
-        let mut merged = TokenEvent::default();
-        for entry in &rest[..run] {
-            if let Event::Token(token) = &entry.event {
-                merged.text.push_str(&token.text);
-                merged.tokens.extend_from_slice(&token.tokens);
-                merged.logprobs.extend_from_slice(&token.logprobs);
+        match self.read(None)? {
+            Read::Entry(entry) => Some(entry),
+            Read::Gap(gap) => {
+                self.next_seq = u64::MAX;
+                Some(gap.into_end())
             }
         }
-        let last = &rest[run - 1];
-        self.next_seq = last.seq + 1;
-        Some(Entry { seq: last.seq, ts_ms: last.ts_ms, event: Event::Token(merged) })
+    }
+
+    /// What comes next, if it is there already.
+    ///
+    /// With `backlog_min`, when at least that many token events have piled up in a row, many come as one, with the
+    /// sequence number and time of the last: a reader that lags catches up in few frames.
+    pub fn read(&mut self, backlog_min: Option<usize>) -> Option<Read> {
+        let log = self.log.clone();
+        let state = log.lock();
+        if self.next_seq < state.num_trimmed {
+            let num_lost = state.num_trimmed - self.next_seq;
+            self.next_seq = state.num_trimmed;
+            let ts_ms = state.entries.front().map_or(0, |e| e.ts_ms);
+            return Some(Read::Gap(Gap { next_seq: self.next_seq, num_lost, ts_ms }));
+        }
+        if self.next_seq >= state.num_visible() {
+            return None;
+        }
+        let index = usize::try_from(self.next_seq - state.num_trimmed).ok()?;
+        let entry = match backlog_min {
+            Some(backlog_min) => merged(&state, index, backlog_min.max(2)),
+            None => None,
+        };
+        let entry = match entry {
+            Some(entry) => entry,
+            None => state.entries.get(index)?.clone(),
+        };
+        self.next_seq = entry.seq + 1;
+        Some(Read::Entry(entry))
     }
 
     /// The sequence number of the next event.
@@ -93,8 +137,28 @@ impl StreamReader {
     }
 }
 
+/// The run of token events from `index` on as one event, if it is `backlog_min` long.
+fn merged(state: &State, index: usize, backlog_min: usize) -> Option<Entry> {
+    let rest = state.entries.range(index.min(state.entries.len())..);
+    let run = rest.clone().take(MERGED_EVENTS_MAX).take_while(|e| matches!(e.event, Event::Token(_))).count();
+    if run < backlog_min {
+        return None;
+    }
+    let mut merged = TokenEvent::default();
+    for entry in rest.take(run) {
+        if let Event::Token(token) = &entry.event {
+            merged.text.push_str(&token.text);
+            merged.tokens.extend_from_slice(&token.tokens);
+            merged.logprobs.extend_from_slice(&token.logprobs);
+        }
+    }
+    let last = &state.entries[index + run - 1];
+    Some(Entry { seq: last.seq, ts_ms: last.ts_ms, event: Event::Token(merged) })
+}
+
 fn is_ended(state: &State) -> bool {
-    state.entries.last().is_some_and(|e| e.event.is_terminal())
+    let is_over = state.entries.back().is_some_and(|e| e.event.is_terminal());
+    state.suspended_at.is_some() || is_over && state.num_visible() == state.num_events()
 }
 
 impl Drop for StreamReader {
@@ -127,11 +191,19 @@ mod tests {
         Event::Done { finish_reason: FinishReason::Stop, usage: Usage::default() }
     }
 
+    /// The next event, runs of `backlog_min` as one.
+    fn read(reader: &mut StreamReader, backlog_min: usize) -> Option<Entry> {
+        match reader.read(Some(backlog_min))? {
+            Read::Entry(entry) => Some(entry),
+            Read::Gap(gap) => panic!("{gap:?}"),
+        }
+    }
+
     #[tokio::test]
     async fn readers_see_every_event_once_and_then_the_end() {
         let log = log(OnDisconnect::Detach);
         let mut early = log.reader(0);
-        log.append(Event::Queued { position: 0 });
+        log.append(Event::Queued { position: 0, wait_ms: None });
         log.append(done());
         let mut late = log.reader(1);
         assert_eq!(early.next().await.map(|(seq, _)| seq), Some(0));
@@ -169,16 +241,16 @@ mod tests {
         }
         log.append(done());
         let mut patient = log.reader(0);
-        let seqs: Vec<u64> = std::iter::from_fn(|| patient.try_next_merged(4).map(|e| e.seq)).collect();
+        let seqs: Vec<u64> = std::iter::from_fn(|| read(&mut patient, 4).map(|e| e.seq)).collect();
         assert_eq!(seqs, [0, 1, 2, 3, 4], "a run below the threshold stays as it was");
 
         let mut lagging = log.reader(1);
-        let merged = lagging.try_next_merged(3).expect("three tokens wait");
+        let merged = read(&mut lagging, 3).expect("three tokens wait");
         assert_eq!(merged.seq, 3);
         let expected = TokenEvent { text: "abc".to_owned(), tokens: vec![7, 7, 7], logprobs: Vec::new() };
         assert_eq!(merged.event, Event::Token(expected));
-        assert_eq!(lagging.try_next_merged(3).map(|e| e.seq), Some(4));
-        assert_eq!(lagging.try_next_merged(3), None);
+        assert_eq!(read(&mut lagging, 3).map(|e| e.seq), Some(4));
+        assert_eq!(read(&mut lagging, 3), None);
     }
 
     #[test]
@@ -186,8 +258,42 @@ mod tests {
         let log = log(OnDisconnect::Detach);
         log.append(token("a"));
         let mut reader = log.reader(9);
-        assert_eq!(reader.try_next_merged(2), None);
+        assert_eq!(read(&mut reader, 2), None);
         assert_eq!(reader.try_next(), None);
+    }
+
+    #[test]
+    fn one_event_holds_a_bounded_number_of_others() {
+        let log = log(OnDisconnect::Detach);
+        for _ in 0..MERGED_EVENTS_MAX + 1 {
+            log.append(token("a"));
+        }
+        let mut reader = log.reader(0);
+        assert_eq!(read(&mut reader, 2).map(|e| e.seq), Some(MERGED_EVENTS_MAX as u64 - 1));
+        assert_eq!(read(&mut reader, 2).map(|e| e.seq), Some(MERGED_EVENTS_MAX as u64));
+        assert_eq!(read(&mut reader, 2), None);
+    }
+
+    #[test]
+    fn an_overtaken_reader_is_told_and_goes_on_or_ends() {
+        let log = log(OnDisconnect::Detach);
+        let (mut patient, mut strict) = (log.reader(0), log.reader(0));
+        log.append(token("a"));
+        assert!(strict.try_next().is_some() && read(&mut patient, 2).is_some());
+        // Of any size, only the last event stays.
+        log.set_num_bytes_max(1);
+        log.append(token("b"));
+        log.append(token("c"));
+        log.append(token("d"));
+        assert_eq!((log.first_seq(), log.len()), (3, 4));
+        let gap = Gap { next_seq: 3, num_lost: 2, ts_ms: 0 };
+        assert_eq!(patient.read(Some(2)), Some(Read::Gap(gap)));
+        assert_eq!(read(&mut patient, 2).map(|e| e.seq), Some(3));
+        assert_eq!(strict.try_next_entry(), Some(gap.into_end()));
+        log.append(done());
+        assert_eq!(strict.try_next(), None, "what follows would be a wrong suffix");
+        assert_eq!(read(&mut patient, 2).map(|e| e.event), Some(done()));
+        assert_eq!(patient.read(None), None);
     }
 
     #[test]

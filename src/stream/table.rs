@@ -8,7 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{CancelCause, StreamLog};
+use super::{CancelCause, StreamLog, StreamStore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{Epoch, StreamId, Tenant};
 
@@ -16,12 +16,16 @@ use crate::protocol::{Epoch, StreamId, Tenant};
 const RETRY_AFTER_MS: u64 = 1000;
 
 /// The table's bounds.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TableLimits {
     /// Most streams, live and retained.
     pub num_streams_max: usize,
     /// Most memory for their events.
     pub num_bytes_max: usize,
+    /// Most memory for the events of one stream; beyond, its oldest go.
+    pub stream_bytes_max: usize,
+    /// How long a stream that ends with its last reader waits for its first.
+    pub unread_grace_ms: u64,
     /// How long a finished stream can be replayed.
     pub retention_ms: u64,
     /// How many expired ids are remembered as such.
@@ -30,7 +34,14 @@ pub struct TableLimits {
 
 impl Default for TableLimits {
     fn default() -> Self {
-        Self { num_streams_max: 4096, num_bytes_max: 256 << 20, retention_ms: 600_000, num_expired_max: 16_384 }
+        Self {
+            num_streams_max: 4096,
+            num_bytes_max: 256 << 20,
+            stream_bytes_max: 16 << 20,
+            unread_grace_ms: 30_000,
+            retention_ms: 600_000,
+            num_expired_max: 16_384,
+        }
     }
 }
 
@@ -45,6 +56,8 @@ pub struct StreamTable {
 
 #[derive(Debug, Default)]
 struct Inner {
+    /// Forgets what the table forgets.
+    store: Option<Arc<StreamStore>>,
     streams: HashMap<StreamId, Slot>,
     /// Finished streams that the table knows to be finished, oldest end first.
     finished: VecDeque<(u64, StreamId)>,
@@ -65,6 +78,17 @@ impl StreamTable {
     /// An empty table with an epoch of its own.
     pub fn new(limits: TableLimits) -> Self {
         Self { limits, epoch: Epoch::random(), inner: Mutex::default() }
+    }
+
+    /// An empty table whose streams are kept in `store`, under the store's epoch.
+    pub fn with_store(limits: TableLimits, store: Arc<StreamStore>) -> Self {
+        let epoch = store.epoch();
+        Self { limits, epoch, inner: Mutex::new(Inner { store: Some(store), ..Inner::default() }) }
+    }
+
+    /// Where its streams are kept, if anywhere but here.
+    pub fn store(&self) -> Option<Arc<StreamStore>> {
+        self.lock().store.clone()
     }
 
     /// The life of the server that numbers these streams' events.
@@ -90,13 +114,16 @@ impl StreamTable {
                 return Err(Error::overloaded(message, RETRY_AFTER_MS));
             }
         }
+        log.set_num_bytes_max(self.limits.stream_bytes_max);
         inner.streams.insert(log.id(), Slot { log, is_noted: false });
         Ok(())
     }
 
     /// Takes a stream out as if it had never been: its request was refused.
     pub fn remove(&self, id: StreamId) {
-        self.lock().streams.remove(&id);
+        let mut inner = self.lock();
+        inner.streams.remove(&id);
+        inner.store.iter().for_each(|store| store.forget(id));
     }
 
     /// The stream, if it exists and is `tenant`'s.
@@ -165,7 +192,9 @@ impl StreamTable {
             inner.evict_oldest(self.limits.num_expired_max);
         }
         let live = inner.streams.values().filter(|s| !s.is_noted);
-        let abandoned: Vec<_> = live.filter(|s| s.log.has_outlingered(now_ms)).map(|s| s.log.clone()).collect();
+        let grace_ms = self.limits.unread_grace_ms;
+        let abandoned: Vec<_> =
+            live.filter(|s| s.log.has_outlingered(now_ms, grace_ms)).map(|s| s.log.clone()).collect();
         // Outside the lock: a cancel hook takes the queue's.
         drop(inner);
         for log in abandoned {
@@ -199,6 +228,7 @@ impl Inner {
     fn evict_oldest(&mut self, num_expired_max: usize) -> bool {
         let Some((_, id)) = self.finished.pop_front() else { return false };
         let Some(slot) = self.streams.remove(&id) else { return true };
+        self.store.iter().for_each(|store| store.forget(id));
         self.num_bytes = self.num_bytes.saturating_sub(slot.log.num_bytes());
         self.expired.insert(id, slot.log.tenant());
         self.expired_order.push_back(id);
@@ -216,8 +246,14 @@ mod tests {
     use super::*;
     use crate::protocol::{Event, FinishReason, OnDisconnect, TokenEvent, Usage};
 
-    const LIMITS: TableLimits =
-        TableLimits { num_streams_max: 2, num_bytes_max: 1 << 20, retention_ms: 100, num_expired_max: 2 };
+    const LIMITS: TableLimits = TableLimits {
+        num_streams_max: 2,
+        num_bytes_max: 1 << 20,
+        stream_bytes_max: 1 << 20,
+        unread_grace_ms: 70,
+        retention_ms: 100,
+        num_expired_max: 2,
+    };
 
     /// A log that says `now_ms` whenever it is asked.
     fn log_at(id: u128, now_ms: u64, policy: OnDisconnect) -> Arc<StreamLog> {
@@ -303,6 +339,39 @@ mod tests {
         assert_eq!(log.cancelled(), None, "the grace began anew");
         table.sweep(3050);
         assert_eq!(log.cancelled(), Some(CancelCause::ReaderLeft));
+    }
+
+    #[test]
+    fn a_stream_that_ends_with_its_reader_waits_a_while_for_the_first() {
+        let table = StreamTable::new(LIMITS);
+        let (unread, read) = (log_at(1, 0, OnDisconnect::Cancel), log_at(2, 0, OnDisconnect::Cancel));
+        table.insert(unread.clone()).expect("room");
+        table.insert(read.clone()).expect("room");
+        let reader = read.reader(0);
+        table.sweep(1000);
+        table.sweep(1069);
+        assert_eq!(unread.cancelled(), None);
+        table.sweep(1070);
+        assert_eq!(unread.cancelled(), Some(CancelCause::ReaderLeft));
+        assert_eq!(read.cancelled(), None);
+        drop(reader);
+        assert_eq!(read.cancelled(), Some(CancelCause::ReaderLeft), "without any grace");
+    }
+
+    #[test]
+    fn one_stream_is_bounded_and_says_where_it_begins() {
+        let table = StreamTable::new(TableLimits { stream_bytes_max: 5000, ..LIMITS });
+        let log = log_at(1, 0, OnDisconnect::Detach);
+        table.insert(log.clone()).expect("room");
+        for _ in 0..100 {
+            log.append(Event::Token(TokenEvent { text: "x".repeat(200), ..TokenEvent::default() }));
+            assert!(log.num_bytes() <= 5000, "{}", log.num_bytes());
+        }
+        end(&log);
+        assert_eq!(log.len(), 101, "numbers stay dense");
+        assert!((70..100).contains(&log.first_seq()), "{}", log.first_seq());
+        table.sweep(1);
+        assert!(table.get(StreamId(1), Tenant(1)).is_ok());
     }
 
     #[test]

@@ -3,10 +3,16 @@
 
 mod common;
 
+mod admission;
+mod backpressure;
 mod chat;
 mod connection;
 mod engine;
 mod errors;
 mod headers;
+mod health;
+mod limits;
 mod native;
+mod owners;
+mod resume;
 mod shutdown;

@@ -56,7 +56,7 @@ async fn a_stream_is_these_bytes() {
     assert_eq!(cursor, format!("{epoch}-start"));
     let expect = r#"id: E-0
 event: queued
-data: {"stream":"ID","seq":0,"type":"queued","ts":T,"position":0}
+data: {"stream":"ID","seq":0,"type":"queued","ts":T,"position":0,"estimated_wait_ms":null}
 
 id: E-1
 event: started

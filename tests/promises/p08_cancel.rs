@@ -222,7 +222,7 @@ impl Model for Gated {
     }
 
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()> {
-        self.gate.pass();
+        self.gate.pass(|| {});
         self.model.forward(batch, logits)
     }
 }

@@ -1,8 +1,10 @@
 //! One random schedule: a small engine, some requests, and what happens to them when.
 
+use std::time::Duration;
+
 use tallow::engine::queue::QueueLimits;
 use tallow::engine::scheduler::{Scheduler, SchedulerLimits};
-use tallow::protocol::{OnDisconnect, SamplingParams, StopParams, StreamId, Tenant, TokenId, ValidRequest};
+use tallow::protocol::{OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, TokenId, ValidRequest};
 use tallow::sampling::random_u64;
 
 /// In a prompt, makes the stub panic when it computes it.
@@ -78,7 +80,12 @@ impl Schedule {
         Self {
             seed,
             limits,
-            queue: QueueLimits { requests_max: r.pick(1..10), tokens_max: r.pick(100..2000) },
+            queue: QueueLimits {
+                requests_max: r.pick(1..10),
+                tokens_max: r.pick(100..2000),
+                priority_step_tokens: r.of(&[1, 50, 5000]),
+                note_interval: Duration::from_millis(r.of(&[1, 10])),
+            },
             num_blocks,
             num_workers: r.of(&[1, 1, 2]),
             prefix_cache: !r.one_in(5),
@@ -100,7 +107,13 @@ fn arrival(r: &mut Random, id: usize, num_blocks: usize, last_at: usize) -> Arri
         prompt[place] = r.of(&[PANIC_TOKEN, NAN_TOKEN, NAN_TOKEN]);
     }
     let at = r.pick(0..last_at);
+    let queue = QueueTerms {
+        weight: r.of(&[1, 1, 5]),
+        priority: r.of(&[0, 0, 0, -3, 2]),
+        timeout_ms: r.one_in(12).then(|| r.pick(0..30) as u64),
+    };
     let request = ValidRequest {
+        resumed: None,
         id: StreamId(id as u128),
         tenant: Tenant(r.pick(0..2) as u64),
         prompt,
@@ -108,6 +121,7 @@ fn arrival(r: &mut Random, id: usize, num_blocks: usize, last_at: usize) -> Arri
         sampling: sampling(r),
         stop: stop(r, max_tokens),
         on_disconnect: OnDisconnect::Detach,
+        queue,
     };
     Arrival { request, at, cancel_at: r.one_in(6).then(|| r.pick(0..100)) }
 }

@@ -58,8 +58,10 @@ impl Coverage {
             "no room in the table",
             "outlingered",
             "panics",
+            "places told again",
             "preemptions",
             "prefix hits",
+            "queue time-outs",
             "readers",
             "refused",
             "resumed",
@@ -122,6 +124,9 @@ impl World {
             self.time_ms.fetch_add(1, Ordering::Relaxed);
             self.happen(step);
             self.audience.act();
+            if self.random.one_in(4) {
+                self.parts.queue.sweep();
+            }
             let which = self.random.pick(0..self.workers.len());
             let outcome = self.step(which);
             self.check();
@@ -145,7 +150,7 @@ impl World {
             if arrival.cancel_at.is_some_and(|at| at.max(arrival.at) == step) && log.cancel(CancelCause::Requested) {
                 let what = match log.len() {
                     _ if log.is_finished() => "cancelled in the queue",
-                    2 => "cancelled in prefill",
+                    _ if !has_token(log) => "cancelled in prefill",
                     _ => "cancelled in decode",
                 };
                 self.seen.count(what, 1);
@@ -254,6 +259,7 @@ impl World {
         for index in 0..self.logs.len() {
             let Some(log) = self.logs[index].clone() else { continue };
             let transcript = Transcript::read(&log);
+            self.seen.count("places told again", transcript.num_places_told as u64 - 1);
             self.judge(index, &transcript, &solo.run(&self.schedule.requests[index].request));
             transcripts.push((index, transcript));
         }
@@ -283,6 +289,11 @@ impl World {
                     let log = self.logs[index].as_ref().expect("it was accepted");
                     let by_whom = arrival.cancel_at.is_some() || self.audience.has_left(log);
                     assert!(by_whom, "request {index} was not cancelled");
+                }
+                ErrorKind::QueueTimeout => {
+                    assert!(arrival.request.queue.timeout_ms.is_some(), "request {index} was willing to wait");
+                    assert!(got.tokens.is_empty() && !got.is_started, "request {index} was not waiting any more");
+                    self.seen.count("queue time-outs", 1);
                 }
                 ErrorKind::Unavailable => assert!(self.is_stopped(), "request {index} was ended without a shutdown"),
                 ErrorKind::Internal if info.message.contains("NaN") => {
@@ -320,6 +331,8 @@ impl World {
 /// A stream as its reader sees it.
 #[derive(Debug, Clone)]
 struct Transcript {
+    is_started: bool,
+    num_places_told: usize,
     cached_tokens: usize,
     tokens: Vec<TokenEvent>,
     end: Event,
@@ -337,11 +350,18 @@ impl Transcript {
         let end = events.pop().expect("an accepted request has events");
         assert!(end.is_terminal(), "the last event is {end:?}");
         let mut events = events.into_iter();
-        assert!(matches!(events.next(), Some(Event::Queued { .. })), "the first event is Queued");
-        let cached_tokens = match events.next() {
+        let mut num_places_told = 0;
+        let mut next = events.next();
+        while let Some(Event::Queued { .. }) = next {
+            num_places_told += 1;
+            next = events.next();
+        }
+        assert!(num_places_told > 0, "the first event is Queued");
+        let is_started = next.is_some();
+        let cached_tokens = match next {
             Some(Event::Started { cached_tokens, .. }) => cached_tokens,
             None => 0,
-            Some(other) => panic!("the second event is {other:?}"),
+            Some(other) => panic!("after Queued came {other:?}"),
         };
         let token = |event| match event {
             Event::Token(token) => token,
@@ -349,7 +369,7 @@ impl Transcript {
         };
         let tokens: Vec<TokenEvent> = events.map(token).collect();
         assert!(tokens.iter().all(|t| !t.text.is_empty()), "an event without text");
-        Self { cached_tokens, tokens, end }
+        Self { is_started, num_places_told, cached_tokens, tokens, end }
     }
 }
 
@@ -367,13 +387,19 @@ impl Solo {
             prefill_tokens_per_step_max: 512,
             attention_span: usize::MAX,
         };
-        let queue = QueueLimits { requests_max: 1, tokens_max: 1 };
+        let queue = QueueLimits {
+            requests_max: 1,
+            tokens_max: 1,
+            priority_step_tokens: 1,
+            note_interval: Duration::from_secs(1),
+        };
         let parts = parts(limits, queue, Arc::new(Metrics::default()), Arc::new(AtomicU64::new(0)));
         Self { queue: parts.queue.clone(), core: EngineCore::new(Box::new(StubModel::new(stub_config(16))), parts) }
     }
 
     fn run(&mut self, request: &ValidRequest) -> Transcript {
         let mut request = request.clone();
+        request.queue.timeout_ms = None;
         // The panic is the model's, not the text's: alone, the request shows what it would have said.
         request.prompt.iter_mut().filter(|t| **t == PANIC_TOKEN).for_each(|t| *t = TokenId::from(b'?'));
         let log = StreamLog::new(request.id, request.tenant, request.on_disconnect);
@@ -407,4 +433,9 @@ fn stub_config(num_blocks: usize) -> StubConfig {
     let faults =
         StubFaults { panic_on_token: Some(PANIC_TOKEN), nan_on_token: Some(NAN_TOKEN), ..StubFaults::default() };
     StubConfig { num_blocks, eos_probability: 0.01, multibyte_probability: 0.1, faults, ..StubConfig::default() }
+}
+
+fn has_token(log: &Arc<StreamLog>) -> bool {
+    let mut reader = log.reader(0);
+    std::iter::from_fn(|| reader.try_next()).any(|(_, event)| matches!(event, Event::Token(_)))
 }

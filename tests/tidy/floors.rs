@@ -33,6 +33,7 @@ const ROOM_WORDS: &[(&str, &[&str], &str)] = &[
     ("tower_http", &["api"], "only api/ knows the HTTP framework"),
     ("hyper", &["api"], "only api/ knows the HTTP framework"),
     ("hyper_util", &["api"], "only api/ knows the HTTP framework"),
+    ("socket2", &["api"], "only api/ tunes sockets"),
     ("async_nats", &["cluster"], "only cluster/ knows NATS"),
     ("reqwest", &["client", "bench"], "only the client calls servers over HTTP"),
     ("anyhow", &["main", "cli", "bench"], "anyhow is for main, cli and bench"),

@@ -1,5 +1,6 @@
 //! Where a reader wants to go on, and what of that the log can honour. Never a wrong suffix: a cursor of another life
-//! of the server, or past the end, gets a `gap` event and then everything that is kept.
+//! of the server, or past the end, gets a `gap` event and then everything that is kept. What is no longer kept is the
+//! reader's to notice: it can happen at any time.
 
 use std::fmt;
 use std::str::FromStr;
@@ -60,6 +61,8 @@ pub(super) enum GapReason {
     ForeignEpoch,
     /// It is past what the stream has.
     PastEnd,
+    /// What follows it is no longer kept.
+    Trimmed,
 }
 
 impl GapReason {
@@ -67,22 +70,30 @@ impl GapReason {
         match self {
             Self::ForeignEpoch => "foreign_epoch",
             Self::PastEnd => "past_end",
+            Self::Trimmed => "trimmed",
         }
     }
 }
 
 /// What `log` can do for a reader that has `cursor`.
 pub(super) fn resume(log: &StreamLog, epoch: Epoch, cursor: Option<Cursor>) -> Resume {
+    // Should more be trimmed from here on, the reader says so when it is read.
+    let first_seq = log.first_seq();
     match cursor {
         // Who has nothing misses nothing, whatever life it is of.
         None | Some(Cursor::Start(_)) => Resume::From(0),
-        Some(Cursor::After(id)) if id.epoch != epoch => Resume::Gap { from: 0, reason: GapReason::ForeignEpoch },
+        Some(Cursor::After(id)) if id.epoch != epoch => {
+            Resume::Gap { from: first_seq, reason: GapReason::ForeignEpoch }
+        }
         Some(Cursor::After(id)) => {
             // The end first: were it asked second, an event between the two questions would look like one missed.
             let is_finished = log.is_finished();
             let num_events = log.len() as u64;
-            if id.seq >= num_events {
-                Resume::Gap { from: 0, reason: GapReason::PastEnd }
+            if id.seq >= num_events && !is_finished && log.is_kept() {
+                // Shown by an earlier process, and not yet computed again by this one.
+                Resume::From(id.seq + 1)
+            } else if id.seq >= num_events {
+                Resume::Gap { from: first_seq, reason: GapReason::PastEnd }
             } else if is_finished && id.seq + 1 == num_events {
                 Resume::Complete
             } else {
@@ -102,7 +113,7 @@ mod tests {
     #[track_caller]
     fn check(cursor: &str, is_finished: bool, expect: Resume) {
         let log = StreamLog::new(StreamId(1), Tenant(0), OnDisconnect::Detach);
-        log.append(Event::Queued { position: 0 });
+        log.append(Event::Queued { position: 0, wait_ms: None });
         if is_finished {
             log.append(Event::Done { finish_reason: FinishReason::Stop, usage: Usage::default() });
         } else {
@@ -124,6 +135,20 @@ mod tests {
         }
         check("ab-1", false, Resume::From(2));
         check("ab-1", true, Resume::Complete);
+    }
+
+    #[test]
+    fn a_gap_goes_on_with_what_is_kept() {
+        let log = StreamLog::new(StreamId(1), Tenant(0), OnDisconnect::Detach);
+        log.set_num_bytes_max(1);
+        for position in 0..5 {
+            log.append(Event::Queued { position, wait_ms: None });
+        }
+        let of = |text: &str| resume(&log, HERE, Some(text.parse().expect("a cursor")));
+        assert_eq!(of("cd-1"), Resume::Gap { from: 4, reason: GapReason::ForeignEpoch });
+        assert_eq!(of("ab-5"), Resume::Gap { from: 4, reason: GapReason::PastEnd });
+        assert_eq!(of("ab-4"), Resume::From(5));
+        assert_eq!(of("ab-1"), Resume::From(2), "the reader tells of the gap");
     }
 
     #[test]

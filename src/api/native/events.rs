@@ -4,13 +4,16 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::cursor::{Cursor, Resume};
+use super::cursor::{Cursor, GapReason, Resume};
 use crate::api::event_body::Dialect;
 use crate::api::problem::ErrorBody;
 use crate::api::sse::SseWriter;
 use crate::protocol::{Epoch, ErrorInfo, Event, EventId, StreamId, TokenEvent, TokenId, Usage};
-use crate::stream::Entry;
+use crate::stream::{Entry, Gap};
 use crate::text::Tokenizer;
+
+/// A connected reader this many tokens behind gets them as one event with the last one's id.
+const MERGE_BACKLOG: usize = 64;
 
 /// One client's view of a generation as native events.
 pub(super) struct NativeEvents {
@@ -20,6 +23,10 @@ pub(super) struct NativeEvents {
     /// Jittered by the caller, so that a restarted server is not met by all clients at once.
     pub(super) retry_ms: u64,
     pub(super) now_ms: u64,
+    /// The event that comes next.
+    pub(super) next_seq: u64,
+    /// The first event that did not exist yet when this client connected.
+    pub(super) live_from: u64,
     pub(super) tokenizer: Arc<Tokenizer>,
 }
 
@@ -40,6 +47,8 @@ struct Data<T> {
 #[derive(Debug, Serialize)]
 struct Queued {
     position: usize,
+    /// `null` before anything was measured.
+    estimated_wait_ms: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -50,6 +59,9 @@ struct Started {
 
 #[derive(Debug, Serialize)]
 struct Token<'a> {
+    /// The place of the first of several events that came as this one, for a reader that lagged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_seq: Option<u64>,
     text: &'a str,
     tokens: &'a [TokenId],
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -84,7 +96,7 @@ struct Failed {
 }
 
 #[derive(Debug, Serialize)]
-struct Gap {
+struct GapData {
     reason: &'static str,
 }
 
@@ -111,26 +123,41 @@ impl Dialect for NativeEvents {
         out.cursor(cursor);
         out.retry(self.retry_ms);
         if let Resume::Gap { from, reason } = self.resume {
-            let more = Gap { reason: reason.as_str() };
-            let id = if from == 0 { Cursor::Start(self.epoch) } else { self.id(from - 1) };
-            out.event(id, "gap", &self.data("gap", from, self.now_ms, more));
+            self.write_gap(from, self.now_ms, reason, out);
         }
+    }
+
+    fn gap(&mut self, gap: Gap, out: &mut SseWriter) -> bool {
+        self.write_gap(gap.next_seq, gap.ts_ms, GapReason::Trimmed, out);
+        self.next_seq = gap.next_seq;
+        true
+    }
+
+    /// Only what came while this client was connected: what it is given on resuming is what it would have been given.
+    fn merge_backlog(&self) -> Option<usize> {
+        (self.next_seq >= self.live_from).then_some(MERGE_BACKLOG)
     }
 
     fn event(&mut self, entry: &Entry, out: &mut SseWriter) {
         match &entry.event {
-            Event::Queued { position } => self.write("queued", entry, Queued { position: *position }, out),
+            Event::Queued { position, wait_ms } => {
+                self.write("queued", entry, Queued { position: *position, estimated_wait_ms: *wait_ms }, out);
+            }
             Event::Started { prompt_tokens, cached_tokens } => {
                 let more = Started { prompt_tokens: *prompt_tokens, cached_tokens: *cached_tokens };
                 self.write("started", entry, more, out);
             }
-            Event::Token(token) => self.write("token", entry, self.token(token), out),
+            Event::Token(token) => {
+                let first_seq = (self.next_seq < entry.seq).then_some(self.next_seq);
+                self.write("token", entry, self.token(token, first_seq), out);
+            }
             Event::Done { finish_reason, usage } => {
                 let more = Done { finish_reason: finish_reason.as_str(), usage: (*usage).into() };
                 self.write("done", entry, more, out);
             }
             Event::Error(info) => self.write("error", entry, failed(info), out),
         }
+        self.next_seq = entry.seq + 1;
     }
 }
 
@@ -147,7 +174,13 @@ impl NativeEvents {
         Cursor::After(EventId { epoch: self.epoch, seq })
     }
 
-    fn token<'a>(&self, token: &'a TokenEvent) -> Token<'a> {
+    /// `from` is the place of the event that follows, so a client cut right here comes back to it.
+    fn write_gap(&self, from: u64, ts_ms: u64, reason: GapReason, out: &mut SseWriter) {
+        let id = if from == 0 { Cursor::Start(self.epoch) } else { self.id(from - 1) };
+        out.event(id, "gap", &self.data("gap", from, ts_ms, GapData { reason: reason.as_str() }));
+    }
+
+    fn token<'a>(&self, token: &'a TokenEvent, first_seq: Option<u64>) -> Token<'a> {
         let spell = |token: TokenId, logprob: f32| Spelled {
             token,
             bytes: self.tokenizer.token_bytes(token).to_vec(),
@@ -157,7 +190,7 @@ impl NativeEvents {
             token: spell(l.token, l.logprob),
             top: l.top.iter().map(|&(t, p)| spell(t, p)).collect(),
         });
-        Token { text: &token.text, tokens: &token.tokens, logprobs: logprobs.collect() }
+        Token { first_seq, text: &token.text, tokens: &token.tokens, logprobs: logprobs.collect() }
     }
 }
 

@@ -1,18 +1,19 @@
 //! The four verbs of `/v1/streams`.
 
-use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 
 use super::cursor::{self, Cursor, Resume};
 use super::events::NativeEvents;
+use crate::api::auth::Caller;
 use crate::api::disconnect::{self, LINGER_DEFAULT, OnDisconnectField};
 use crate::api::fields::{self, MessageFields};
 use crate::api::problem::Problem;
-use crate::api::{App, TENANT, body, event_body, sse, with_stream_id};
+use crate::api::{App, body, event_body, queue_timeout, sse, with_stream_id};
 use crate::error::{Error, ErrorKind};
 use crate::protocol::{GenerateRequest, Prompt, StreamId, TokenId};
 use crate::stream::StreamLog;
@@ -27,6 +28,7 @@ struct CreateRequest {
     messages: Option<Vec<MessageFields>>,
     tokens: Option<Vec<TokenId>>,
     on_disconnect: Option<OnDisconnectField>,
+    priority: Option<i32>,
 }
 
 /// A stream on the wire.
@@ -66,9 +68,14 @@ pub struct StreamList {
 ///
 /// # Errors
 /// Any of the body's, the fields' and the service's.
-pub async fn create(State(app): State<App>, request: Request) -> Result<Response, Problem> {
+pub async fn create(
+    State(app): State<App>,
+    Extension(Caller(owner)): Extension<Caller>,
+    request: Request,
+) -> Result<Response, Problem> {
     let header_policy = disconnect::from_header(request.headers())?;
-    let json = body::read(request, app.config.body_bytes_max, app.config.body_read_timeout).await?;
+    let queue_timeout_ms = queue_timeout::from_header(request.headers())?;
+    let json = body::read(request, &app.config).await?;
     let (sampling, stop) = fields::sampling(&json)?;
     let create: CreateRequest = body::parse(&json)?;
     drop(json);
@@ -82,8 +89,11 @@ pub async fn create(State(app): State<App>, request: Request) -> Result<Response
         }
     };
     let on_disconnect = create.on_disconnect.map(|f| f.0).or(header_policy).unwrap_or(LINGER_DEFAULT);
-    let generate = GenerateRequest { tenant: TENANT, model: create.model, prompt, sampling, stop, on_disconnect };
+    let CreateRequest { model, priority, .. } = create;
+    let generate = GenerateRequest { owner, model, prompt, sampling, stop, on_disconnect, priority, queue_timeout_ms };
     let started = app.service.start(generate).await?;
+    // A name that was given out must still mean something after a crash.
+    started.log.accepted().await;
     let created = Created {
         stream: describe(&app, &started.log),
         model: app.service.model_name().to_owned(),
@@ -97,8 +107,8 @@ pub async fn create(State(app): State<App>, request: Request) -> Result<Response
 }
 
 /// `GET /v1/streams`: the caller's own, newest first.
-pub async fn list(State(app): State<App>) -> Json<StreamList> {
-    let logs = app.service.table().list(TENANT);
+pub async fn list(State(app): State<App>, Extension(Caller(owner)): Extension<Caller>) -> Json<StreamList> {
+    let logs = app.service.table().list(owner.tenant);
     let has_more = logs.len() > LIST_MAX;
     let data = logs.iter().take(LIST_MAX).map(|log| describe(&app, log)).collect();
     Json(StreamList { object: "list", data, has_more })
@@ -110,12 +120,13 @@ pub async fn list(State(app): State<App>) -> Json<StreamList> {
 /// 404, 410, and 400 for a cursor that is none.
 pub async fn follow(
     State(app): State<App>,
+    Extension(Caller(owner)): Extension<Caller>,
     method: Method,
     id: Result<Path<String>, PathRejection>,
     query: Result<Query<Vec<(String, String)>>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let log = app.service.table().get(stream_id(id)?, TENANT)?;
+    let log = app.service.table().get(stream_id(id)?, owner.tenant)?;
     let cursor = cursor_of(&headers, query)?;
     let epoch = app.service.table().epoch();
     let resume = cursor::resume(&log, epoch, cursor);
@@ -135,6 +146,8 @@ pub async fn follow(
         resume,
         retry_ms: retry_ms(),
         now_ms: app.service.now_ms(),
+        next_seq: from,
+        live_from: log.len() as u64,
         tokenizer: app.service.tokenizer().clone(),
     };
     let readers = &app.service.metrics().readers;
@@ -146,8 +159,12 @@ pub async fn follow(
 ///
 /// # Errors
 /// 404, 410.
-pub async fn cancel(State(app): State<App>, id: Result<Path<String>, PathRejection>) -> Result<StatusCode, Problem> {
-    app.service.table().cancel(stream_id(id)?, TENANT)?;
+pub async fn cancel(
+    State(app): State<App>,
+    Extension(Caller(owner)): Extension<Caller>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<StatusCode, Problem> {
+    app.service.table().cancel(stream_id(id)?, owner.tenant)?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -6,26 +6,37 @@
 
 use std::time::Duration;
 
-use axum::Json;
-use axum::extract::{Request, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 
 use super::chat_chunks::ChatChunks;
 use super::chat_types::{ChatRequest, Choice, Completion, Logprobs, Message};
+use crate::api::auth::Caller;
 use crate::api::problem::Problem;
-use crate::api::{App, TENANT, body, disconnect, event_body, fields, fold, with_stream_id};
-use crate::error::Error;
+use crate::api::{App, body, disconnect, event_body, fields, fold, queue_timeout, with_stream_id};
+use crate::error::{Error, ErrorKind};
 use crate::protocol::{ErrorInfo, Event, GenerateRequest, OnDisconnect, Prompt};
 use crate::service::Started;
 use crate::stream::StreamReader;
+
+/// A completion is named as its stream, behind this.
+const ID_PREFIX: &str = "chatcmpl-";
 
 /// Handles one request.
 ///
 /// # Errors
 /// Any of the body's, the fields' and the service's.
-pub async fn create(State(app): State<App>, request: Request) -> Result<Response, Problem> {
+pub async fn create(
+    State(app): State<App>,
+    Extension(Caller(owner)): Extension<Caller>,
+    request: Request,
+) -> Result<Response, Problem> {
     let policy = disconnect::from_header(request.headers())?;
-    let json = body::read(request, app.config.body_bytes_max, app.config.body_read_timeout).await?;
+    let queue_timeout_ms = queue_timeout::from_header(request.headers())?;
+    let json = body::read(request, &app.config).await?;
     let (sampling, stop) = fields::sampling(&json)?;
     let chat: ChatRequest = body::parse(&json)?;
     drop(json);
@@ -38,12 +49,14 @@ pub async fn create(State(app): State<App>, request: Request) -> Result<Response
     let messages = chat.messages.ok_or_else(|| Error::invalid("messages", "`messages` must be given"))?;
     let with_logprobs = sampling.top_logprobs.is_some();
     let generate = GenerateRequest {
-        tenant: TENANT,
+        owner,
         model: chat.model,
         prompt: Prompt::Chat(fields::messages(messages)?),
         sampling,
         stop,
         on_disconnect: policy.unwrap_or(OnDisconnect::Cancel),
+        priority: chat.priority,
+        queue_timeout_ms,
     };
     let started = app.service.start(generate).await?;
     if stream {
@@ -56,6 +69,23 @@ pub async fn create(State(app): State<App>, request: Request) -> Result<Response
     } else {
         whole(&app, &started, with_logprobs).await
     }
+}
+
+/// `POST /v1/chat/completions/{id}/cancel`: cancels at once; 204 also when it has ended. Takes a completion's id and
+/// the bare id of its stream.
+///
+/// # Errors
+/// 404, 410.
+pub async fn cancel(
+    State(app): State<App>,
+    Extension(Caller(owner)): Extension<Caller>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<StatusCode, Problem> {
+    let text = id.map(|Path(text)| text).unwrap_or_default();
+    let bare = text.strip_prefix(ID_PREFIX).unwrap_or(&text);
+    let id = bare.parse().map_err(|()| Error::new(ErrorKind::NotFound, format!("no completion {text:?}")))?;
+    app.service.table().cancel(id, owner.tenant)?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// The error of a generation that fails before its first token, and within `patience`.
@@ -106,5 +136,5 @@ async fn whole(app: &App, started: &Started, with_logprobs: bool) -> Result<Resp
 }
 
 fn completion_id(started: &Started) -> String {
-    format!("chatcmpl-{}", started.log.id())
+    format!("{ID_PREFIX}{}", started.log.id())
 }

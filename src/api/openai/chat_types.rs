@@ -16,6 +16,8 @@ pub(super) struct ChatRequest {
     pub(super) messages: Option<Vec<MessageFields>>,
     pub(super) stream: Option<bool>,
     pub(super) stream_options: Option<StreamOptions>,
+    /// vLLM's: a lower one goes first.
+    pub(super) priority: Option<i32>,
 }
 
 #[derive(Debug, Deserialize)]

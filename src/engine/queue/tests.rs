@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicU64;
 
 use super::*;
-use crate::protocol::{OnDisconnect, SamplingParams, StopParams, Tenant};
+use crate::protocol::{OnDisconnect, QueueTerms, SamplingParams, StopParams, Tenant};
 use crate::stream::CancelCause;
 
 struct Bench {
@@ -16,7 +16,9 @@ fn bench(requests_max: usize, tokens_max: usize) -> Bench {
     let (metrics, time_ms) = (Arc::new(Metrics::default()), Arc::new(AtomicU64::new(0)));
     let time = time_ms.clone();
     let clock = Arc::new(move || Duration::from_millis(time.load(Ordering::Relaxed)));
-    let queue = Queue::new(QueueLimits { requests_max, tokens_max }, metrics.clone(), clock);
+    let limits =
+        QueueLimits { requests_max, tokens_max, priority_step_tokens: 1000, note_interval: Duration::from_secs(1) };
+    let queue = Queue::new(limits, metrics.clone(), clock);
     Bench { queue, metrics, time_ms }
 }
 
@@ -28,14 +30,20 @@ impl Bench {
     }
 
     fn submit_to(&self, log: &Arc<StreamLog>, max_tokens: usize) -> Result<()> {
+        self.submit_on(log, max_tokens, QueueTerms::default())
+    }
+
+    fn submit_on(&self, log: &Arc<StreamLog>, max_tokens: usize, queue: QueueTerms) -> Result<()> {
         let request = ValidRequest {
+            resumed: None,
             id: log.id(),
-            tenant: Tenant(0),
+            tenant: log.tenant(),
             prompt: vec![1; 10],
             max_tokens,
             sampling: SamplingParams { seed: Some(0), ..SamplingParams::default() },
             stop: StopParams::default(),
             on_disconnect: OnDisconnect::Detach,
+            queue,
         };
         self.queue.submit(request, None, log)
     }
@@ -63,7 +71,7 @@ fn first_come_first_served_and_positions_say_so() {
     let b = bench(10, 1000);
     let logs: Vec<_> = (0..3).map(|id| b.submit(id, 5).expect("room")).collect();
     for (position, log) in logs.iter().enumerate() {
-        assert_eq!(log.reader(0).try_next(), Some((0, Event::Queued { position })));
+        assert_eq!(log.reader(0).try_next(), Some((0, Event::Queued { position, wait_ms: None })));
     }
     assert_eq!(b.queue.depth(), (3, 45));
     let order: Vec<_> = (0..3).map(|_| b.pull().expect("waits").request.id.0).collect();
@@ -104,7 +112,7 @@ fn the_time_to_come_back_is_work_ahead_over_measured_rate() {
         b.submit(second, 90).expect("room");
         let entry = b.pull().expect("waits");
         b.time_ms.store(u64::try_from(second).expect("small") * 1000, Ordering::Relaxed);
-        b.queue.on_served(entry.request.num_tokens_max());
+        b.queue.on_served(Tenant(0), entry.request.num_tokens_max(), 50);
         entry.writer.done(crate::protocol::FinishReason::Stop);
     }
     b.submit(100, 490).expect("room");
@@ -170,4 +178,116 @@ fn closing_lets_the_waiting_run_and_stopping_ends_them() {
     assert!(matches!(b.queue.pull(|_| true), Pulled::Stopped(message) if message == "over"));
     assert!(b.queue.is_idle() && b.queue.wait_stopped(Duration::from_secs(60)));
     b.queue.wait();
+}
+
+/// An empty log of `tenant`.
+fn log_of(tenant: u64, id: u128) -> Arc<StreamLog> {
+    StreamLog::new(StreamId(id), Tenant(tenant), OnDisconnect::Detach)
+}
+
+fn events(log: &Arc<StreamLog>) -> Vec<Event> {
+    let mut reader = log.reader(0);
+    std::iter::from_fn(|| reader.try_next().map(|(_, event)| event)).collect()
+}
+
+#[test]
+fn a_request_that_waits_too_long_ends_and_never_runs() {
+    let b = bench(10, 1000);
+    let (patient, hasty) = (log_of(0, 1), log_of(0, 2));
+    b.submit_to(&patient, 5).expect("room");
+    b.submit_on(&hasty, 5, QueueTerms { timeout_ms: Some(2000), ..QueueTerms::default() }).expect("room");
+    b.time_ms.store(1999, Ordering::Relaxed);
+    b.queue.sweep();
+    assert!(!hasty.is_finished());
+    b.time_ms.store(2000, Ordering::Relaxed);
+    b.queue.sweep();
+    assert_eq!(last_error(&hasty), ErrorKind::QueueTimeout);
+    assert_eq!((b.metrics.queue_timeouts.get(), b.metrics.requests_failed.get()), (1, 1));
+    let other = log_of(0, 3);
+    b.submit_on(&other, 5, QueueTerms { timeout_ms: Some(10), ..QueueTerms::default() }).expect("room");
+    b.time_ms.store(9000, Ordering::Relaxed);
+    assert_eq!(b.pull().expect("waits").request.id, patient.id());
+    assert!(b.pull().is_none(), "also when a worker comes before the sweep");
+    assert_eq!(last_error(&other), ErrorKind::QueueTimeout);
+}
+
+#[test]
+fn places_are_told_when_they_change_and_not_too_often() {
+    let b = bench(100, 10_000);
+    let logs: Vec<_> = (0..20).map(|id| b.submit(id, 5).expect("room")).collect();
+    let places = |log: &Arc<StreamLog>| {
+        let place = |e| match e {
+            Event::Queued { position, .. } => position,
+            other => panic!("{other:?}"),
+        };
+        events(log).into_iter().map(place).collect::<Vec<_>>()
+    };
+    let pass = |ms: u64| {
+        b.time_ms.fetch_add(ms, Ordering::Relaxed);
+        b.queue.sweep();
+    };
+    pass(5000);
+    assert_eq!(places(&logs[19]), [19], "nothing changed");
+    for _ in 0..4 {
+        b.pull().expect("waits");
+        pass(250);
+    }
+    // Told of the first, then not again within a second.
+    assert_eq!(places(&logs[19]), [19, 18]);
+    pass(250);
+    assert_eq!(places(&logs[19]), [19, 18, 15]);
+    b.time_ms.store(80_000, Ordering::Relaxed);
+    let before = logs[19].len();
+    for _ in 0..11 {
+        b.pull().expect("waits");
+        pass(2000);
+    }
+    // After 80 seconds the pause is ten: about a third of 22 seconds' changes are told.
+    let told = logs[19].len() - before;
+    assert!((2..=3).contains(&told), "{told}");
+}
+
+#[test]
+fn the_wait_told_is_work_ahead_over_measured_rate() {
+    let b = bench(10, 10_000);
+    b.submit(1, 90).expect("room");
+    let entry = b.pull().expect("waits");
+    b.time_ms.store(1000, Ordering::Relaxed);
+    b.queue.on_served(Tenant(0), 100, 100);
+    entry.writer.done(crate::protocol::FinishReason::Stop);
+    b.submit(2, 190).expect("room");
+    let log = b.submit(3, 5).expect("room");
+    assert_eq!(events(&log), [Event::Queued { position: 1, wait_ms: Some(2000) }]);
+}
+
+#[test]
+fn one_key_cannot_fill_the_queue() {
+    let b = bench(100, 100_000);
+    let taken = (0..100).take_while(|id| b.submit_to(&log_of(1, *id), 5).is_ok()).count();
+    assert_eq!(taken, 80, "four fifths");
+    for id in 1000..1010 {
+        b.submit_to(&log_of(2, id), 5).expect("another finds room");
+    }
+    let refused = b.submit_to(&log_of(1, 999), 5).expect_err("still too many");
+    assert_eq!(refused.kind(), ErrorKind::Overloaded);
+    assert!(b.queue.check_room(Tenant(1)).is_err() && b.queue.check_room(Tenant(2)).is_ok());
+    let without_keys = bench(100, 100_000);
+    assert_eq!((0..200).take_while(|id| without_keys.submit(*id, 5).is_ok()).count(), 100);
+    let by_tokens = bench(100, 1000);
+    let taken = (0..100).take_while(|id| by_tokens.submit_to(&log_of(1, *id), 90).is_ok()).count();
+    assert_eq!(taken, 8, "of ten");
+}
+
+#[test]
+fn owners_take_turns_and_positions_say_so() {
+    let b = bench(100, 100_000);
+    for id in 0..6 {
+        b.submit_to(&log_of(1, id), 5).expect("room");
+    }
+    let newcomer = log_of(2, 100);
+    b.submit_to(&newcomer, 5).expect("room");
+    let Event::Queued { position, .. } = events(&newcomer)[0] else { panic!("queued first") };
+    assert!(position <= 1, "it shares with one, not with six: {position}");
+    let order: Vec<_> = (0..7).map(|_| b.pull().expect("waits").request.id.0).collect();
+    assert_eq!(order.iter().position(|id| *id == 100), Some(position));
 }

@@ -3,6 +3,7 @@
 //! dequantised to f32, so that nothing but rounding order separates the two. KV memory is f32.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
 use candle_core::{D, DType, Device, Module, Tensor};
@@ -148,6 +149,7 @@ impl Composed {
         batch: &Batch,
         angles: &[(Vec<f32>, Vec<f32>)],
         tables: &[u32],
+        beat: &AtomicU64,
         logits: &mut Vec<f32>,
     ) -> Result<()> {
         let (weights, device) = (&*self.weights, &self.weights.device);
@@ -173,6 +175,7 @@ impl Composed {
             };
             let y = layer.down.forward(&(gate * layer.up.forward(&x)?)?)?;
             h = (h + post_norm(y, layer.post_ffn_norm.as_ref(), eps)?)?;
+            beat.fetch_add(1, Ordering::Relaxed);
         }
         if batch.logits_indices.is_empty() {
             logits.clear();

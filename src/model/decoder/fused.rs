@@ -5,6 +5,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, InplaceOp2, Layout, Result as CandleResult, Storage, Tensor};
 
@@ -13,8 +14,8 @@ use super::weights::{LayerTensors, Matrix, Tensors};
 use crate::cache::KvStore;
 use crate::error::Result;
 use crate::kernels::{
-    Activations, AttentionShape, Input, Isa, KvLayer, Memory, Norm, Packed, Part, Pool, QkNorm, Ragged, add_rms_norm,
-    attention, dequantize_row, gated, linear, rms_norm, rotate_and_store,
+    Activations, AttentionShape, Input, Isa, KvLayer, Memory, Norm, Output, Packed, Part, Pool, QkNorm, Ragged,
+    add_rms_norm, attention, dequantize_row, gated, linear, rms_norm,
 };
 use crate::model::Batch;
 use crate::model::config::ModelConfig;
@@ -141,50 +142,58 @@ struct Cpu {
     pool: Pool,
     /// A stage's inputs after its norm, or its outputs before one.
     scratch: Vec<f32>,
-    /// Inputs in bytes, where the compute is in bytes.
-    quantized: Option<Activations>,
+    /// `[num_tokens, num_heads * head_dim]`, from attention to the projection after it. No tensor, because an op of
+    /// candle's may change one, and attention rotates `qkv` in place.
+    attended: Vec<f32>,
+    /// Where the compute is in bytes.
+    quantized: Option<Quantized>,
+}
+
+/// Inputs in bytes.
+#[derive(Default)]
+struct Quantized {
+    /// After a norm.
+    normed: Activations,
+    /// What attention or the gate made.
+    branch: Activations,
 }
 
 impl Cpu {
-    /// Hands `x: [num_tokens, k]` to `f` as the kernels want it, normalised first where there is a norm.
-    fn with_input(&mut self, x: &[f32], k: usize, norm: Option<Norm<'_>>, f: impl FnOnce(Isa, &mut Pool, &Input<'_>)) {
-        let Self { isa, pool, scratch, quantized } = self;
-        let (isa, num_tokens) = (*isa, x.len() / k);
-        let x = match norm {
-            None => {
-                if let Some(quantized) = quantized {
-                    quantized.quantize(isa, pool, x, k);
-                }
-                x
+    /// Hands `x: [num_tokens, k]` to `f` after the norm, and with it the place for what the stage makes in bytes.
+    fn with_normed(
+        &mut self,
+        x: &[f32],
+        norm: Norm<'_>,
+        f: impl FnOnce(Isa, &mut Pool, &Input<'_>, Option<&mut Activations>),
+    ) {
+        let Self { isa, pool, scratch, quantized, .. } = self;
+        let (isa, num_tokens) = (*isa, x.len() / norm.weight.len());
+        let normed = resized(scratch, x.len());
+        let (quantized, branch) = match quantized {
+            Some(Quantized { normed: quantized, branch }) => {
+                quantized.quantize_normed(isa, pool, x, norm, normed);
+                (Some(&*quantized), Some(branch))
             }
-            Some(norm) => {
-                let normed = resized(scratch, x.len());
-                match quantized {
-                    Some(quantized) => quantized.quantize_normed(isa, pool, x, norm, normed),
-                    None => rms_norm(isa, pool, x, norm, normed),
-                }
-                normed
+            None => {
+                rms_norm(isa, pool, x, norm, normed);
+                (None, None)
             }
         };
-        f(isa, pool, &Input { x, quantized: quantized.as_ref(), num_tokens });
+        f(isa, pool, &Input { x: normed, quantized, num_tokens }, branch);
     }
 
-    /// `h += norm(projection(x))`, the norm where there is one.
+    /// `h += norm(projection(x))`, the norm where there is one; `x` is what attention or the gate made.
     fn project(&mut self, p: &Projection, x: &[f32], norm: Option<Norm<'_>>, next: Ahead, h: &mut [f32]) {
+        let Self { isa, pool, scratch, quantized, .. } = self;
+        let quantized = quantized.as_ref().map(|quantized| &quantized.branch);
+        let input = Input { x, quantized, num_tokens: x.len() / p.weights.k() };
+        pool.set_ahead(next);
         let Some(norm) = norm else {
-            return self.with_input(x, p.weights.k(), None, |isa, pool, input| {
-                pool.set_ahead(next);
-                linear(isa, pool, &[p.part()], input, true, h);
-            });
+            return linear(*isa, pool, &[p.part()], &input, true, h);
         };
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let projected = resized(&mut scratch, h.len());
-        self.with_input(x, p.weights.k(), None, |isa, pool, input| {
-            pool.set_ahead(next);
-            linear(isa, pool, &[p.part()], input, false, projected);
-        });
-        add_rms_norm(self.isa, &mut self.pool, projected, norm, h);
-        self.scratch = scratch;
+        let projected = resized(scratch, h.len());
+        linear(*isa, pool, &[p.part()], &input, false, projected);
+        add_rms_norm(*isa, pool, projected, norm, h);
     }
 }
 
@@ -203,8 +212,6 @@ struct States {
     h: Tensor,
     /// `[capacity, qkv_size]`
     qkv: Tensor,
-    /// `[capacity, num_heads * head_dim]`
-    attended: Tensor,
     /// `[capacity, intermediate_size]`
     branch: Tensor,
 }
@@ -215,7 +222,6 @@ impl States {
         Ok(Self {
             h: tensor(config.hidden_size)?,
             qkv: tensor(config.qkv_size())?,
-            attended: tensor(config.num_heads * config.head_dim)?,
             branch: tensor(config.intermediate_size)?,
         })
     }
@@ -223,12 +229,7 @@ impl States {
     /// The first `num_tokens` rows of each.
     fn rows(&self, num_tokens: usize) -> CandleResult<Self> {
         let rows = |tensor: &Tensor| tensor.narrow(0, 0, num_tokens);
-        Ok(Self {
-            h: rows(&self.h)?,
-            qkv: rows(&self.qkv)?,
-            attended: rows(&self.attended)?,
-            branch: rows(&self.branch)?,
-        })
+        Ok(Self { h: rows(&self.h)?, qkv: rows(&self.qkv)?, branch: rows(&self.branch)? })
     }
 }
 
@@ -240,18 +241,25 @@ impl Fused {
         pool: Pool,
         activations: ActivationType,
     ) -> Result<Self> {
-        let quantized = (activations == ActivationType::Int8).then(Activations::default);
+        let quantized = (activations == ActivationType::Int8).then(Quantized::default);
         let c = &weights.config;
         let kv = KvStore::new(c.layers.len(), num_blocks, c.num_kv_heads, c.head_dim)?;
-        Ok(Self { weights, kv, cpu: Cpu { isa, pool, scratch: Vec::new(), quantized }, states: None })
+        Ok(Self {
+            weights,
+            kv,
+            cpu: Cpu { isa, pool, scratch: Vec::new(), attended: Vec::new(), quantized },
+            states: None,
+        })
     }
 
-    /// Runs the batch; `angles` has the cosines and sines of each rope, `tables` the batch's block tables as numbers.
+    /// Runs the batch; `angles` has the cosines and sines of each rope, `tables` the block tables as numbers; `beat` counts
+    /// layers.
     pub(super) fn forward(
         &mut self,
         batch: &Batch,
         angles: &[(Vec<f32>, Vec<f32>)],
         tables: &[u32],
+        beat: &AtomicU64,
         logits: &mut Vec<f32>,
     ) -> Result<()> {
         let Self { weights, kv, cpu, states } = self;
@@ -271,6 +279,7 @@ impl Fused {
             step.attn_output(layer)?;
             step.norm_gate_up(layer)?;
             step.down(layer, next)?;
+            beat.fetch_add(1, Ordering::Relaxed);
         }
         weights.logits(&step.states.h, batch, step.cpu.into_inner(), logits)
     }
@@ -295,8 +304,7 @@ impl Step<'_> {
     fn norm_qkv(&self, layer: &Layer) -> CandleResult<()> {
         let parts: Vec<Part<'_>> = layer.qkv.iter().map(Projection::part).collect();
         let run = |out: &mut [f32], x: &[f32]| {
-            let norm = Some(self.norm(&layer.attn_norm));
-            self.cpu.borrow_mut().with_input(x, self.config.hidden_size, norm, |isa, pool, input| {
+            self.cpu.borrow_mut().with_normed(x, self.norm(&layer.attn_norm), |isa, pool, input, _| {
                 pool.set_ahead([layer.attn_output.weights.addresses(), nothing()]);
                 linear(isa, pool, &parts, input, false, out);
             });
@@ -317,34 +325,35 @@ impl Step<'_> {
             sin,
         };
         let kv = RefCell::new(kv);
-        let store = |qkv: &mut [f32]| {
-            let Cpu { isa, pool, .. } = &mut **self.cpu.borrow_mut();
-            rotate_and_store(*isa, pool, &layer.attention, &batch, *kv.borrow_mut(), qkv);
+        let run = |qkv: &mut [f32]| {
+            let Cpu { isa, pool, attended, quantized, .. } = &mut **self.cpu.borrow_mut();
+            let x = resized(attended, batch.positions.len() * self.config.num_heads * self.config.head_dim);
+            let out = Output { x, quantized: quantized.as_mut().map(|quantized| &mut quantized.branch) };
+            attention(*isa, pool, &layer.attention, &batch, *kv.borrow_mut(), qkv, out);
         };
-        self.states.qkv.inplace_op1(&Stage { name: "rope-kv", run: store })?;
-        let attend = |out: &mut [f32], qkv: &[f32]| {
-            let Cpu { isa, pool, .. } = &mut **self.cpu.borrow_mut();
-            attention(*isa, pool, &layer.attention, &batch, *kv.borrow(), qkv, out);
-        };
-        self.states.attended.inplace_op2(&self.states.qkv, &Stage { name: "attention", run: attend })
+        self.states.qkv.inplace_op1(&Stage { name: "rope-attention", run })
     }
 
     /// `h += norm(projection(attended))`, the norm where there is one.
     fn attn_output(&self, layer: &Layer) -> CandleResult<()> {
-        let run = |h: &mut [f32], x: &[f32]| {
+        let run = |h: &mut [f32]| {
             let norm = layer.post_attn_norm.as_deref().map(|weight| self.norm(weight));
             let next = [layer.gate.addresses(), layer.up.addresses()];
-            self.cpu.borrow_mut().project(&layer.attn_output, x, norm, next, h);
+            let mut cpu = self.cpu.borrow_mut();
+            let attended = std::mem::take(&mut cpu.attended);
+            let x = &attended[..self.batch.num_tokens() * layer.attn_output.weights.k()];
+            cpu.project(&layer.attn_output, x, norm, next, h);
+            cpu.attended = attended;
         };
-        self.states.h.inplace_op2(&self.states.attended, &Stage { name: "out-residual", run })
+        self.states.h.inplace_op1(&Stage { name: "out-residual", run })
     }
 
     /// `h -> branch`
     fn norm_gate_up(&self, layer: &Layer) -> CandleResult<()> {
         let run = |out: &mut [f32], x: &[f32]| {
-            let norm = Some(self.norm(&layer.ffn_norm));
-            self.cpu.borrow_mut().with_input(x, self.config.hidden_size, norm, |isa, pool, input| {
+            self.cpu.borrow_mut().with_normed(x, self.norm(&layer.ffn_norm), |isa, pool, input, quantized| {
                 pool.set_ahead([layer.down.weights.addresses(), nothing()]);
+                let out = Output { x: out, quantized };
                 gated(isa, pool, &layer.gate, &layer.up, self.config.activation, input, out);
             });
         };
@@ -395,7 +404,7 @@ impl Weights {
         }
         let part = Part { weights: &self.head, bias: None, column: 0 };
         let norm = Norm { weight: &self.final_norm, eps: self.config.norm_eps };
-        cpu.with_input(&rows, hidden, Some(norm), |isa, pool, input| {
+        cpu.with_normed(&rows, norm, |isa, pool, input, _| {
             pool.set_ahead([self.layers[0].qkv_addresses(), nothing()]);
             linear(isa, pool, &[part], input, false, logits);
         });

@@ -8,6 +8,7 @@ mod rope;
 mod weights;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use candle_core::Device;
 
@@ -56,6 +57,18 @@ pub struct DecoderOptions {
     pub kv_bytes_max: usize,
     /// Most sequences at once: no more blocks are made than these can fill.
     pub max_num_seqs: usize,
+}
+
+impl DecoderOptions {
+    /// What decides over the bits of a result, besides the file: where it runs, how inputs are rounded, and the context,
+    /// since some rotations depend on how long it may get.
+    pub(super) fn arithmetic(&self) -> String {
+        let compute = match &self.compute {
+            Compute::Cpu { activations, .. } => format!("{activations:?}"),
+            Compute::Composed(device) => format!("{device:?}"),
+        };
+        format!("{compute} {:?}", self.max_model_len)
+    }
 }
 
 /// Weights and description, shared by all workers' decoders.
@@ -126,7 +139,7 @@ impl DecoderWeights {
         };
         let ropes: Vec<Rope> = self.config.ropes.iter().map(|r| Rope::new(r, self.config.rope_dim)).collect();
         let angles = vec![Default::default(); ropes.len()];
-        Ok(Decoder { spec: self.spec.clone(), ropes, stages, angles, tables: Vec::new() })
+        Ok(Decoder { spec: self.spec.clone(), ropes, stages, angles, tables: Vec::new(), beat: Arc::default() })
     }
 }
 
@@ -173,6 +186,8 @@ pub struct Decoder {
     angles: Vec<(Vec<f32>, Vec<f32>)>,
     /// The step's block tables as plain numbers.
     tables: Vec<u32>,
+    /// Layers computed.
+    beat: Arc<AtomicU64>,
 }
 
 enum Stages {
@@ -181,6 +196,10 @@ enum Stages {
 }
 
 impl Model for Decoder {
+    fn beat(&self) -> Option<Arc<AtomicU64>> {
+        Some(self.beat.clone())
+    }
+
     fn spec(&self) -> &ModelSpec {
         &self.spec
     }
@@ -197,8 +216,8 @@ impl Model for Decoder {
         self.tables.clear();
         self.tables.extend(batch.block_tables.iter().map(|block| block.0));
         match &mut self.stages {
-            Stages::Fused(stages) => stages.forward(batch, &self.angles, &self.tables, logits),
-            Stages::Composed(stages) => stages.forward(batch, &self.angles, &self.tables, logits),
+            Stages::Fused(stages) => stages.forward(batch, &self.angles, &self.tables, &self.beat, logits),
+            Stages::Composed(stages) => stages.forward(batch, &self.angles, &self.tables, &self.beat, logits),
         }
     }
 }

@@ -6,6 +6,9 @@ use std::time::Duration;
 /// How long a test waits for what must come before it says that it did not.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How often a step that waits shows that it has not died.
+const BEAT: Duration = Duration::from_millis(50);
+
 /// A door that steps wait at. New ones are shut.
 #[derive(Debug, Default)]
 pub struct StubGate {
@@ -52,14 +55,18 @@ impl StubGate {
         self.lock().num_arrived
     }
 
-    /// Waits at the door; a model that is not the stub can stand at it too.
-    pub fn pass(&self) {
+    /// Waits to be let through, calling `beat` meanwhile; a model that is not the stub can stand here too.
+    pub fn pass(&self, beat: impl Fn()) {
         let mut state = self.lock();
         state.num_arrived += 1;
         let number = state.num_arrived;
         self.changed.notify_all();
-        let passed = self.changed.wait_while(state, |s| s.num_allowed < number);
-        drop(passed.unwrap_or_else(PoisonError::into_inner));
+        let mut state = state;
+        while state.num_allowed < number {
+            beat();
+            let waited = self.changed.wait_timeout(state, BEAT);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -4,7 +4,9 @@
 use std::sync::{Arc, Mutex};
 
 use tallow::error::{Error, ErrorKind, Result};
-use tallow::protocol::{ErrorInfo, Event, FinishReason, TokenEvent, TokenId, TokenLogprob, Usage, ValidRequest};
+use tallow::protocol::{
+    ErrorInfo, Event, FinishReason, Tenant, TokenEvent, TokenId, TokenLogprob, Usage, ValidRequest,
+};
 use tallow::service::{Backend, Readiness};
 use tallow::stream::{CancelCause, StreamLog};
 use tokio::sync::{mpsc, watch};
@@ -80,7 +82,7 @@ impl Backend for GatedBackend {
         state.live.retain(|log| !log.is_finished());
         state.live.push(log.clone());
         drop(state);
-        log.append(Event::Queued { position: 0 });
+        log.append(Event::Queued { position: 0, wait_ms: None });
         let (sender, cancelled) = watch::channel(None);
         // Like the engine's: a cancelled request ends with an error event.
         let hooked = Arc::downgrade(&log);
@@ -94,6 +96,12 @@ impl Backend for GatedBackend {
         assert!(sent.is_ok(), "more than {NUM_JOBS_MAX} jobs that the test has not taken");
         Ok(())
     }
+
+    fn check_room(&self, _tenant: Tenant) -> Result<()> {
+        Ok(())
+    }
+
+    fn sweep(&self) {}
 
     fn readiness(&self) -> Readiness {
         self.state.lock().unwrap().readiness

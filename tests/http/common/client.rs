@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 /// One connection.
 pub struct Client {
@@ -34,7 +34,7 @@ impl Reply {
 
 /// The text of a request.
 pub fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> String {
-    let mut text = format!("{method} {path} HTTP/1.1\r\nhost: test\r\n");
+    let mut text = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n");
     for (name, value) in headers {
         text.push_str(&format!("{name}: {value}\r\n"));
     }
@@ -55,6 +55,13 @@ pub async fn post(address: SocketAddr, path: &str, body: &serde_json::Value) -> 
 impl Client {
     pub async fn connect(address: SocketAddr) -> Self {
         Self { stream: Some(TcpStream::connect(address).await.unwrap()), received: Vec::new() }
+    }
+
+    /// Connects with a receive buffer as small as the system allows, so that not reading is soon felt.
+    pub async fn connect_narrow(address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(2048).unwrap();
+        Self { stream: Some(socket.connect(address).await.unwrap()), received: Vec::new() }
     }
 
     /// Sends a GET and returns with the head of the answer.

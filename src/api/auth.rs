@@ -1,0 +1,163 @@
+//! Who is asking: an API key in `Authorization: Bearer`, `x-api-key` or the page's cookie, told from the others in constant time. Without
+//! keys everybody is one anonymous owner. Preflights never get here: CORS answers them before.
+
+use std::fmt;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::problem::Problem;
+use super::{App, quota_headers};
+use crate::protocol::Owner;
+
+/// What needs no key: whoever restarts a dead process has none, and the page must be there to be told one. Its files
+/// hold nothing that is not in the program.
+const OPEN_PATHS: [&str; 4] = ["/health/live", "/", "/app.js", "/style.css"];
+
+/// Where the page keeps its key: an `EventSource` sends no headers of its own. The page sets it `SameSite=Strict`, so
+/// that no other site's requests carry it.
+const COOKIE: &str = "tallow-key=";
+
+/// A key and whose it is. Only the key's digest is kept: digests are all of one length, so that comparing them tells
+/// nothing of a key's.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiKey {
+    digest: [u8; 32],
+    owner: Arc<Owner>,
+}
+
+impl ApiKey {
+    /// The key `secret` of `owner`.
+    pub fn new(secret: &str, owner: Arc<Owner>) -> Self {
+        Self { digest: Sha256::digest(secret).into(), owner }
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiKey").field("owner", &self.owner).finish_non_exhaustive()
+    }
+}
+
+/// Who is asking; every handler behind [`authenticate`] finds it in the request's extensions.
+#[derive(Debug, Clone)]
+pub(super) struct Caller(pub Arc<Owner>);
+
+/// Lets a request through with its [`Caller`], or answers 401. What a caller with limits has left is told in the
+/// headers of every answer to a POST.
+pub(super) async fn authenticate(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    if OPEN_PATHS.contains(&request.uri().path()) {
+        return next.run(request).await;
+    }
+    let owner = match app.owner_of(request.headers()) {
+        Ok(owner) => owner,
+        Err(problem) => return refused(problem),
+    };
+    let is_post = request.method() == Method::POST;
+    request.extensions_mut().insert(Caller(owner.clone()));
+    let mut response = next.run(request).await;
+    if is_post && let Some(state) = app.service.quota(&owner) {
+        quota_headers::insert(response.headers_mut(), &state);
+    }
+    response
+}
+
+impl App {
+    fn owner_of(&self, headers: &HeaderMap) -> Result<Arc<Owner>, Problem> {
+        if self.config.keys.is_empty() {
+            return Ok(self.anonymous.clone());
+        }
+        let Some(secret) = secret(headers) else {
+            return Err(unauthorized("an API key must be sent, as `Authorization: Bearer KEY` or `x-api-key: KEY`"));
+        };
+        find(&self.config.keys, secret)
+            .ok_or_else(|| unauthorized("the API key that was sent is not one of this server"))
+    }
+}
+
+fn secret(headers: &HeaderMap) -> Option<&[u8]> {
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
+        let (scheme, rest) = value.as_bytes().split_at_checked("bearer ".len())?;
+        scheme.eq_ignore_ascii_case(b"bearer ").then(|| rest.trim_ascii())
+    });
+    let cookie = || {
+        let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+        let mut pairs = cookies.flat_map(|cookies| cookies.split(';'));
+        pairs.find_map(|pair| pair.trim().strip_prefix(COOKIE)).map(str::as_bytes)
+    };
+    let own = headers.get("x-api-key").map(|value| value.as_bytes().trim_ascii());
+    let secret = bearer.or(own).or_else(cookie);
+    secret.filter(|secret| !secret.is_empty())
+}
+
+/// Looks at every key, so that the time does not say which one it was.
+fn find(keys: &[ApiKey], secret: &[u8]) -> Option<Arc<Owner>> {
+    let digest: [u8; 32] = Sha256::digest(secret).into();
+    let mut found = None;
+    for key in keys {
+        if bool::from(key.digest.ct_eq(&digest)) {
+            found = Some(key.owner.clone());
+        }
+    }
+    found
+}
+
+fn unauthorized(message: &str) -> Problem {
+    Problem::http(StatusCode::UNAUTHORIZED, Some("invalid_api_key"), message)
+}
+
+fn refused(problem: Problem) -> Response {
+    let mut response = problem.into_response();
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Tenant;
+
+    #[test]
+    fn a_key_is_found_by_all_of_its_bytes() {
+        let owner = |n: u64| Arc::new(Owner { tenant: Tenant(n), ..Owner::anonymous() });
+        let keys = [ApiKey::new("sk-one", owner(1)), ApiKey::new("sk-one-and-more", owner(2))];
+        let check = |secret: &str| find(&keys, secret.as_bytes()).map(|owner| owner.tenant.0);
+        assert_eq!(check("sk-one"), Some(1));
+        assert_eq!(check("sk-one-and-more"), Some(2));
+        for wrong in ["", "sk-on", "sk-onE", "sk-one ", "sk-one-and-mor"] {
+            assert_eq!(check(wrong), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_not_in_its_debug_output() {
+        let text = format!("{:?}", ApiKey::new("open-sesame", Arc::new(Owner::anonymous())));
+        assert!(!text.contains("sesame") && text.contains("anonymous"), "{text}");
+    }
+
+    #[test]
+    fn keys_come_in_three_headers() {
+        #[track_caller]
+        fn check(headers: &[(&'static str, &'static str)], expect: Option<&str>) {
+            let headers = headers
+                .iter()
+                .map(|(name, value)| (header::HeaderName::from_static(name), HeaderValue::from_static(value)));
+            assert_eq!(secret(&headers.collect()), expect.map(str::as_bytes));
+        }
+        check(&[("authorization", "Bearer abc")], Some("abc"));
+        check(&[("authorization", "bearer  abc ")], Some("abc"));
+        check(&[("x-api-key", "abc")], Some("abc"));
+        check(&[("authorization", "Basic zzz"), ("x-api-key", "abc")], Some("abc"));
+        check(&[("authorization", "Bearer abc"), ("x-api-key", "other")], Some("abc"));
+        check(&[("cookie", "a=b; tallow-key=abc; c=d")], Some("abc"));
+        check(&[("cookie", "not-tallow-key=abc")], None);
+        for none in ["", "Bearer", "Bearer ", "abc", "Basic abc"] {
+            check(&[("authorization", none)], None);
+        }
+    }
+}

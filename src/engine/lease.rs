@@ -1,0 +1,122 @@
+//! A core's right to write. A worker that hangs in a step cannot be ended, so its right is taken from it: its sequences
+//! end at once, and what it still does when it wakes reaches nobody.
+//!
+//! Lock order: lease, then log.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::writer::WriterShared;
+use crate::error::ErrorKind;
+use crate::metrics::Metrics;
+use crate::protocol::{ErrorInfo, Event, StreamId, Usage};
+use crate::stream::StreamLog;
+
+/// One core's right to write to logs and gauges.
+#[derive(Debug)]
+pub struct Lease {
+    metrics: Arc<Metrics>,
+    num_blocks: i64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    is_revoked: bool,
+    /// Sequences that the core holds.
+    live: HashMap<StreamId, Arc<StreamLog>>,
+    shown: GaugeValues,
+}
+
+/// A core's part of the gauges that all workers add up in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct GaugeValues {
+    pub(super) running: i64,
+    pub(super) waiting: i64,
+    pub(super) blocks_used: i64,
+    pub(super) blocks_cached: i64,
+}
+
+impl Lease {
+    /// The lease of a core with so many KV blocks.
+    pub(super) fn new(metrics: Arc<Metrics>, num_blocks: usize) -> Arc<Self> {
+        let num_blocks = num_blocks as i64;
+        metrics.kv_blocks_total.inc_by(num_blocks);
+        Arc::new(Self { metrics, num_blocks, state: Mutex::default() })
+    }
+
+    /// Whether the right is gone.
+    pub fn is_revoked(&self) -> bool {
+        self.lock().is_revoked
+    }
+
+    /// The core has taken a sequence.
+    pub(super) fn hold(&self, log: &Arc<StreamLog>) {
+        self.lock().live.insert(log.id(), log.clone());
+    }
+
+    /// Appends an event; `false` if the right is gone.
+    pub(super) fn append(&self, log: &StreamLog, event: Event) -> bool {
+        let mut state = self.lock();
+        if state.is_revoked {
+            return false;
+        }
+        if event.is_terminal() {
+            state.live.remove(&log.id());
+        }
+        log.append(event);
+        true
+    }
+
+    /// Sets the core's part of the gauges.
+    pub(super) fn show(&self, values: GaugeValues) {
+        let mut state = self.lock();
+        if !state.is_revoked {
+            self.change(&mut state, values);
+        }
+    }
+
+    /// Takes the right away, and ends every sequence with an error event. Returns how many there were; no further call
+    /// finds any.
+    pub(super) fn revoke(&self, message: &str, shared: &WriterShared) -> usize {
+        let mut state = self.lock();
+        if state.is_revoked {
+            return 0;
+        }
+        state.is_revoked = true;
+        self.change(&mut state, GaugeValues::default());
+        self.metrics.kv_blocks_total.dec_by(self.num_blocks);
+        let live = std::mem::take(&mut state.live);
+        for log in live.values() {
+            self.metrics.requests_failed.inc();
+            shared.num_live.fetch_sub(1, Ordering::SeqCst);
+            let (kind, message) = (ErrorKind::Internal, message.to_owned());
+            log.append(Event::Error(ErrorInfo { kind, message, usage: Usage::default() }));
+        }
+        live.len()
+    }
+
+    fn change(&self, state: &mut State, values: GaugeValues) {
+        let (m, old) = (&self.metrics, state.shown);
+        m.num_running.inc_by(values.running - old.running);
+        m.num_waiting.inc_by(values.waiting - old.waiting);
+        m.kv_blocks_used.inc_by(values.blocks_used - old.blocks_used);
+        m.kv_blocks_cached.inc_by(values.blocks_cached - old.blocks_cached);
+        state.shown = values;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // What it guards are whole map operations, so a panic elsewhere leaves nothing half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !self.is_revoked() {
+            self.show(GaugeValues::default());
+            self.metrics.kv_blocks_total.dec_by(self.num_blocks);
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Whose a request is, and what that gives it: its share of the machine, its place in line, its limits. One owner per
+//! API key; without keys everybody is the one anonymous owner.
+
+use super::ids::Tenant;
+
+/// Weights from here ...
+pub const WEIGHT_MIN: u32 = 1;
+/// ... to here.
+pub const WEIGHT_MAX: u32 = 1000;
+/// The most urgent priority; like vLLM's, a lower one goes first.
+pub const PRIORITY_MIN: i32 = -10;
+/// The least urgent priority.
+pub const PRIORITY_MAX: i32 = 10;
+
+/// Who may see, resume and cancel a stream, and on which terms its requests are served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// What keeps its streams, its place in the queue and its prefixes apart from others'.
+    pub tenant: Tenant,
+    /// For people; never a secret.
+    pub name: String,
+    /// Whether it may see what is not its own.
+    pub is_admin: bool,
+    /// Its share of the machine while others want it too, relative to theirs.
+    pub weight: u32,
+    /// Its requests' priority if they do not say, and the most urgent one they may ask for.
+    pub priority: i32,
+    /// What it may use at most.
+    pub limits: OwnerLimits,
+}
+
+/// What an owner may use at most; `None` is no limit of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OwnerLimits {
+    /// Requests in a minute.
+    pub requests_per_minute: Option<u32>,
+    /// Tokens in a minute; a request counts as its prompt and `max_tokens`.
+    pub tokens_per_minute: Option<u32>,
+    /// Generations that wait or run at once.
+    pub concurrency_max: Option<u32>,
+}
+
+impl Owner {
+    /// Everybody, where there are no keys. Whoever reaches such a server may do anything with it.
+    pub fn anonymous() -> Self {
+        Self {
+            tenant: Tenant(0),
+            name: "anonymous".to_owned(),
+            is_admin: true,
+            weight: WEIGHT_MIN,
+            priority: 0,
+            limits: OwnerLimits::default(),
+        }
+    }
+}
+
+/// On which terms a request waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct QueueTerms {
+    /// Its owner's share while others wait too; from [`WEIGHT_MIN`] to [`WEIGHT_MAX`].
+    pub weight: u32,
+    /// A lower one goes first; from [`PRIORITY_MIN`] to [`PRIORITY_MAX`].
+    pub priority: i32,
+    /// How long it may wait for a worker, in milliseconds; `None` waits for ever.
+    pub timeout_ms: Option<u64>,
+}
+
+impl Default for QueueTerms {
+    fn default() -> Self {
+        Self { weight: WEIGHT_MIN, priority: 0, timeout_ms: None }
+    }
+}

@@ -1,0 +1,174 @@
+//! Streams on disk, so that they outlive the process: what was asked, and every event. One thread owns the database and
+//! commits whatever has come since its last commit as one transaction.
+//!
+//! ```text
+//! begin, append, forget -> a bounded channel -> the thread: gather -> write -> commit (fsync) -> tell the logs
+//!                          (who appends waits if the disk does)
+//! ```
+//! Most events need not be on disk before a reader sees them: a token that was shown and lost is computed again, bit for
+//! bit and under the same number (see [`Event::is_repeatable`]). The others - a place in the queue, the start, a failure -
+//! are shown once they are durable, and by then so is the request itself, which came before them. So after a crash at any
+//! moment every number that a reader has seen still stands for the same event.
+//!
+//! The database is redb: copy-on-write B-trees with a checksum for every page, pure Rust. An append-only file of our own
+//! would be faster and would need its own compaction, locking and repair.
+
+mod records;
+mod writer;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+pub use records::{StoredStream, StreamRecord};
+
+use super::log::{Entry, StreamLog};
+use crate::error::{Error, Result};
+use crate::protocol::{Epoch, Event, StreamId};
+
+/// The file in the store's folder.
+const FILE_NAME: &str = "streams.redb";
+/// Changes on their way to the thread; who brings more waits.
+const NUM_CHANGES_MAX: usize = 16_384;
+
+/// The store's bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreLimits {
+    /// How long token events are gathered before they are committed.
+    pub commit_interval: Duration,
+    /// Most bytes of requests and events; beyond, the streams that ended first are forgotten.
+    pub num_bytes_max: u64,
+}
+
+/// Streams on disk. Dropping it commits what has come.
+pub struct StreamStore {
+    epoch: Epoch,
+    changes: SyncSender<Change>,
+    /// Whether changes are still taken: not after [`StreamStore::close`] or a failure of the disk.
+    is_open: Arc<AtomicBool>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the thread is told.
+enum Change {
+    Begin {
+        record: Box<StreamRecord>,
+        log: Weak<StreamLog>,
+    },
+    /// A stream that is there already.
+    Follow {
+        log: Weak<StreamLog>,
+        id: StreamId,
+    },
+    Append {
+        id: StreamId,
+        entry: Entry,
+    },
+    Forget {
+        id: StreamId,
+    },
+    Close,
+}
+
+impl StreamStore {
+    /// Opens the store in folder `dir`, which is made if need be, and reads what it has, oldest stream first.
+    ///
+    /// # Errors
+    /// If the folder cannot be used, another process has it, or its file is damaged or of a newer tallow.
+    pub fn open(dir: &Path, limits: StoreLimits) -> Result<(Arc<Self>, Vec<StoredStream>)> {
+        std::fs::create_dir_all(dir).map_err(|e| Error::io(dir.display(), e))?;
+        let path = dir.join(FILE_NAME);
+        // redb's assertions are made for files that it wrote itself, and not all damage is an error to it.
+        let opened = catch_unwind(AssertUnwindSafe(|| records::open(&path)));
+        let (database, epoch, stored) =
+            opened.unwrap_or_else(|_| Err(Error::io(path.display(), "the stream store is damaged")))?;
+        let (changes, received) = sync_channel(NUM_CHANGES_MAX);
+        let is_open = Arc::new(AtomicBool::new(true));
+        let writer = writer::StoreWriter::new(database, path, limits, is_open.clone(), &stored);
+        let thread = spawn(writer, received)?;
+        Ok((Arc::new(Self { epoch, changes, is_open, thread: Mutex::new(Some(thread)) }), stored))
+    }
+
+    /// The number under which events' ids are told from another store's; it stays for the life of the store.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Keeps a new stream: its request now, its events as they come.
+    pub fn begin(self: &Arc<Self>, record: StreamRecord, log: &Arc<StreamLog>) {
+        log.keep_in(self.clone());
+        self.send(Change::Begin { record: Box::new(record), log: Arc::downgrade(log) });
+    }
+
+    /// Keeps further events of a stream that is in the store.
+    pub fn follow(self: &Arc<Self>, log: &Arc<StreamLog>) {
+        log.keep_in(self.clone());
+        self.send(Change::Follow { log: Arc::downgrade(log), id: log.id() });
+    }
+
+    /// Removes a stream.
+    pub fn forget(&self, id: StreamId) {
+        self.send(Change::Forget { id });
+    }
+
+    /// Commits what has come and takes nothing more: what is not finished now goes on when the store is opened again.
+    pub fn close(&self) {
+        if self.is_open.swap(false, Ordering::SeqCst) {
+            // Fails only if the thread is gone already.
+            let _ = self.changes.send(Change::Close);
+        }
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the stream store's thread panicked");
+        }
+    }
+
+    /// Whether events are kept.
+    pub(super) fn is_open(&self) -> bool {
+        self.is_open.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn append(&self, id: StreamId, entry: Entry) {
+        self.send(Change::Append { id, entry });
+    }
+
+    fn send(&self, change: Change) {
+        if self.is_open() {
+            // Fails only if the thread has ended, which has said why.
+            let _ = self.changes.send(change);
+        }
+    }
+}
+
+impl Drop for StreamStore {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl std::fmt::Debug for StreamStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StreamStore").field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
+fn spawn(mut writer: writer::StoreWriter, received: Receiver<Change>) -> Result<JoinHandle<()>> {
+    let builder = std::thread::Builder::new().name("stream-store".to_owned());
+    builder.spawn(move || writer.run(&received)).map_err(|e| Error::io("cannot start the stream store's thread", e))
+}
+
+impl Event {
+    /// Whether another run of the same request makes this event again, bit for bit and under the same number.
+    pub(super) fn is_repeatable(&self) -> bool {
+        matches!(self, Self::Token(_) | Self::Done { .. })
+    }
+}
+
+#[cfg(test)]
+mod tests;

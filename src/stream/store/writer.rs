@@ -1,0 +1,219 @@
+//! The thread that owns the database.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use redb::Database;
+
+use super::records::{EVENTS, STREAMS, StoredStream, seal};
+use super::{Change, StoreLimits};
+use crate::protocol::StreamId;
+use crate::stream::StreamLog;
+
+/// Changes in one transaction; more wait for the next.
+const NUM_CHANGES_PER_COMMIT_MAX: usize = 8_192;
+
+pub(super) struct StoreWriter {
+    database: Database,
+    path: PathBuf,
+    limits: StoreLimits,
+    is_open: Arc<AtomicBool>,
+    /// Live streams, to be told what is durable.
+    logs: HashMap<StreamId, Weak<StreamLog>>,
+    num_bytes: HashMap<StreamId, u64>,
+    num_bytes_all: u64,
+    /// Those that have ended, in that order.
+    ended: VecDeque<StreamId>,
+}
+
+/// One transaction's worth.
+#[derive(Default)]
+struct Commit {
+    /// Requests by stream.
+    streams: Vec<(StreamId, Vec<u8>)>,
+    /// By stream: the first event's number, and the events.
+    events: HashMap<StreamId, (u64, Vec<u8>)>,
+    forgotten: Vec<StreamId>,
+    /// Events that readers wait for.
+    awaited: Vec<(StreamId, u64)>,
+    num_changes: usize,
+    is_last: bool,
+}
+
+impl StoreWriter {
+    pub(super) fn new(
+        database: Database,
+        path: PathBuf,
+        limits: StoreLimits,
+        is_open: Arc<AtomicBool>,
+        stored: &[StoredStream],
+    ) -> Self {
+        let num_bytes: HashMap<_, _> = stored.iter().map(|s| (s.record.request.id, s.num_bytes())).collect();
+        let num_bytes_all = num_bytes.values().sum();
+        let mut ended: Vec<_> = stored
+            .iter()
+            .filter_map(|s| s.entries.last().filter(|e| e.event.is_terminal()).map(|e| (e.ts_ms, s.record.request.id)))
+            .collect();
+        ended.sort_unstable();
+        let ended = ended.into_iter().map(|(_, id)| id).collect();
+        Self { database, path, limits, is_open, logs: HashMap::new(), num_bytes, num_bytes_all, ended }
+    }
+
+    pub(super) fn run(&mut self, changes: &Receiver<Change>) {
+        loop {
+            let mut commit = self.gather(changes);
+            let is_last = commit.is_last;
+            if let Err(e) = self.write(&mut commit) {
+                tracing::error!(
+                    "{}: {e}; streams go on in memory alone and will not outlive the process",
+                    self.path.display()
+                );
+                self.is_open.store(false, Ordering::SeqCst);
+                self.give_up(changes);
+                return;
+            }
+            self.tell(&commit);
+            if is_last {
+                return;
+            }
+        }
+    }
+
+    /// Waits for a change, then takes what comes within the interval, or until a reader waits.
+    fn gather(&mut self, changes: &Receiver<Change>) -> Commit {
+        let mut commit = Commit::default();
+        let Ok(first) = changes.recv() else {
+            commit.is_last = true;
+            return commit;
+        };
+        let deadline = Instant::now() + self.limits.commit_interval;
+        self.take(first, &mut commit);
+        while !commit.is_last && commit.num_changes < NUM_CHANGES_PER_COMMIT_MAX {
+            let next = if commit.awaited.is_empty() {
+                changes.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            } else {
+                changes.try_recv().map_err(|_| RecvTimeoutError::Timeout)
+            };
+            match next {
+                Ok(change) => self.take(change, &mut commit),
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => commit.is_last = true,
+            }
+        }
+        self.forget_beyond_bound(&mut commit);
+        commit
+    }
+
+    fn take(&mut self, change: Change, commit: &mut Commit) {
+        commit.num_changes += 1;
+        match change {
+            Change::Begin { record, log } => {
+                let id = record.request.id;
+                self.logs.insert(id, log);
+                // Plain data of ours always encodes.
+                let bytes = seal(id, 0, postcard::to_stdvec(&*record).expect("a request encodes"));
+                self.count(id, bytes.len());
+                commit.streams.push((id, bytes));
+            }
+            Change::Follow { log, id } => {
+                self.logs.insert(id, log);
+            }
+            Change::Append { id, entry } if self.num_bytes.contains_key(&id) => {
+                if !entry.event.is_repeatable() {
+                    commit.awaited.push((id, entry.seq));
+                }
+                let is_terminal = entry.event.is_terminal();
+                let (_, bytes) = commit.events.entry(id).or_insert_with(|| (entry.seq, Vec::new()));
+                let before = bytes.len();
+                *bytes = postcard::to_extend(&entry, std::mem::take(bytes)).expect("an event encodes");
+                let num_bytes = bytes.len() - before;
+                self.count(id, num_bytes);
+                if is_terminal {
+                    self.ended.push_back(id);
+                }
+            }
+            // Forgotten meanwhile.
+            Change::Append { id, entry } => commit.awaited.push((id, entry.seq)),
+            Change::Forget { id } => self.forget(id, commit),
+            Change::Close => commit.is_last = true,
+        }
+    }
+
+    fn count(&mut self, id: StreamId, num_bytes: usize) {
+        *self.num_bytes.entry(id).or_default() += num_bytes as u64;
+        self.num_bytes_all += num_bytes as u64;
+    }
+
+    fn forget(&mut self, id: StreamId, commit: &mut Commit) {
+        if let Some(num_bytes) = self.num_bytes.remove(&id) {
+            self.num_bytes_all -= num_bytes;
+            self.ended.retain(|ended| *ended != id);
+            commit.streams.retain(|(stream, _)| *stream != id);
+            commit.events.remove(&id);
+            commit.forgotten.push(id);
+        }
+    }
+
+    fn forget_beyond_bound(&mut self, commit: &mut Commit) {
+        while self.num_bytes_all > self.limits.num_bytes_max
+            && let Some(id) = self.ended.front().copied()
+        {
+            self.forget(id, commit);
+        }
+    }
+
+    fn write(&self, commit: &mut Commit) -> Result<(), redb::Error> {
+        if commit.streams.is_empty() && commit.events.is_empty() && commit.forgotten.is_empty() {
+            return Ok(());
+        }
+        let transaction = self.database.begin_write()?;
+        {
+            let mut streams = transaction.open_table(STREAMS)?;
+            let mut events = transaction.open_table(EVENTS)?;
+            for id in &commit.forgotten {
+                streams.remove(id.0)?;
+                events.retain_in((id.0, 0)..=(id.0, u64::MAX), |_, _| false)?;
+            }
+            for (id, bytes) in &commit.streams {
+                streams.insert(id.0, bytes.as_slice())?;
+            }
+            for (id, (first, bytes)) in &mut commit.events {
+                let bytes = seal(*id, *first, std::mem::take(bytes));
+                events.insert((id.0, *first), bytes.as_slice())?;
+            }
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// Tells the logs what is durable, and lets go of those that have ended.
+    fn tell(&mut self, commit: &Commit) {
+        for (id, seq) in &commit.awaited {
+            if let Some(log) = self.logs.get(id).and_then(Weak::upgrade) {
+                log.on_durable(*seq);
+            }
+        }
+        for id in commit.events.keys().chain(&commit.forgotten) {
+            let is_over = self.logs.get(id).is_some_and(|log| log.upgrade().is_none_or(|log| log.is_finished()));
+            if is_over {
+                self.logs.remove(id);
+            }
+        }
+    }
+
+    /// Nothing will be durable any more: readers get everything there is.
+    fn give_up(&mut self, changes: &Receiver<Change>) {
+        for change in changes.try_iter() {
+            if let Change::Begin { log, record } = change {
+                self.logs.insert(record.request.id, log);
+            }
+        }
+        for log in self.logs.drain().filter_map(|(_, log)| log.upgrade()) {
+            log.on_durable(u64::MAX);
+        }
+    }
+}

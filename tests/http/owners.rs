@@ -1,0 +1,173 @@
+//! Keys and what belongs to them: streams, limits, prefixes; and the names by which a server may be called.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tallow::api::ApiKey;
+use tallow::engine::EngineConfig;
+use tallow::model::stub::StubConfig;
+use tallow::protocol::{Owner, OwnerLimits, StreamId, Tenant};
+use tallow::service::LocalBackend;
+
+use crate::common::{Client, Reply, Setup, TestServer, get, request};
+use crate::engine;
+
+const ANN: &str = "sk-ann-0123";
+const BOB: &str = "sk-bob-0123";
+const BODY: &str = r#"{"prompt": "the same words for everybody, and enough of them to fill a block", "max_tokens": 4}"#;
+
+fn owner(tenant: u64, limits: OwnerLimits) -> Arc<Owner> {
+    let name = format!("owner-{tenant}");
+    Arc::new(Owner { tenant: Tenant(tenant), name, is_admin: false, limits, ..Owner::anonymous() })
+}
+
+/// Ann has `limits`, Bob has none.
+fn with_keys(limits: OwnerLimits) -> impl FnOnce(&mut Setup) {
+    move |setup| {
+        let owners = [owner(1, limits), owner(2, OwnerLimits::default())];
+        setup.api.keys = vec![ApiKey::new(ANN, owners[0].clone()), ApiKey::new(BOB, owners[1].clone())];
+        setup.service.owners = owners.to_vec();
+    }
+}
+
+async fn real(limits: OwnerLimits) -> TestServer<LocalBackend> {
+    let mut setup = Setup::default();
+    with_keys(limits)(&mut setup);
+    engine::start(EngineConfig::default(), StubConfig::default(), setup).await
+}
+
+async fn ask<B>(server: &TestServer<B>, key: &str, method: &str, path: &str, body: &str) -> Reply {
+    let bearer = format!("Bearer {key}");
+    Client::connect(server.address).await.exchange(&request(method, path, &[("authorization", &bearer)], body)).await
+}
+
+#[tokio::test]
+async fn every_route_but_liveness_and_the_page_needs_a_key() {
+    let server = TestServer::with(with_keys(OwnerLimits::default())).await;
+    let id = StreamId::random();
+    for (method, path) in [
+        ("GET", "/health/ready"),
+        ("GET", "/metrics"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/streams"),
+        ("POST", "/v1/streams"),
+        ("GET", &format!("/v1/streams/{id}")),
+        ("DELETE", &format!("/v1/streams/{id}")),
+        ("POST", "/v1/chat/completions"),
+        ("POST", &format!("/v1/chat/completions/{id}/cancel")),
+        ("GET", "/nowhere"),
+    ] {
+        for headers in [&[][..], &[("authorization", "Bearer sk-ann-0124")], &[("x-api-key", "")]] {
+            let reply = Client::connect(server.address).await.exchange(&request(method, path, headers, "")).await;
+            assert_eq!(reply.status, 401, "{method} {path} {headers:?}");
+            assert_eq!(reply.headers["www-authenticate"], "Bearer");
+            assert_eq!(reply.json()["error"]["code"], "invalid_api_key");
+            assert!(!reply.body.contains("sk-ann"), "{}", reply.body);
+        }
+    }
+    for path in ["/health/live", "/", "/app.js", "/style.css"] {
+        assert_eq!(get(server.address, path, &[]).await.status, 200, "{path}");
+    }
+    let cookie = format!("theme=dark; tallow-key={ANN}");
+    for header in [("authorization", format!("bearer {ANN}")), ("x-api-key", ANN.to_owned()), ("cookie", cookie)] {
+        let reply = get(server.address, "/v1/models", &[(header.0, &header.1)]).await;
+        assert_eq!(reply.status, 200, "{header:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_another_owners_does_not_exist() {
+    let server = real(OwnerLimits::default()).await;
+    let created = ask(&server, ANN, "POST", "/v1/streams", BODY).await;
+    assert_eq!(created.status, 201, "{}", created.body);
+    let path = created.headers["location"].clone();
+    let own = ask(&server, ANN, "GET", &path, "").await;
+    assert!(own.body.contains("event: done"), "{}", own.body);
+    let never = format!("/v1/streams/{}", StreamId::random());
+    let resumed = format!("{path}?last_event_id={:x}-1", server.service.table().epoch().0);
+    let cancel = format!("/v1/chat/completions/chatcmpl-{}/cancel", path.trim_start_matches("/v1/streams/"));
+    assert_eq!(ask(&server, BOB, "POST", &cancel, "").await.status, 404);
+    assert_eq!(ask(&server, ANN, "POST", &cancel, "").await.status, 204);
+    for (method, path) in [("GET", &path), ("GET", &resumed), ("DELETE", &path)] {
+        let theirs = ask(&server, BOB, method, path, "").await;
+        let unknown = ask(&server, BOB, method, &never, "").await;
+        assert_eq!((theirs.status, unknown.status), (404, 404), "{method} {path}");
+        let id = |path: &str| path.trim_start_matches("/v1/streams/")[..32].to_owned();
+        assert_eq!(theirs.body.replace(&id(path), "ID"), unknown.body.replace(&id(&never), "ID"));
+    }
+    let list = |reply: Reply| reply.json()["data"].as_array().map(Vec::len);
+    assert_eq!(list(ask(&server, BOB, "GET", "/v1/streams", "").await), Some(0));
+    assert_eq!(list(ask(&server, ANN, "GET", "/v1/streams", "").await), Some(1));
+    assert_eq!(ask(&server, ANN, "GET", &path, "").await.body.matches("event: done").count(), 1, "still there");
+}
+
+#[tokio::test]
+async fn prefixes_are_not_shared_between_owners() {
+    let server = real(OwnerLimits::default()).await;
+    let mut cached = Vec::new();
+    for key in [ANN, BOB, ANN, BOB] {
+        let created = ask(&server, key, "POST", "/v1/streams", BODY).await;
+        let followed = ask(&server, key, "GET", &created.headers["location"], "").await;
+        let started = followed.body.lines().find(|l| l.contains("\"type\":\"started\"")).expect("it started");
+        let data: Value = serde_json::from_str(started.trim_start_matches("data: ")).expect("JSON");
+        cached.push(data["cached_tokens"].as_u64().expect("a number"));
+    }
+    assert_eq!(cached[..2], [0, 0], "the second owner finds nothing of the first one's");
+    assert!(cached[2] > 0 && cached[3] > 0, "each finds its own: {cached:?}");
+}
+
+#[tokio::test]
+async fn limits_are_told_kept_and_each_keys_own() {
+    let limits = OwnerLimits { requests_per_minute: Some(2), tokens_per_minute: Some(6000), concurrency_max: None };
+    let server = real(limits).await;
+    for remaining in ["1", "0"] {
+        let reply = ask(&server, ANN, "POST", "/v1/streams", BODY).await;
+        assert_eq!(reply.status, 201, "{}", reply.body);
+        assert_eq!(reply.headers["x-ratelimit-limit-requests"], "2");
+        assert_eq!(reply.headers["x-ratelimit-remaining-requests"], remaining);
+        assert_eq!(reply.headers["x-ratelimit-limit-tokens"], "6000");
+        assert!(reply.headers["x-ratelimit-reset-requests"].ends_with('s'));
+    }
+    let refused = ask(&server, ANN, "POST", "/v1/streams", BODY).await;
+    assert_eq!(refused.status, 429, "{}", refused.body);
+    let error = &refused.json()["error"];
+    assert_eq!((&error["type"], &error["code"]), (&json!("rate_limit_error"), &json!("rate_limit_exceeded")));
+    let (seconds, ms): (u64, u64) =
+        (refused.headers["retry-after"].parse().unwrap(), refused.headers["retry-after-ms"].parse().unwrap());
+    assert!(ms <= 30_000 && seconds == ms.div_ceil(1000), "two a minute are one every thirty seconds: {ms}");
+    assert_eq!(ask(&server, BOB, "POST", "/v1/streams", BODY).await.status, 201, "Bob has no limit");
+}
+
+#[tokio::test]
+async fn a_key_at_its_concurrency_waits_for_its_own() {
+    let limits = OwnerLimits { concurrency_max: Some(1), ..OwnerLimits::default() };
+    let server = TestServer::with(with_keys(limits)).await;
+    assert_eq!(ask(&server, ANN, "POST", "/v1/streams", BODY).await.status, 201);
+    let refused = ask(&server, ANN, "POST", "/v1/streams", BODY).await;
+    assert_eq!((refused.status, refused.headers.contains_key("retry-after")), (429, true), "{}", refused.body);
+    assert_eq!(ask(&server, BOB, "POST", "/v1/streams", BODY).await.status, 201);
+    server.backend.job().await.run(&["a"]);
+    assert_eq!(ask(&server, ANN, "POST", "/v1/streams", BODY).await.status, 201, "the first has ended");
+}
+
+#[tokio::test]
+async fn on_loopback_a_server_answers_to_its_own_names_only() {
+    let server = TestServer::with(|setup| setup.api.allowed_hosts = vec!["box.example".to_owned()]).await;
+    let port = server.address.port();
+    for (host, status) in [
+        ("localhost", 200),
+        ("127.0.0.1", 200),
+        (&*format!("127.0.0.1:{port}"), 200),
+        ("[::1]:80", 200),
+        ("box.example", 200),
+        ("evil.example", 421),
+        (&*format!("127.0.0.1.evil.example:{port}"), 421),
+    ] {
+        let text = format!("GET /v1/models HTTP/1.1\r\nhost: {host}\r\n\r\n");
+        let reply = Client::connect(server.address).await.exchange(&text).await;
+        assert_eq!(reply.status, status, "{host}");
+        if status == 421 {
+            assert_eq!(reply.json()["error"]["code"], "wrong_host");
+        }
+    }
+}

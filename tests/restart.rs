@@ -1,0 +1,231 @@
+//! `kill -9` of the real binary at any moment: what clients have seen and what they get after the restart is, number by
+//! number and byte by byte, what they would have got from a server that was never killed.
+//!
+//! `TALLOW_RESTARTS` is the number of kills with the stub (12), `TALLOW_RESTARTS_REAL` with the real model (2).
+
+#[path = "common/real.rs"]
+mod real;
+#[path = "common/server.rs"]
+mod server;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use server::Server;
+
+/// What a client of one stream has: its events by number, and its cursor.
+#[derive(Debug, Default, Clone)]
+struct Seen {
+    events: BTreeMap<u64, Value>,
+    last_id: String,
+    is_over: bool,
+}
+
+impl Seen {
+    /// Takes whole blocks off the front of `text`.
+    fn take(&mut self, text: &mut String) {
+        while let Some(end) = text.find("\n\n") {
+            let block: String = text.drain(..end + 2).collect();
+            for line in block.lines() {
+                if let Some(id) = line.strip_prefix("id: ") {
+                    id.clone_into(&mut self.last_id);
+                } else if let Some(data) = line.strip_prefix("data: ") {
+                    self.event(serde_json::from_str(data).expect("JSON"));
+                }
+            }
+        }
+    }
+
+    fn event(&mut self, mut data: Value) {
+        let seq = data["seq"].as_u64().expect("a number");
+        data.as_object_mut().expect("an object").remove("ts");
+        assert_ne!(data["type"], "gap", "{data}");
+        assert_ne!(data["type"], "error", "{data}");
+        self.is_over |= data["type"] == "done";
+        // A merged event has the number of its last: it is taken apart by its tokens below.
+        let before = self.events.insert(seq, data);
+        assert_eq!(before, None, "event {seq} came twice");
+    }
+
+    /// The events that do not depend on how a reader lagged: text and tokens in one, and the end.
+    fn transcript(&self) -> (String, Vec<Value>, Value) {
+        let tokens = || self.events.values().filter(|e| e["type"] == "token");
+        let text = tokens().map(|e| e["text"].as_str().expect("text")).collect();
+        let ids = tokens().flat_map(|e| e["tokens"].as_array().expect("tokens").clone()).collect();
+        let mut done = self.events.values().last().expect("an end").clone();
+        done.as_object_mut().expect("an object").remove("stream");
+        (text, ids, done)
+    }
+}
+
+/// Requests that use what must be rebuilt: draws, penalties, stop strings, log-probabilities, held-back text.
+fn requests(num: usize, max_tokens: usize) -> Vec<Value> {
+    let request = |i: usize| {
+        json!({
+            "prompt": format!("The {i}th story begins with a very long road and ").repeat(1 + i % 3),
+            "seed": i, "max_tokens": max_tokens + i, "temperature": if i.is_multiple_of(3) { 0.0 } else { 0.9 },
+            "repetition_penalty": if i % 2 == 1 { 1.2 } else { 1.0 }, "frequency_penalty": 0.3 * (i % 4) as f64,
+            "stop": ["zq", "the end"], "ignore_eos": true, "on_disconnect": "detach",
+            "logprobs": i % 5 == 2, "top_logprobs": (i % 5 == 2).then_some(2),
+        })
+    };
+    (0..num).map(request).collect()
+}
+
+async fn create(server: &Server, request: &Value) -> String {
+    let reply = server.http.post(format!("{}/v1/streams", server.url)).json(request).send().await.unwrap();
+    assert_eq!(reply.status(), 201, "{}", reply.text().await.unwrap());
+    reply.headers()["location"].to_str().unwrap().to_owned()
+}
+
+/// Follows a stream from where `seen` stands, until its end or the server's.
+async fn follow(server: &Server, path: &str, seen: &mut Seen) {
+    let mut request = server.http.get(format!("{}{path}", server.url));
+    if !seen.last_id.is_empty() {
+        request = request.header("last-event-id", seen.last_id.clone());
+    }
+    let Ok(reply) = request.send().await else { return };
+    assert!(matches!(reply.status().as_u16(), 200 | 204), "{path}: {}", reply.status());
+    let (mut body, mut text) = (reply.bytes_stream(), Vec::new());
+    let mut rest = String::new();
+    while let Some(Ok(bytes)) = body.next().await {
+        text.extend_from_slice(&bytes);
+        // Whole characters only; what is cut waits for its rest.
+        let whole = std::str::from_utf8(&text).map_or_else(|e| e.valid_up_to(), str::len);
+        rest.push_str(std::str::from_utf8(&text[..whole]).expect("checked"));
+        text.drain(..whole);
+        seen.take(&mut rest);
+    }
+}
+
+/// Not random, but irregular.
+fn irregular(i: usize, below: u64) -> u64 {
+    ((i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % below.max(1)
+}
+
+fn count(name: &str, default: usize) -> usize {
+    std::env::var(name).map_or(default, |n| n.parse().expect("a number"))
+}
+
+/// Streams that are followed while the server is killed `num_kills` times, beside the same ones left in peace.
+async fn check(model: &[&str], requests: &[Value], num_kills: usize, up_ms: u64) {
+    let peace = Server::start(model);
+    let mut expected = Vec::new();
+    for request in requests {
+        let mut seen = Seen::default();
+        let path = create(&peace, request).await;
+        follow(&peace, &path, &mut seen).await;
+        assert!(seen.is_over, "{path}");
+        expected.push(seen.transcript());
+    }
+    drop(peace);
+
+    let mut num_done = 0;
+    let mut kill = 0;
+    while kill < num_kills {
+        // A folder for as many kills as it takes until these streams are over.
+        let dir = tempfile::tempdir().unwrap();
+        let store = dir.path().to_str().unwrap().to_owned();
+        let args: Vec<&str> = model.iter().copied().chain(["--stream-store", &store, "--max-num-seqs", "4"]).collect();
+        let mut server = Server::start(&args);
+        let paths = join_all(requests.iter().map(|request| create(&server, request))).await;
+        let mut all = vec![Seen::default(); paths.len()];
+        while all.iter().any(|seen| !seen.is_over) {
+            let up = Duration::from_millis(1 + irregular(kill, up_ms));
+            let is_killed = kill < num_kills;
+            {
+                let follows = paths.iter().zip(&mut all).map(|(path, seen)| follow(&server, path, seen));
+                let killed = async {
+                    if is_killed {
+                        tokio::time::sleep(up).await;
+                        server.signal("KILL");
+                    }
+                };
+                tokio::join!(join_all(follows), killed);
+            }
+            if is_killed {
+                kill += 1;
+                drop(server);
+                server = Server::start(&args);
+            }
+        }
+        for ((seen, expected), path) in all.iter().zip(&expected).zip(&paths) {
+            let (text, tokens, mut done) = seen.transcript();
+            let mut expected = expected.clone();
+            // How many events waited in the queue, and what the cache had, is not the text's.
+            for end in [&mut done, &mut expected.2] {
+                end["seq"].take();
+                end["usage"]["cached_tokens"].take();
+            }
+            assert_eq!((&text, &tokens, &done), (&expected.0, &expected.1, &expected.2), "{path} after {kill} kills");
+            num_done += 1;
+        }
+        // And once more from the beginning, from what is on the disk alone.
+        for (path, seen) in paths.iter().zip(&all) {
+            let mut again = Seen::default();
+            follow(&server, path, &mut again).await;
+            assert_eq!(again.transcript().0, seen.transcript().0, "{path} replayed");
+        }
+    }
+    println!("{num_kills} kills, {num_done} streams, 0 differences");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_go_on_after_kill_9_as_if_nothing_had_happened() {
+    check(&["--model", "stub:2"], &requests(7, 150), count("TALLOW_RESTARTS", 12), 400).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn real_streams_go_on_after_kill_9_as_if_nothing_had_happened() {
+    real::path(real::SMOLLM2);
+    check(&["--model", real::SMOLLM2], &requests(5, 120), count("TALLOW_RESTARTS_REAL", 2), 1500).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_store_a_dead_processs_stream_is_gone_and_said_to_be() {
+    let server = Server::start(&["--model", "stub:5"]);
+    let path = create(&server, &requests(1, 50)[0]).await;
+    server.signal("KILL");
+    drop(server);
+    let server = Server::start(&["--model", "stub"]);
+    let reply = server.http.get(format!("{}{path}", server.url)).send().await.unwrap();
+    assert_eq!(reply.status(), 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gentle_end_leaves_streams_to_the_next_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--model", "stub:20", "--stream-store", dir.path().to_str().unwrap(), "--drain-timeout-ms", "100"];
+    let mut server = Server::start(&args);
+    let path = create(&server, &requests(1, 120)[0]).await;
+    let mut seen = Seen::default();
+    let ended = tokio::join!(follow(&server, &path, &mut seen), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        server.signal("TERM");
+    });
+    let ((), ()) = ended;
+    assert!(!seen.is_over && seen.events.len() > 2, "{seen:?}");
+    server.wait();
+    let server = Server::start(&args);
+    follow(&server, &path, &mut seen).await;
+    assert!(seen.is_over);
+    let seqs: Vec<u64> = seen.events.keys().copied().collect();
+    assert_eq!(seqs, (0..seqs.len() as u64).collect::<Vec<_>>(), "nothing lost, nothing twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_model_does_not_go_on_with_a_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ["--stream-store", dir.path().to_str().unwrap()];
+    let server = Server::start(&[&["--model", "stub:50"], &store[..]].concat());
+    let path = create(&server, &requests(1, 100)[0]).await;
+    server.signal("KILL");
+    drop(server);
+    real::path(real::SMOLLM2);
+    let server = Server::start(&[&["--model", real::SMOLLM2], &store[..]].concat());
+    let text = server.http.get(format!("{}{path}", server.url)).send().await.unwrap().text().await.unwrap();
+    assert!(text.contains("event: error") && text.contains("another model"), "{text}");
+}
