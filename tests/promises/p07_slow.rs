@@ -95,6 +95,5 @@ async fn p7_slow_readers_hurt_only_themselves() {
     let kernel_kib = quantile(&mut queued, 1.0) / 1024.0;
     let (what, measured) = ("what the kernel holds for a slow reader", format!("{kernel_kib:.1} KiB at most"));
     Figure { promise: "P7", what, asked, measured, is_reached: kernel_kib <= 256.0 }.record();
-    // Far above what is asked: what a reader has not read is in the log once, and nowhere in full again.
-    assert!(each_kib < num_bytes as f64 / 4096.0, "{each_kib} KiB each");
+    assert!(each_kib <= 256.0 && kernel_kib <= 256.0, "{each_kib} KiB each, {kernel_kib} in the kernel");
 }

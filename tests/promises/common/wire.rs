@@ -91,7 +91,7 @@ impl Wire {
     }
 
     pub async fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> io::Result<()> {
-        let mut text = format!("{method} {path} HTTP/1.1\r\nhost: test\r\n");
+        let mut text = format!("{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n");
         for (name, value) in headers {
             text.push_str(&format!("{name}: {value}\r\n"));
         }
