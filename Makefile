@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/target/venv/bin:$(PATH)
 
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help serve test tools fmt lint doc bench prove miri check-arm clean
+.PHONY: help serve test tools fmt lint doc bench prove soak miri check-arm clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-9s %s\n", $$1, $$2 }'
@@ -49,10 +49,19 @@ doc: ## the crate's documentation, warnings are errors
 bench: ## benchmarks
 	@cargo bench --locked --bench '*'
 
-prove: tools ## the simulation, the fuzzers and the transcripts for much longer than CI has time for
+# The promises alone come last and one at a time: they measure, and the machine should do nothing else.
+prove: tools ## every proof at the length that PROMISES.md names, then the table of promises
+	@rm -rf target/promises
 	@TALLOW_SIM_SCHEDULES=$${TALLOW_SIM_SCHEDULES:-1000000} TALLOW_FUZZ_CASES=$${TALLOW_FUZZ_CASES:-1000000} \
-	  PROPTEST_CASES=$${PROPTEST_CASES:-20000} TALLOW_GOLDEN_PROMPTS=$${TALLOW_GOLDEN_PROMPTS:-64} \
-	  cargo test --locked --release --lib --tests
+	  PROPTEST_CASES=$${PROPTEST_CASES:-20000} TALLOW_GOLDEN_PROMPTS=$${TALLOW_GOLDEN_PROMPTS:-64} TALLOW_PROMISES=long \
+	  TALLOW_RESTARTS=$${TALLOW_RESTARTS:-100} TALLOW_RESTARTS_REAL=$${TALLOW_RESTARTS_REAL:-10} \
+	  cargo test --locked --release --lib --tests -- \
+	  $(patsubst tests/promises/%.rs,--skip %::,$(wildcard tests/promises/p[0-9]*.rs))
+	@TALLOW_PROMISES=long cargo test --locked --release --test promises -- --test-threads 1 --nocapture
+	@tests/promises/table
+
+soak: tools ## clients of every manner for TALLOW_SOAK_SECONDS (600), after which nothing may be held
+	@TALLOW_PROMISES=long cargo test --locked --release --test promises p18_ -- --nocapture
 
 miri: ## the kernels' portable and generic parts under the interpreter that finds undefined behaviour (nightly, half an hour)
 	@MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --locked --lib kernels::

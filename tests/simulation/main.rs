@@ -4,13 +4,17 @@
 //! `TALLOW_SIM_SCHEDULES=n` runs that many; `TALLOW_SIM_SEED=s` begins at seed `s`, and runs only that one unless the
 //! number is given too. A failure prints the seed that replays it.
 
+mod audience;
 mod model;
+#[path = "../common/record.rs"]
+mod record;
 mod schedule;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use model::Mutation;
+use record::Figure;
 use schedule::Schedule;
 use world::{Coverage, World};
 
@@ -52,6 +56,10 @@ fn random_schedules_keep_every_invariant() {
         }
     }
     println!("{num_schedules} schedules from seed {first}: {coverage:?}");
+    // Every output was compared with its solo run, or this would not be reached.
+    let measured = format!("0 in {num_schedules} schedules with {} readers", coverage.count_of("readers"));
+    let (what, asked) = ("outputs that differ from their solo runs", "0 in 10,000 schedules");
+    Figure { promise: "P2", what, asked, measured, is_reached: num_schedules >= NUM_SCHEDULES }.record();
     if num_schedules >= 1000 {
         coverage.assert_everything_happened();
     }

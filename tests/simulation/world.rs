@@ -19,6 +19,7 @@ use tallow::protocol::{Event, FinishReason, TokenEvent, TokenId, Usage, ValidReq
 use tallow::stream::{CancelCause, StreamLog};
 use tallow::text::Tokenizer;
 
+use super::audience::Audience;
 use super::model::{Mutation, Observed, lock};
 use super::schedule::{NAN_TOKEN, PANIC_TOKEN, Random, Schedule};
 
@@ -40,6 +41,10 @@ impl Coverage {
         }
     }
 
+    pub fn count_of(&self, what: &str) -> u64 {
+        self.0.get(what).copied().unwrap_or_default()
+    }
+
     pub fn assert_everything_happened(&self) {
         let all = [
             "cancelled in decode",
@@ -47,17 +52,25 @@ impl Coverage {
             "cancelled in the queue",
             "ended by length",
             "ended by stop",
+            "forgotten",
+            "left for good",
             "nan",
+            "no room in the table",
+            "outlingered",
             "panics",
             "places told again",
             "preemptions",
             "prefix hits",
             "queue time-outs",
+            "readers",
             "refused",
+            "resumed",
             "shutdowns",
+            "strangers",
+            "told that it expired",
         ];
         for what in all {
-            assert!(self.0.get(what).is_some_and(|&n| n >= 10), "hardly ever happened: {what}: {self:?}");
+            assert!(self.count_of(what) >= 10, "hardly ever happened: {what}: {self:?}");
         }
     }
 }
@@ -73,6 +86,7 @@ pub struct World {
     logs: Vec<Option<Arc<StreamLog>>>,
     /// Requests that were there when a worker panicked.
     in_panic: Vec<bool>,
+    audience: Audience,
     random: Random,
     seen: Coverage,
 }
@@ -91,6 +105,7 @@ impl World {
         Self {
             mutation,
             metrics,
+            audience: Audience::new(schedule.seed, time_ms.clone()),
             parts,
             time_ms,
             workers,
@@ -108,6 +123,7 @@ impl World {
             assert!(step < NUM_STEPS_MAX, "stands still after {step} steps");
             self.time_ms.fetch_add(1, Ordering::Relaxed);
             self.happen(step);
+            self.audience.act();
             if self.random.one_in(4) {
                 self.parts.queue.sweep();
             }
@@ -151,9 +167,11 @@ impl World {
         if self.mutation == Some(Mutation::SharedTenants) {
             request.tenant = tallow::protocol::Tenant(0);
         }
-        let log = StreamLog::new(request.id, request.tenant, request.on_disconnect);
+        let Some(log) = self.audience.open(request.id, request.tenant) else { return };
         let chain = self.schedule.prefix_cache.then(|| HashChain::new(request.tenant, &request.prompt));
-        match self.parts.queue.submit(request, chain, &log) {
+        let submitted = self.parts.queue.submit(request, chain, &log);
+        self.audience.settle(&log, submitted.is_ok());
+        match submitted {
             Ok(()) => self.logs[index] = Some(log),
             Err(e) => {
                 assert!(matches!(e.kind(), ErrorKind::Overloaded | ErrorKind::Unavailable), "{e:?}");
@@ -234,6 +252,8 @@ impl World {
         assert_eq!(m.requests_accepted.get(), ended, "every accepted request is counted once");
         assert_eq!([m.num_running.get(), m.num_waiting.get(), m.kv_blocks_used.get()], [0; 3], "all is free");
         self.seen.count("preemptions", m.preemptions.get());
+        self.audience.finish();
+        std::mem::take(&mut self.audience.seen).into_iter().for_each(|what| self.seen.count(what, 1));
         let mut solo = Solo::new();
         let mut transcripts = Vec::new();
         for index in 0..self.logs.len() {
@@ -265,7 +285,11 @@ impl World {
                 self.seen.count(what, 1);
             }
             Event::Error(info) => match info.kind {
-                ErrorKind::Cancelled => assert!(arrival.cancel_at.is_some(), "request {index} was not cancelled"),
+                ErrorKind::Cancelled => {
+                    let log = self.logs[index].as_ref().expect("it was accepted");
+                    let by_whom = arrival.cancel_at.is_some() || self.audience.has_left(log);
+                    assert!(by_whom, "request {index} was not cancelled");
+                }
                 ErrorKind::QueueTimeout => {
                     assert!(arrival.request.queue.timeout_ms.is_some(), "request {index} was willing to wait");
                     assert!(got.tokens.is_empty() && !got.is_started, "request {index} was not waiting any more");

@@ -1,0 +1,110 @@
+//! P5: many readers of one stream see the same bytes, and soon. They join at random, with and without a cursor.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::json;
+
+use crate::common::host::{create, native};
+use crate::common::{ChildServer, Figure, Options, Random, SseParser, Wire, http, quantile, scale};
+
+const SEED: u64 = 105;
+const MAX_TOKENS: usize = 60;
+/// Ten tokens a second, as one reads.
+const STEP_MS: u64 = 100;
+/// Tokens after which nobody joins any more, so that everybody is there for the last ones.
+const NUM_JOINING: u64 = 30;
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
+}
+
+/// When the server made the event. Not by a JSON parser: thousands of readers share this machine with the server.
+fn ts_ms(data: &str) -> u64 {
+    let (_, rest) = data.split_once("\"ts\":").expect("a time");
+    rest.split_once(|c: char| !c.is_ascii_digit()).expect("more").0.parse().expect("milliseconds")
+}
+
+/// The bytes behind the cursor and the `retry` that each connection begins with.
+fn events_of(bytes: &[u8]) -> &[u8] {
+    let blank = |bytes: &[u8]| bytes.windows(2).position(|w| w == b"\n\n").expect("a block") + 2;
+    let first = blank(bytes);
+    &bytes[first + blank(&bytes[first..])..]
+}
+
+/// Follows from behind `last_id` to the end; notes for each event that came live how late it was.
+async fn read(mut wire: Wire, delays_ms: Arc<Vec<AtomicU64>>) -> Vec<u8> {
+    let (mut all, mut parser) = (Vec::new(), SseParser::default());
+    let joined_ms = now_ms();
+    while let Some(bytes) = wire.some().await.expect("it is not cut") {
+        let came_ms = now_ms();
+        for event in parser.push(&bytes) {
+            let ts_ms = ts_ms(&event.data);
+            if event.name == "token" && ts_ms > joined_ms {
+                delays_ms[event.seq() as usize].fetch_max(came_ms.saturating_sub(ts_ms) + 1, Ordering::Relaxed);
+            }
+        }
+        all.extend(bytes);
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p5_every_reader_of_a_stream_sees_the_same_bytes() {
+    let num_readers = scale(300, 2_000);
+    println!("seed {SEED}");
+    let options = Options { step_delay_us: STEP_MS * 1000, ..Options::default() };
+    let server = ChildServer::start(&options);
+    let path = create(server.address, &native(MAX_TOKENS, 1, &json!("detach"))).await;
+    let epoch = {
+        let (mut wire, _) = Wire::open(server.address, "GET", &path, &[], "").await.unwrap();
+        let mut parser = SseParser::default();
+        while parser.last_id.is_empty() {
+            parser.push(&wire.some().await.unwrap().expect("the beginning"));
+        }
+        parser.last_id.split_once('-').unwrap().0.to_owned()
+    };
+    let delays_ms: Arc<Vec<AtomicU64>> = Arc::new((0..MAX_TOKENS + 10).map(|_| AtomicU64::new(0)).collect());
+    let mut random = Random::new(SEED);
+    let mut readers = Vec::new();
+    for _ in 0..num_readers {
+        // Spread over the first tokens; when each comes is chance, which is the point.
+        let wait = Duration::from_millis(random.below((NUM_JOINING * STEP_MS) as usize) as u64);
+        // Behind an event that surely exists: `queued`; the beginning; or nothing said.
+        let cursor = random.of(&["0", "start", ""]);
+        let (to, path, delays_ms) = (server.address, path.clone(), delays_ms.clone());
+        let id = format!("{epoch}-{cursor}");
+        readers.push(tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            let headers = [("last-event-id", id.as_str())];
+            let headers = if cursor.is_empty() { &[][..] } else { &headers };
+            let (wire, head) = Wire::open(to, "GET", &path, headers, "").await.unwrap();
+            assert_eq!(head.status, 200);
+            (cursor == "0", read(wire, delays_ms).await)
+        }));
+    }
+    let mut answers = Vec::new();
+    for reader in readers {
+        answers.push(reader.await.unwrap());
+    }
+    let whole = http(server.address, "GET", &path, &[], "").await.unwrap().body;
+    let (all, num_events) = (events_of(&whole), SseParser::parse(&whole).len());
+    let after_first = &all[all.windows(2).position(|w| w == b"\n\n").unwrap() + 2..];
+    let num_different = answers
+        .iter()
+        .filter(|(is_behind_first, bytes)| events_of(bytes) != if *is_behind_first { after_first } else { all })
+        .count();
+    let measured = format!("{num_different} of {num_readers} readers of {num_events} events");
+    let (what, asked) = ("readers whose bytes differ", "0 of 2,000");
+    Figure { promise: "P5", what, asked, measured, is_reached: num_different == 0 }.record();
+
+    let seen = delays_ms.iter().map(|d| d.load(Ordering::Relaxed)).filter(|&d| d > 0);
+    let mut to_all_ms: Vec<f64> = seen.map(|d| (d - 1) as f64).collect();
+    let p99_ms = quantile(&mut to_all_ms, 0.99);
+    let measured = format!("{p99_ms} ms p99 of {} tokens to {num_readers} readers", to_all_ms.len());
+    let (what, asked) = ("one token to all readers", "<= 30 ms p99");
+    Figure { promise: "P5", what, asked, measured, is_reached: p99_ms <= 30.0 }.record();
+    assert_eq!(num_different, 0);
+    assert!(to_all_ms.len() > 20);
+}
