@@ -51,6 +51,6 @@ async fn a_request_and_its_generation_are_one_line_each_and_no_prompt() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn prompts_are_logged_when_asked_for() {
-    let (text, _) = log_of(&["--log-prompts", "true"]).await;
+    let (text, _) = log_of(&["--log-prompts"]).await;
     assert_eq!(text.matches(PROMPT).count(), 1, "{text}");
 }

@@ -95,6 +95,8 @@ impl Happening {
             Event::Done { finish_reason, usage } => {
                 Some(Self::Finished { finish_reason: *finish_reason, usage: *usage })
             }
+            // It was refused and never began.
+            Event::Error(_) if seq == 0 => None,
             Event::Error(info) if cause.is_some() => Some(Self::Cancelled { cause, usage: info.usage }),
             Event::Error(info) => Some(Self::Failed(info.clone())),
             Event::Queued { .. } | Event::Token(_) => None,
