@@ -89,6 +89,13 @@ function follow(id) {
   };
 }
 
+// The address names the stream, so that another tab, or this one after a reload, can follow it too.
+function attach(id) {
+  stream.id = id;
+  history.replaceState(null, '', `#${id}`);
+  follow(id);
+}
+
 $('form').addEventListener('submit', async (e) => {
   e.preventDefault();
   if (stream) return;
@@ -105,8 +112,7 @@ $('form').addEventListener('submit', async (e) => {
   };
   try {
     const created = await call('POST', 'v1/streams', asked);
-    stream.id = created.id;
-    follow(created.id);
+    attach(created.id);
   } catch (failure) {
     end(`Failed: ${failure.message}`, true);
   }
@@ -125,6 +131,14 @@ $('stop').addEventListener('click', async () => {
 $('prompt').addEventListener('keydown', (e) => {
   if (e.key === 'Enter' && (e.ctrlKey || e.metaKey)) $('form').requestSubmit();
 });
+
+const named = /^#([0-9a-f]{32})$/.exec(location.hash);
+if (named) {
+  stream = { began: performance.now(), first: 0, last: 0, count: 0 };
+  running(true);
+  say('Joining.');
+  attach(named[1]);
+}
 
 (async () => {
   let [model, chat] = ['MODEL', true];
