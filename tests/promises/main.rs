@@ -15,6 +15,8 @@ mod p07_slow;
 mod p08_cancel;
 mod p09_policy;
 mod p10_overload;
+mod p11_fair;
+mod p12_health;
 mod p18_soak;
 mod p19_stop;
 #[path = "../common/real.rs"]
