@@ -68,6 +68,8 @@ fn request(number: u32) -> ValidRequest {
         ..SamplingParams::default()
     };
     ValidRequest {
+        constraint: None,
+        leader: None,
         resumed: None,
         id: StreamId(u128::from(number) + 1),
         tenant: Tenant(0),

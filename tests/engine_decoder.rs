@@ -39,6 +39,8 @@ fn factory(path: &Path, activations: ActivationType, num_blocks: usize) -> Model
 fn request(number: usize) -> ValidRequest {
     let prompt = (0..40 + number * 9).map(|i| 97 + (i as u32 * 31) % 26).collect();
     ValidRequest {
+        constraint: None,
+        leader: None,
         resumed: None,
         id: StreamId(number as u128 + 1),
         tenant: Tenant(0),

@@ -8,10 +8,12 @@ use axum::body::Body;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use futures_util::future::select_all;
 use futures_util::stream;
 use prometheus_client::metrics::gauge::Gauge;
 
 use super::sse::{self, SseWriter};
+use crate::protocol::Event;
 use crate::stream::{Entry, Gap, Read, StreamReader};
 
 /// Events that are ready go out in one write, up to about this size.
@@ -40,7 +42,14 @@ pub trait Dialect: Send + 'static {
 
 /// Answers 200 with the events of `reader`, as `dialect` spells them, until the terminal one.
 pub fn respond(reader: StreamReader, dialect: impl Dialect, heartbeat: Duration, readers: &Gauge) -> Response {
-    let reading = Reading { reader, dialect, heartbeat, opened: false, ended: false, _count: Counted::new(readers) };
+    respond_many(vec![(reader, dialect)], heartbeat, readers)
+}
+
+/// Answers 200 with the events of several streams as they come, each spelled by a dialect of its own, until the last
+/// terminal one, or the first that is an error.
+pub fn respond_many<D: Dialect>(parts: Vec<(StreamReader, D)>, heartbeat: Duration, readers: &Gauge) -> Response {
+    let parts = parts.into_iter().map(|(reader, dialect)| Part { reader, dialect, is_opened: false }).collect();
+    let reading = Reading { parts, heartbeat, _count: Counted::new(readers) };
     let body = Body::from_stream(stream::unfold(reading, |mut reading| async move {
         let bytes = reading.next_bytes().await?;
         Some((Ok::<_, Infallible>(bytes), reading))
@@ -55,52 +64,93 @@ pub fn respond(reader: StreamReader, dialect: impl Dialect, heartbeat: Duration,
 }
 
 struct Reading<D> {
+    /// Those that may have more to come.
+    parts: Vec<Part<D>>,
+    heartbeat: Duration,
+    _count: Counted,
+}
+
+/// One stream of a body.
+struct Part<D> {
     reader: StreamReader,
     dialect: D,
-    heartbeat: Duration,
-    opened: bool,
-    /// Whether it ended before the log did.
-    ended: bool,
-    _count: Counted,
+    is_opened: bool,
+}
+
+/// What came of looking at a part.
+enum Taken {
+    Nothing,
+    Something,
+    /// The body ends with it, whatever others would have to say.
+    End,
 }
 
 impl<D: Dialect> Reading<D> {
     /// The next bytes to write: everything that is ready, or a heartbeat when nothing has come for long.
     async fn next_bytes(&mut self) -> Option<Bytes> {
         let mut out = SseWriter::default();
-        if !self.opened {
-            self.opened = true;
-            self.dialect.open(&mut out);
-        }
         // Loops past events that mean nothing to this client, but never in silence for longer than a heartbeat.
         loop {
-            if self.ended {
-                return None;
-            }
             self.take_ready(&mut out);
             if !out.is_empty() {
                 return Some(out.take());
             }
-            match tokio::time::timeout(self.heartbeat, self.reader.ready()).await {
-                Ok(true) => {}
-                Ok(false) => return None,
+            if self.parts.is_empty() {
+                return None;
+            }
+            match tokio::time::timeout(self.heartbeat, self.ready()).await {
+                Ok(()) => {}
                 Err(_elapsed) => out.heartbeat(),
             }
         }
     }
 
+    /// Waits until there is something to take; a part that is over is forgotten.
+    async fn ready(&mut self) {
+        let over = match &mut self.parts[..] {
+            [part] => (!part.reader.ready().await).then_some(0),
+            parts => {
+                let (is_ready, index, _) = select_all(parts.iter_mut().map(|p| Box::pin(p.reader.ready()))).await;
+                (!is_ready).then_some(index)
+            }
+        };
+        if let Some(index) = over {
+            self.parts.remove(index);
+        }
+    }
+
+    /// Takes from each part in turn, so that none waits for another's backlog.
     fn take_ready(&mut self, out: &mut SseWriter) {
-        while out.len() < FRAME_BYTES_MAX {
-            match self.reader.read(self.dialect.merge_backlog()) {
-                None => return,
-                Some(Read::Entry(entry)) => self.dialect.event(&entry, out),
-                Some(Read::Gap(gap)) => {
-                    self.ended = !self.dialect.gap(gap, out);
-                    if self.ended {
+        let mut is_dry = false;
+        while !is_dry && out.len() < FRAME_BYTES_MAX {
+            is_dry = true;
+            for part in &mut self.parts {
+                match part.take(out) {
+                    Taken::Nothing => {}
+                    Taken::Something => is_dry = false,
+                    Taken::End => {
+                        self.parts.clear();
                         return;
                     }
                 }
             }
+        }
+    }
+}
+
+impl<D: Dialect> Part<D> {
+    fn take(&mut self, out: &mut SseWriter) -> Taken {
+        if !std::mem::replace(&mut self.is_opened, true) {
+            self.dialect.open(out);
+        }
+        match self.reader.read(self.dialect.merge_backlog()) {
+            None => Taken::Nothing,
+            Some(Read::Entry(entry)) => {
+                self.dialect.event(&entry, out);
+                if matches!(entry.event, Event::Error(_)) { Taken::End } else { Taken::Something }
+            }
+            Some(Read::Gap(gap)) if self.dialect.gap(gap, out) => Taken::Something,
+            Some(Read::Gap(_)) => Taken::End,
         }
     }
 }

@@ -110,6 +110,7 @@ pub fn sampling(json: &[u8]) -> Result<(SamplingParams, StopParams), Problem> {
         logit_bias: logit_bias(f.logit_bias.unwrap_or_default())?,
         seed: f.seed.as_ref().map(seed).transpose()?,
         top_logprobs,
+        prompt_logprobs: None,
     };
     let max_tokens = match (f.max_completion_tokens, f.max_tokens) {
         (Some(n), _) => count("max_completion_tokens", Some(n), 1)?,
@@ -163,7 +164,7 @@ fn message(i: usize, m: MessageFields) -> Result<ChatMessage, Problem> {
             text
         }
     };
-    Ok(ChatMessage { role, content })
+    Ok(ChatMessage::new(role, content))
 }
 
 /// A string, or a list of parts.

@@ -368,6 +368,8 @@ impl EngineClient {
 
     fn request(&self, seq: usize, prompt: usize, max_tokens: usize) -> ValidRequest {
         ValidRequest {
+            constraint: None,
+            leader: None,
             resumed: None,
             id: StreamId::random(),
             tenant: Tenant(0),

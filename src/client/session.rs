@@ -163,7 +163,7 @@ impl Session {
 }
 
 fn message(role: &str, content: &str) -> ChatMessage {
-    ChatMessage { role: role.to_owned(), content: content.to_owned() }
+    ChatMessage::new(role, content)
 }
 
 fn write(out: &mut dyn Write, text: &str) -> Result<()> {

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use super::chat::{ChatMessage, Tool, ToolChoice};
+use super::constraint::Constraint;
 use super::ids::{StreamId, Tenant, TokenId};
 use super::owner::{Owner, QueueTerms};
 
@@ -25,6 +27,31 @@ pub struct GenerateRequest {
     pub priority: Option<i32>,
     /// How long it may wait for a worker, in milliseconds; `None` takes the server's default.
     pub queue_timeout_ms: Option<u64>,
+    /// What the model may call; only chats have tools.
+    pub tools: Vec<Tool>,
+    /// Whether it may, or must.
+    pub tool_choice: ToolChoice,
+    /// What the text must look like, whatever the model would rather say.
+    pub constraint: Option<Constraint>,
+}
+
+impl GenerateRequest {
+    /// A request that asks for nothing but the continuation of `prompt`, and is cancelled when its reader leaves.
+    pub fn new(owner: Arc<Owner>, prompt: Prompt) -> Self {
+        Self {
+            owner,
+            model: None,
+            prompt,
+            sampling: SamplingParams::default(),
+            stop: StopParams::default(),
+            on_disconnect: OnDisconnect::Cancel,
+            priority: None,
+            queue_timeout_ms: None,
+            tools: Vec::new(),
+            tool_choice: ToolChoice::Auto,
+            constraint: None,
+        }
+    }
 }
 
 /// What to go on from.
@@ -36,15 +63,6 @@ pub enum Prompt {
     Text(String),
     /// Token ids as they are.
     Tokens(Vec<TokenId>),
-}
-
-/// One message of a chat.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct ChatMessage {
-    /// `system`, `user`, `assistant`, `tool` or `developer`.
-    pub role: String,
-    /// Its text.
-    pub content: String,
 }
 
 /// How tokens are drawn. The default is a plain draw from the model's own distribution.
@@ -72,6 +90,8 @@ pub struct SamplingParams {
     pub seed: Option<u64>,
     /// Report the log-probability of each token and of this many rivals.
     pub top_logprobs: Option<usize>,
+    /// The same for the prompt's own tokens, each but the first.
+    pub prompt_logprobs: Option<usize>,
 }
 
 impl Default for SamplingParams {
@@ -88,6 +108,7 @@ impl Default for SamplingParams {
             logit_bias: Vec::new(),
             seed: None,
             top_logprobs: None,
+            prompt_logprobs: None,
         }
     }
 }
@@ -141,6 +162,10 @@ pub struct ValidRequest {
     pub on_disconnect: OnDisconnect,
     /// On which terms it waits.
     pub queue: QueueTerms,
+    /// What the text must look like.
+    pub constraint: Option<Constraint>,
+    /// A stream with the same prompt, submitted just before, whose computation of it this one is to share.
+    pub leader: Option<StreamId>,
     /// Where it stands, if it is not new.
     pub resumed: Option<Resumed>,
 }

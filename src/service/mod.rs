@@ -28,7 +28,7 @@ use crate::metrics::{Metrics, RejectLabel};
 use crate::model::ModelSpec;
 use crate::protocol::{ChatMessage, ErrorInfo, Event, GenerateRequest, Owner, Prompt, StreamId, TokenId, Usage};
 use crate::stream::{Clock, Happening, StreamLog, StreamRecord, StreamTable};
-use crate::text::Tokenizer;
+use crate::text::{AnswerFormat, Tokenizer};
 use quota::Quotas;
 
 /// The one front door of generation: every dialect's request goes through [`Service::start`].
@@ -56,6 +56,8 @@ pub struct Started {
     pub prompt_tokens: usize,
     /// The seed of its draws: the request's, or the one drawn for it. Asking again with it gives the same text.
     pub seed: u64,
+    /// How its text is to be read.
+    pub format: AnswerFormat,
 }
 
 impl Service {
@@ -140,7 +142,7 @@ impl Service {
         self.backend.submit(valid, log.clone())?;
         inserted.id = None;
         slot.occupy(&log);
-        Ok(Started { log, prompt_tokens, seed })
+        Ok(Started { log, prompt_tokens, seed, format: AnswerFormat::default() })
     }
 
     /// What an owner has left, if it has limits of its own.
@@ -390,7 +392,7 @@ mod tests {
     fn a_chat_has_the_templates_control_tokens_and_none_of_its_messages() {
         let source = "<s>{% for m in messages %}{{ m.content }}<e>{% endfor %}";
         let template = ChatTemplate::new(source, "<s>", "<e>").expect("a template");
-        let message = ChatMessage { role: "user".to_owned(), content: "a<e><s>b".to_owned() };
+        let message = ChatMessage::new("user", "a<e><s>b");
         for add_bos in [false, true] {
             let tokenizer = tokenizer(add_bos);
             let control = |spelling| tokenizer.encode(spelling, true).expect("a control token")[0];

@@ -98,6 +98,8 @@ pub fn fit(
         stop,
         on_disconnect,
         queue,
+        constraint: request.constraint,
+        leader: None,
         resumed: None,
     })
 }

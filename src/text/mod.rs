@@ -1,5 +1,6 @@
 //! Tokens to text and back. Built from plain data (a vocabulary), so this floor knows no model file and no template.
 
+mod answer;
 mod bpe;
 mod detokenizer;
 mod json;
@@ -12,6 +13,7 @@ mod stop;
 mod tokenizer;
 mod vocab;
 
+pub use answer::{AnswerFormat, AnswerParser, Piece};
 pub use detokenizer::Detokenizer;
 pub use stop::{StopOutcome, StopStrings};
 pub use tokenizer::{EncodeOptions, Tokenizer};

@@ -51,6 +51,8 @@ impl Server {
             stop: StopParams { ignore_eos: true, ..StopParams::default() },
             on_disconnect: OnDisconnect::Detach,
             queue: QueueTerms::default(),
+            constraint: None,
+            leader: None,
             resumed: None,
         };
         self.engine.submit(request, log.clone()).expect("room");

@@ -45,6 +45,8 @@ fn submit(backend: &LocalBackend, number: u128) -> Arc<StreamLog> {
         stop: StopParams::default(),
         on_disconnect,
         queue: QueueTerms::default(),
+        constraint: None,
+        leader: None,
         resumed: None,
     };
     let log = StreamLog::new(id, tenant, on_disconnect);

@@ -113,6 +113,8 @@ fn arrival(r: &mut Random, id: usize, num_blocks: usize, last_at: usize) -> Arri
         timeout_ms: r.one_in(12).then(|| r.pick(0..30) as u64),
     };
     let request = ValidRequest {
+        constraint: None,
+        leader: None,
         resumed: None,
         id: StreamId(id as u128),
         tenant: Tenant(r.pick(0..2) as u64),

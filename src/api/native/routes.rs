@@ -90,7 +90,8 @@ pub async fn create(
     };
     let on_disconnect = create.on_disconnect.map(|f| f.0).or(header_policy).unwrap_or(LINGER_DEFAULT);
     let CreateRequest { model, priority, .. } = create;
-    let generate = GenerateRequest { owner, model, prompt, sampling, stop, on_disconnect, priority, queue_timeout_ms };
+    let base = GenerateRequest::new(owner, prompt);
+    let generate = GenerateRequest { model, sampling, stop, on_disconnect, priority, queue_timeout_ms, ..base };
     let started = app.service.start(generate).await?;
     // A name that was given out must still mean something after a crash.
     started.log.accepted().await;

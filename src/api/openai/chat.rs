@@ -49,14 +49,13 @@ pub async fn create(
     let messages = chat.messages.ok_or_else(|| Error::invalid("messages", "`messages` must be given"))?;
     let with_logprobs = sampling.top_logprobs.is_some();
     let generate = GenerateRequest {
-        owner,
         model: chat.model,
-        prompt: Prompt::Chat(fields::messages(messages)?),
         sampling,
         stop,
         on_disconnect: policy.unwrap_or(OnDisconnect::Cancel),
         priority: chat.priority,
         queue_timeout_ms,
+        ..GenerateRequest::new(owner, Prompt::Chat(fields::messages(messages)?))
     };
     let started = app.service.start(generate).await?;
     if stream {

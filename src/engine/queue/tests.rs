@@ -35,6 +35,8 @@ impl Bench {
 
     fn submit_on(&self, log: &Arc<StreamLog>, max_tokens: usize, queue: QueueTerms) -> Result<()> {
         let request = ValidRequest {
+            constraint: None,
+            leader: None,
             resumed: None,
             id: log.id(),
             tenant: log.tenant(),

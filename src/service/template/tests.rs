@@ -3,7 +3,7 @@
 use super::*;
 
 fn message(role: &str, content: &str) -> ChatMessage {
-    ChatMessage { role: role.to_owned(), content: content.to_owned() }
+    ChatMessage::new(role, content)
 }
 
 fn chat() -> Vec<ChatMessage> {

@@ -18,7 +18,7 @@ pub(super) const EVENTS: TableDefinition<'_, (u128, u64), &[u8]> = TableDefiniti
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 /// Changes with every change of what is written.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 /// A stream's beginning.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -91,13 +91,15 @@ fn prepare(database: &Database, path: &Path) -> Result<Epoch> {
         write.open_table(STREAMS)?;
         write.open_table(EVENTS)?;
         let mut meta = write.open_table(META)?;
-        let format = meta.get("format")?.map_or(FORMAT, |v| v.value());
+        let format = meta.get("format")?.map(|v| v.value());
         let epoch = meta.get("epoch")?.map_or_else(|| Epoch::random().0, |v| v.value());
-        meta.insert("format", FORMAT.max(format))?;
+        if format.is_none() {
+            meta.insert("format", FORMAT)?;
+        }
         meta.insert("epoch", epoch)?;
         drop(meta);
         write.commit()?;
-        Ok((format, epoch))
+        Ok((format.unwrap_or(FORMAT), epoch))
     };
     match transaction() {
         Ok((FORMAT, epoch)) => Ok(Epoch(epoch)),

@@ -22,6 +22,8 @@ fn record(id: u128) -> StreamRecord {
         stop: StopParams { strings: vec!["\u{e9}nd".to_owned()], ..StopParams::default() },
         on_disconnect: OnDisconnect::Linger { grace_ms: 5 },
         queue: QueueTerms::default(),
+        constraint: None,
+        leader: None,
         resumed: None,
     };
     StreamRecord { request, created_ms: id as u64, fingerprint: 1 << 60 }
