@@ -51,9 +51,10 @@ const UNSUPPORTED: [(&str, Option<&str>); 30] = [
     ("xtc_probability", None),
 ];
 
-/// Sampling and stopping fields as they came. Counts are wide so that a negative one meets its rule.
+/// Sampling and stopping fields as they came. Counts are wide so that a negative one meets its rule; `L` is what a
+/// dialect means by `logprobs`.
 #[derive(Debug, serde::Deserialize)]
-struct SamplingFields {
+struct SamplingFields<L> {
     temperature: Option<f32>,
     top_p: Option<f32>,
     top_k: Option<i64>,
@@ -64,7 +65,7 @@ struct SamplingFields {
     frequency_penalty: Option<f32>,
     logit_bias: Option<BTreeMap<String, f32>>,
     seed: Option<Number>,
-    logprobs: Option<bool>,
+    logprobs: Option<L>,
     top_logprobs: Option<i64>,
     n: Option<i64>,
     max_tokens: Option<i64>,
@@ -75,27 +76,66 @@ struct SamplingFields {
     ignore_eos: Option<bool>,
 }
 
-/// What the shared fields of `json` ask for. Parse these first: this is where a body that is no object is found.
+/// What the shared fields of `json` ask for, of a dialect with one choice. Parse these first: this is where a body that
+/// is no object is found.
 ///
 /// # Errors
 /// 400 for a wrong type, a rule that only JSON can break, or a field that is not implemented.
 pub fn sampling(json: &[u8]) -> Result<(SamplingParams, StopParams), Problem> {
-    let Unsupported(found) = body::parse(json)?;
-    if let Some(name) = found {
-        return Err(Problem::unsupported(&name, "is not supported by this server"));
+    let Shared { sampling, stop, num_choices } = chat(json)?;
+    if num_choices != 1 {
+        return Err(Error::invalid("n", format!("`n` must be 1, got {num_choices}")).into());
     }
-    let f: SamplingFields = body::parse(json)?;
-    if f.n.is_some_and(|n| n != 1) {
-        return Err(Error::invalid("n", format!("`n` must be 1, got {}", f.n.unwrap_or_default())).into());
-    }
-    let top_logprobs = match (f.logprobs.unwrap_or(false), count("top_logprobs", f.top_logprobs, 0)?) {
+    Ok((sampling, stop))
+}
+
+/// What the shared fields ask for.
+pub struct Shared {
+    /// How to draw.
+    pub sampling: SamplingParams,
+    /// When to end.
+    pub stop: StopParams,
+    /// How many answers.
+    pub num_choices: usize,
+}
+
+/// As [`sampling`], of chats: `logprobs` is a switch.
+///
+/// # Errors
+/// As [`sampling`].
+pub fn chat(json: &[u8]) -> Result<Shared, Problem> {
+    shared(json, &[], 1, |logprobs: Option<bool>, top_logprobs| match (logprobs.unwrap_or(false), top_logprobs) {
         (false, Some(n)) if n > 0 => {
             let message = format!("`top_logprobs` must come with `logprobs: true`, got {n} without");
-            return Err(Error::invalid("top_logprobs", message).into());
+            Err(Error::invalid("top_logprobs", message).into())
         }
-        (false, _) => None,
-        (true, n) => Some(n.unwrap_or(0)),
-    };
+        (false, _) => Ok(None),
+        (true, n) => Ok(Some(n.unwrap_or(0))),
+    })
+}
+
+/// As [`sampling`], of the older completions: `logprobs` is the number of rivals, and `supported` are fields that only
+/// they have.
+///
+/// # Errors
+/// As [`sampling`].
+pub fn completions(json: &[u8], supported: &[&str]) -> Result<Shared, Problem> {
+    // 0 with `echo` asks for the prompt alone.
+    shared(json, supported, 0, |logprobs: Option<i64>, _| count("logprobs", logprobs, 0))
+}
+
+fn shared<L: for<'de> Deserialize<'de>>(
+    json: &[u8],
+    supported: &[&str],
+    max_tokens_min: i64,
+    top_logprobs: impl FnOnce(Option<L>, Option<usize>) -> Result<Option<usize>, Problem>,
+) -> Result<Shared, Problem> {
+    let Unsupported(found) = body::parse(json)?;
+    if let Some(name) = found.iter().find(|name| !supported.contains(&name.as_str())) {
+        return Err(Problem::unsupported(name, "is not supported by this server"));
+    }
+    let f: SamplingFields<L> = body::parse(json)?;
+    let top_logprobs = top_logprobs(f.logprobs, count("top_logprobs", f.top_logprobs, 0)?)?;
     let default = SamplingParams::default();
     let sampling = SamplingParams {
         temperature: f.temperature.unwrap_or(default.temperature),
@@ -113,8 +153,8 @@ pub fn sampling(json: &[u8]) -> Result<(SamplingParams, StopParams), Problem> {
         prompt_logprobs: None,
     };
     let max_tokens = match (f.max_completion_tokens, f.max_tokens) {
-        (Some(n), _) => count("max_completion_tokens", Some(n), 1)?,
-        (None, n) => count("max_tokens", n, 1)?,
+        (Some(n), _) => count("max_completion_tokens", Some(n), max_tokens_min)?,
+        (None, n) => count("max_tokens", n, max_tokens_min)?,
     };
     let stop = StopParams {
         max_tokens,
@@ -123,7 +163,7 @@ pub fn sampling(json: &[u8]) -> Result<(SamplingParams, StopParams), Problem> {
         token_ids: f.stop_token_ids.unwrap_or_default(),
         ignore_eos: f.ignore_eos.unwrap_or(false),
     };
-    Ok((sampling, stop))
+    Ok(Shared { sampling, stop, num_choices: count("n", f.n, 1)?.unwrap_or(1) })
 }
 
 /// One message of a chat as it came.
@@ -241,8 +281,8 @@ impl<'de> Deserialize<'de> for OneOrMany {
     }
 }
 
-/// The first field of an object that asks for something unsupported. Everything else is skipped, not stored.
-struct Unsupported(Option<String>);
+/// The fields of an object that ask for something unsupported. Everything else is skipped, not stored.
+struct Unsupported(Vec<String>);
 
 impl<'de> Deserialize<'de> for Unsupported {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
@@ -253,12 +293,12 @@ impl<'de> Deserialize<'de> for Unsupported {
                 f.write_str("an object")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Unsupported, A::Error> {
-                let mut found = None;
+                let mut found: Vec<String> = Vec::new();
                 while let Some(name) = map.next_key::<String>()? {
                     match UNSUPPORTED.iter().find(|(known, _)| *known == name) {
-                        Some((_, neutral)) if found.is_none() => {
+                        Some((_, neutral)) if !found.contains(&name) => {
                             let value: Value = map.next_value()?;
-                            found = asks_for_something(&value, *neutral).then_some(name);
+                            found.extend(asks_for_something(&value, *neutral).then_some(name));
                         }
                         _ => {
                             map.next_value::<IgnoredAny>()?;

@@ -1,12 +1,14 @@
 //! A stream folded to its end, for calls that want one answer.
 
 use crate::error::ErrorKind;
-use crate::protocol::{ErrorInfo, Event, FinishReason, TokenEvent, Usage};
+use crate::protocol::{ErrorInfo, Event, FinishReason, TokenEvent, TokenLogprob, Usage};
 use crate::stream::StreamReader;
 
 /// Everything a generation said, and how it ended.
 #[derive(Debug)]
 pub struct Folded {
+    /// The prompt's log-probabilities, where they were asked for.
+    pub prompt: Vec<TokenLogprob>,
     /// All pieces as one.
     pub token: TokenEvent,
     /// The terminal event.
@@ -15,20 +17,21 @@ pub struct Folded {
 
 /// Reads to the end. Dropping the future leaves the stream.
 pub async fn to_end(mut reader: StreamReader) -> Folded {
-    let mut token = TokenEvent::default();
+    let (mut prompt, mut token) = (Vec::new(), TokenEvent::default());
     while let Some((_, event)) = reader.next().await {
         match event {
             Event::Queued { .. } | Event::Started { .. } => {}
+            Event::Prompt { logprobs } => prompt = logprobs,
             Event::Token(piece) => {
                 token.text.push_str(&piece.text);
                 token.tokens.extend(piece.tokens);
                 token.logprobs.extend(piece.logprobs);
             }
-            Event::Done { finish_reason, usage } => return Folded { token, end: Ok((finish_reason, usage)) },
-            Event::Error(info) => return Folded { token, end: Err(info) },
+            Event::Done { finish_reason, usage } => return Folded { prompt, token, end: Ok((finish_reason, usage)) },
+            Event::Error(info) => return Folded { prompt, token, end: Err(info) },
         }
     }
     // The log asserts that a terminal event comes; a reader that missed it is a bug here, told as one.
     let message = "the stream had no end".to_owned();
-    Folded { token, end: Err(ErrorInfo { kind: ErrorKind::Internal, message, usage: Usage::default() }) }
+    Folded { prompt, token, end: Err(ErrorInfo { kind: ErrorKind::Internal, message, usage: Usage::default() }) }
 }

@@ -135,6 +135,8 @@ pub fn router(service: Arc<Service>, config: ApiConfig, address: SocketAddr) -> 
         .route("/v1/models/{*name}", get(openai::get_model))
         .route("/v1/chat/completions", post(openai::create))
         .route("/v1/chat/completions/{id}/cancel", post(openai::cancel))
+        .route("/v1/completions", post(openai::create_text))
+        .route("/v1/completions/{id}/cancel", post(openai::cancel))
         .route("/v1/events", get(feed::follow))
         .route("/v1/streams", get(native::list).post(native::create))
         .route("/v1/streams/{id}", get(native::follow).delete(native::cancel))

@@ -93,6 +93,7 @@ pub(super) fn service(config: &Config, model_name: String) -> ServiceConfig {
         log_prompts: config.log.prompts,
         fingerprint: 0,
         max_tokens_default: requests.max_tokens_default,
+        choices_max: requests.choices_max,
         stop_strings_max: requests.stop_strings_max,
         stop_string_bytes_max: requests.stop_string_bytes_max,
         stop_tokens_max: requests.stop_tokens_max,

@@ -124,6 +124,8 @@ pub struct StreamsConfig {
 pub struct RequestsConfig {
     /// Tokens of an answer whose request does not say; `None` goes on to the context limit.
     pub max_tokens_default: Option<usize>,
+    /// Most generations of one request.
+    pub choices_max: usize,
     /// Most stop strings.
     pub stop_strings_max: usize,
     /// Longest stop string.
@@ -402,6 +404,7 @@ impl Values<'_> {
     fn requests(&mut self) -> Result<RequestsConfig> {
         Ok(RequestsConfig {
             max_tokens_default: self.number_or_auto("requests.max_tokens_default")?,
+            choices_max: self.number("requests.choices_max")?,
             stop_strings_max: self.number("requests.stop_strings_max")?,
             stop_string_bytes_max: self.number("requests.stop_string_bytes_max")?,
             stop_tokens_max: self.number("requests.stop_tokens_max")?,

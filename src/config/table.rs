@@ -238,6 +238,13 @@ pub static SETTINGS: &[Setting] = &[
         "auto",
         "Tokens of an answer whose request does not say; auto goes on to the context limit",
     ),
+    row(
+        "requests.choices_max",
+        "choices-max",
+        count(1, "choices"),
+        "128",
+        "Most generations that one request may ask for: its prompts times n, or best_of",
+    ),
     row("requests.stop_strings_max", "stop-strings-max", count(0, "strings"), "4", "Most stop strings of a request"),
     row(
         "requests.stop_string_bytes_max",

@@ -20,7 +20,7 @@ use super::writer::Writer;
 use crate::error::{ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::{Batch, Model};
-use crate::protocol::{Event, FinishReason, SamplingParams, Tenant, TokenId};
+use crate::protocol::{Event, FinishReason, SamplingParams, Tenant, TokenId, TokenLogprob};
 use crate::sampling::{Draw, Sampler, SeenTokens};
 use crate::text::Tokenizer;
 
@@ -81,6 +81,8 @@ struct Generation {
     accepted_at: Duration,
     cancelled_at: Arc<OnceLock<Duration>>,
     last_token_at: Option<Duration>,
+    /// Of the prompt's tokens so far, where they were asked for.
+    prompt_logprobs: Vec<TokenLogprob>,
 }
 
 #[derive(Debug)]
@@ -210,7 +212,10 @@ impl EngineCore {
         emitted.iter().for_each(|token| seen.push(*token));
         output.replay(emitted, &self.parts.tokenizer);
         writer.usage.completion_tokens = emitted.len();
-        let sequence = Sequence::new(slot, tenant, request.prompt, num_tokens_max, chain);
+        let mut sequence = Sequence::new(slot, tenant, request.prompt, num_tokens_max, chain);
+        if request.sampling.prompt_logprobs.is_some() {
+            sequence.want_prompt_logits();
+        }
         let found_tokens = self.scheduler.admit(sequence);
         let cached_before = request.resumed.and_then(|resumed| resumed.cached_tokens);
         let cached_tokens = cached_before.unwrap_or(found_tokens);
@@ -236,6 +241,7 @@ impl EngineCore {
             accepted_at,
             cancelled_at,
             last_token_at: None,
+            prompt_logprobs: Vec::new(),
         }));
     }
 
@@ -246,11 +252,19 @@ impl EngineCore {
         let mut rows = self.logits.chunks_exact_mut(vocab_size);
         for index in 0..self.scheduler.plan().len() {
             let planned = self.scheduler.plan()[index];
+            let generation = self.generations[planned.slot].as_mut().expect("a planned sequence is alive");
+            let prompt = rows.by_ref().take(planned.num_wanted).map(|row| &*row);
+            let failed = generation.measure(prompt, self.scheduler.wanted_tokens(planned), &mut self.sampler);
+            if failed.is_some() {
+                // Its last row is left over.
+                rows.by_ref().take(usize::from(planned.is_sampled)).for_each(drop);
+                self.ended.extend(failed.map(|end| (planned.slot, end)));
+                continue;
+            }
             if !planned.is_sampled {
                 continue;
             }
             let row = rows.next().expect("a row per sampled sequence");
-            let generation = self.generations[planned.slot].as_mut().expect("a planned sequence is alive");
             let end = generation.sample(row, planned, &mut self.sampler, &mut self.scheduler, &self.parts, now);
             self.ended.extend(end.map(|end| (planned.slot, end)));
         }
@@ -296,6 +310,25 @@ impl EngineCore {
 }
 
 impl Generation {
+    /// Notes how likely these tokens of the prompt were.
+    fn measure<'a>(
+        &mut self,
+        rows: impl Iterator<Item = &'a [f32]>,
+        tokens: impl Iterator<Item = TokenId>,
+        sampler: &mut Sampler,
+    ) -> Option<End> {
+        let num_top = self.sampling.prompt_logprobs?;
+        // All rows are taken, whatever is in them: the next sequence's follow.
+        let measured: Vec<_> = rows.zip(tokens).map(|(row, token)| sampler.measure(row, token, num_top)).collect();
+        for logprob in measured {
+            match logprob {
+                Ok(logprob) => self.prompt_logprobs.push(logprob),
+                Err(e) => return Some(End::Failed(e.kind(), e.message().to_owned())),
+            }
+        }
+        None
+    }
+
     fn sample(
         &mut self,
         row: &mut [f32],
@@ -317,6 +350,9 @@ impl Generation {
             Err(e) => return Some(End::Failed(e.kind(), e.message().to_owned())),
         };
         self.count_token(&parts.metrics, now);
+        if self.sampling.prompt_logprobs.take().is_some() {
+            self.writer.append(Event::Prompt { logprobs: std::mem::take(&mut self.prompt_logprobs) });
+        }
         self.seen.push(sampled.token);
         scheduler.push_token(planned, sampled.token);
         let reason = self.output.push(sampled, &parts.tokenizer);

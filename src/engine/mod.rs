@@ -104,7 +104,9 @@ impl Engine {
         }
         let prefix_cache = self.shared.config.prefix_cache;
         // Here and not in the worker: hashing a long prompt takes as long as a token.
-        let chain = prefix_cache.then(|| HashChain::new(request.tenant, &request.prompt));
+        // What the cache has is not computed, so it has no logits.
+        let is_named = prefix_cache && request.sampling.prompt_logprobs.is_none();
+        let chain = is_named.then(|| HashChain::new(request.tenant, &request.prompt));
         self.queue().submit(request, chain, &log)
     }
 

@@ -49,6 +49,9 @@ const PREFILL_TOKENS_PER_DECODE: usize = 4;
 /// ... and at least so many: fewer would read all weights for little.
 const PREFILL_TOKENS_MIN: usize = 32;
 
+/// Most rows of logits that a prompt gets in one step: a row is as long as the vocabulary.
+const WANTED_PER_STEP_MAX: usize = 64;
+
 /// A worker's sequences and blocks.
 #[derive(Debug)]
 pub struct Scheduler {
@@ -78,6 +81,10 @@ pub struct Planned {
     pub num_tokens: usize,
     /// Whether its last token is among them, so that the next is sampled.
     pub is_sampled: bool,
+    /// The first of its tokens here whose logits are wanted though another follows it ...
+    first_wanted: usize,
+    /// ... and how many there are of these, one after another.
+    pub num_wanted: usize,
 }
 
 impl Scheduler {
@@ -163,6 +170,13 @@ impl Scheduler {
         for planned in &self.plan {
             self.running[planned.index].advance(planned.num_tokens, &mut self.pool);
         }
+    }
+
+    /// The tokens that the wanted rows of one of the step's sequences tell of, once it is committed.
+    pub fn wanted_tokens(&self, planned: Planned) -> impl Iterator<Item = TokenId> {
+        let Planned { index, num_tokens, first_wanted, num_wanted, .. } = planned;
+        let followers = first_wanted + 1..first_wanted + 1 + num_wanted;
+        followers.map(move |i| self.running[index].computed_token(num_tokens, i))
     }
 
     /// Adds the token sampled for one of the step's sequences.
@@ -277,6 +291,7 @@ impl Scheduler {
         let cost = 1.0 + attended as f64 / self.limits.attention_span as f64;
         let affordable = ((self.prefill_budget as f64 / cost) as usize).max(1);
         let num_tokens = sequence.num_remaining().min(affordable);
+        let num_tokens = if sequence.wants_logits() { num_tokens.min(WANTED_PER_STEP_MAX) } else { num_tokens };
         let spent = (num_tokens as f64 * cost).ceil() as usize;
         self.prefill_budget = self.prefill_budget.saturating_sub(spent);
         self.push_plan(index, num_tokens);
@@ -285,7 +300,9 @@ impl Scheduler {
     fn push_plan(&mut self, index: usize, num_tokens: usize) {
         let sequence = &self.running[index];
         let is_sampled = sequence.num_remaining() == num_tokens;
-        self.plan.push(Planned { index, slot: sequence.slot(), num_tokens, is_sampled });
+        let wanted = sequence.wanted_among(num_tokens);
+        let (first_wanted, num_wanted) = (wanted.start, wanted.len());
+        self.plan.push(Planned { index, slot: sequence.slot(), num_tokens, is_sampled, first_wanted, num_wanted });
     }
 }
 

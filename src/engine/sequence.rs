@@ -1,6 +1,8 @@
 //! A request as the scheduler sees it: how many tokens there are, how many of them are computed, and in which blocks.
 //! There is no prefill and no decode, only tokens that are not computed yet.
 
+use std::ops::Range;
+
 use crate::cache::{BLOCK_SIZE, BlockId, BlockPool, HashChain};
 use crate::model::Batch;
 use crate::protocol::{Tenant, TokenId};
@@ -18,6 +20,8 @@ pub struct Sequence {
     block_table: Vec<BlockId>,
     /// Names of the full blocks; absent where the prefix cache is off.
     chain: Option<HashChain>,
+    /// Positions whose logits are wanted besides the last token's; they shrink from the front as they are computed.
+    wanted: Range<usize>,
     /// Blocks at the beginning of the table that have been named, or were found named.
     num_named_blocks: usize,
 }
@@ -37,7 +41,40 @@ impl Sequence {
             chain.reserve(num_tokens_max);
         }
         let block_table = Vec::with_capacity(num_tokens_max.div_ceil(BLOCK_SIZE));
-        Self { slot, tenant, age: 0, tokens: prompt, num_computed_tokens: 0, block_table, chain, num_named_blocks: 0 }
+        Self {
+            slot,
+            tenant,
+            age: 0,
+            tokens: prompt,
+            num_computed_tokens: 0,
+            block_table,
+            chain,
+            wanted: 0..0,
+            num_named_blocks: 0,
+        }
+    }
+
+    /// Wants the logits that tell how likely each of its tokens so far was, all but the first.
+    pub fn want_prompt_logits(&mut self) {
+        debug_assert!(self.chain.is_none(), "what is found in the cache is not computed");
+        self.wanted = 0..self.tokens.len() - 1;
+    }
+
+    /// Whether any are still to come.
+    pub(super) fn wants_logits(&self) -> bool {
+        !self.wanted.is_empty()
+    }
+
+    /// Those of the next `num_tokens` whose logits are wanted though another follows.
+    pub(super) fn wanted_among(&self, num_tokens: usize) -> Range<usize> {
+        let begin = self.num_computed_tokens;
+        let first = self.wanted.start.max(begin) - begin;
+        first..self.wanted.end.saturating_sub(begin).min(num_tokens).max(first)
+    }
+
+    /// Token `index` of the `num_tokens` that were computed last, or one after them.
+    pub(super) fn computed_token(&self, num_tokens: usize, index: usize) -> TokenId {
+        self.tokens[self.num_computed_tokens - num_tokens + index]
     }
 
     /// Its owner's name for it.
@@ -114,6 +151,8 @@ impl Sequence {
         batch.cu_seqlens.push(batch.token_ids.len() as u32);
         batch.block_tables.extend_from_slice(&self.block_table[..range.end.div_ceil(BLOCK_SIZE)]);
         batch.cu_blocks.push(batch.block_tables.len() as u32);
+        let first_row = batch.token_ids.len() - num_tokens;
+        batch.logits_indices.extend(self.wanted_among(num_tokens).map(|row| (first_row + row) as u32));
         if range.end == self.tokens.len() {
             batch.logits_indices.push(batch.token_ids.len() as u32 - 1);
         }
@@ -122,6 +161,7 @@ impl Sequence {
     /// Notes that the next `num_tokens` are computed, and names the blocks that are full now.
     pub(super) fn advance(&mut self, num_tokens: usize, pool: &mut BlockPool) {
         self.num_computed_tokens += num_tokens;
+        self.wanted.start = self.wanted.start.max(self.num_computed_tokens).min(self.wanted.end);
         let Some(chain) = &mut self.chain else { return };
         chain.extend(&self.tokens);
         while (self.num_named_blocks + 1) * BLOCK_SIZE <= self.num_computed_tokens {

@@ -21,6 +21,12 @@ pub enum Event {
         /// Of those, how many came from the prefix cache.
         cached_tokens: usize,
     },
+    /// The prompt's tokens, each with its log-probability after those before it, all but the first. Only where they
+    /// were asked for, and before any text.
+    Prompt {
+        /// One per token of the prompt but the first.
+        logprobs: Vec<TokenLogprob>,
+    },
     /// Text arrived. Never empty, never half a character.
     Token(TokenEvent),
     /// Terminal: the generation ended as it should.

@@ -83,6 +83,15 @@ impl Sampler {
         Ok(Sampled { token, logprob })
     }
 
+    /// The log-probability of a token that was not drawn but is there: a prompt's.
+    ///
+    /// # Errors
+    /// As [`Self::sample`].
+    pub fn measure(&mut self, row: &[f32], token: TokenId, num_top: usize) -> Result<TokenLogprob> {
+        check(row)?;
+        Ok(self.logprob(row, token, num_top))
+    }
+
     fn choose(&mut self, row: &[f32], draw: &Draw<'_>) -> Result<TokenId> {
         let params = draw.params;
         let max = max(row);

@@ -19,6 +19,8 @@ pub struct ServiceConfig {
     pub model_aliases: Vec<String>,
     /// Tokens a request may sample if it does not say; `None` goes on to the context limit.
     pub max_tokens_default: Option<usize>,
+    /// Most generations that one request may ask for.
+    pub choices_max: usize,
     /// Most stop strings.
     pub stop_strings_max: usize,
     /// Longest stop string, in bytes; this much text may be held back.
@@ -51,6 +53,7 @@ impl Default for ServiceConfig {
             model_name: "default".to_owned(),
             model_aliases: Vec::new(),
             max_tokens_default: None,
+            choices_max: 128,
             stop_strings_max: 4,
             stop_string_bytes_max: 1024,
             stop_tokens_max: 128,

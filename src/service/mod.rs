@@ -26,8 +26,10 @@ use crate::cache::BLOCK_SIZE;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Metrics, RejectLabel};
 use crate::model::ModelSpec;
-use crate::protocol::{ChatMessage, ErrorInfo, Event, GenerateRequest, Owner, Prompt, StreamId, TokenId, Usage};
-use crate::stream::{Clock, Happening, StreamLog, StreamRecord, StreamTable};
+use crate::protocol::{
+    ChatMessage, ErrorInfo, Event, GenerateRequest, Owner, Prompt, StreamId, TokenId, Usage, ValidRequest,
+};
+use crate::stream::{CancelCause, Clock, Happening, StreamLog, StreamRecord, StreamTable};
 use crate::text::{AnswerFormat, Tokenizer};
 use quota::Quotas;
 
@@ -100,7 +102,17 @@ impl Service {
     /// parameter at fault; [`ErrorKind::RateLimited`] for an owner over a limit of its own; [`ErrorKind::Overloaded`]
     /// and [`ErrorKind::Unavailable`] from table and backend. No stream exists then.
     pub async fn start(&self, request: GenerateRequest) -> Result<Started> {
-        self.try_start(request).await.inspect_err(|e| {
+        let started = self.start_choices(request, 1).await?.pop();
+        started.ok_or_else(|| Error::internal("a request was accepted without a stream"))
+    }
+
+    /// Accepts `num_choices` generations of one prompt, or none: choice `i` is the text of the request with its seed
+    /// plus `i`, each is a stream of its own, and all but the first share what the first has computed of the prompt.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_choices(&self, request: GenerateRequest, num_choices: usize) -> Result<Vec<Started>> {
+        self.try_start(request, num_choices).await.inspect_err(|e| {
             if matches!(e.kind(), ErrorKind::Overloaded | ErrorKind::RateLimited) {
                 let reason = e.message().to_owned();
                 self.table.feed().publish(self.now_ms(), None, Happening::Rejected { reason });
@@ -108,24 +120,40 @@ impl Service {
         })
     }
 
-    async fn try_start(&self, request: GenerateRequest) -> Result<Started> {
+    async fn try_start(&self, request: GenerateRequest, num_choices: usize) -> Result<Vec<Started>> {
         self.check_model(request.model.as_deref())?;
+        validate::choices(num_choices, &self.config)?;
         validate::parameters(&request, self.limits())?;
         // Whoever is to be refused is refused before work goes into it.
         self.backend.check_room(request.owner.tenant)?;
         let owner = request.owner.clone();
-        let slot = self.quotas.begin(&owner).inspect_err(|e| self.count_limited(e))?;
+        let slot = self.quotas.begin(&owner, num_choices).inspect_err(|e| self.count_limited(e))?;
         let (request, prompt) = self.tokenise(request).await?;
-        // No await from here on: the stream is either running and in the caller's hands, or was never there.
-        let id = StreamId::random();
-        let valid = validate::fit(id, request, prompt, random_seed(), self.limits())?;
-        if self.config.log_prompts {
+        // No await from here on: the streams are either running and in the caller's hands, or were never there.
+        let first = validate::fit(StreamId::random(), request, prompt, random_seed(), self.limits())?;
+        self.quotas.spend(&owner, first.num_tokens_max() * num_choices).inspect_err(|e| self.count_limited(e))?;
+        let mut all = AllOrNone(Vec::with_capacity(num_choices));
+        for index in 0..num_choices {
+            all.0.push(self.accept(choice(&first, index))?);
+        }
+        let all = std::mem::take(&mut all.0);
+        if let [first, others @ ..] = &all[..]
+            && !others.is_empty()
+        {
+            first.log.lead(others.iter().map(|started| Arc::downgrade(&started.log)));
+        }
+        slot.occupy(all.iter().map(|started| &started.log));
+        Ok(all)
+    }
+
+    fn accept(&self, valid: ValidRequest) -> Result<Started> {
+        let id = valid.id;
+        if self.config.log_prompts && valid.leader.is_none() {
             let bytes: Vec<u8> = valid.prompt.iter().flat_map(|t| self.tokenizer.token_bytes(*t)).copied().collect();
             tracing::info!(stream = %id, prompt = %String::from_utf8_lossy(&bytes), "prompt");
         }
         let log = StreamLog::with_clock(id, valid.tenant, valid.on_disconnect, self.clock.clone());
         let (prompt_tokens, seed) = (valid.prompt.len(), valid.seed());
-        self.quotas.spend(&owner, valid.num_tokens_max()).inspect_err(|e| self.count_limited(e))?;
         self.table.insert(log.clone()).inspect_err(|_| {
             self.metrics.requests_rejected.inc();
             self.metrics.rejects.get_or_create(&RejectLabel::STREAMS_FULL).inc();
@@ -141,7 +169,6 @@ impl Service {
         }
         self.backend.submit(valid, log.clone())?;
         inserted.id = None;
-        slot.occupy(&log);
         Ok(Started { log, prompt_tokens, seed, format: AnswerFormat::default() })
     }
 
@@ -172,6 +199,11 @@ impl Service {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Most generations that one request may ask for.
+    pub fn choices_max(&self) -> usize {
+        self.config.choices_max
     }
 
     /// The served model's name.
@@ -276,6 +308,28 @@ impl Service {
 impl std::fmt::Debug for Service {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Service").field("config", &self.config).field("spec", &self.spec).finish_non_exhaustive()
+    }
+}
+
+/// Choice `index` of a request.
+fn choice(first: &ValidRequest, index: usize) -> ValidRequest {
+    let mut request = first.clone();
+    if index > 0 {
+        request.id = StreamId::random();
+        request.leader = Some(first.id);
+        request.sampling.seed = Some(first.seed().wrapping_add(index as u64));
+    }
+    request
+}
+
+/// Choices that were accepted while it is not known yet whether all will be. Nobody wants some of them.
+struct AllOrNone(Vec<Started>);
+
+impl Drop for AllOrNone {
+    fn drop(&mut self) {
+        for started in &self.0 {
+            started.log.cancel(CancelCause::Requested);
+        }
     }
 }
 

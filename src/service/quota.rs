@@ -80,25 +80,30 @@ impl Quotas {
         Self { by_tenant: limited.map(quota).collect() }
     }
 
-    /// Counts a request of `owner`. It is under way until the slot is dropped, or the log in it has ended.
+    /// Counts a request of `owner` for `num_choices` generations. They are under way until the slot is dropped, or the
+    /// logs in it have ended.
     ///
     /// # Errors
     /// [`crate::error::ErrorKind::RateLimited`] with the time to come back.
-    pub(super) fn begin(&self, owner: &Owner) -> Result<QuotaSlot<'_>> {
-        let Some(quota) = self.by_tenant.get(&owner.tenant) else { return Ok(QuotaSlot(None)) };
+    pub(super) fn begin(&self, owner: &Owner, num_choices: usize) -> Result<QuotaSlot<'_>> {
+        let Some(quota) = self.by_tenant.get(&owner.tenant) else { return Ok(QuotaSlot { quota: None, num_choices }) };
         let mut live = quota.lock();
         live.logs.retain(|log| !log.is_finished());
         let max = quota.concurrency_max;
-        if live.num_starting + live.logs.len() >= max {
+        if num_choices > max {
+            let message = format!("this key may have {max} generations at once, got a request for {num_choices}");
+            return Err(Error::invalid("n", message));
+        }
+        if live.num_starting + live.logs.len() + num_choices > max {
             let message = format!("this key may have {max} generations at once, and has");
             return Err(Error::rate_limited(message, CONCURRENCY_RETRY_MS));
         }
         if let Some(requests) = &quota.requests {
             requests.take(NonZeroU32::MIN, "requests")?;
         }
-        live.num_starting += 1;
+        live.num_starting += num_choices;
         drop(live);
-        Ok(QuotaSlot(Some(quota)))
+        Ok(QuotaSlot { quota: Some(quota), num_choices })
     }
 
     /// Counts a request's tokens.
@@ -131,23 +136,26 @@ impl Quotas {
 }
 
 /// A request that counts as under way. Dropped without [`Self::occupy`], it no longer does.
-pub(super) struct QuotaSlot<'a>(Option<&'a OwnerQuota>);
+pub(super) struct QuotaSlot<'a> {
+    quota: Option<&'a OwnerQuota>,
+    num_choices: usize,
+}
 
 impl QuotaSlot<'_> {
-    /// From here on it counts until `log` has ended.
-    pub(super) fn occupy(self, log: &Arc<StreamLog>) {
-        if let Some(quota) = self.0
+    /// From here on it counts until `logs` have ended.
+    pub(super) fn occupy<'l>(self, logs: impl Iterator<Item = &'l Arc<StreamLog>>) {
+        if let Some(quota) = self.quota
             && quota.concurrency_max < usize::MAX
         {
-            quota.lock().logs.push(log.clone());
+            quota.lock().logs.extend(logs.cloned());
         }
     }
 }
 
 impl Drop for QuotaSlot<'_> {
     fn drop(&mut self) {
-        if let Some(quota) = self.0 {
-            quota.lock().num_starting -= 1;
+        if let Some(quota) = self.quota {
+            quota.lock().num_starting -= self.num_choices;
         }
     }
 }
@@ -260,13 +268,13 @@ mod tests {
         let left = || quotas.state(&owner).and_then(|s| s.requests).expect("a limit");
         assert_eq!(left(), Allowance { limit: 6, remaining: 6, reset: Duration::ZERO });
         for n in 1..=6 {
-            quotas.begin(&owner).expect("six in a minute");
+            quotas.begin(&owner, 1).expect("six in a minute");
             assert_eq!(left(), Allowance { limit: 6, remaining: 6 - n, reset: Duration::from_secs(10) * n });
         }
-        assert_eq!(refused(quotas.begin(&owner)), 10_000, "one every ten seconds");
+        assert_eq!(refused(quotas.begin(&owner, 1)), 10_000, "one every ten seconds");
         time_ms.fetch_add(10_000, Ordering::Relaxed);
-        quotas.begin(&owner).expect("one has come");
-        assert_eq!(refused(quotas.begin(&owner)), 10_000);
+        quotas.begin(&owner, 1).expect("one has come");
+        assert_eq!(refused(quotas.begin(&owner, 1)), 10_000);
         time_ms.fetch_add(600_000, Ordering::Relaxed);
         assert_eq!(left().remaining, 6, "never more than a minute's worth");
     }
@@ -289,15 +297,26 @@ mod tests {
         let limits = OwnerLimits { concurrency_max: Some(2), ..OwnerLimits::default() };
         let (quotas, owner, _) = quotas(limits);
         let log = StreamLog::new(StreamId(1), owner.tenant, OnDisconnect::Detach);
-        quotas.begin(&owner).expect("room").occupy(&log);
-        let failing = quotas.begin(&owner).expect("room");
-        refused(quotas.begin(&owner));
+        quotas.begin(&owner, 1).expect("room").occupy([&log].into_iter());
+        let failing = quotas.begin(&owner, 1).expect("room");
+        refused(quotas.begin(&owner, 1));
         drop(failing);
-        let starting = quotas.begin(&owner).expect("the failed one is gone");
-        refused(quotas.begin(&owner));
+        let starting = quotas.begin(&owner, 1).expect("the failed one is gone");
+        refused(quotas.begin(&owner, 1));
         log.append(Event::Done { finish_reason: FinishReason::Stop, usage: Usage::default() });
-        quotas.begin(&owner).expect("the log has ended");
+        quotas.begin(&owner, 1).expect("the log has ended");
         drop(starting);
+    }
+
+    #[test]
+    fn choices_are_one_request_and_several_generations() {
+        let limits = OwnerLimits { requests_per_minute: Some(2), concurrency_max: Some(4), ..OwnerLimits::default() };
+        let (quotas, owner, _) = quotas(limits);
+        let three = quotas.begin(&owner, 3).expect("room for four");
+        refused(quotas.begin(&owner, 2));
+        quotas.begin(&owner, 1).expect("room for one more, and the second request of two");
+        drop(three);
+        assert_eq!(quotas.begin(&owner, 5).err().map(|e| e.kind()), Some(ErrorKind::InvalidRequest), "never fits");
     }
 
     #[test]
@@ -305,7 +324,7 @@ mod tests {
         let (quotas, _, _) = quotas(OwnerLimits { requests_per_minute: Some(1), ..OwnerLimits::default() });
         let other = Owner { tenant: Tenant(8), ..Owner::anonymous() };
         for _ in 0..3 {
-            quotas.begin(&other).expect("no limit");
+            quotas.begin(&other, 1).expect("no limit");
         }
         assert_eq!(quotas.state(&other), None);
     }

@@ -75,6 +75,8 @@ fn resumed(mut request: ValidRequest, events: &[&Event]) -> ValidRequest {
                 resumed.num_emitted += token.tokens.len();
                 request.prompt.extend_from_slice(&token.tokens);
             }
+            // Told once.
+            Event::Prompt { .. } => request.sampling.prompt_logprobs = None,
             Event::Queued { .. } | Event::Done { .. } | Event::Error(_) => {}
         }
     }

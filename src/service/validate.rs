@@ -44,6 +44,15 @@ pub fn parameters(request: &GenerateRequest, limits: Limits<'_>) -> Result<()> {
     }
 }
 
+/// Checks how many generations are asked for.
+///
+/// # Errors
+/// [`ErrorKind::InvalidRequest`].
+pub fn choices(num_choices: usize, config: &ServiceConfig) -> Result<()> {
+    let max = config.choices_max;
+    if (1..=max).contains(&num_choices) { Ok(()) } else { Err(rule("n", format!("must be 1 to {max}"), num_choices)) }
+}
+
 /// Fits prompt and output into the context and makes the request that the engine takes. `seed` is used where the
 /// request has none.
 ///
@@ -145,7 +154,7 @@ fn sampling_rules(s: &SamplingParams, limits: Limits<'_>) -> Result<()> {
         known_token(&param, token, limits.vocab_size)?;
         between(&param, bias, -100.0, 100.0)?;
     }
-    match s.top_logprobs {
+    match s.top_logprobs.max(s.prompt_logprobs) {
         Some(n) if n > top_max => Err(rule("top_logprobs", format!("must be at most {top_max}"), n)),
         _ => Ok(()),
     }

@@ -99,6 +99,8 @@ pub struct StreamLog {
     num_bytes_max: AtomicUsize,
     /// Number of events; readers wait on it.
     pub(super) len: watch::Sender<usize>,
+    /// Choices of the same request, which end with it when somebody asks for its end by name.
+    followers: OnceLock<Vec<Weak<StreamLog>>>,
     /// Where its events are kept, if anywhere but here.
     store: OnceLock<Weak<StreamStore>>,
     /// Who hears of its beginning and its end.
@@ -174,6 +176,7 @@ impl StreamLog {
             num_bytes,
             num_bytes_max,
             len,
+            followers: OnceLock::new(),
             store,
             feed: OnceLock::new(),
         })
@@ -205,6 +208,7 @@ impl StreamLog {
             num_bytes: AtomicUsize::new(num_bytes),
             num_bytes_max: AtomicUsize::new(usize::MAX),
             len,
+            followers: OnceLock::new(),
             store: OnceLock::new(),
             feed: OnceLock::new(),
         })
@@ -404,7 +408,19 @@ impl StreamLog {
         if let Some(hook) = hook {
             hook(cause);
         }
+        if cause == CancelCause::Requested {
+            let followers = self.followers.get().into_iter().flatten().filter_map(Weak::upgrade);
+            for follower in followers {
+                follower.cancel(cause);
+            }
+        }
         true
+    }
+
+    /// Whoever asks for its end asks for theirs too. Of use once.
+    pub fn lead(&self, followers: impl Iterator<Item = Weak<StreamLog>>) {
+        // Set by the service, which makes all of them.
+        let _ = self.followers.set(followers.collect());
     }
 
     /// Calls `hook` once on cancellation (at once if it has happened). The engine uses it to take a waiting request
@@ -462,12 +478,14 @@ impl std::fmt::Debug for StreamLog {
 
 fn event_bytes(event: &Event) -> usize {
     let payload = match event {
-        Event::Token(t) => {
-            let logprobs = t.logprobs.iter().map(|l| size_of::<TokenLogprob>() + 8 * l.top.len()).sum::<usize>();
-            t.text.len() + 4 * t.tokens.len() + logprobs
-        }
+        Event::Token(t) => t.text.len() + 4 * t.tokens.len() + logprobs_bytes(&t.logprobs),
+        Event::Prompt { logprobs } => logprobs_bytes(logprobs),
         Event::Error(info) => info.message.len(),
         Event::Queued { .. } | Event::Started { .. } | Event::Done { .. } => 0,
     };
     size_of::<Entry>() + payload
+}
+
+fn logprobs_bytes(logprobs: &[TokenLogprob]) -> usize {
+    logprobs.iter().map(|l| size_of::<TokenLogprob>() + 8 * l.top.len()).sum()
 }

@@ -166,7 +166,7 @@ fn spawn(mut writer: writer::StoreWriter, received: Receiver<Change>) -> Result<
 impl Event {
     /// Whether another run of the same request makes this event again, bit for bit and under the same number.
     pub(super) fn is_repeatable(&self) -> bool {
-        matches!(self, Self::Token(_) | Self::Done { .. })
+        matches!(self, Self::Prompt { .. } | Self::Token(_) | Self::Done { .. })
     }
 }
 

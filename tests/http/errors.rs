@@ -60,7 +60,7 @@ fn length_rules() -> Vec<Rule> {
             "`stop_token_ids[1]` must be a token id below 257, got 257",
         ),
         (json!({"n": 2}), "n", "`n` must be 1, got 2"),
-        (json!({"n": 0}), "n", "`n` must be 1, got 0"),
+        (json!({"n": 0}), "n", "`n` must be at least 1, got 0"),
         (json!({"seed": 1e30}), "seed", "`seed` must be a 64-bit integer, got 1e+30"),
         (json!({"stream_options": {}}), "stream_options", "`stream_options` must come with `stream: true`"),
     ]

@@ -6,6 +6,7 @@ mod common;
 mod admission;
 mod backpressure;
 mod chat;
+mod completions;
 mod connection;
 mod engine;
 mod errors;

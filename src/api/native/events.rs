@@ -8,7 +8,7 @@ use super::cursor::{Cursor, GapReason, Resume};
 use crate::api::event_body::Dialect;
 use crate::api::problem::ErrorBody;
 use crate::api::sse::SseWriter;
-use crate::protocol::{Epoch, ErrorInfo, Event, EventId, StreamId, TokenEvent, TokenId, Usage};
+use crate::protocol::{Epoch, ErrorInfo, Event, EventId, StreamId, TokenEvent, TokenId, TokenLogprob, Usage};
 use crate::stream::{Entry, Gap};
 use crate::text::Tokenizer;
 
@@ -55,6 +55,11 @@ struct Queued {
 struct Started {
     prompt_tokens: usize,
     cached_tokens: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct PromptData {
+    logprobs: Vec<Logprob>,
 }
 
 #[derive(Debug, Serialize)]
@@ -147,6 +152,9 @@ impl Dialect for NativeEvents {
                 let more = Started { prompt_tokens: *prompt_tokens, cached_tokens: *cached_tokens };
                 self.write("started", entry, more, out);
             }
+            Event::Prompt { logprobs } => {
+                self.write("prompt", entry, PromptData { logprobs: self.logprobs(logprobs) }, out);
+            }
             Event::Token(token) => {
                 let first_seq = (self.next_seq < entry.seq).then_some(self.next_seq);
                 self.write("token", entry, self.token(token, first_seq), out);
@@ -181,16 +189,21 @@ impl NativeEvents {
     }
 
     fn token<'a>(&self, token: &'a TokenEvent, first_seq: Option<u64>) -> Token<'a> {
+        let logprobs = self.logprobs(&token.logprobs);
+        Token { first_seq, text: &token.text, tokens: &token.tokens, logprobs }
+    }
+
+    fn logprobs(&self, logprobs: &[TokenLogprob]) -> Vec<Logprob> {
         let spell = |token: TokenId, logprob: f32| Spelled {
             token,
             bytes: self.tokenizer.token_bytes(token).to_vec(),
             logprob,
         };
-        let logprobs = token.logprobs.iter().map(|l| Logprob {
+        let logprobs = logprobs.iter().map(|l| Logprob {
             token: spell(l.token, l.logprob),
             top: l.top.iter().map(|&(t, p)| spell(t, p)).collect(),
         });
-        Token { first_seq, text: &token.text, tokens: &token.tokens, logprobs: logprobs.collect() }
+        logprobs.collect()
     }
 }
 

@@ -81,7 +81,8 @@ pub async fn cancel(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<StatusCode, Problem> {
     let text = id.map(|Path(text)| text).unwrap_or_default();
-    let bare = text.strip_prefix(ID_PREFIX).unwrap_or(&text);
+    let bare = [ID_PREFIX, super::completions::ID_PREFIX].into_iter().find_map(|prefix| text.strip_prefix(prefix));
+    let bare = bare.unwrap_or(&text);
     let id = bare.parse().map_err(|()| Error::new(ErrorKind::NotFound, format!("no completion {text:?}")))?;
     app.service.table().cancel(id, owner.tenant)?;
     Ok(StatusCode::NO_CONTENT)
@@ -92,7 +93,7 @@ async fn early_error(mut reader: StreamReader, patience: Duration) -> Option<Err
     let first = async {
         loop {
             match reader.next().await? {
-                (_, Event::Queued { .. } | Event::Started { .. }) => {}
+                (_, Event::Queued { .. } | Event::Started { .. } | Event::Prompt { .. }) => {}
                 (_, Event::Error(info)) => return Some(info),
                 (_, Event::Token(_) | Event::Done { .. }) => return None,
             }

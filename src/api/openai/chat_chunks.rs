@@ -33,7 +33,7 @@ impl Dialect for ChatChunks {
 
     fn event(&mut self, entry: &Entry, out: &mut SseWriter) {
         match &entry.event {
-            Event::Queued { .. } | Event::Started { .. } => {}
+            Event::Queued { .. } | Event::Started { .. } | Event::Prompt { .. } => {}
             Event::Token(token) => {
                 let delta = Delta { role: None, content: Some(&token.text) };
                 self.choice(delta, self.logprobs(token), None, out);

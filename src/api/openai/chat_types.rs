@@ -7,7 +7,7 @@ use crate::protocol::{TokenId, TokenLogprob, Usage};
 use crate::text::Tokenizer;
 
 /// What OpenAI's clients are told where a probability is 0: JSON has no infinity.
-const LOGPROB_MIN: f32 = -9999.0;
+pub(super) const LOGPROB_MIN: f32 = -9999.0;
 
 /// The fields of a request that only this dialect has; sampling is in `api::fields`.
 #[derive(Debug, Deserialize)]

@@ -1,9 +1,14 @@
-//! OpenAI's wires: Chat Completions and the list of models.
+//! OpenAI's wires: Chat Completions, the older Completions, and the list of models.
 
 mod chat;
 mod chat_chunks;
 mod chat_types;
+mod completion_chunks;
+mod completion_types;
+mod completions;
+mod head;
 mod models;
 
 pub use chat::{cancel, create};
+pub use completions::create as create_text;
 pub use models::{get as get_model, list as list_models};

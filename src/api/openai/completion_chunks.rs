@@ -1,0 +1,147 @@
+//! The stream of Completions: text chunks of every choice as they come, a finish chunk each, usage where asked for,
+//! `[DONE]` after the last. Each choice is a stream of its own with a [`CompletionChunks`] of its own; what they have
+//! in common is in [`Shared`].
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::completion_types::{TextChoice, TextCompletion, TextLogprobs};
+use crate::api::event_body::Dialect;
+use crate::api::problem::{ErrorBody, ErrorEnvelope};
+use crate::api::sse::SseWriter;
+use crate::protocol::{Event, TokenId, Usage};
+use crate::stream::Entry;
+use crate::text::Tokenizer;
+
+/// A reader this many tokens behind gets them as one chunk: catching up matters more to it than the grain.
+const MERGE_BACKLOG: usize = 64;
+
+/// What the choices of one answer have in common.
+pub(super) struct Shared {
+    /// The same in every chunk.
+    pub(super) id: String,
+    pub(super) created: u64,
+    pub(super) model: String,
+    pub(super) include_usage: bool,
+    pub(super) with_logprobs: bool,
+    pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) end: Mutex<UsageSum>,
+}
+
+/// Usage of an answer with several choices: a prompt counts once, however many choices go on from it.
+#[derive(Debug, Default)]
+pub(super) struct UsageSum {
+    /// Choices that have not ended.
+    pub(super) num_left: usize,
+    pub(super) usage: Usage,
+}
+
+impl UsageSum {
+    /// Adds what one choice cost.
+    pub(super) fn add(&mut self, usage: Usage, is_first_of_prompt: bool) {
+        self.num_left = self.num_left.saturating_sub(1);
+        if is_first_of_prompt {
+            self.usage.prompt_tokens += usage.prompt_tokens;
+            self.usage.cached_tokens += usage.cached_tokens;
+        }
+        self.usage.completion_tokens += usage.completion_tokens;
+    }
+}
+
+/// The prompt as it is given back before the text.
+#[derive(Debug, Clone)]
+pub(super) struct Echo {
+    pub(super) text: String,
+    pub(super) first_token: Option<TokenId>,
+}
+
+/// One choice.
+pub(super) struct CompletionChunks {
+    pub(super) shared: Arc<Shared>,
+    pub(super) index: usize,
+    pub(super) is_first_of_prompt: bool,
+    /// Until it was written.
+    pub(super) echo: Option<Echo>,
+    /// Only the prompt was asked for: what the model says is not shown.
+    pub(super) is_silent: bool,
+    /// Characters written.
+    pub(super) offset: usize,
+}
+
+impl Dialect for CompletionChunks {
+    fn open(&mut self, _out: &mut SseWriter) {}
+
+    fn event(&mut self, entry: &Entry, out: &mut SseWriter) {
+        match &entry.event {
+            Event::Queued { .. } => {}
+            Event::Started { .. } => {
+                // With log-probabilities, the prompt comes when they are there.
+                if !self.shared.with_logprobs
+                    && let Some(echo) = self.echo.take()
+                {
+                    self.text(&echo.text, None, None, out);
+                }
+            }
+            Event::Prompt { logprobs } => {
+                if let Some(echo) = self.echo.take() {
+                    let tokenizer = self.shared.tokenizer.clone();
+                    let mut all = TextLogprobs::default();
+                    if let Some(first) = echo.first_token {
+                        all.push_first(first, &tokenizer, &mut self.offset);
+                    }
+                    logprobs.iter().for_each(|logprob| all.push(logprob, &tokenizer, &mut self.offset));
+                    self.text(&echo.text, Some(all), None, out);
+                }
+            }
+            Event::Token(_) if self.is_silent => {}
+            Event::Token(token) => {
+                let logprobs = self.shared.with_logprobs.then(|| {
+                    let mut all = TextLogprobs::default();
+                    token.logprobs.iter().for_each(|l| all.push(l, &self.shared.tokenizer, &mut self.offset));
+                    all
+                });
+                self.text(&token.text, logprobs, None, out);
+            }
+            Event::Done { finish_reason, usage } => {
+                self.text("", None, Some(finish_reason.as_str()), out);
+                self.end(*usage, out);
+            }
+            Event::Error(info) => out.data(&ErrorEnvelope { error: &ErrorBody::from(info) }),
+        }
+    }
+
+    fn merge_backlog(&self) -> Option<usize> {
+        Some(MERGE_BACKLOG)
+    }
+}
+
+impl CompletionChunks {
+    fn text(
+        &self,
+        text: &str,
+        logprobs: Option<TextLogprobs>,
+        finish_reason: Option<&'static str>,
+        out: &mut SseWriter,
+    ) {
+        self.chunk(vec![TextChoice { text: text.into(), index: self.index, logprobs, finish_reason }], None, out);
+    }
+
+    fn chunk(&self, choices: Vec<TextChoice<'_>>, usage: Option<Usage>, out: &mut SseWriter) {
+        let Shared { id, created, model, include_usage, .. } = &*self.shared;
+        let usage = include_usage.then(|| usage.map(Into::into));
+        out.data(&TextCompletion { id, object: "text_completion", created: *created, model, choices, usage });
+    }
+
+    fn end(&self, mut usage: Usage, out: &mut SseWriter) {
+        if self.is_silent {
+            usage.completion_tokens = 0;
+        }
+        let mut end = self.shared.end.lock().unwrap_or_else(PoisonError::into_inner);
+        end.add(usage, self.is_first_of_prompt);
+        if end.num_left == 0 {
+            if self.shared.include_usage {
+                self.chunk(Vec::new(), Some(end.usage), out);
+            }
+            out.raw_data("[DONE]");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Completions' JSON, private to this dialect.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{Deserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::chat_types::{LOGPROB_MIN, StreamOptions, UsageObject};
+use crate::protocol::{Prompt, TokenId, TokenLogprob};
+use crate::text::Tokenizer;
+
+/// The fields of a request that only this dialect has; sampling is in `api::fields`.
+#[derive(Debug, Deserialize)]
+pub(super) struct CompletionRequest {
+    pub(super) model: Option<String>,
+    pub(super) prompt: Option<Prompts>,
+    pub(super) echo: Option<bool>,
+    pub(super) best_of: Option<i64>,
+    pub(super) stream: Option<bool>,
+    pub(super) stream_options: Option<StreamOptions>,
+    /// vLLM's: a lower one goes first.
+    pub(super) priority: Option<i32>,
+}
+
+/// A prompt in any of the four shapes: a text, token ids, or a list of either.
+#[derive(Debug)]
+pub(super) struct Prompts(pub(super) Vec<Prompt>);
+
+/// A prompt, or one token of one.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Element {
+    Token(TokenId),
+    Text(String),
+    Tokens(Vec<TokenId>),
+}
+
+impl<'de> Deserialize<'de> for Prompts {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct PromptsVisitor;
+        impl<'de> Visitor<'de> for PromptsVisitor {
+            type Value = Prompts;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string, a list of token ids, or a list of strings or of lists of token ids")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Prompts, E> {
+                Ok(Prompts(vec![Prompt::Text(text.to_owned())]))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, elements: A) -> Result<Prompts, A::Error> {
+                let elements: Vec<Element> = Deserialize::deserialize(SeqAccessDeserializer::new(elements))?;
+                let tokens = elements.iter().map(|e| if let Element::Token(id) = e { Some(*id) } else { None });
+                if let Some(tokens) = tokens.collect::<Option<Vec<_>>>() {
+                    return Ok(Prompts(vec![Prompt::Tokens(tokens)]));
+                }
+                let prompts = elements.into_iter().map(|e| match e {
+                    Element::Text(text) => Ok(Prompt::Text(text)),
+                    Element::Tokens(tokens) => Ok(Prompt::Tokens(tokens)),
+                    Element::Token(_) => Err(serde::de::Error::custom("a list holds token ids or prompts, not both")),
+                });
+                prompts.collect::<Result<_, _>>().map(Prompts)
+            }
+        }
+        d.deserialize_any(PromptsVisitor)
+    }
+}
+
+/// The answer to a call without `stream`, and one chunk of a stream.
+#[derive(Debug, Serialize)]
+pub(super) struct TextCompletion<'a> {
+    pub(super) id: &'a str,
+    pub(super) object: &'static str,
+    pub(super) created: u64,
+    pub(super) model: &'a str,
+    pub(super) choices: Vec<TextChoice<'a>>,
+    /// In a stream, left out unless the client asked for it; then `null` but in the last chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) usage: Option<Option<UsageObject>>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct TextChoice<'a> {
+    pub(super) text: Cow<'a, str>,
+    pub(super) index: usize,
+    pub(super) logprobs: Option<TextLogprobs>,
+    pub(super) finish_reason: Option<&'static str>,
+}
+
+/// Log-probabilities as four lists, one entry per token.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct TextLogprobs {
+    tokens: Vec<String>,
+    /// `null` for the first token of a prompt, which follows nothing.
+    token_logprobs: Vec<Option<f32>>,
+    /// Each an object from a token's text to its log-probability.
+    top_logprobs: Vec<Option<Map<String, Value>>>,
+    /// Where each token begins in the text, in characters.
+    text_offset: Vec<usize>,
+}
+
+impl TextLogprobs {
+    /// A prompt's first token.
+    pub(super) fn push_first(&mut self, token: TokenId, tokenizer: &Tokenizer, offset: &mut usize) {
+        self.push_spelling(token, tokenizer, offset);
+        self.token_logprobs.push(None);
+        self.top_logprobs.push(None);
+    }
+
+    /// A token that was measured; `offset` is where it begins, and then where it ends.
+    pub(super) fn push(&mut self, logprob: &TokenLogprob, tokenizer: &Tokenizer, offset: &mut usize) {
+        self.push_spelling(logprob.token, tokenizer, offset);
+        self.token_logprobs.push(Some(finite(logprob.logprob)));
+        // The token itself is always among them, as OpenAI has it: `logprobs + 1` entries where it is none of the top.
+        let own = std::iter::once((logprob.token, logprob.logprob));
+        let top = logprob.top.iter().copied().chain(own).map(|(id, p)| (spelling(id, tokenizer), finite(p).into()));
+        self.top_logprobs.push(Some(top.collect()));
+    }
+
+    fn push_spelling(&mut self, token: TokenId, tokenizer: &Tokenizer, offset: &mut usize) {
+        self.text_offset.push(*offset);
+        let bytes = tokenizer.token_bytes(token);
+        // Characters begin where a byte is none that continues one.
+        *offset += bytes.iter().filter(|b| (**b as i8) >= -0x40).count();
+        self.tokens.push(spelling(token, tokenizer));
+    }
+}
+
+fn finite(logprob: f32) -> f32 {
+    if logprob.is_finite() { logprob } else { LOGPROB_MIN }
+}
+
+/// A token's text; OpenAI's `bytes:\x..` where it is part of a character, a control token's own spelling.
+fn spelling(token: TokenId, tokenizer: &Tokenizer) -> String {
+    let bytes = tokenizer.token_bytes(token);
+    match std::str::from_utf8(bytes) {
+        Ok("") => tokenizer.special_spelling(token).unwrap_or_default().to_owned(),
+        Ok(text) => text.to_owned(),
+        Err(_) => bytes.iter().fold("bytes:".to_owned(), |text, byte| format!("{text}\\x{byte:02x}")),
+    }
+}

@@ -1,0 +1,303 @@
+//! `POST /v1/completions`, streamed or whole: text after text, without a chat's template. The older of OpenAI's wires,
+//! and the one that measures likelihoods (`echo` with `logprobs`).
+//!
+//! Every prompt and every choice of it is a stream of its own; the answer joins them, by `index`: prompt 0's choices
+//! first. A call without `stream` folds the same streams to their ends.
+
+use std::sync::{Arc, Mutex};
+
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use futures_util::future::join_all;
+
+use super::completion_chunks::{CompletionChunks, Echo, Shared, UsageSum};
+use super::completion_types::{CompletionRequest, TextChoice, TextCompletion, TextLogprobs};
+use super::head::early_error;
+use crate::api::auth::Caller;
+use crate::api::fold::Folded;
+use crate::api::problem::Problem;
+use crate::api::{App, body, disconnect, event_body, fields, fold, queue_timeout, with_stream_id};
+use crate::error::Error;
+use crate::protocol::{GenerateRequest, OnDisconnect, Prompt, SamplingParams, StopParams, Usage};
+use crate::service::{Service, Started};
+use crate::stream::StreamReader;
+use crate::text::Tokenizer;
+
+/// A completion is named as its first stream, behind this.
+pub(super) const ID_PREFIX: &str = "cmpl-";
+
+/// Tokens of an answer whose request does not say: OpenAI's number for this wire.
+const MAX_TOKENS_DEFAULT: usize = 16;
+
+/// Fields that `api::fields` refuses to others.
+const SUPPORTED: [&str; 2] = ["best_of", "echo"];
+
+/// One choice on its way.
+struct Running {
+    started: Started,
+    /// A reader from the beginning on: a `cancel` stream lives as long as it has one.
+    reader: StreamReader,
+    prompt: usize,
+    echo: Option<Echo>,
+}
+
+/// What the answer is to look like.
+struct Wanted {
+    num_choices: usize,
+    /// Choices made for each prompt, of which the likeliest are given.
+    best_of: usize,
+    with_logprobs: bool,
+    /// Whether only the prompt was asked for, by `max_tokens: 0` and `echo`. The engine samples one token all the same.
+    is_silent: bool,
+    is_echo: bool,
+}
+
+/// Handles one request.
+///
+/// # Errors
+/// Any of the body's, the fields' and the service's.
+pub async fn create(
+    State(app): State<App>,
+    Extension(Caller(owner)): Extension<Caller>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let policy = disconnect::from_header(request.headers())?;
+    let queue_timeout_ms = queue_timeout::from_header(request.headers())?;
+    let json = body::read(request, &app.config).await?;
+    let shared = fields::completions(&json, &SUPPORTED)?;
+    let asked: CompletionRequest = body::parse(&json)?;
+    drop(json);
+    let stream = asked.stream.unwrap_or(false);
+    if asked.stream_options.is_some() && !stream {
+        let message = "`stream_options` must come with `stream: true`, got it without";
+        return Err(Error::invalid("stream_options", message).into());
+    }
+    let include_usage = asked.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false);
+    let wanted = wanted(&asked, &shared, stream)?;
+    let prompts = asked.prompt.ok_or_else(|| Error::invalid("prompt", "`prompt` must be given"))?.0;
+    check_count(prompts.len(), wanted.best_of, &app.service)?;
+    let (sampling, stop) = (params(shared.sampling, &wanted), shared.stop);
+    let max_tokens = if wanted.is_silent { 1 } else { stop.max_tokens.unwrap_or(MAX_TOKENS_DEFAULT) };
+    let stop = StopParams { max_tokens: Some(max_tokens), ..stop };
+    let mut all = Vec::new();
+    for (number, prompt) in prompts.into_iter().enumerate() {
+        let echo = wanted.is_echo.then(|| echo(&prompt, &app.service)).transpose()?;
+        let generate = GenerateRequest {
+            model: asked.model.clone(),
+            sampling: sampling.clone(),
+            stop: stop.clone(),
+            on_disconnect: policy.unwrap_or(OnDisconnect::Cancel),
+            priority: asked.priority,
+            queue_timeout_ms,
+            ..GenerateRequest::new(owner.clone(), prompt)
+        };
+        let started = app.service.start_choices(generate, wanted.best_of).await.map_err(named)?;
+        all.extend(started.into_iter().map(|started| Running {
+            reader: started.log.reader(0),
+            started,
+            prompt: number,
+            echo: echo.clone(),
+        }));
+    }
+    if stream {
+        // Readers of their own look ahead: the last to leave would cancel a stream.
+        let ahead = all.iter().map(|r| r.started.log.reader(0)).collect();
+        if let Some(info) = early_error(ahead, app.config.head_wait).await {
+            return Err(Problem::from(&info));
+        }
+        Ok(chunks(&app, all, &wanted, include_usage))
+    } else {
+        whole(&app, all, &wanted).await
+    }
+}
+
+fn wanted(asked: &CompletionRequest, shared: &fields::Shared, stream: bool) -> Result<Wanted, Problem> {
+    let num_choices = shared.num_choices;
+    let best_of = match asked.best_of {
+        Some(best_of) if best_of < num_choices as i64 => {
+            let message = format!("`best_of` must be at least `n` ({num_choices}), got {best_of}");
+            return Err(Error::invalid("best_of", message).into());
+        }
+        Some(best_of) if stream && best_of as usize > num_choices => {
+            // Which are best is known at the end.
+            let message = format!("`best_of` must be `n` ({num_choices}) with `stream: true`, got {best_of}");
+            return Err(Error::invalid("best_of", message).into());
+        }
+        Some(best_of) => best_of as usize,
+        None => num_choices,
+    };
+    let is_echo = asked.echo.unwrap_or(false);
+    let is_silent = shared.stop.max_tokens == Some(0) && is_echo;
+    let with_logprobs = shared.sampling.top_logprobs.is_some();
+    Ok(Wanted { num_choices, best_of, with_logprobs, is_silent, is_echo })
+}
+
+fn check_count(num_prompts: usize, best_of: usize, service: &Service) -> Result<(), Problem> {
+    let max = service.choices_max();
+    if num_prompts == 0 {
+        return Err(Error::invalid("prompt", "`prompt` must have at least one prompt, got none").into());
+    }
+    if num_prompts.saturating_mul(best_of) > max {
+        let message =
+            format!("`prompt` must ask for at most {max} texts, got {num_prompts} prompts with {best_of} choices each");
+        return Err(Error::invalid("prompt", message).into());
+    }
+    Ok(())
+}
+
+fn params(sampling: SamplingParams, wanted: &Wanted) -> SamplingParams {
+    let prompt_logprobs = sampling.top_logprobs.filter(|_| wanted.is_echo);
+    // The likeliest is found by log-probability, so it must be measured.
+    let is_ranked = wanted.best_of > wanted.num_choices;
+    let top_logprobs = sampling.top_logprobs.or(is_ranked.then_some(0));
+    SamplingParams { prompt_logprobs, top_logprobs, ..sampling }
+}
+
+/// The service calls token ids by the field that native streams have for them.
+fn named(e: Error) -> Error {
+    match e.param().and_then(|param| param.strip_prefix("tokens")) {
+        Some(place) => {
+            let (param, message) = (format!("prompt{place}"), e.message().replacen("`tokens", "`prompt", 1));
+            Error::new(e.kind(), message).with_param(param)
+        }
+        None => e,
+    }
+}
+
+/// The prompt as text, with what the model sees first.
+fn echo(prompt: &Prompt, service: &Service) -> Result<Echo, Problem> {
+    let tokenizer = service.tokenizer();
+    let (text, first) = match prompt {
+        Prompt::Tokens(tokens) => (tokenizer.decode(tokens), tokens.first().copied()),
+        Prompt::Text(text) => {
+            let first = if tokenizer.adds_bos() { tokenizer.bos() } else { None };
+            let first =
+                first.map_or_else(|| tokenizer.encode(text, false).map(|t| t.first().copied()), |b| Ok(Some(b)));
+            (text.clone(), first.map_err(|e| e.with_param("prompt"))?)
+        }
+        Prompt::Chat(_) => return Err(Error::internal("a completion has no messages").into()),
+    };
+    Ok(Echo { text, first_token: first })
+}
+
+fn chunks(app: &App, all: Vec<Running>, wanted: &Wanted, include_usage: bool) -> Response {
+    let id = all.first().map(|r| r.started.log.id());
+    let shared = Arc::new(Shared {
+        id: completion_id(&all),
+        created: all.first().map_or(0, |r| r.started.log.created_ms() / 1000),
+        model: app.service.model_name().to_owned(),
+        include_usage,
+        with_logprobs: wanted.with_logprobs,
+        tokenizer: app.service.tokenizer().clone(),
+        end: Mutex::new(UsageSum { num_left: all.len(), ..UsageSum::default() }),
+    });
+    let parts = all.into_iter().enumerate().map(|(index, running)| {
+        let dialect = CompletionChunks {
+            shared: shared.clone(),
+            index,
+            is_first_of_prompt: index % wanted.best_of == 0,
+            echo: running.echo,
+            is_silent: wanted.is_silent,
+            offset: 0,
+        };
+        (running.reader, dialect)
+    });
+    let response = event_body::respond_many(parts.collect(), app.config.heartbeat, &app.service.metrics().readers);
+    match id {
+        Some(id) => with_stream_id(response, id),
+        None => response,
+    }
+}
+
+/// Waits for all ends. If the client goes away meanwhile, the server drops this future, and with it the readers.
+async fn whole(app: &App, all: Vec<Running>, wanted: &Wanted) -> Result<Response, Problem> {
+    let (id, stream_id) = (completion_id(&all), all.first().map(|r| r.started.log.id()));
+    let created = all.first().map_or(0, |r| r.started.log.created_ms() / 1000);
+    let (mut sum, mut texts) = (UsageSum::default(), Vec::new());
+    let folding = all.into_iter().map(async |r| (r.prompt, r.echo, fold::to_end(r.reader).await));
+    for (index, (prompt, echo, folded)) in join_all(folding).await.into_iter().enumerate() {
+        let (text, usage) = text(prompt, echo, folded, wanted, app.service.tokenizer())?;
+        sum.add(usage, index % wanted.best_of == 0);
+        texts.push(text);
+    }
+    let choices = best(texts, wanted.num_choices).into_iter().enumerate().map(|(index, text)| TextChoice {
+        text: text.text.into(),
+        index,
+        logprobs: text.logprobs,
+        finish_reason: Some(text.finish_reason),
+    });
+    let completion = TextCompletion {
+        id: &id,
+        object: "text_completion",
+        created,
+        model: app.service.model_name(),
+        choices: choices.collect(),
+        usage: Some(Some(sum.usage.into())),
+    };
+    let response = Json(&completion).into_response();
+    Ok(match stream_id {
+        Some(id) => with_stream_id(response, id),
+        None => response,
+    })
+}
+
+/// One finished choice.
+struct Text {
+    prompt: usize,
+    /// Mean log-probability of its tokens, where they are ranked.
+    rank: f32,
+    text: String,
+    logprobs: Option<TextLogprobs>,
+    finish_reason: &'static str,
+}
+
+fn text(
+    prompt: usize,
+    echo: Option<Echo>,
+    folded: Folded,
+    wanted: &Wanted,
+    tokenizer: &Tokenizer,
+) -> Result<(Text, Usage), Problem> {
+    let (finish_reason, mut usage) = folded.end.map_err(|info| Problem::from(&info))?;
+    let (mut text, mut offset) = (String::new(), 0);
+    let mut logprobs = wanted.with_logprobs.then(TextLogprobs::default);
+    if let Some(echo) = echo {
+        text.push_str(&echo.text);
+        if let (Some(all), Some(first)) = (&mut logprobs, echo.first_token) {
+            all.push_first(first, tokenizer, &mut offset);
+            folded.prompt.iter().for_each(|l| all.push(l, tokenizer, &mut offset));
+        }
+    }
+    let token = folded.token;
+    let rank = token.logprobs.iter().map(|l| l.logprob).sum::<f32>() / token.logprobs.len().max(1) as f32;
+    if wanted.is_silent {
+        usage.completion_tokens = 0;
+    } else {
+        text.push_str(&token.text);
+        if let Some(all) = &mut logprobs {
+            token.logprobs.iter().for_each(|l| all.push(l, tokenizer, &mut offset));
+        }
+    }
+    Ok((Text { prompt, rank, text, logprobs, finish_reason: finish_reason.as_str() }, usage))
+}
+
+/// The `num_choices` likeliest of each prompt, likeliest first; as they are if all are wanted.
+fn best(mut texts: Vec<Text>, num_choices: usize) -> Vec<Text> {
+    let num_prompts = texts.last().map_or(0, |last| last.prompt + 1);
+    if texts.len() == num_prompts * num_choices {
+        return texts;
+    }
+    // Stable, so that the earlier of two equals stays first.
+    texts.sort_by(|a, b| a.prompt.cmp(&b.prompt).then(b.rank.total_cmp(&a.rank)));
+    let mut given = vec![0; num_prompts];
+    texts.retain(|text| {
+        given[text.prompt] += 1;
+        given[text.prompt] <= num_choices
+    });
+    texts
+}
+
+fn completion_id(all: &[Running]) -> String {
+    all.first().map_or_else(String::new, |first| format!("{ID_PREFIX}{}", first.started.log.id()))
+}
