@@ -133,3 +133,49 @@ fn batches_prefix_hits_chunks_and_preemption_do_not_change_a_bit() {
         assert_eq!(tight.transcripts, alone.transcripts, "{name} preempted");
     }
 }
+
+/// Four choices of one prompt of 101 tokens: three full blocks and a part of one. Returns texts, and the prompt's
+/// tokens that were computed.
+fn choices(config: EngineConfig, factory: ModelFactory, is_shared: bool) -> (Vec<Transcript>, u64) {
+    let metrics = Arc::new(Metrics::default());
+    let engine = Engine::start(config, factory, Arc::new(Tokenizer::byte_level()), metrics.clone()).unwrap();
+    let logs: Vec<_> = (0..4)
+        .map(|index| {
+            let mut request = request(0);
+            request.prompt = (0..101).map(|i| 97 + (i as u32 * 31) % 26).collect();
+            (request.id, request.sampling.seed) = (StreamId(index + 1), Some(index as u64));
+            request.leader = (is_shared && index > 0).then_some(StreamId(1));
+            let log = StreamLog::new(request.id, request.tenant, request.on_disconnect);
+            engine.submit(request, log.clone()).unwrap();
+            if !is_shared {
+                transcript(&log);
+            }
+            log
+        })
+        .collect();
+    let transcripts = logs.iter().map(transcript).collect();
+    (transcripts, metrics.prompt_tokens.get() - metrics.cached_tokens.get())
+}
+
+#[test]
+fn choices_share_one_prefill_and_not_a_bit_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let t = Tiny { vocab: 257, dtype: GgmlDType::Q8_0, window: Some(50), ..Tiny::new("gemma3") };
+    let path = t.write(dir.path());
+    let plain = || EngineConfig { prefix_cache: false, ..EngineConfig::default() };
+    for activations in [ActivationType::F32, ActivationType::Int8] {
+        let make = |num_blocks| factory(&path, activations, num_blocks);
+        let (alone, num_computed) = choices(plain(), make(64), false);
+        assert_eq!(num_computed, 4 * 101);
+        assert!(alone.windows(2).all(|two| two[0] != two[1]), "seeds differ, and so do texts");
+        let chunked = EngineConfig { max_num_batched_tokens: 64, prefill_tokens_per_step_max: 5, ..plain() };
+        for (name, config) in [("copied", plain()), ("found", EngineConfig::default()), ("in chunks", chunked)] {
+            let (shared, num_computed) = choices(config, make(64), true);
+            assert_eq!(shared, alone, "{name}, {activations:?}");
+            assert_eq!(num_computed, 101 + 3, "{name}: one prefill, and each other's last token");
+        }
+        // Room for two at full length.
+        let (tight, _) = choices(plain(), make(12), true);
+        assert_eq!(tight, alone, "preempted, {activations:?}");
+    }
+}

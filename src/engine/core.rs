@@ -20,7 +20,7 @@ use super::writer::Writer;
 use crate::error::{ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::{Batch, Model};
-use crate::protocol::{Event, FinishReason, SamplingParams, Tenant, TokenId, TokenLogprob};
+use crate::protocol::{Event, FinishReason, SamplingParams, StreamId, Tenant, TokenId, TokenLogprob};
 use crate::sampling::{Draw, Sampler, SeenTokens};
 use crate::text::Tokenizer;
 
@@ -187,10 +187,14 @@ impl EngineCore {
     /// Takes what there is room for; a message if the engine shuts down.
     fn pull(&mut self, now: Duration) -> Option<String> {
         loop {
-            let scheduler = &self.scheduler;
+            let (scheduler, generations) = (&self.scheduler, &self.generations);
             let fits = |entry: &Entry| {
                 let Entry { request, chain, .. } = entry;
-                scheduler.has_room() && scheduler.fits(request.tenant, &request.prompt, chain.as_ref())
+                let leader = slot_of(generations, request.leader);
+                let num_shared = request.num_prompt_tokens() - 1;
+                leader.is_none_or(|slot| !scheduler.is_computing(slot, num_shared))
+                    && scheduler.has_room()
+                    && scheduler.fits(request.tenant, &request.prompt, chain.as_ref())
             };
             match self.parts.queue.pull(fits) {
                 Pulled::Entry(entry) => self.admit(*entry, now),
@@ -211,8 +215,16 @@ impl EngineCore {
         // What an earlier process has shown: draws, penalties and held-back text go on from there.
         emitted.iter().for_each(|token| seen.push(*token));
         output.replay(emitted, &self.parts.tokenizer);
-        writer.usage.completion_tokens = emitted.len();
+        let emitted_tokens = emitted.len();
+        writer.usage.completion_tokens = emitted_tokens;
         let mut sequence = Sequence::new(slot, tenant, request.prompt, num_tokens_max, chain);
+        // One that goes on after the end of another process has more than the prompt, and goes its own way.
+        if let Some(leader) = slot_of(&self.generations, request.leader)
+            && emitted_tokens == 0
+            && request.sampling.prompt_logprobs.is_none()
+        {
+            sequence.follow(leader);
+        }
         if request.sampling.prompt_logprobs.is_some() {
             sequence.want_prompt_logits();
         }
@@ -307,6 +319,12 @@ impl EngineCore {
             }
         }
     }
+}
+
+/// The slot of a stream that is in flight here.
+fn slot_of(generations: &[Option<Box<Generation>>], id: Option<StreamId>) -> Option<usize> {
+    let id = id?;
+    generations.iter().position(|g| g.as_ref().is_some_and(|g| g.writer.log().id() == id))
 }
 
 impl Generation {

@@ -19,6 +19,10 @@
 //! their step does: each waits a few times longer while a prompt is computed, however many they are. A token far into
 //! a long prompt has more to attend to, so it counts for more than one (`attention_span`).
 //!
+//! Several choices of one request have the same prompt: the first computes it while the others wait in the queue, and
+//! when these are admitted they take its full blocks from the cache and a copy of the one that is not full (or of all,
+//! where there is no cache), so that each computes one token of the prompt, its last.
+//!
 //! A sequence is admitted only if there are blocks for all its tokens, and takes them at once, so only decoding can
 //! run out of blocks. Admission leaves a block free per running sequence, for the next one each will need: without
 //! that, a newcomer would be preempted a few steps after it came. `running` is ordered by age and the youngest is
@@ -62,6 +66,8 @@ pub struct Scheduler {
     /// Preempted, oldest first; all are younger than those that run.
     waiting: VecDeque<Sequence>,
     plan: Vec<Planned>,
+    /// Blocks to be copied before the step being planned.
+    copies: Vec<(BlockId, BlockId)>,
     /// Tokens of the step being planned that are still to be handed out.
     prefill_budget: usize,
     /// Whether somebody decodes in it.
@@ -98,6 +104,7 @@ impl Scheduler {
             running: Vec::with_capacity(limits.max_num_seqs),
             waiting: VecDeque::with_capacity(limits.max_num_seqs),
             plan: Vec::with_capacity(limits.max_num_seqs),
+            copies: Vec::new(),
             prefill_budget: 0,
             is_shared: false,
             num_preemptions: 0,
@@ -146,16 +153,26 @@ impl Scheduler {
         assert!(self.has_room(), "admission without room");
         sequence.age = self.num_admitted;
         self.num_admitted += 1;
-        let index = self.start(sequence);
-        self.running[index].num_computed_tokens()
+        self.start(sequence)
+    }
+
+    /// Whether the sequence in `slot` runs and has its first `num_tokens` tokens not computed yet: who shares them
+    /// waits for it.
+    pub fn is_computing(&self, slot: usize, num_tokens: usize) -> bool {
+        self.find(slot).is_some_and(|leader| leader.num_computed_tokens() < num_tokens)
+    }
+
+    fn find(&self, slot: usize) -> Option<&Sequence> {
+        self.running.iter().find(|sequence| sequence.slot() == slot)
     }
 
     /// The step as the model wants it.
-    pub fn build(&self, batch: &mut Batch) {
+    pub fn build(&mut self, batch: &mut Batch) {
         batch.clear();
         for planned in &self.plan {
             self.running[planned.index].append_to(batch, planned.num_tokens, &self.pool);
         }
+        batch.copies.append(&mut self.copies);
         assert!(batch.num_tokens() <= self.limits.max_num_batched_tokens, "a step over budget");
         assert!(self.running.len() <= self.limits.max_num_seqs, "too many sequences");
     }
@@ -269,12 +286,18 @@ impl Scheduler {
         }
     }
 
+    /// Returns how many of its tokens need not be computed.
     fn start(&mut self, mut sequence: Sequence) -> usize {
         sequence.take_blocks(&mut self.pool);
+        let slot = sequence.leader.take();
+        let leader = slot.and_then(|slot| self.running.iter().find(|running| running.slot() == slot));
+        if let Some(leader) = leader.filter(|leader| leader.num_computed_tokens() + 1 >= sequence.num_tokens()) {
+            sequence.share_prompt(leader, &mut self.copies);
+        }
+        let found = sequence.num_computed_tokens();
         self.running.push(sequence);
-        let index = self.running.len() - 1;
-        self.plan_chunk(index);
-        index
+        self.plan_chunk(self.running.len() - 1);
+        found
     }
 
     /// Whether `num_blocks` can be taken and the running sequences still get their next block.

@@ -12,6 +12,8 @@ use crate::protocol::{Tenant, TokenId};
 pub struct Sequence {
     slot: usize,
     tenant: Tenant,
+    /// The slot of a sequence with the same prompt, until it was asked for what it has computed.
+    pub(super) leader: Option<usize>,
     /// How many were admitted before it; the scheduler counts.
     pub(super) age: u64,
     /// Prompt, then output.
@@ -44,6 +46,7 @@ impl Sequence {
         Self {
             slot,
             tenant,
+            leader: None,
             age: 0,
             tokens: prompt,
             num_computed_tokens: 0,
@@ -52,6 +55,11 @@ impl Sequence {
             wanted: 0..0,
             num_named_blocks: 0,
         }
+    }
+
+    /// Shares the prompt of the sequence in this slot.
+    pub fn follow(&mut self, leader: usize) {
+        self.leader = Some(leader);
     }
 
     /// Wants the logits that tell how likely each of its tokens so far was, all but the first.
@@ -129,6 +137,19 @@ impl Sequence {
         while self.block_table.len() * BLOCK_SIZE < self.tokens.len() {
             self.block_table.push(pool.allocate().expect("admission made sure of enough blocks"));
         }
+    }
+
+    /// Takes over what `leader` has computed of the same prompt, all but the last token, whose logits are wanted: its
+    /// own blocks get copies, which are added to `copies`. What was found in the cache stays shared.
+    pub(super) fn share_prompt(&mut self, leader: &Self, copies: &mut Vec<(BlockId, BlockId)>) {
+        let num_shared = self.tokens.len() - 1;
+        debug_assert!(leader.tokens.starts_with(&self.tokens) && leader.num_computed_tokens >= num_shared);
+        if num_shared <= self.num_computed_tokens {
+            return;
+        }
+        let own = self.num_named_blocks..num_shared.div_ceil(BLOCK_SIZE);
+        copies.extend(own.map(|index| (leader.block_table[index], self.block_table[index])));
+        self.num_computed_tokens = num_shared;
     }
 
     /// Gives all blocks back and forgets that anything was computed; the tokens stay.

@@ -118,6 +118,8 @@ pub struct KvLayer {
     pub(super) keys: Halves,
     /// `[num_blocks, num_kv_heads, KV_BLOCK, head_dim]`
     pub(super) values: Halves,
+    /// Numbers in a block of either.
+    block_len: usize,
 }
 
 impl KvLayer {
@@ -126,8 +128,19 @@ impl KvLayer {
     /// # Errors
     /// If the system has no address space for it.
     pub fn new(num_blocks: usize, num_kv_heads: usize, head_dim: usize, memory: &mut Memory) -> Result<Self> {
-        let len = num_blocks * num_kv_heads * head_dim * KV_BLOCK;
-        Ok(Self { keys: memory.halves(len)?, values: memory.halves(len)? })
+        let block_len = num_kv_heads * head_dim * KV_BLOCK;
+        let len = num_blocks * block_len;
+        Ok(Self { keys: memory.halves(len)?, values: memory.halves(len)?, block_len })
+    }
+
+    /// Copies a block's keys and values.
+    ///
+    /// # Panics
+    /// If a block lies outside the memory.
+    pub fn copy_block(&mut self, from: usize, to: usize) {
+        let from = from * self.block_len..(from + 1) * self.block_len;
+        self.keys.copy_within(from.clone(), to * self.block_len);
+        self.values.copy_within(from, to * self.block_len);
     }
 }
 

@@ -68,6 +68,9 @@ pub struct Batch {
     pub block_tables: Vec<BlockId>,
     /// `[num_seqs + 1]`, where each sequence's table begins in `block_tables`.
     pub cu_blocks: Vec<u32>,
+    /// Blocks whose content is copied, from the first to the second of each pair, before anything is computed: what a
+    /// sequence shares with another and both go on from.
+    pub copies: Vec<(BlockId, BlockId)>,
     /// `[num_logits]`, rows of `token_ids` whose logits are wanted, rising.
     pub logits_indices: Vec<u32>,
 }
@@ -83,6 +86,7 @@ impl Batch {
         self.block_tables.clear();
         self.cu_blocks.clear();
         self.cu_blocks.push(0);
+        self.copies.clear();
         self.logits_indices.clear();
     }
 

@@ -124,6 +124,10 @@ impl StubModel {
     }
 
     fn write(&mut self, batch: &Batch) {
+        for (from, to) in &batch.copies {
+            let from = from.0 as usize * BLOCK_SIZE;
+            self.kv.copy_within(from..from + BLOCK_SIZE, to.0 as usize * BLOCK_SIZE);
+        }
         for seq in 0..batch.num_seqs() {
             let rows = batch.rows(seq);
             let first = batch.positions[rows.start];

@@ -152,6 +152,12 @@ impl Composed {
         beat: &AtomicU64,
         logits: &mut Vec<f32>,
     ) -> Result<()> {
+        for (from, to) in &batch.copies {
+            for memory in self.kv.iter().flat_map(|(keys, values)| [keys, values]) {
+                let block = memory.narrow(0, from.0 as usize * BLOCK_SIZE, BLOCK_SIZE)?.copy()?;
+                memory.slice_set(&block, 0, to.0 as usize * BLOCK_SIZE)?;
+            }
+        }
         let (weights, device) = (&*self.weights, &self.weights.device);
         let (c, eps) = (&*weights.config, weights.config.norm_eps);
         let ids = Tensor::from_slice(&batch.token_ids, batch.num_tokens(), device)?;

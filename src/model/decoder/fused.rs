@@ -270,6 +270,9 @@ impl Fused {
             _ => states.insert(States::new(&weights.config, num_tokens)?),
         };
         let states = states.rows(num_tokens)?;
+        for (from, to) in &batch.copies {
+            kv.layers.iter_mut().for_each(|layer| layer.copy_block(from.0 as usize, to.0 as usize));
+        }
         let step = Step { config: &weights.config, batch, angles, tables, states, cpu: RefCell::new(cpu) };
         weights.embed(batch, &step.states.h)?;
         for (i, (layer, kv)) in weights.layers.iter().zip(&mut kv.layers).enumerate() {
