@@ -55,13 +55,13 @@ prove: tools ## every proof at the length that PROMISES.md names, then the table
 	@TALLOW_SIM_SCHEDULES=$${TALLOW_SIM_SCHEDULES:-1000000} TALLOW_FUZZ_CASES=$${TALLOW_FUZZ_CASES:-1000000} \
 	  PROPTEST_CASES=$${PROPTEST_CASES:-20000} TALLOW_GOLDEN_PROMPTS=$${TALLOW_GOLDEN_PROMPTS:-64} TALLOW_PROMISES=long \
 	  TALLOW_RESTARTS=$${TALLOW_RESTARTS:-100} TALLOW_RESTARTS_REAL=$${TALLOW_RESTARTS_REAL:-10} \
-	  cargo test --locked --release --lib --tests -- \
+	  cargo test --locked --profile fast --lib --tests -- \
 	  $(patsubst tests/promises/%.rs,--skip %::,$(wildcard tests/promises/p[0-9]*.rs))
-	@TALLOW_PROMISES=long cargo test --locked --release --test promises -- --test-threads 1 --nocapture
+	@TALLOW_PROMISES=long cargo test --locked --profile fast --test promises -- --test-threads 1 --nocapture
 	@tests/promises/table
 
 soak: tools ## clients of every manner for TALLOW_SOAK_SECONDS (600), after which nothing may be held
-	@TALLOW_PROMISES=long cargo test --locked --release --test promises p18_ -- --nocapture
+	@TALLOW_PROMISES=long cargo test --locked --profile fast --test promises p18_ -- --nocapture
 
 miri: ## the kernels' portable and generic parts under the interpreter that finds undefined behaviour (nightly, half an hour)
 	@MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --locked --lib kernels::

@@ -17,7 +17,7 @@ use crate::protocol::Owner;
 
 /// What needs no key: whoever restarts a dead process has none, and the page must be there to be told one. Its files
 /// hold nothing that is not in the program.
-const OPEN_PATHS: [&str; 4] = ["/health/live", "/", "/app.js", "/style.css"];
+const OPEN_PATHS: [&str; 7] = ["/health/live", "/", "/app.js", "/style.css", "/docs", "/docs.js", "/openapi.json"];
 
 /// Where the page keeps its key: an `EventSource` sends no headers of its own. The page sets it `SameSite=Strict`, so
 /// that no other site's requests carry it.

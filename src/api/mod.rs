@@ -15,6 +15,7 @@ mod health;
 mod host;
 mod layers;
 mod native;
+pub mod openapi;
 mod openai;
 mod page;
 mod peer;
@@ -128,6 +129,9 @@ pub fn router(service: Arc<Service>, config: ApiConfig, address: SocketAddr) -> 
         .route("/", get(page::index))
         .route("/style.css", get(page::style))
         .route("/app.js", get(page::script))
+        .route("/docs", get(page::docs))
+        .route("/docs.js", get(page::docs_script))
+        .route("/openapi.json", get(openapi::json))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
         .route("/metrics", get(health::metrics))

@@ -1,4 +1,4 @@
-//! The page at `/`: three small files in the binary, nothing from anywhere else.
+//! The pages at `/` and `/docs`: small files in the binary, nothing from anywhere else.
 
 use axum::http::{HeaderName, header};
 use axum::response::IntoResponse;
@@ -22,6 +22,16 @@ pub async fn style() -> impl IntoResponse {
 /// `GET /app.js`
 pub async fn script() -> impl IntoResponse {
     (headers("text/javascript; charset=utf-8"), include_str!("../../web/app.js"))
+}
+
+/// `GET /docs`
+pub async fn docs() -> impl IntoResponse {
+    (headers("text/html; charset=utf-8"), include_str!("../../web/docs.html"))
+}
+
+/// `GET /docs.js`
+pub async fn docs_script() -> impl IntoResponse {
+    (headers("text/javascript; charset=utf-8"), include_str!("../../web/docs.js"))
 }
 
 fn headers(content_type: &'static str) -> Headers {

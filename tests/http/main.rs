@@ -15,6 +15,7 @@ mod headers;
 mod health;
 mod limits;
 mod native;
+mod openapi;
 mod owners;
 mod resume;
 mod shutdown;

@@ -1,0 +1,121 @@
+//! The tables as an OpenAPI 3.1 document.
+
+use serde_json::{Map, Value, json};
+
+use super::fields::FIELDS;
+use super::routes::{Body, ROUTES, Route};
+
+/// The whole document.
+///
+/// # Panics
+/// If a schema in the tables is no JSON; a test makes the document.
+pub fn document() -> Value {
+    let mut paths = Map::new();
+    for route in ROUTES {
+        let path = paths.entry(route.path).or_insert_with(|| json!({}));
+        path[route.method] = operation(route);
+    }
+    let mut schemas = Map::new();
+    schemas.insert("Error".to_owned(), error_schema());
+    schemas.insert("Message".to_owned(), message_schema());
+    schemas.extend(Body::ALL.map(|body| (body.name().to_owned(), body_schema(body))));
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "tallow",
+            "version": env!("CARGO_PKG_VERSION"),
+            "summary": "Serves language models as token streams.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
+        },
+        // Without keys on the server, none is needed.
+        "security": [{}, {"bearer": []}, {"header": []}],
+    })
+}
+
+fn operation(route: &Route) -> Value {
+    let (status, types) = route.success;
+    let content: Map<String, Value> = types.iter().map(|t| ((*t).to_owned(), json!({"schema": {}}))).collect();
+    let mut success = json!({"description": "Success"});
+    if !content.is_empty() {
+        success["content"] = content.into();
+    }
+    let mut responses = Map::from_iter([(status.to_owned(), success)]);
+    responses.extend(route.others.iter().map(|(status, text)| ((*status).to_owned(), json!({"description": text}))));
+    let error = json!({"schema": {"$ref": "#/components/schemas/Error"}});
+    responses.insert(
+        "default".to_owned(),
+        json!({"description": "What is wrong, by name, rule and value", "content": {"application/json": error}}),
+    );
+    let mut operation = json!({"operationId": route.id, "summary": route.summary, "responses": responses});
+    let names = route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+    let parameters: Vec<Value> = names
+        .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string", "minLength": 1}}))
+        .chain(route.id.starts_with("follow").then(|| {
+            json!({"name": "last_event_id", "in": "query", "required": false, "schema": {"type": "string"}})
+        }))
+        .collect();
+    if !parameters.is_empty() {
+        operation["parameters"] = parameters.into();
+    }
+    if let Some(body) = route.body {
+        let schema = json!({"$ref": format!("#/components/schemas/{}", body.name())});
+        operation["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": schema}}});
+    }
+    operation
+}
+
+fn body_schema(body: Body) -> Value {
+    let fields = FIELDS.iter().filter(|field| field.on.contains(&body));
+    let properties: Map<String, Value> = fields
+        .map(|field| {
+            let mut schema: Value = serde_json::from_str(field.schema).expect("a schema in the table is JSON");
+            schema["description"] = field.summary.into();
+            (field.name.to_owned(), schema)
+        })
+        .collect();
+    let required: Vec<String> = match body {
+        Body::Streams => Vec::new(),
+        Body::Chat | Body::Completions => body.minimum().as_object().into_iter().flat_map(|o| o.keys().cloned()).collect(),
+    };
+    json!({"type": "object", "properties": properties, "required": required})
+}
+
+fn message_schema() -> Value {
+    let part = json!({
+        "type": "object",
+        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+        "required": ["type", "text"],
+    });
+    json!({
+        "type": "object",
+        "properties": {
+            "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+            "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": part}]},
+        },
+        "required": ["role", "content"],
+    })
+}
+
+fn error_schema() -> Value {
+    let text = json!({"type": "string"});
+    let or_null = json!({"type": ["string", "null"]});
+    json!({
+        "type": "object",
+        "properties": {
+            "error": {
+                "type": "object",
+                "properties": {"message": text, "type": text, "param": or_null, "code": or_null},
+                "required": ["message", "type", "param", "code"],
+            },
+        },
+        "required": ["error"],
+    })
+}

@@ -1,0 +1,122 @@
+//! The description of the API against the API itself: every route is there, every field is read, and the document is
+//! one that programs can use.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use tallow::api::openapi::{Body, FIELDS, ROUTES, document, field_table};
+use tallow::engine::EngineConfig;
+use tallow::model::stub::StubConfig;
+
+use crate::common::{Client, Setup, TestServer, get, post, request};
+use crate::engine::start;
+
+#[tokio::test]
+async fn every_route_is_described_and_every_description_is_a_route() {
+    // The router as it is written: nothing else can tell what it has.
+    let source = include_str!("../../src/api/mod.rs");
+    let written = source.split(".route(\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+    let written: BTreeSet<String> = written.map(|path| path.replace("{*name}", "{model}")).collect();
+    let described: BTreeSet<String> = ROUTES.iter().map(|route| route.path.to_owned()).collect();
+    assert_eq!(described, written);
+
+    let server = TestServer::start().await;
+    for route in ROUTES {
+        let path = route.path.replace("{id}", "00000000000000000000000000000000").replace("{model}", "stub");
+        let mut client = Client::connect(server.address).await;
+        client.send(&request(&route.method.to_uppercase(), &path, &[], "{}")).await;
+        let head = client.head().await;
+        assert_ne!(head.status, 405, "{} {}", route.method, route.path);
+        if head.status == 404 {
+            assert!(path.contains("0000"), "{} {}", route.method, route.path);
+        }
+    }
+    assert_eq!(get(server.address, "/openapi.json", &[]).await.json(), document());
+}
+
+#[tokio::test]
+async fn every_field_is_accepted_and_no_other_that_would_matter() {
+    let server = start(EngineConfig::default(), StubConfig::default(), Setup::default()).await;
+    for body in Body::ALL {
+        let names: BTreeSet<&str> = FIELDS.iter().filter(|f| f.on.contains(&body)).map(|f| f.name).collect();
+        for field in FIELDS.iter().filter(|f| f.on.contains(&body) && !f.example.is_empty()) {
+            let mut asked = body.minimum();
+            asked["max_tokens"] = json!(4);
+            if field.name == "top_logprobs" {
+                asked["logprobs"] = json!(true);
+            }
+            asked[field.name] = serde_json::from_str(field.example).unwrap();
+            let reply = post(server.address, body.path(), &asked).await;
+            assert!(reply.status < 300, "{asked} on {}: {}", body.path(), reply.json());
+            // A wrong type is found, so the field is read; those without effect may be anything.
+            if !field.summary.contains("without effect") {
+                asked[field.name] = json!({"no such": ["thing"]});
+                let reply = post(server.address, body.path(), &asked).await;
+                assert_eq!(reply.status, 400, "{asked} on {}", body.path());
+            }
+        }
+        for name in ["suffix", "best_of", "echo", "bad_words", "use_beam_search"] {
+            let mut asked = body.minimum();
+            asked[name] = json!(3);
+            let status = post(server.address, body.path(), &asked).await.status;
+            assert_eq!(status, 400, "`{name}` on {}", body.path());
+            assert!(names.contains(name) == (body == Body::Completions && ["best_of", "echo"].contains(&name)));
+        }
+    }
+}
+
+#[test]
+fn values_outside_the_schema_are_the_ones_that_are_refused() {
+    let document = document();
+    for body in Body::ALL {
+        let schema = json!({
+            "$ref": format!("#/components/schemas/{}", body.name()),
+            "components": document["components"],
+        });
+        let validator = jsonschema::validator_for(&schema).expect("a schema");
+        for field in FIELDS.iter().filter(|f| f.on.contains(&body) && !f.example.is_empty()) {
+            let mut asked = body.minimum();
+            asked[field.name] = serde_json::from_str(field.example).unwrap();
+            assert!(validator.is_valid(&asked), "{asked}");
+        }
+        assert!(!validator.is_valid(&json!({"temperature": 3})) && !validator.is_valid(&json!(7)));
+    }
+}
+
+#[test]
+fn references_lead_somewhere() {
+    fn check(value: &Value, document: &Value) {
+        match value {
+            Value::Object(object) => {
+                if let Some(Value::String(reference)) = object.get("$ref") {
+                    let place = reference.strip_prefix('#').expect("a place in this document");
+                    assert!(document.pointer(place).is_some(), "{reference}");
+                }
+                object.values().for_each(|v| check(v, document));
+            }
+            Value::Array(array) => array.iter().for_each(|v| check(v, document)),
+            _ => {}
+        }
+    }
+    let document = document();
+    check(&document, &document);
+    // A reader of such documents that is not ours.
+    serde_json::from_value::<utoipa::openapi::OpenApi>(document).expect("an OpenAPI document");
+    let ids: BTreeSet<&str> = ROUTES.iter().map(|route| route.id).collect();
+    assert_eq!(ids.len(), ROUTES.len(), "operation ids are unique");
+}
+
+/// `docs/api.md` holds the table between two marks. `TALLOW_DOCS=write` writes it anew.
+#[test]
+fn the_documentation_has_the_table_that_the_code_has() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/api.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let (begin, end) = ("<!-- fields -->\n", "<!-- end of fields -->\n");
+    let (before, rest) = text.split_once(begin).unwrap();
+    let (table, after) = rest.split_once(end).unwrap();
+    if std::env::var("TALLOW_DOCS").is_ok_and(|v| v == "write") {
+        std::fs::write(path, [before, begin, &field_table(), end, after].concat()).unwrap();
+    } else {
+        assert!(table == field_table(), "docs/api.md is behind: run this test with TALLOW_DOCS=write");
+    }
+}
