@@ -9,6 +9,7 @@ mod real;
 mod server;
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -228,4 +229,23 @@ async fn another_model_does_not_go_on_with_a_text() {
     let server = Server::start(&[&["--model", real::SMOLLM2], &store[..]].concat());
     let text = server.http.get(format!("{}{path}", server.url)).send().await.unwrap().text().await.unwrap();
     assert!(text.contains("event: error") && text.contains("another model"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bound_on_open_files_is_raised_and_one_that_is_too_low_is_told() {
+    let soft = |server: &Server| {
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.pid())).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("the bound").to_owned();
+        line.split_whitespace().nth(3).expect("the soft one").parse::<u64>().unwrap()
+    };
+    for (connections, is_told) in [("100", false), ("1000", true)] {
+        let args = ["--model", "stub", "--connections-max", connections];
+        let (mut server, mut log) = Server::start_bounded("ulimit -Sn 128; ulimit -Hn 512", &args);
+        assert_eq!(soft(&server), 512);
+        server.signal("TERM");
+        server.wait();
+        let mut said = String::new();
+        log.read_to_string(&mut said).unwrap();
+        assert_eq!(said.contains("--connections-max 1000 does not fit into 512 open files"), is_told, "{said}");
+    }
 }
