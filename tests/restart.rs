@@ -231,6 +231,55 @@ async fn another_model_does_not_go_on_with_a_text() {
     assert!(text.contains("event: error") && text.contains("another model"), "{text}");
 }
 
+fn chat(stream: bool) -> Value {
+    json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 200, "ignore_eos": true, "stream": stream})
+}
+
+/// What an answer of Chat Completions that was cut short by a restart says; gives the stream's path.
+#[track_caller]
+fn resumable(error: &Value, id: &str) -> String {
+    assert_eq!((&error["code"], &error["type"]), (&json!("unavailable"), &json!("server_error")), "{error}");
+    let message = error["message"].as_str().expect("a message");
+    let path = format!("/v1/streams/{id}");
+    assert!(message.contains("restarting") && message.ends_with(&path), "{message}");
+    path
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chats_that_a_restart_cuts_are_told_where_they_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--model", "stub:20", "--stream-store", dir.path().to_str().unwrap(), "--drain-timeout-ms", "100"];
+    let mut server = Server::start(&args);
+    let streamed = server.chat(&chat(true)).await;
+    let id = streamed.headers()["x-stream-id"].to_str().unwrap().to_owned();
+    let url = format!("{}/v1/chat/completions", server.url);
+    let whole = tokio::spawn(server.http.post(url).json(&chat(false)).send());
+    while server.metric("tallow_num_running").await < 2.0 {
+        tokio::task::yield_now().await;
+    }
+    server.signal("TERM");
+    let text = streamed.text().await.expect("a whole body");
+    let whole = whole.await.unwrap().expect("an answer");
+    server.wait();
+    let blocks: Vec<&str> = text.split_terminator("\n\n").collect();
+    let (last, before) = blocks.split_last().expect("blocks");
+    assert!(before.len() > 1 && before.iter().all(|block| !block.contains("error")), "{text}");
+    let last: Value = serde_json::from_str(last.strip_prefix("data: ").expect("data")).expect("JSON");
+    let path = resumable(&last["error"], &id);
+    assert_eq!(whole.status(), 503);
+    assert!(whole.headers().contains_key("retry-after"));
+    let error: Value = whole.json().await.expect("JSON");
+    let message = error["error"]["message"].as_str().expect("a message");
+    let whole_path = resumable(&error["error"], message.rsplit('/').next().expect("an id"));
+
+    let server = Server::start(&args);
+    for path in [path, whole_path] {
+        let mut seen = Seen::default();
+        follow(&server, &path, &mut seen).await;
+        assert!(seen.is_over, "a chat that was sent away was not cancelled by leaving");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_bound_on_open_files_is_raised_and_one_that_is_too_low_is_told() {
     let soft = |server: &Server| {

@@ -12,7 +12,7 @@ use futures_util::stream;
 use prometheus_client::metrics::gauge::Gauge;
 
 use super::sse::{self, SseWriter};
-use crate::stream::{Entry, Gap, Read, StreamReader};
+use crate::stream::{Entry, Gap, Read, StreamLog, StreamReader};
 
 /// Events that are ready go out in one write, up to about this size.
 const FRAME_BYTES_MAX: usize = 16 << 10;
@@ -32,6 +32,9 @@ pub trait Dialect: Send + 'static {
         false
     }
 
+    /// Writes that the stream goes on in another process, where this client would not come back by itself.
+    fn suspended(&mut self, _log: &StreamLog, _out: &mut SseWriter) {}
+
     /// How many token events must have piled up before they may come as one; `None` keeps each on its own.
     fn merge_backlog(&self) -> Option<usize> {
         None
@@ -40,7 +43,15 @@ pub trait Dialect: Send + 'static {
 
 /// Answers 200 with the events of `reader`, as `dialect` spells them, until the terminal one.
 pub fn respond(reader: StreamReader, dialect: impl Dialect, heartbeat: Duration, readers: &Gauge) -> Response {
-    let reading = Reading { reader, dialect, heartbeat, opened: false, ended: false, _count: Counted::new(readers) };
+    let reading = Reading {
+        reader,
+        dialect,
+        heartbeat,
+        opened: false,
+        ended: false,
+        has_end: false,
+        _count: Counted::new(readers),
+    };
     let body = Body::from_stream(stream::unfold(reading, |mut reading| async move {
         let bytes = reading.next_bytes().await?;
         Some((Ok::<_, Infallible>(bytes), reading))
@@ -59,8 +70,10 @@ struct Reading<D> {
     dialect: D,
     heartbeat: Duration,
     opened: bool,
-    /// Whether it ended before the log did.
+    /// Whether nothing follows.
     ended: bool,
+    /// Whether the terminal event was given.
+    has_end: bool,
     _count: Counted,
 }
 
@@ -83,7 +96,13 @@ impl<D: Dialect> Reading<D> {
             }
             match tokio::time::timeout(self.heartbeat, self.reader.ready()).await {
                 Ok(true) => {}
-                Ok(false) => return None,
+                Ok(false) => {
+                    self.ended = true;
+                    if !self.has_end && self.reader.log().is_suspended() {
+                        self.dialect.suspended(self.reader.log(), &mut out);
+                    }
+                    return (!out.is_empty()).then(|| out.take());
+                }
                 Err(_elapsed) => out.heartbeat(),
             }
         }
@@ -93,7 +112,10 @@ impl<D: Dialect> Reading<D> {
         while out.len() < FRAME_BYTES_MAX {
             match self.reader.read(self.dialect.merge_backlog()) {
                 None => return,
-                Some(Read::Entry(entry)) => self.dialect.event(&entry, out),
+                Some(Read::Entry(entry)) => {
+                    self.has_end |= entry.event.is_terminal();
+                    self.dialect.event(&entry, out);
+                }
                 Some(Read::Gap(gap)) => {
                     self.ended = !self.dialect.gap(gap, out);
                     if self.ended {

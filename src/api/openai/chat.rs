@@ -92,7 +92,8 @@ pub async fn cancel(
 async fn early_error(mut reader: StreamReader, patience: Duration) -> Option<ErrorInfo> {
     let first = async {
         loop {
-            match reader.next().await? {
+            let Some(next) = reader.next().await else { return fold::suspension(reader.log()) };
+            match next {
                 (_, Event::Queued { .. } | Event::Started { .. }) => {}
                 (_, Event::Error(info)) => return Some(info),
                 (_, Event::Token(_) | Event::Done { .. }) => return None,
