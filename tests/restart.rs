@@ -281,6 +281,39 @@ async fn chats_that_a_restart_cuts_are_told_where_they_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_cancelled_stays_cancelled_after_kill_9() {
+    let dir = tempfile::tempdir().unwrap();
+    // So long that a commit would not come by itself before the kill; the queue holds what has no slot.
+    let interval = ["--stream-store-interval-ms", "5000", "--max-num-seqs", "2"];
+    let store = ["--model", "stub:5", "--stream-store", dir.path().to_str().unwrap()];
+    let args = [&store[..], &interval[..]].concat();
+    let mut server = Server::start(&args);
+    for kill in 0..count("TALLOW_RESTARTS", 12) / 3 {
+        let (running, chat_stream) = (create(&server, &requests(1, 2000)[0]).await, server.chat(&chat(true)).await);
+        let queued = create(&server, &requests(1, 2000)[0]).await;
+        let chat_id = chat_stream.headers()["x-stream-id"].to_str().unwrap().to_owned();
+        let (url, http) = (&server.url, &server.http);
+        let delete = |path: &str| http.delete(format!("{url}{path}")).send();
+        let chat_cancel = http.post(format!("{url}/v1/chat/completions/chatcmpl-{chat_id}/cancel")).send();
+        let answers = tokio::join!(delete(&running), delete(&queued), chat_cancel);
+        server.signal("KILL");
+        for answer in [answers.0, answers.1, answers.2] {
+            assert_eq!(answer.expect("an answer").status(), 204);
+        }
+        drop(server);
+        server = Server::start(&args);
+        for path in [running, queued, format!("/v1/streams/{chat_id}")] {
+            let text = server.http.get(format!("{}{path}", server.url)).send().await.unwrap().text().await.unwrap();
+            assert!(
+                text.contains("event: error") && text.contains("\"cancelled\""),
+                "{path} after {kill} kills: {text}"
+            );
+        }
+        assert_eq!(server.metric("tallow_requests_accepted_total").await, 0.0, "none came back to life");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_bound_on_open_files_is_raised_and_one_that_is_too_low_is_told() {
     let soft = |server: &Server| {
         let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.pid())).unwrap();

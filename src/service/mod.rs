@@ -11,7 +11,7 @@ mod validate;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Semaphore;
 
@@ -26,8 +26,10 @@ use crate::cache::BLOCK_SIZE;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Metrics, RejectLabel};
 use crate::model::ModelSpec;
-use crate::protocol::{ChatMessage, ErrorInfo, Event, GenerateRequest, Owner, Prompt, StreamId, TokenId, Usage};
-use crate::stream::{Clock, Happening, StreamLog, StreamRecord, StreamTable};
+use crate::protocol::{
+    ChatMessage, ErrorInfo, Event, GenerateRequest, Owner, Prompt, StreamId, Tenant, TokenId, Usage,
+};
+use crate::stream::{CancelCause, Clock, Happening, StreamLog, StreamRecord, StreamTable};
 use crate::text::Tokenizer;
 use quota::Quotas;
 
@@ -141,6 +143,29 @@ impl Service {
         inserted.id = None;
         slot.occupy(&log);
         Ok(Started { log, prompt_tokens, seed })
+    }
+
+    /// Cancels the tenant's stream; one that has ended stays as it is. Where streams are kept, this is over when no crash
+    /// can bring the generation back to life.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] and [`ErrorKind::Expired`] as [`StreamTable::get`]; [`ErrorKind::Unavailable`] if it was
+    /// not kept within the bound, or the process is about to end: it is to be asked again.
+    pub async fn cancel(&self, id: StreamId, tenant: Tenant) -> Result<()> {
+        let log = self.table.get(id, tenant)?;
+        log.cancel(CancelCause::Requested);
+        let Some(store) = self.table.store() else { return Ok(()) };
+        let kept = async {
+            // Not a mark beside the stream: after a crash its end must not stand where a reader has seen a token.
+            log.finished().await;
+            store.flushed().await;
+        };
+        let is_kept = tokio::time::timeout(Duration::from_millis(self.config.cancel_wait_ms), kept).await.is_ok();
+        if is_kept && !log.is_suspended() {
+            return Ok(());
+        }
+        let message = format!("stream {id} was told to stop, but that is not kept yet; ask again");
+        Err(Error::new(ErrorKind::Unavailable, message))
     }
 
     /// What an owner has left, if it has limits of its own.

@@ -75,7 +75,7 @@ pub async fn create(
 /// the bare id of its stream.
 ///
 /// # Errors
-/// 404, 410.
+/// 404, 410; 503 where streams are kept and this could not be in time.
 pub async fn cancel(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
@@ -84,7 +84,7 @@ pub async fn cancel(
     let text = id.map(|Path(text)| text).unwrap_or_default();
     let bare = text.strip_prefix(ID_PREFIX).unwrap_or(&text);
     let id = bare.parse().map_err(|()| Error::new(ErrorKind::NotFound, format!("no completion {text:?}")))?;
-    app.service.table().cancel(id, owner.tenant)?;
+    app.service.cancel(id, owner.tenant).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

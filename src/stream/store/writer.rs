@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use redb::Database;
+use tokio::sync::oneshot;
 
 use super::records::{EVENTS, STREAMS, StoredStream, seal};
 use super::{Change, StoreLimits};
@@ -40,6 +41,8 @@ struct Commit {
     forgotten: Vec<StreamId>,
     /// Events that readers wait for.
     awaited: Vec<(StreamId, u64)>,
+    /// Dropped with this, when it is written.
+    barriers: Vec<oneshot::Sender<()>>,
     num_changes: usize,
     is_last: bool,
 }
@@ -93,7 +96,7 @@ impl StoreWriter {
         let deadline = Instant::now() + self.limits.commit_interval;
         self.take(first, &mut commit);
         while !commit.is_last && commit.num_changes < NUM_CHANGES_PER_COMMIT_MAX {
-            let next = if commit.awaited.is_empty() {
+            let next = if commit.awaited.is_empty() && commit.barriers.is_empty() {
                 changes.recv_timeout(deadline.saturating_duration_since(Instant::now()))
             } else {
                 changes.try_recv().map_err(|_| RecvTimeoutError::Timeout)
@@ -139,6 +142,7 @@ impl StoreWriter {
             // Forgotten meanwhile.
             Change::Append { id, entry } => commit.awaited.push((id, entry.seq)),
             Change::Forget { id } => self.forget(id, commit),
+            Change::Barrier { _passed } => commit.barriers.push(_passed),
             Change::Close => commit.is_last = true,
         }
     }
