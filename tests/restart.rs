@@ -314,6 +314,51 @@ async fn what_was_cancelled_stays_cancelled_after_kill_9() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_ends_the_keeping_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--model", "stub:2", "--stream-store", dir.path().to_str().unwrap(), "--drain-timeout-ms", "100"];
+    // No file beyond 512 KiB; a write beyond fails as on a full disk.
+    let (mut server, mut log) = Server::start_bounded("trap '' XFSZ; ulimit -f 512", &args);
+    let mut num_streams = 0;
+    while server.metric("tallow_stream_store_failed").await == 0.0 {
+        assert!(num_streams < 400, "the disk is never full");
+        let mut request = requests(1, 20)[0].clone();
+        request["prompt"] = "a long way ".repeat(300).into();
+        let paths = join_all((0..8).map(|_| create(&server, &request))).await;
+        for path in paths {
+            let mut seen = Seen::default();
+            follow(&server, &path, &mut seen).await;
+            assert!(seen.is_over, "{path}");
+            num_streams += 1;
+        }
+    }
+    // As if there had never been a store: streams begin, end, are replayed and cancelled.
+    let path = create(&server, &requests(1, 20)[0]).await;
+    for _ in 0..2 {
+        let mut seen = Seen::default();
+        follow(&server, &path, &mut seen).await;
+        assert!(seen.is_over);
+    }
+    let path = create(&server, &requests(1, 2000)[0]).await;
+    assert_eq!(server.http.delete(format!("{}{path}", server.url)).send().await.unwrap().status(), 204);
+    // What is left at the end is told so, since no process will go on with it.
+    let path = create(&server, &requests(1, 2000)[0]).await;
+    let reading = server.http.get(format!("{}{path}", server.url)).send().await.unwrap();
+    server.signal("TERM");
+    let text = reading.text().await.expect("a whole body");
+    assert!(text.contains("event: error") && text.contains("shutting down"), "{text}");
+    assert!(server.wait().success());
+    let mut said = String::new();
+    log.read_to_string(&mut said).unwrap();
+    assert_eq!(said.matches("streams go on in memory alone").count(), 1, "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    // With room again, what had been kept is there.
+    let server = Server::start(&args);
+    assert!(server.metric("tallow_streams").await > 0.0);
+    assert_eq!(server.metric("tallow_stream_store_failed").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_bound_on_open_files_is_raised_and_one_that_is_too_low_is_told() {
     let soft = |server: &Server| {
         let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.pid())).unwrap();

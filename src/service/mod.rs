@@ -257,7 +257,8 @@ impl Service {
     /// Ends what is left with an error event, or where streams are kept, leaves it for the next process: readers are
     /// sent away without an end, and may come back. Blocks until that is done.
     pub fn shutdown(&self, message: &str) {
-        if let Some(store) = self.table.store() {
+        // One that has failed hands nothing over: its streams end here like others.
+        if let Some(store) = self.table.store().filter(|store| store.is_open()) {
             let live = self.table.live();
             live.iter().for_each(|log| log.suspend());
             // Before the backend ends them: what it appends then is nobody's to see.
