@@ -39,6 +39,8 @@ struct Commit {
     /// By stream: the first event's number, and the events.
     events: HashMap<StreamId, (u64, Vec<u8>)>,
     forgotten: Vec<StreamId>,
+    /// Whose terminal event is in here.
+    ended: Vec<StreamId>,
     /// Events that readers wait for.
     awaited: Vec<(StreamId, u64)>,
     /// Dropped with this, when it is written.
@@ -137,6 +139,7 @@ impl StoreWriter {
                 self.count(id, num_bytes);
                 if is_terminal {
                     self.ended.push_back(id);
+                    commit.ended.push(id);
                 }
             }
             // Forgotten meanwhile.
@@ -201,10 +204,15 @@ impl StoreWriter {
                 log.on_durable(*seq);
             }
         }
-        for id in commit.events.keys().chain(&commit.forgotten) {
-            let is_over = self.logs.get(id).is_some_and(|log| log.upgrade().is_none_or(|log| log.is_finished()));
-            if is_over {
-                self.logs.remove(id);
+        // By what was written, not by whether the log has ended: a fast one ends while its first events are written, and
+        // its readers still wait for the others.
+        for id in &commit.ended {
+            self.logs.remove(id);
+        }
+        for id in &commit.forgotten {
+            // What it still has to say finds it gone, so nothing of it waits.
+            if let Some(log) = self.logs.remove(id).and_then(|log| log.upgrade()) {
+                log.on_durable(u64::MAX);
             }
         }
     }
