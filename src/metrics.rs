@@ -111,6 +111,8 @@ metrics! {
     stream_bytes: Gauge = Gauge::default(), "Memory of the events of all streams";
     /// Streams, live and retained; set when rendered.
     streams: Gauge = Gauge::default(), "Streams, live and retained";
+    /// Whether the stream store has failed, so that streams are in memory alone; set when rendered.
+    stream_store_failed: Gauge = Gauge::default(), "1 once the stream store has failed and streams are in memory alone";
     /// Workers given up because they hung in a step.
     workers_abandoned: Counter = Counter::default(), "Workers given up in a step";
     /// Generations that ended with `done`.

@@ -9,6 +9,7 @@ mod real;
 mod server;
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -228,4 +229,150 @@ async fn another_model_does_not_go_on_with_a_text() {
     let server = Server::start(&[&["--model", real::SMOLLM2], &store[..]].concat());
     let text = server.http.get(format!("{}{path}", server.url)).send().await.unwrap().text().await.unwrap();
     assert!(text.contains("event: error") && text.contains("another model"), "{text}");
+}
+
+fn chat(stream: bool) -> Value {
+    json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 200, "ignore_eos": true, "stream": stream})
+}
+
+/// What an answer of Chat Completions that was cut short by a restart says; gives the stream's path.
+#[track_caller]
+fn resumable(error: &Value, id: &str) -> String {
+    assert_eq!((&error["code"], &error["type"]), (&json!("unavailable"), &json!("server_error")), "{error}");
+    let message = error["message"].as_str().expect("a message");
+    let path = format!("/v1/streams/{id}");
+    assert!(message.contains("restarting") && message.ends_with(&path), "{message}");
+    path
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chats_that_a_restart_cuts_are_told_where_they_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--model", "stub:20", "--stream-store", dir.path().to_str().unwrap(), "--drain-timeout-ms", "100"];
+    let mut server = Server::start(&args);
+    let streamed = server.chat(&chat(true)).await;
+    let id = streamed.headers()["x-stream-id"].to_str().unwrap().to_owned();
+    let url = format!("{}/v1/chat/completions", server.url);
+    let whole = tokio::spawn(server.http.post(url).json(&chat(false)).send());
+    while server.metric("tallow_num_running").await < 2.0 {
+        tokio::task::yield_now().await;
+    }
+    server.signal("TERM");
+    let text = streamed.text().await.expect("a whole body");
+    let whole = whole.await.unwrap().expect("an answer");
+    server.wait();
+    let blocks: Vec<&str> = text.split_terminator("\n\n").collect();
+    let (last, before) = blocks.split_last().expect("blocks");
+    assert!(before.len() > 1 && before.iter().all(|block| !block.contains("error")), "{text}");
+    let last: Value = serde_json::from_str(last.strip_prefix("data: ").expect("data")).expect("JSON");
+    let path = resumable(&last["error"], &id);
+    assert_eq!(whole.status(), 503);
+    assert!(whole.headers().contains_key("retry-after"));
+    let error: Value = whole.json().await.expect("JSON");
+    let message = error["error"]["message"].as_str().expect("a message");
+    let whole_path = resumable(&error["error"], message.rsplit('/').next().expect("an id"));
+
+    let server = Server::start(&args);
+    for path in [path, whole_path] {
+        let mut seen = Seen::default();
+        follow(&server, &path, &mut seen).await;
+        assert!(seen.is_over, "a chat that was sent away was not cancelled by leaving");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_cancelled_stays_cancelled_after_kill_9() {
+    let dir = tempfile::tempdir().unwrap();
+    // So long that a commit would not come by itself before the kill; the queue holds what has no slot.
+    let interval = ["--stream-store-interval-ms", "5000", "--max-num-seqs", "2"];
+    let store = ["--model", "stub:5", "--stream-store", dir.path().to_str().unwrap()];
+    let args = [&store[..], &interval[..]].concat();
+    let mut server = Server::start(&args);
+    for kill in 0..count("TALLOW_RESTARTS", 12) / 3 {
+        let (running, chat_stream) = (create(&server, &requests(1, 2000)[0]).await, server.chat(&chat(true)).await);
+        let queued = create(&server, &requests(1, 2000)[0]).await;
+        let chat_id = chat_stream.headers()["x-stream-id"].to_str().unwrap().to_owned();
+        let (url, http) = (&server.url, &server.http);
+        let delete = |path: &str| http.delete(format!("{url}{path}")).send();
+        let chat_cancel = http.post(format!("{url}/v1/chat/completions/chatcmpl-{chat_id}/cancel")).send();
+        let answers = tokio::join!(delete(&running), delete(&queued), chat_cancel);
+        server.signal("KILL");
+        for answer in [answers.0, answers.1, answers.2] {
+            assert_eq!(answer.expect("an answer").status(), 204);
+        }
+        drop(server);
+        server = Server::start(&args);
+        for path in [running, queued, format!("/v1/streams/{chat_id}")] {
+            let text = server.http.get(format!("{}{path}", server.url)).send().await.unwrap().text().await.unwrap();
+            assert!(
+                text.contains("event: error") && text.contains("\"cancelled\""),
+                "{path} after {kill} kills: {text}"
+            );
+        }
+        assert_eq!(server.metric("tallow_requests_accepted_total").await, 0.0, "none came back to life");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_ends_the_keeping_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--model", "stub:2", "--stream-store", dir.path().to_str().unwrap(), "--drain-timeout-ms", "100"];
+    // No file beyond 512 KiB; a write beyond fails as on a full disk.
+    let (mut server, mut log) = Server::start_bounded("trap '' XFSZ; ulimit -f 512", &args);
+    let mut num_streams = 0;
+    while server.metric("tallow_stream_store_failed").await == 0.0 {
+        assert!(num_streams < 400, "the disk is never full");
+        let mut request = requests(1, 20)[0].clone();
+        request["prompt"] = "a long way ".repeat(300).into();
+        let paths = join_all((0..8).map(|_| create(&server, &request))).await;
+        for path in paths {
+            let mut seen = Seen::default();
+            follow(&server, &path, &mut seen).await;
+            assert!(seen.is_over, "{path}");
+            num_streams += 1;
+        }
+    }
+    // As if there had never been a store: streams begin, end, are replayed and cancelled.
+    let path = create(&server, &requests(1, 20)[0]).await;
+    for _ in 0..2 {
+        let mut seen = Seen::default();
+        follow(&server, &path, &mut seen).await;
+        assert!(seen.is_over);
+    }
+    let path = create(&server, &requests(1, 2000)[0]).await;
+    assert_eq!(server.http.delete(format!("{}{path}", server.url)).send().await.unwrap().status(), 204);
+    // What is left at the end is told so, since no process will go on with it.
+    let path = create(&server, &requests(1, 2000)[0]).await;
+    let reading = server.http.get(format!("{}{path}", server.url)).send().await.unwrap();
+    server.signal("TERM");
+    let text = reading.text().await.expect("a whole body");
+    assert!(text.contains("event: error") && text.contains("shutting down"), "{text}");
+    assert!(server.wait().success());
+    let mut said = String::new();
+    log.read_to_string(&mut said).unwrap();
+    assert_eq!(said.matches("streams go on in memory alone").count(), 1, "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    // With room again, what had been kept is there.
+    let server = Server::start(&args);
+    assert!(server.metric("tallow_streams").await > 0.0);
+    assert_eq!(server.metric("tallow_stream_store_failed").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bound_on_open_files_is_raised_and_one_that_is_too_low_is_told() {
+    let soft = |server: &Server| {
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.pid())).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("the bound").to_owned();
+        line.split_whitespace().nth(3).expect("the soft one").parse::<u64>().unwrap()
+    };
+    for (connections, is_told) in [("100", false), ("1000", true)] {
+        let args = ["--model", "stub", "--connections-max", connections];
+        let (mut server, mut log) = Server::start_bounded("ulimit -Sn 128; ulimit -Hn 512", &args);
+        assert_eq!(soft(&server), 512);
+        server.signal("TERM");
+        server.wait();
+        let mut said = String::new();
+        log.read_to_string(&mut said).unwrap();
+        assert_eq!(said.contains("--connections-max 1000 does not fit into 512 open files"), is_told, "{said}");
+    }
 }

@@ -14,7 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 
 use super::sse::{self, SseWriter};
 use crate::protocol::Event;
-use crate::stream::{Entry, Gap, Read, StreamReader};
+use crate::stream::{Entry, Gap, Read, StreamLog, StreamReader};
 
 /// Events that are ready go out in one write, up to about this size.
 const FRAME_BYTES_MAX: usize = 16 << 10;
@@ -34,6 +34,9 @@ pub trait Dialect: Send + 'static {
         false
     }
 
+    /// Writes that the stream goes on in another process, where this client would not come back by itself.
+    fn suspended(&mut self, _log: &StreamLog, _out: &mut SseWriter) {}
+
     /// How many token events must have piled up before they may come as one; `None` keeps each on its own.
     fn merge_backlog(&self) -> Option<usize> {
         None
@@ -48,7 +51,8 @@ pub fn respond(reader: StreamReader, dialect: impl Dialect, heartbeat: Duration,
 /// Answers 200 with the events of several streams as they come, each spelled by a dialect of its own, until the last
 /// terminal one, or the first that is an error.
 pub fn respond_many<D: Dialect>(parts: Vec<(StreamReader, D)>, heartbeat: Duration, readers: &Gauge) -> Response {
-    let parts = parts.into_iter().map(|(reader, dialect)| Part { reader, dialect, is_opened: false }).collect();
+    let parts =
+        parts.into_iter().map(|(reader, dialect)| Part { reader, dialect, is_opened: false, has_end: false }).collect();
     let reading = Reading { parts, heartbeat, _count: Counted::new(readers) };
     let body = Body::from_stream(stream::unfold(reading, |mut reading| async move {
         let bytes = reading.next_bytes().await?;
@@ -75,6 +79,8 @@ struct Part<D> {
     reader: StreamReader,
     dialect: D,
     is_opened: bool,
+    /// Whether the terminal event was given.
+    has_end: bool,
 }
 
 /// What came of looking at a part.
@@ -99,23 +105,30 @@ impl<D: Dialect> Reading<D> {
                 return None;
             }
             match tokio::time::timeout(self.heartbeat, self.ready()).await {
-                Ok(()) => {}
+                Ok(None) => {}
+                Ok(Some(index)) => self.leave(index, &mut out),
                 Err(_elapsed) => out.heartbeat(),
             }
         }
     }
 
-    /// Waits until there is something to take; a part that is over is forgotten.
-    async fn ready(&mut self) {
-        let over = match &mut self.parts[..] {
+    /// Waits until there is something to take, or a part has nothing more to come, which is told then.
+    async fn ready(&mut self) -> Option<usize> {
+        match &mut self.parts[..] {
             [part] => (!part.reader.ready().await).then_some(0),
             parts => {
                 let (is_ready, index, _) = select_all(parts.iter_mut().map(|p| Box::pin(p.reader.ready()))).await;
                 (!is_ready).then_some(index)
             }
-        };
-        if let Some(index) = over {
-            self.parts.remove(index);
+        }
+    }
+
+    /// Forgets a part that is over. One without an end goes on in another process, and so do the others.
+    fn leave(&mut self, index: usize, out: &mut SseWriter) {
+        let mut part = self.parts.remove(index);
+        if !part.has_end && part.reader.log().is_suspended() {
+            part.dialect.suspended(part.reader.log(), out);
+            self.parts.clear();
         }
     }
 
@@ -146,6 +159,7 @@ impl<D: Dialect> Part<D> {
         match self.reader.read(self.dialect.merge_backlog()) {
             None => Taken::Nothing,
             Some(Read::Entry(entry)) => {
+                self.has_end |= entry.event.is_terminal();
                 self.dialect.event(&entry, out);
                 if matches!(entry.event, Event::Error(_)) { Taken::End } else { Taken::Something }
             }

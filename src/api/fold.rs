@@ -2,7 +2,7 @@
 
 use crate::error::ErrorKind;
 use crate::protocol::{ErrorInfo, Event, FinishReason, TokenEvent, TokenLogprob, Usage};
-use crate::stream::StreamReader;
+use crate::stream::{StreamLog, StreamReader};
 
 /// Everything a generation said, and how it ended.
 #[derive(Debug)]
@@ -31,7 +31,17 @@ pub async fn to_end(mut reader: StreamReader) -> Folded {
             Event::Error(info) => return Folded { prompt, token, end: Err(info) },
         }
     }
+    if let Some(info) = suspension(reader.log()) {
+        return Folded { prompt, token, end: Err(info) };
+    }
     // The log asserts that a terminal event comes; a reader that missed it is a bug here, told as one.
     let message = "the stream had no end".to_owned();
     Folded { prompt, token, end: Err(ErrorInfo { kind: ErrorKind::Internal, message, usage: Usage::default() }) }
+}
+
+/// What a client is told whose stream goes on in another process, if it does, and that would not look for it there.
+pub fn suspension(log: &StreamLog) -> Option<ErrorInfo> {
+    let id = log.id();
+    let message = format!("the server is restarting; this generation goes on as stream {id}: GET /v1/streams/{id}");
+    log.is_suspended().then(|| ErrorInfo { kind: ErrorKind::Unavailable, message, usage: Usage::default() })
 }

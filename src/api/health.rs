@@ -35,6 +35,7 @@ pub async fn metrics(State(app): State<App>) -> impl IntoResponse {
     let (m, table) = (app.service.metrics(), app.service.table());
     m.streams.set(table.len() as i64);
     m.stream_bytes.set(table.num_bytes() as i64);
+    m.stream_store_failed.set(i64::from(table.store().is_some_and(|store| !store.is_open())));
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, content_type)], m.render())
 }

@@ -8,6 +8,7 @@ mod bench_progress;
 mod chat;
 mod flags;
 mod models;
+mod open_files;
 mod progress;
 mod pull;
 mod sections;

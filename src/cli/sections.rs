@@ -102,6 +102,7 @@ pub(super) fn service(config: &Config, model_name: String) -> ServiceConfig {
         linger_ms_max: requests.linger_ms_max,
         queue_timeout_ms: requests.queue_timeout_ms,
         queue_timeout_ms_max: requests.queue_timeout_ms_max,
+        cancel_wait_ms: config.streams.cancel_wait_ms,
         owners: owners(config),
         inline_bytes_max: requests.inline_bytes_max,
         tokenising_max: requests.tokenising_max.unwrap_or_else(num_cores),

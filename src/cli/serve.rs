@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::flags::ServeFlags;
 use super::progress::FetchProgress;
 use super::signals::Signals;
-use super::{Usage, sections, start};
+use super::{Usage, open_files, sections, start};
 use crate::api;
 use crate::config::{Config, ServerConfig, setting};
 use crate::telemetry;
@@ -34,6 +34,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     typed.values.extend(args.model.map(|model| (setting("model.name"), model)));
     let config = super::resolve(typed)?;
     telemetry::start(&config.log).map_err(Usage)?;
+    open_files::raise(config.server.connections_max);
     super::print(&config.to_string())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no async runtime")?;
     let result = runtime.block_on(serve(&config));

@@ -103,6 +103,8 @@ pub struct StreamsConfig {
     pub store_bytes_max: u64,
     /// How long tokens are gathered before they are written.
     pub store_interval_ms: u64,
+    /// How long a cancellation may take to be kept in the store.
+    pub cancel_wait_ms: u64,
     /// Most streams, live and retained.
     pub num_streams_max: usize,
     /// Most memory for their events.
@@ -278,6 +280,7 @@ impl Config {
                 store: Some(values.text("streams.store")?).filter(|dir| !dir.is_empty()).map(PathBuf::from),
                 store_bytes_max: values.number("streams.store_bytes_max")?,
                 store_interval_ms: values.number("streams.store_interval_ms")?,
+                cancel_wait_ms: values.number("streams.cancel_wait_ms")?,
             },
             requests: values.requests()?,
             engine: values.engine()?,

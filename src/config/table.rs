@@ -232,6 +232,13 @@ pub static SETTINGS: &[Setting] = &[
         "How long the store gathers tokens before it writes them",
     ),
     row(
+        "streams.cancel_wait_ms",
+        "cancel-wait-ms",
+        Millis { min: 1, max: HOUR_MS },
+        "10000",
+        "How long a cancellation may take to be in the store before its answer is 503",
+    ),
+    row(
         "requests.max_tokens_default",
         "max-tokens-default",
         Count { min: 1, max: COUNT_MAX, unit: "tokens", auto: true },

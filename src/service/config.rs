@@ -37,6 +37,8 @@ pub struct ServiceConfig {
     pub queue_timeout_ms: u64,
     /// How long it may ask to wait at most.
     pub queue_timeout_ms_max: u64,
+    /// How long a cancellation may take to be kept, in milliseconds.
+    pub cancel_wait_ms: u64,
     /// Everybody who may ask; limits are theirs.
     pub owners: Vec<Arc<Owner>>,
     /// Prompts of more bytes are templated and tokenised away from the async threads.
@@ -62,6 +64,7 @@ impl Default for ServiceConfig {
             linger_ms_max: 3_600_000,
             queue_timeout_ms: 300_000,
             queue_timeout_ms_max: 3_600_000,
+            cancel_wait_ms: 10_000,
             owners: vec![Arc::new(Owner::anonymous())],
             // Tokenising runs at some MB/s, so this keeps an async thread for about a millisecond.
             inline_bytes_max: 4096,

@@ -11,7 +11,7 @@ mod validate;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Semaphore;
 
@@ -27,7 +27,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Metrics, RejectLabel};
 use crate::model::ModelSpec;
 use crate::protocol::{
-    ChatMessage, ErrorInfo, Event, GenerateRequest, Owner, Prompt, StreamId, TokenId, Usage, ValidRequest,
+    ChatMessage, ErrorInfo, Event, GenerateRequest, Owner, Prompt, StreamId, Tenant, TokenId, Usage, ValidRequest,
 };
 use crate::stream::{CancelCause, Clock, Happening, StreamLog, StreamRecord, StreamTable};
 use crate::text::{AnswerFormat, Tokenizer};
@@ -172,6 +172,29 @@ impl Service {
         Ok(Started { log, prompt_tokens, seed, format: AnswerFormat::default() })
     }
 
+    /// Cancels the tenant's stream; one that has ended stays as it is. Where streams are kept, this is over when no crash
+    /// can bring the generation back to life.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] and [`ErrorKind::Expired`] as [`StreamTable::get`]; [`ErrorKind::Unavailable`] if it was
+    /// not kept within the bound, or the process is about to end: it is to be asked again.
+    pub async fn cancel(&self, id: StreamId, tenant: Tenant) -> Result<()> {
+        let log = self.table.get(id, tenant)?;
+        log.cancel(CancelCause::Requested);
+        let Some(store) = self.table.store() else { return Ok(()) };
+        let kept = async {
+            // Not a mark beside the stream: after a crash its end must not stand where a reader has seen a token.
+            log.finished().await;
+            store.flushed().await;
+        };
+        let is_kept = tokio::time::timeout(Duration::from_millis(self.config.cancel_wait_ms), kept).await.is_ok();
+        if is_kept && !log.is_suspended() {
+            return Ok(());
+        }
+        let message = format!("stream {id} was told to stop, but that is not kept yet; ask again");
+        Err(Error::new(ErrorKind::Unavailable, message))
+    }
+
     /// What an owner has left, if it has limits of its own.
     pub fn quota(&self, owner: &Owner) -> Option<QuotaState> {
         self.quotas.state(owner)
@@ -266,7 +289,8 @@ impl Service {
     /// Ends what is left with an error event, or where streams are kept, leaves it for the next process: readers are
     /// sent away without an end, and may come back. Blocks until that is done.
     pub fn shutdown(&self, message: &str) {
-        if let Some(store) = self.table.store() {
+        // One that has failed hands nothing over: its streams end here like others.
+        if let Some(store) = self.table.store().filter(|store| store.is_open()) {
             let live = self.table.live();
             live.iter().for_each(|log| log.suspend());
             // Before the backend ends them: what it appends then is nobody's to see.

@@ -256,6 +256,11 @@ impl StreamLog {
         self.len.send_replace(num_events as usize);
     }
 
+    /// Whether it goes on in another process.
+    pub fn is_suspended(&self) -> bool {
+        self.lock().suspended_at.is_some()
+    }
+
     /// Waits until its request is where it outlives the process, if it is to be kept at all. Not a reader.
     pub async fn accepted(&self) {
         let mut len = self.len.subscribe();
@@ -329,7 +334,8 @@ impl StreamLog {
         // Under the lock, so that times rise with sequence numbers.
         let ts_ms = (self.clock)();
         let happening = self.feed.get().and_then(|feed| Some((feed, Happening::of(seq, &event, state.cancelled)?)));
-        let store = self.open_store();
+        // What comes after it was handed over is computed again by whoever has it now.
+        let store = self.open_store().filter(|_| state.suspended_at.is_none());
         let kept = store.map(|store| (store, Entry { seq, ts_ms, event: event.clone() }));
         if kept.is_some() && !event.is_repeatable() {
             state.undurable.push_back(seq);

@@ -165,7 +165,8 @@ impl Drop for StreamReader {
     fn drop(&mut self) {
         let mut state = self.log.lock();
         state.num_readers -= 1;
-        let last = state.num_readers == 0;
+        // One that was sent away has not left: it is to come back to the next process.
+        let last = state.num_readers == 0 && state.suspended_at.is_none();
         drop(state);
         if last && self.log.on_disconnect() == OnDisconnect::Cancel {
             self.log.cancel(CancelCause::ReaderLeft);
@@ -221,6 +222,15 @@ mod tests {
         assert_eq!(log.cancelled(), None);
         drop(b);
         assert_eq!(log.cancelled(), Some(CancelCause::ReaderLeft));
+    }
+
+    #[test]
+    fn a_reader_that_was_sent_away_does_not_cancel() {
+        let log = log(OnDisconnect::Cancel);
+        let reader = log.reader(0);
+        log.suspend();
+        drop(reader);
+        assert_eq!(log.cancelled(), None);
     }
 
     #[test]

@@ -24,6 +24,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 pub use records::{StoredStream, StreamRecord};
 
 use super::log::{Entry, StreamLog};
@@ -71,6 +73,10 @@ enum Change {
     Forget {
         id: StreamId,
     },
+    /// Dropped once what came before it is durable, or nothing will be.
+    Barrier {
+        _passed: oneshot::Sender<()>,
+    },
     Close,
 }
 
@@ -115,6 +121,14 @@ impl StreamStore {
         self.send(Change::Forget { id });
     }
 
+    /// Waits until what was sent before is durable, or will never be because the store has failed or is closed.
+    pub async fn flushed(&self) {
+        let (_passed, passed) = oneshot::channel();
+        self.send(Change::Barrier { _passed });
+        // Nothing is ever sent: the other end is dropped when its time has come.
+        let _ = passed.await;
+    }
+
     /// Commits what has come and takes nothing more: what is not finished now goes on when the store is opened again.
     pub fn close(&self) {
         if self.is_open.swap(false, Ordering::SeqCst) {
@@ -129,8 +143,8 @@ impl StreamStore {
         }
     }
 
-    /// Whether events are kept.
-    pub(super) fn is_open(&self) -> bool {
+    /// Whether events are kept: not after it was closed, or its disk has failed.
+    pub fn is_open(&self) -> bool {
         self.is_open.load(Ordering::SeqCst)
     }
 

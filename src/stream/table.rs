@@ -169,15 +169,6 @@ impl StreamTable {
         }
     }
 
-    /// Cancels the tenant's stream; one that has ended stays as it is.
-    ///
-    /// # Errors
-    /// As [`Self::get`].
-    pub fn cancel(&self, id: StreamId, tenant: Tenant) -> Result<()> {
-        self.get(id, tenant)?.cancel(CancelCause::Requested);
-        Ok(())
-    }
-
     /// The tenant's streams, newest first.
     pub fn list(&self, tenant: Tenant) -> Vec<Arc<StreamLog>> {
         let inner = self.lock();

@@ -22,18 +22,26 @@ impl Server {
 
     /// The same with something in its environment.
     pub fn start_with(args: &[&str], env: &[(&str, &str)]) -> Self {
-        Self::spawn(args, env, Stdio::inherit())
+        Self::spawn(command(), args, env, Stdio::inherit())
     }
 
     /// The same with its log to read.
     pub fn start_piped(args: &[&str], log: Stdio) -> (Self, std::process::ChildStderr) {
-        let mut server = Self::spawn(args, &[], log);
+        let mut server = Self::spawn(command(), args, &[], log);
         let log = server.child.stderr.take().expect("a pipe");
         (server, log)
     }
 
-    fn spawn(args: &[&str], env: &[(&str, &str)], log: Stdio) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tallow"));
+    /// The same within `bounds`, said in the words of bash, with its log to read.
+    pub fn start_bounded(bounds: &str, args: &[&str]) -> (Self, std::process::ChildStderr) {
+        let mut command = Command::new("bash");
+        command.args(["-c", &format!("{bounds}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_tallow")]);
+        let mut server = Self::spawn(command, args, &[], Stdio::piped());
+        let log = server.child.stderr.take().expect("a pipe");
+        (server, log)
+    }
+
+    fn spawn(mut command: Command, args: &[&str], env: &[(&str, &str)], log: Stdio) -> Self {
         // None of this machine's settings but the place of the weights.
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("TALLOW_") && name != "TALLOW_CACHE_DIR" {
@@ -65,6 +73,10 @@ impl Server {
         Self { child, url, http: reqwest::Client::builder().no_proxy().build().unwrap() }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal by its name, as `kill` takes it.
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status().unwrap();
@@ -90,6 +102,10 @@ impl Server {
         assert_eq!(response.status(), 200, "{}", response.text().await.unwrap());
         response
     }
+}
+
+fn command() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_tallow"))
 }
 
 impl Drop for Server {

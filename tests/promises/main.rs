@@ -4,10 +4,13 @@
 //! change. Counts, bytes and ratios are asserted; times are measured and written to `target/promises/`, where
 //! `tests/promises/table` reads them (`make prove`). Where a server's own memory counts it runs in a child process.
 
+#[path = "../common/server.rs"]
+mod binary;
 mod common;
 mod p01_browser;
 mod p01_bytes;
 mod p03_resume;
+mod p03_store;
 mod p04_loss;
 mod p05_fanout;
 mod p06_idle;

@@ -1,4 +1,11 @@
 //! P6: idle streams are cheap: each waits, and has a reader that hears heartbeats and nothing else; none is dropped.
+//!
+//! What a reader costs was measured with large pages in the allocator's hands and without: 17 to 20 KiB and 12 KiB. Most
+//! of it is two buffers of hyper's, 8 KiB each, for the request's head and for the answer's, of which a reader touches the
+//! beginning. In small pages that is 4 KiB each; in a large one both count whole. So the allocator takes none (`no_thp`);
+//! the weights, which are mapped by themselves, still do. A system whose large pages are always on decides for itself.
+//! Ours is small: the connection 0.6 KiB and as much again inside hyper, the answer's body 0.5. That hyper reads while it
+//! writes, to see a close, costs nothing to be measured (11.8 KiB with, 12.0 without).
 
 use std::net::SocketAddr;
 use std::time::Instant;

@@ -164,13 +164,13 @@ pub async fn follow(
 /// `DELETE /v1/streams/{id}`: cancels it; 204 also when it has ended. What it said stays readable.
 ///
 /// # Errors
-/// 404, 410.
+/// 404, 410; 503 where streams are kept and this could not be in time.
 pub async fn cancel(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<StatusCode, Problem> {
-    app.service.table().cancel(stream_id(id)?, owner.tenant)?;
+    app.service.cancel(stream_id(id)?, owner.tenant).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

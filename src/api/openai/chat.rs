@@ -74,7 +74,7 @@ pub async fn create(
 /// the bare id of its stream.
 ///
 /// # Errors
-/// 404, 410.
+/// 404, 410; 503 where streams are kept and this could not be in time.
 pub async fn cancel(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
@@ -84,7 +84,7 @@ pub async fn cancel(
     let bare = [ID_PREFIX, super::completions::ID_PREFIX].into_iter().find_map(|prefix| text.strip_prefix(prefix));
     let bare = bare.unwrap_or(&text);
     let id = bare.parse().map_err(|()| Error::new(ErrorKind::NotFound, format!("no completion {text:?}")))?;
-    app.service.table().cancel(id, owner.tenant)?;
+    app.service.cancel(id, owner.tenant).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -92,7 +92,8 @@ pub async fn cancel(
 async fn early_error(mut reader: StreamReader, patience: Duration) -> Option<ErrorInfo> {
     let first = async {
         loop {
-            match reader.next().await? {
+            let Some(next) = reader.next().await else { return fold::suspension(reader.log()) };
+            match next {
                 (_, Event::Queued { .. } | Event::Started { .. } | Event::Prompt { .. }) => {}
                 (_, Event::Error(info)) => return Some(info),
                 (_, Event::Token(_) | Event::Done { .. }) => return None,

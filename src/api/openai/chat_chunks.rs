@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use super::chat_types::{Chunk, ChunkChoice, Delta, Logprobs, UsageObject};
 use crate::api::event_body::Dialect;
+use crate::api::fold;
 use crate::api::problem::{ErrorBody, ErrorEnvelope};
 use crate::api::sse::SseWriter;
 use crate::protocol::{Event, TokenEvent};
-use crate::stream::Entry;
+use crate::stream::{Entry, StreamLog};
 use crate::text::Tokenizer;
 
 /// A reader this many tokens behind gets them as one delta: catching up matters more to it than the grain.
@@ -46,6 +47,13 @@ impl Dialect for ChatChunks {
                 out.raw_data("[DONE]");
             }
             Event::Error(info) => out.data(&ErrorEnvelope { error: &ErrorBody::from(info) }),
+        }
+    }
+
+    /// A client of this dialect reads no names of events and does not reconnect: it is told in words.
+    fn suspended(&mut self, log: &StreamLog, out: &mut SseWriter) {
+        if let Some(info) = fold::suspension(log) {
+            out.data(&ErrorEnvelope { error: &ErrorBody::from(&info) });
         }
     }
 

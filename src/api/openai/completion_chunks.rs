@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::completion_types::{TextChoice, TextCompletion, TextLogprobs};
 use crate::api::event_body::Dialect;
+use crate::api::fold;
 use crate::api::problem::{ErrorBody, ErrorEnvelope};
 use crate::api::sse::SseWriter;
 use crate::protocol::{Event, TokenId, Usage};
-use crate::stream::Entry;
+use crate::stream::{Entry, StreamLog};
 use crate::text::Tokenizer;
 
 /// A reader this many tokens behind gets them as one chunk: catching up matters more to it than the grain.
@@ -106,6 +107,12 @@ impl Dialect for CompletionChunks {
                 self.end(*usage, out);
             }
             Event::Error(info) => out.data(&ErrorEnvelope { error: &ErrorBody::from(info) }),
+        }
+    }
+
+    fn suspended(&mut self, log: &StreamLog, out: &mut SseWriter) {
+        if let Some(info) = fold::suspension(log) {
+            out.data(&ErrorEnvelope { error: &ErrorBody::from(&info) });
         }
     }
 

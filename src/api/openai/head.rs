@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures_util::future::select_all;
 
+use crate::api::fold;
 use crate::protocol::{ErrorInfo, Event};
 use crate::stream::StreamReader;
 
@@ -20,7 +21,8 @@ pub(super) async fn early_error(readers: Vec<StreamReader>, patience: Duration) 
 /// Waits for the first event that tells whether it goes well.
 async fn outcome(mut reader: StreamReader) -> Option<ErrorInfo> {
     loop {
-        match reader.next().await? {
+        let Some(next) = reader.next().await else { return fold::suspension(reader.log()) };
+        match next {
             (_, Event::Queued { .. } | Event::Started { .. }) => {}
             (_, Event::Error(info)) => return Some(info),
             (_, Event::Prompt { .. } | Event::Token(_) | Event::Done { .. }) => return None,

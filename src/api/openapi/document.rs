@@ -58,9 +58,11 @@ fn operation(route: &Route) -> Value {
     let names = route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
     let parameters: Vec<Value> = names
         .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string", "minLength": 1}}))
-        .chain(route.id.starts_with("follow").then(|| {
-            json!({"name": "last_event_id", "in": "query", "required": false, "schema": {"type": "string"}})
-        }))
+        .chain(
+            route.id.starts_with("follow").then(
+                || json!({"name": "last_event_id", "in": "query", "required": false, "schema": {"type": "string"}}),
+            ),
+        )
         .collect();
     if !parameters.is_empty() {
         operation["parameters"] = parameters.into();
@@ -83,7 +85,9 @@ fn body_schema(body: Body) -> Value {
         .collect();
     let required: Vec<String> = match body {
         Body::Streams => Vec::new(),
-        Body::Chat | Body::Completions => body.minimum().as_object().into_iter().flat_map(|o| o.keys().cloned()).collect(),
+        Body::Chat | Body::Completions => {
+            body.minimum().as_object().into_iter().flat_map(|o| o.keys().cloned()).collect()
+        }
     };
     json!({"type": "object", "properties": properties, "required": required})
 }

@@ -41,7 +41,8 @@ const TOKENS: &str = r#"{"type":["array","null"],"items":{"type":"integer","mini
 const MESSAGES: &str = r##"{"type":"array","minItems":1,"items":{"$ref":"#/components/schemas/Message"}}"##;
 const PROMPTS: &str = r#"{"anyOf":[{"type":"string"},{"type":"array","items":{"type":"string"}},{"type":"array","items":{"type":"integer","minimum":0}},{"type":"array","items":{"type":"array","items":{"type":"integer","minimum":0}}}]}"#;
 const STOP: &str = r#"{"anyOf":[{"type":"null"},{"type":"string"},{"type":"array","items":{"type":"string"}}]}"#;
-const BIAS: &str = r#"{"type":["object","null"],"additionalProperties":{"type":"number","minimum":-100,"maximum":100}}"#;
+const BIAS: &str =
+    r#"{"type":["object","null"],"additionalProperties":{"type":"number","minimum":-100,"maximum":100}}"#;
 const OPTIONS: &str = r#"{"type":["object","null"],"properties":{"include_usage":{"type":["boolean","null"]}}}"#;
 const POLICY: &str = r#"{"anyOf":[{"type":"null"},{"enum":["cancel","linger","detach"]},{"type":"object","properties":{"linger":{"type":"number","minimum":0}},"required":["linger"],"additionalProperties":false}]}"#;
 const ANY: &str = "{}";
@@ -63,12 +64,30 @@ pub const FIELDS: &[Field] = &[
     field("echo", &[Completions], FLAG, "true", "The prompt before the text, measured if there are `logprobs`"),
     field("temperature", EVERY, r#"{"type":["number","null"],"minimum":0,"maximum":2}"#, "0.5", "0 is greedy"),
     field("top_p", EVERY, SHARE, "0.9", "The smallest set of tokens whose probabilities reach this"),
-    field("top_k", EVERY, r#"{"type":["integer","null"],"minimum":-1}"#, "40", "So many of the likeliest; 0 and -1 are all"),
-    field("min_p", EVERY, r#"{"type":["number","null"],"minimum":0,"maximum":1}"#, "0.05", "At least so likely relative to the likeliest"),
+    field(
+        "top_k",
+        EVERY,
+        r#"{"type":["integer","null"],"minimum":-1}"#,
+        "40",
+        "So many of the likeliest; 0 and -1 are all",
+    ),
+    field(
+        "min_p",
+        EVERY,
+        r#"{"type":["number","null"],"minimum":0,"maximum":1}"#,
+        "0.05",
+        "At least so likely relative to the likeliest",
+    ),
     field("typical_p", EVERY, SHARE, "0.9", "Locally typical sampling"),
     field("presence_penalty", EVERY, PENALTY, "0.5", "Taken from tokens that came before"),
     field("frequency_penalty", EVERY, PENALTY, "0.5", "Taken for every time that they came"),
-    field("repetition_penalty", EVERY, r#"{"type":["number","null"],"exclusiveMinimum":0}"#, "1.1", "Divides the logits of tokens in prompt and output"),
+    field(
+        "repetition_penalty",
+        EVERY,
+        r#"{"type":["number","null"],"exclusiveMinimum":0}"#,
+        "1.1",
+        "Divides the logits of tokens in prompt and output",
+    ),
     field("logit_bias", EVERY, BIAS, r#"{"65":-100}"#, "Added to logits, by token id"),
     field("seed", EVERY, r#"{"type":["integer","null"]}"#, "7", "Same request, same seed, same bytes"),
     field("stop", EVERY, STOP, r#"["END"]"#, "The text ends before any of these"),
@@ -77,8 +96,20 @@ pub const FIELDS: &[Field] = &[
     field("logprobs", CHATS, FLAG, "true", "The log-probability of every token"),
     field("top_logprobs", CHATS, COUNT, "0", "And of so many rivals"),
     field("logprobs", &[Completions], COUNT, "2", "Log-probabilities, of so many rivals too"),
-    field("priority", EVERY, r#"{"type":["integer","null"],"minimum":-10,"maximum":10}"#, "1", "Lower goes first, within what the key may"),
-    field("on_disconnect", &[Streams], POLICY, r#""detach""#, "What becomes of it when the last reader leaves; elsewhere the header `x-stream-on-disconnect`"),
+    field(
+        "priority",
+        EVERY,
+        r#"{"type":["integer","null"],"minimum":-10,"maximum":10}"#,
+        "1",
+        "Lower goes first, within what the key may",
+    ),
+    field(
+        "on_disconnect",
+        &[Streams],
+        POLICY,
+        r#""detach""#,
+        "What becomes of it when the last reader leaves; elsewhere the header `x-stream-on-disconnect`",
+    ),
     field("user", OPENAI, ANY, r#""me""#, "Accepted, without effect"),
     field("metadata", OPENAI, ANY, r#"{"a":"b"}"#, "Accepted, without effect"),
     field("service_tier", OPENAI, ANY, r#""auto""#, "Accepted, without effect"),

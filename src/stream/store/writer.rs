@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use redb::Database;
+use tokio::sync::oneshot;
 
 use super::records::{EVENTS, STREAMS, StoredStream, seal};
 use super::{Change, StoreLimits};
@@ -38,8 +39,12 @@ struct Commit {
     /// By stream: the first event's number, and the events.
     events: HashMap<StreamId, (u64, Vec<u8>)>,
     forgotten: Vec<StreamId>,
+    /// Whose terminal event is in here.
+    ended: Vec<StreamId>,
     /// Events that readers wait for.
     awaited: Vec<(StreamId, u64)>,
+    /// Dropped with this, when it is written.
+    barriers: Vec<oneshot::Sender<()>>,
     num_changes: usize,
     is_last: bool,
 }
@@ -93,7 +98,7 @@ impl StoreWriter {
         let deadline = Instant::now() + self.limits.commit_interval;
         self.take(first, &mut commit);
         while !commit.is_last && commit.num_changes < NUM_CHANGES_PER_COMMIT_MAX {
-            let next = if commit.awaited.is_empty() {
+            let next = if commit.awaited.is_empty() && commit.barriers.is_empty() {
                 changes.recv_timeout(deadline.saturating_duration_since(Instant::now()))
             } else {
                 changes.try_recv().map_err(|_| RecvTimeoutError::Timeout)
@@ -134,11 +139,13 @@ impl StoreWriter {
                 self.count(id, num_bytes);
                 if is_terminal {
                     self.ended.push_back(id);
+                    commit.ended.push(id);
                 }
             }
             // Forgotten meanwhile.
             Change::Append { id, entry } => commit.awaited.push((id, entry.seq)),
             Change::Forget { id } => self.forget(id, commit),
+            Change::Barrier { _passed } => commit.barriers.push(_passed),
             Change::Close => commit.is_last = true,
         }
     }
@@ -197,10 +204,15 @@ impl StoreWriter {
                 log.on_durable(*seq);
             }
         }
-        for id in commit.events.keys().chain(&commit.forgotten) {
-            let is_over = self.logs.get(id).is_some_and(|log| log.upgrade().is_none_or(|log| log.is_finished()));
-            if is_over {
-                self.logs.remove(id);
+        // By what was written, not by whether the log has ended: a fast one ends while its first events are written, and
+        // its readers still wait for the others.
+        for id in &commit.ended {
+            self.logs.remove(id);
+        }
+        for id in &commit.forgotten {
+            // What it still has to say finds it gone, so nothing of it waits.
+            if let Some(log) = self.logs.remove(id).and_then(|log| log.upgrade()) {
+                log.on_durable(u64::MAX);
             }
         }
     }
