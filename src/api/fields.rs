@@ -13,6 +13,7 @@ use serde_json::{Number, Value, json};
 
 use super::body;
 use super::problem::Problem;
+use super::tool_fields::{self, CallFields};
 use crate::error::Error;
 use crate::protocol::{ChatMessage, SamplingParams, StopParams, TokenId};
 
@@ -80,9 +81,17 @@ struct SamplingFields {
 /// # Errors
 /// 400 for a wrong type, a rule that only JSON can break, or a field that is not implemented.
 pub fn sampling(json: &[u8]) -> Result<(SamplingParams, StopParams), Problem> {
+    sampling_beside(json, &[])
+}
+
+/// As [`sampling`], for a dialect that implements `known` of the fields that others refuse.
+///
+/// # Errors
+/// As [`sampling`].
+pub fn sampling_beside(json: &[u8], known: &[&str]) -> Result<(SamplingParams, StopParams), Problem> {
     let Unsupported(found) = body::parse(json)?;
-    if let Some(name) = found {
-        return Err(Problem::unsupported(&name, "is not supported by this server"));
+    if let Some(name) = found.iter().find(|name| !known.contains(&name.as_str())) {
+        return Err(Problem::unsupported(name, "is not supported by this server"));
     }
     let f: SamplingFields = body::parse(json)?;
     if f.n.is_some_and(|n| n != 1) {
@@ -131,7 +140,10 @@ pub fn sampling(json: &[u8]) -> Result<(SamplingParams, StopParams), Problem> {
 pub struct MessageFields {
     role: Option<String>,
     content: Option<Content>,
-    tool_calls: Option<Vec<IgnoredAny>>,
+    name: Option<String>,
+    reasoning_content: Option<String>,
+    tool_calls: Option<Vec<CallFields>>,
+    tool_call_id: Option<String>,
     function_call: Option<IgnoredAny>,
 }
 
@@ -149,22 +161,34 @@ fn message(i: usize, m: MessageFields) -> Result<ChatMessage, Problem> {
         Problem::from(Error::invalid(param.clone(), format!("`{param}` must be given")))
     };
     let role = m.role.ok_or_else(|| missing("role"))?;
-    let calls =
-        [("tool_calls", m.tool_calls.is_some_and(|c| !c.is_empty())), ("function_call", m.function_call.is_some())];
-    if let Some((field, _)) = calls.iter().find(|(_, is_used)| *is_used) {
-        return Err(Problem::unsupported(&format!("messages[{i}].{field}"), "is not supported by this server"));
+    if m.function_call.is_some() {
+        let param = format!("messages[{i}].function_call");
+        return Err(Problem::unsupported(&param, "is not supported by this server; `tool_calls` is"));
     }
-    let content = match m.content.ok_or_else(|| missing("content"))? {
-        Content::Text(text) => text,
-        Content::Parts(parts) => {
+    let tool_calls = tool_fields::calls(m.tool_calls.unwrap_or_default(), &format!("messages[{i}].tool_calls"))?;
+    if role != "assistant" && !tool_calls.is_empty() {
+        let param = format!("messages[{i}].tool_calls");
+        let message = format!("`{param}` must be an assistant's, got role {role:?}");
+        return Err(Error::invalid(param, message).into());
+    }
+    if role == "tool" && m.tool_call_id.is_none() {
+        return Err(missing("tool_call_id"));
+    }
+    let content = match m.content {
+        Some(Content::Text(text)) => text,
+        Some(Content::Parts(parts)) => {
             let mut text = String::new();
             for (j, part) in parts.into_iter().enumerate() {
                 text.push_str(&part.into_text(&format!("messages[{i}].content[{j}]"))?);
             }
             text
         }
+        // Who only called has said nothing.
+        None if !tool_calls.is_empty() => String::new(),
+        None => return Err(missing("content")),
     };
-    Ok(ChatMessage::new(role, content))
+    let (reasoning_content, tool_call_id, name) = (m.reasoning_content, m.tool_call_id, m.name);
+    Ok(ChatMessage { role, content, reasoning_content, tool_calls, tool_call_id, name })
 }
 
 /// A string, or a list of parts.
@@ -241,8 +265,8 @@ impl<'de> Deserialize<'de> for OneOrMany {
     }
 }
 
-/// The first field of an object that asks for something unsupported. Everything else is skipped, not stored.
-struct Unsupported(Option<String>);
+/// The fields of an object that ask for something unsupported. Everything else is skipped, not stored.
+struct Unsupported(Vec<String>);
 
 impl<'de> Deserialize<'de> for Unsupported {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
@@ -253,14 +277,15 @@ impl<'de> Deserialize<'de> for Unsupported {
                 f.write_str("an object")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Unsupported, A::Error> {
-                let mut found = None;
+                let mut found = Vec::new();
                 while let Some(name) = map.next_key::<String>()? {
                     match UNSUPPORTED.iter().find(|(known, _)| *known == name) {
-                        Some((_, neutral)) if found.is_none() => {
+                        Some((known, neutral)) => {
                             let value: Value = map.next_value()?;
-                            found = asks_for_something(&value, *neutral).then_some(name);
+                            let is_new = asks_for_something(&value, *neutral) && !found.contains(&name);
+                            found.extend(is_new.then(|| (*known).to_owned()));
                         }
-                        _ => {
+                        None => {
                             map.next_value::<IgnoredAny>()?;
                         }
                     }

@@ -12,18 +12,21 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 
+use super::chat_answer::Answer;
 use super::chat_chunks::ChatChunks;
-use super::chat_types::{ChatRequest, Choice, Completion, Logprobs, Message};
+use super::chat_types::{ChatRequest, Choice, Completion, Logprobs, UsageObject};
 use crate::api::auth::Caller;
 use crate::api::problem::Problem;
-use crate::api::{App, body, disconnect, event_body, fields, fold, queue_timeout, with_stream_id};
+use crate::api::{App, body, disconnect, event_body, fields, fold, queue_timeout, tool_fields, with_stream_id};
 use crate::error::{Error, ErrorKind};
-use crate::protocol::{ErrorInfo, Event, GenerateRequest, OnDisconnect, Prompt};
+use crate::protocol::{ErrorInfo, Event, GenerateRequest, OnDisconnect, Prompt, Tool, ToolChoice};
 use crate::service::Started;
 use crate::stream::StreamReader;
 
 /// A completion is named as its stream, behind this.
 const ID_PREFIX: &str = "chatcmpl-";
+/// What this dialect implements of the fields that others refuse.
+const KNOWN: &[&str] = &["chat_template_kwargs", "tool_choice", "tools"];
 
 /// Handles one request.
 ///
@@ -37,15 +40,16 @@ pub async fn create(
     let policy = disconnect::from_header(request.headers())?;
     let queue_timeout_ms = queue_timeout::from_header(request.headers())?;
     let json = body::read(request, &app.config).await?;
-    let (sampling, stop) = fields::sampling(&json)?;
-    let chat: ChatRequest = body::parse(&json)?;
+    let (sampling, stop) = fields::sampling_beside(&json, KNOWN)?;
+    let mut chat: ChatRequest = body::parse(&json)?;
     drop(json);
     let stream = chat.stream.unwrap_or(false);
     if chat.stream_options.is_some() && !stream {
         let message = "`stream_options` must come with `stream: true`, got it without";
         return Err(Error::invalid("stream_options", message).into());
     }
-    let include_usage = chat.stream_options.and_then(|o| o.include_usage).unwrap_or(false);
+    let include_usage = chat.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false);
+    let (tools, tool_choice) = tools(&mut chat)?;
     let messages = chat.messages.ok_or_else(|| Error::invalid("messages", "`messages` must be given"))?;
     let with_logprobs = sampling.top_logprobs.is_some();
     let generate = GenerateRequest {
@@ -55,6 +59,10 @@ pub async fn create(
         on_disconnect: policy.unwrap_or(OnDisconnect::Cancel),
         priority: chat.priority,
         queue_timeout_ms,
+        tools,
+        tool_choice,
+        parallel_tool_calls: chat.parallel_tool_calls.unwrap_or(true),
+        template_kwargs: chat.chat_template_kwargs.unwrap_or_default(),
         ..GenerateRequest::new(owner, Prompt::Chat(fields::messages(messages)?))
     };
     let started = app.service.start(generate).await?;
@@ -67,6 +75,22 @@ pub async fn create(
         Ok(chunks(&app, &started, reader, include_usage, with_logprobs))
     } else {
         whole(&app, &started, with_logprobs).await
+    }
+}
+
+/// The tools, and the choice among them. Fields about tools without any are an oversight that OpenAI refuses, too.
+fn tools(chat: &mut ChatRequest) -> Result<(Vec<Tool>, ToolChoice), Problem> {
+    let tools = tool_fields::tools(chat.tools.take().unwrap_or_default())?;
+    let choice = chat.tool_choice.take().map(|value| tool_fields::choice(&value)).transpose()?;
+    let is_given = [
+        ("tool_choice", choice.as_ref().is_some_and(|choice| *choice != ToolChoice::None)),
+        ("parallel_tool_calls", chat.parallel_tool_calls.is_some()),
+    ];
+    match is_given.iter().find(|(_, is_given)| *is_given && tools.is_empty()) {
+        Some((field, _)) => {
+            Err(Error::invalid(*field, format!("`{field}` must come with `tools`, got it without")).into())
+        }
+        None => Ok((tools, choice.unwrap_or_default())),
     }
 }
 
@@ -104,11 +128,14 @@ async fn early_error(mut reader: StreamReader, patience: Duration) -> Option<Err
 fn chunks(app: &App, started: &Started, reader: StreamReader, include_usage: bool, with_logprobs: bool) -> Response {
     let dialect = ChatChunks {
         id: completion_id(started),
+        stream: started.log.id(),
         created: started.log.created_ms() / 1000,
         model: app.service.model_name().to_owned(),
         include_usage,
         with_logprobs,
         tokenizer: app.service.tokenizer().clone(),
+        answer: Answer::new(&started.format),
+        waiting: Vec::new(),
     };
     let response = event_body::respond(reader, dialect, app.config.heartbeat, &app.service.metrics().readers);
     with_stream_id(response, started.log.id())
@@ -118,6 +145,8 @@ fn chunks(app: &App, started: &Started, reader: StreamReader, include_usage: boo
 async fn whole(app: &App, started: &Started, with_logprobs: bool) -> Result<Response, Problem> {
     let folded = fold::to_end(started.log.reader(0)).await;
     let (finish_reason, usage) = folded.end.map_err(|info| Problem::from(&info))?;
+    let (mut answer, tokenizer) = (Answer::new(&started.format), app.service.tokenizer());
+    let message = answer.message(&folded.token, tokenizer, started.log.id());
     let completion = Completion {
         id: completion_id(started),
         object: "chat.completion",
@@ -125,11 +154,11 @@ async fn whole(app: &App, started: &Started, with_logprobs: bool) -> Result<Resp
         model: app.service.model_name(),
         choices: [Choice {
             index: 0,
-            message: Message { role: "assistant", content: folded.token.text, refusal: None },
-            logprobs: with_logprobs.then(|| Logprobs::new(&folded.token.logprobs, app.service.tokenizer())),
-            finish_reason: finish_reason.as_str(),
+            message,
+            logprobs: with_logprobs.then(|| Logprobs::new(&folded.token.logprobs, tokenizer)),
+            finish_reason: answer.finish_reason(finish_reason),
         }],
-        usage: usage.into(),
+        usage: UsageObject::new(usage, answer.reasoning_tokens()),
     };
     Ok(with_stream_id(Json(completion).into_response(), started.log.id()))
 }

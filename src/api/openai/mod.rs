@@ -1,6 +1,7 @@
 //! OpenAI's wires: Chat Completions and the list of models.
 
 mod chat;
+mod chat_answer;
 mod chat_chunks;
 mod chat_types;
 mod models;
