@@ -281,10 +281,10 @@ async fn a_call_that_must_come_is_a_constraint() {
 }
 
 /// The fields of a request, the parameter at fault, and what the message says.
-fn rules() -> Vec<(Value, &'static str, &'static str)> {
+type Rule = (Value, &'static str, &'static str);
+
+fn tool_rules() -> Vec<Rule> {
     let tool = |function: Value| json!({"tools": [{"type": "function", "function": function}]});
-    let call = json!({"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}});
-    let said = |message: Value| json!({"messages": [message]});
     vec![
         (json!({"tools": 5}), "tools", "`tools` is wrong: invalid type: integer `5`"),
         (json!({"tools": [{}]}), "tools[0].type", "`tools[0].type` must be \"function\", got nothing"),
@@ -309,6 +309,11 @@ fn rules() -> Vec<(Value, &'static str, &'static str)> {
             "must be the only tool of this name, got \"weather\" again",
         ),
         (json!({"tools": vec![weather(); 129]}), "tools", "`tools` must have at most 128 tools, got 129"),
+    ]
+}
+
+fn choice_rules() -> Vec<Rule> {
+    vec![
         (json!({"tool_choice": "any"}), "tool_choice", "or an object that names a function, got \"any\""),
         (json!({"tool_choice": {"type": "x"}}), "tool_choice.type", "must be \"function\", got \"x\""),
         (json!({"tool_choice": {"type": "function"}}), "tool_choice.function.name", "must be given"),
@@ -333,6 +338,13 @@ fn rules() -> Vec<(Value, &'static str, &'static str)> {
             "chat_template_kwargs.messages",
             "to the server, got \"messages\"",
         ),
+    ]
+}
+
+fn message_rules() -> Vec<Rule> {
+    let call = json!({"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}});
+    let said = |message: Value| json!({"messages": [message]});
+    vec![
         (said(json!({"role": "user", "content": null})), "messages[0].content", "must be given"),
         (said(json!({"role": "assistant", "content": null, "tool_calls": []})), "messages[0].content", "must be given"),
         (said(json!({"role": "tool", "content": "x"})), "messages[0].tool_call_id", "must be given"),
@@ -370,7 +382,7 @@ fn rules() -> Vec<(Value, &'static str, &'static str)> {
 #[tokio::test]
 async fn every_rule_of_tools_names_parameter_and_value() {
     let server = start(TEMPLATE).await;
-    for (fields, param, message) in rules() {
+    for (fields, param, message) in [tool_rules(), choice_rules(), message_rules()].concat() {
         let Reply { status, body, .. } = post(server.address, PATH, &asking(&fields)).await;
         assert_eq!(status, 400, "{fields}: {body}");
         let body: Value = serde_json::from_str(&body).unwrap();
