@@ -96,3 +96,27 @@ fn is_name(name: &str) -> bool {
     let is_part = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
     (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_part)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::protocol::{Function, Owner, Prompt, Tool};
+
+    #[test]
+    fn a_call_that_must_come_leaves_room_for_no_grammar_but_of_json() {
+        let function =
+            Function { name: "f".to_owned(), description: None, parameters: serde_json::json!({}), strict: false };
+        let asking = |constraint| GenerateRequest {
+            tools: vec![Tool { kind: "function", function: function.clone() }],
+            tool_choice: ToolChoice::Required,
+            constraint: Some(constraint),
+            ..GenerateRequest::new(Arc::new(Owner::anonymous()), Prompt::Chat(Vec::new()))
+        };
+        assert_eq!(tools(&asking(Constraint::JsonObject), 1), Ok(()));
+        let error = tools(&asking(Constraint::Regex("a+".to_owned())), 1).expect_err("both cannot be kept");
+        assert_eq!(error.param(), Some("tool_choice"));
+        assert!(error.message().contains("beside another grammar"), "{error}");
+    }
+}

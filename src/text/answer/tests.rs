@@ -194,9 +194,12 @@ fn families_are_known_by_their_markers() {
     assert_eq!(syntax("[TOOL_CALLS] [THINK][/THINK]"), (Some(CallSyntax::Mistral), Some(ReasoningSyntax::Bracket)));
 }
 
+fn syntaxes() -> impl Strategy<Value = CallSyntax> {
+    prop::sample::select(vec![CallSyntax::Hermes, CallSyntax::Llama3, CallSyntax::Mistral])
+}
+
 fn formats() -> impl Strategy<Value = AnswerFormat> {
-    let syntax = prop::sample::select(vec![CallSyntax::Hermes, CallSyntax::Llama3, CallSyntax::Mistral]);
-    (syntax, any::<bool>(), any::<Option<bool>>()).prop_map(|(syntax, is_parallel, is_open)| {
+    (syntaxes(), any::<bool>(), any::<Option<bool>>()).prop_map(|(syntax, is_parallel, is_open)| {
         let mut format = calling(syntax);
         format.calls.as_mut().unwrap().is_parallel = is_parallel;
         format.reasoning = is_open.map(|is_open| ReasoningFormat { syntax: ReasoningSyntax::Think, is_open });
@@ -246,7 +249,11 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
 
     #[test]
-    fn any_cut_reads_the_same(format in formats(), text in texts(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6)) {
+    fn any_cut_reads_the_same(
+        format in formats(),
+        text in texts(),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
+    ) {
         let ends: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
         let mut cuts: Vec<usize> = cuts.iter().map(|cut| ends[cut.index(ends.len())]).collect();
         cuts.extend([0, text.len()]);
@@ -259,7 +266,7 @@ proptest! {
     }
 
     #[test]
-    fn text_without_calls_is_never_lost(syntax in prop::sample::select(vec![CallSyntax::Hermes, CallSyntax::Llama3, CallSyntax::Mistral]), text in texts()) {
+    fn text_without_calls_is_never_lost(syntax in syntaxes(), text in texts()) {
         let (told, num_calls) = read(&calling(syntax), text.split_inclusive(|_| true));
         if num_calls == 0 {
             let expect: Vec<String> = Some(format!("c:{text}")).filter(|_| !text.is_empty()).into_iter().collect();
