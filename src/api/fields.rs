@@ -13,6 +13,7 @@ use serde_json::{Number, Value, json};
 
 use super::body;
 use super::problem::Problem;
+use super::tool_fields::{self, CallFields};
 use crate::error::Error;
 use crate::protocol::{ChatMessage, SamplingParams, StopParams, TokenId};
 
@@ -82,7 +83,15 @@ struct SamplingFields<L> {
 /// # Errors
 /// 400 for a wrong type, a rule that only JSON can break, or a field that is not implemented.
 pub fn sampling(json: &[u8]) -> Result<(SamplingParams, StopParams), Problem> {
-    let Shared { sampling, stop, num_choices } = chat(json)?;
+    sampling_beside(json, &[])
+}
+
+/// As [`sampling`], for a dialect that implements `supported` of the fields that others refuse.
+///
+/// # Errors
+/// As [`sampling`].
+pub fn sampling_beside(json: &[u8], supported: &[&str]) -> Result<(SamplingParams, StopParams), Problem> {
+    let Shared { sampling, stop, num_choices } = chat(json, supported)?;
     if num_choices != 1 {
         return Err(Error::invalid("n", format!("`n` must be 1, got {num_choices}")).into());
     }
@@ -99,12 +108,12 @@ pub struct Shared {
     pub num_choices: usize,
 }
 
-/// As [`sampling`], of chats: `logprobs` is a switch.
+/// As [`sampling_beside`], with any number of choices; `logprobs` is a switch.
 ///
 /// # Errors
 /// As [`sampling`].
-pub fn chat(json: &[u8]) -> Result<Shared, Problem> {
-    shared(json, &[], 1, |logprobs: Option<bool>, top_logprobs| match (logprobs.unwrap_or(false), top_logprobs) {
+pub fn chat(json: &[u8], supported: &[&str]) -> Result<Shared, Problem> {
+    shared(json, supported, 1, |logprobs: Option<bool>, top_logprobs| match (logprobs.unwrap_or(false), top_logprobs) {
         (false, Some(n)) if n > 0 => {
             let message = format!("`top_logprobs` must come with `logprobs: true`, got {n} without");
             Err(Error::invalid("top_logprobs", message).into())
@@ -171,7 +180,10 @@ fn shared<L: for<'de> Deserialize<'de>>(
 pub struct MessageFields {
     role: Option<String>,
     content: Option<Content>,
-    tool_calls: Option<Vec<IgnoredAny>>,
+    name: Option<String>,
+    reasoning_content: Option<String>,
+    tool_calls: Option<Vec<CallFields>>,
+    tool_call_id: Option<String>,
     function_call: Option<IgnoredAny>,
 }
 
@@ -189,22 +201,34 @@ fn message(i: usize, m: MessageFields) -> Result<ChatMessage, Problem> {
         Problem::from(Error::invalid(param.clone(), format!("`{param}` must be given")))
     };
     let role = m.role.ok_or_else(|| missing("role"))?;
-    let calls =
-        [("tool_calls", m.tool_calls.is_some_and(|c| !c.is_empty())), ("function_call", m.function_call.is_some())];
-    if let Some((field, _)) = calls.iter().find(|(_, is_used)| *is_used) {
-        return Err(Problem::unsupported(&format!("messages[{i}].{field}"), "is not supported by this server"));
+    if m.function_call.is_some() {
+        let param = format!("messages[{i}].function_call");
+        return Err(Problem::unsupported(&param, "is not supported by this server; `tool_calls` is"));
     }
-    let content = match m.content.ok_or_else(|| missing("content"))? {
-        Content::Text(text) => text,
-        Content::Parts(parts) => {
+    let tool_calls = tool_fields::calls(m.tool_calls.unwrap_or_default(), &format!("messages[{i}].tool_calls"))?;
+    if role != "assistant" && !tool_calls.is_empty() {
+        let param = format!("messages[{i}].tool_calls");
+        let message = format!("`{param}` must be an assistant's, got role {role:?}");
+        return Err(Error::invalid(param, message).into());
+    }
+    if role == "tool" && m.tool_call_id.is_none() {
+        return Err(missing("tool_call_id"));
+    }
+    let content = match m.content {
+        Some(Content::Text(text)) => text,
+        Some(Content::Parts(parts)) => {
             let mut text = String::new();
             for (j, part) in parts.into_iter().enumerate() {
                 text.push_str(&part.into_text(&format!("messages[{i}].content[{j}]"))?);
             }
             text
         }
+        // Who only called has said nothing.
+        None if !tool_calls.is_empty() => String::new(),
+        None => return Err(missing("content")),
     };
-    Ok(ChatMessage::new(role, content))
+    let (reasoning_content, tool_call_id, name) = (m.reasoning_content, m.tool_call_id, m.name);
+    Ok(ChatMessage { role, content, reasoning_content, tool_calls, tool_call_id, name })
 }
 
 /// A string, or a list of parts.
@@ -293,14 +317,15 @@ impl<'de> Deserialize<'de> for Unsupported {
                 f.write_str("an object")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Unsupported, A::Error> {
-                let mut found: Vec<String> = Vec::new();
+                let mut found = Vec::new();
                 while let Some(name) = map.next_key::<String>()? {
                     match UNSUPPORTED.iter().find(|(known, _)| *known == name) {
-                        Some((_, neutral)) if !found.contains(&name) => {
+                        Some((known, neutral)) => {
                             let value: Value = map.next_value()?;
-                            found.extend(asks_for_something(&value, *neutral).then_some(name));
+                            let is_new = asks_for_something(&value, *neutral) && !found.contains(&name);
+                            found.extend(is_new.then(|| (*known).to_owned()));
                         }
-                        _ => {
+                        None => {
                             map.next_value::<IgnoredAny>()?;
                         }
                     }

@@ -24,6 +24,7 @@ mod queue_timeout;
 mod quota_headers;
 mod server;
 mod sse;
+mod tool_fields;
 mod trace;
 
 use std::net::SocketAddr;

@@ -15,6 +15,7 @@ use crate::model::decoder::{ActivationType, Compute, DecoderOptions};
 use crate::protocol::{Owner, Tenant};
 use crate::service::ServiceConfig;
 use crate::stream::{StoreLimits, TableLimits};
+use crate::text::{CallSyntax, ReasoningSyntax};
 
 pub(super) fn api(config: &Config) -> ApiConfig {
     let server = &config.server;
@@ -94,6 +95,19 @@ pub(super) fn service(config: &Config, model_name: String) -> ServiceConfig {
         fingerprint: 0,
         max_tokens_default: requests.max_tokens_default,
         choices_max: requests.choices_max,
+        call_syntax: match config.model.call_format.as_str() {
+            "hermes" => Some(CallSyntax::Hermes),
+            "llama3" => Some(CallSyntax::Llama3),
+            "mistral" => Some(CallSyntax::Mistral),
+            _ => None,
+        },
+        reasoning_syntax: match config.model.reasoning_format.as_str() {
+            "none" => Some(None),
+            "think" => Some(Some(ReasoningSyntax::Think)),
+            "bracket" => Some(Some(ReasoningSyntax::Bracket)),
+            _ => None,
+        },
+        tools_max: requests.tools_max,
         stop_strings_max: requests.stop_strings_max,
         stop_string_bytes_max: requests.stop_string_bytes_max,
         stop_tokens_max: requests.stop_tokens_max,

@@ -128,6 +128,8 @@ pub struct RequestsConfig {
     pub max_tokens_default: Option<usize>,
     /// Most generations of one request.
     pub choices_max: usize,
+    /// Most tools.
+    pub tools_max: usize,
     /// Most stop strings.
     pub stop_strings_max: usize,
     /// Longest stop string.
@@ -220,6 +222,10 @@ pub struct ModelSection {
     pub device: DeviceKind,
     /// Inputs of quantised matrices on the CPU.
     pub activations: Activations,
+    /// How it writes calls: a word of `--call-format`.
+    pub call_format: String,
+    /// How it marks reasoning: a word of `--reasoning-format`.
+    pub reasoning_format: String,
     /// Decode with the composed reference.
     pub reference: bool,
     /// Longest sequence; `None` takes the model's own.
@@ -408,6 +414,7 @@ impl Values<'_> {
         Ok(RequestsConfig {
             max_tokens_default: self.number_or_auto("requests.max_tokens_default")?,
             choices_max: self.number("requests.choices_max")?,
+            tools_max: self.number("requests.tools_max")?,
             stop_strings_max: self.number("requests.stop_strings_max")?,
             stop_string_bytes_max: self.number("requests.stop_string_bytes_max")?,
             stop_tokens_max: self.number("requests.stop_tokens_max")?,
@@ -464,6 +471,8 @@ impl Values<'_> {
                 "int8" => Activations::Int8,
                 _ => Activations::F32,
             },
+            call_format: self.text("model.call_format")?,
+            reasoning_format: self.text("model.reasoning_format")?,
             reference: self.bool("model.reference")?,
             max_model_len: self.number_or_auto("model.max_model_len")?,
             kv_cache_bytes: self.number("model.kv_cache_bytes")?,

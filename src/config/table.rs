@@ -24,6 +24,10 @@ const fn row(key: &'static str, flag: &'static str, kind: Kind, default: &'stati
 pub const DEVICES: &[&str] = &["cpu", "cuda", "metal"];
 /// The words of `--activations`.
 pub const ACTIVATIONS: &[&str] = &["f32", "int8"];
+/// The words of `--call-format`.
+pub const CALL_FORMATS: &[&str] = &["auto", "hermes", "llama3", "mistral"];
+/// The words of `--reasoning-format`.
+pub const REASONING_FORMATS: &[&str] = &["auto", "none", "think", "bracket"];
 /// The words of `--log-format`.
 pub const LOG_FORMATS: &[&str] = &["text", "json"];
 
@@ -252,6 +256,7 @@ pub static SETTINGS: &[Setting] = &[
         "128",
         "Most generations that one request may ask for: its prompts times n, or best_of",
     ),
+    row("requests.tools_max", "tools-max", count(0, "tools"), "128", "Most tools of a request"),
     row("requests.stop_strings_max", "stop-strings-max", count(0, "strings"), "4", "Most stop strings of a request"),
     row(
         "requests.stop_string_bytes_max",
@@ -445,6 +450,20 @@ pub static SETTINGS: &[Setting] = &[
         Kind::Bool,
         "false",
         "Decode with candle's own operations (slow; the yardstick for the fused ones)",
+    ),
+    row(
+        "model.call_format",
+        "call-format",
+        OneOf(CALL_FORMATS),
+        "auto",
+        "How the model writes calls of tools; auto goes by its chat template",
+    ),
+    row(
+        "model.reasoning_format",
+        "reasoning-format",
+        OneOf(REASONING_FORMATS),
+        "auto",
+        "How the model marks what it thinks; auto goes by its chat template",
     ),
     row(
         "model.max_model_len",

@@ -76,7 +76,7 @@ impl Output {
         }
         self.next.tokens.push(token);
         self.next.logprobs.extend(sampled.logprob);
-        self.detokenizer.push(tokenizer.token_bytes(token));
+        self.detokenizer.push(tokenizer.output_bytes(token));
         let text = self.detokenizer.take();
         if !may_stop {
             self.next.text.push_str(&text);

@@ -29,6 +29,16 @@ impl ChatMessage {
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into(), ..Self::default() }
     }
+
+    /// Bytes of its text, calls included: what rendering it costs follows from them.
+    pub fn num_bytes(&self) -> usize {
+        let reasoning = self.reasoning_content.as_ref().map_or(0, String::len);
+        let calls = self.tool_calls.iter().map(|call| {
+            let function = &call.function;
+            call.id.len() + function.name.len() + function.arguments.to_string().len()
+        });
+        self.role.len() + self.content.len() + reasoning + calls.sum::<usize>()
+    }
 }
 
 /// A call of a tool, made by an assistant in an earlier turn.

@@ -1,7 +1,10 @@
 //! A request twice: as a dialect understood it, and as it is once templated, tokenised and checked. The second type
 //! is the proof of the check: nothing past `service/` sees the first.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use serde_json::Value;
 
 use super::chat::{ChatMessage, Tool, ToolChoice};
 use super::constraint::Constraint;
@@ -31,6 +34,10 @@ pub struct GenerateRequest {
     pub tools: Vec<Tool>,
     /// Whether it may, or must.
     pub tool_choice: ToolChoice,
+    /// Whether one answer may have several calls.
+    pub parallel_tool_calls: bool,
+    /// Further variables for the chat template.
+    pub template_kwargs: BTreeMap<String, Value>,
     /// What the text must look like, whatever the model would rather say.
     pub constraint: Option<Constraint>,
 }
@@ -49,6 +56,8 @@ impl GenerateRequest {
             queue_timeout_ms: None,
             tools: Vec::new(),
             tool_choice: ToolChoice::Auto,
+            parallel_tool_calls: true,
+            template_kwargs: BTreeMap::new(),
             constraint: None,
         }
     }

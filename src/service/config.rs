@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::protocol::Owner;
+use crate::text::{CallSyntax, ReasoningSyntax};
 
 /// The served model's name and the bounds of a request. `Default` fits a server of the house; only the name must be
 /// given.
@@ -21,6 +22,12 @@ pub struct ServiceConfig {
     pub max_tokens_default: Option<usize>,
     /// Most generations that one request may ask for.
     pub choices_max: usize,
+    /// The form of the model's calls; `None` takes the template's.
+    pub call_syntax: Option<CallSyntax>,
+    /// The form of its reasoning, `Some(None)` for none; `None` takes the template's.
+    pub reasoning_syntax: Option<Option<ReasoningSyntax>>,
+    /// Most tools of a request.
+    pub tools_max: usize,
     /// Most stop strings.
     pub stop_strings_max: usize,
     /// Longest stop string, in bytes; this much text may be held back.
@@ -56,6 +63,9 @@ impl Default for ServiceConfig {
             model_aliases: Vec::new(),
             max_tokens_default: None,
             choices_max: 128,
+            call_syntax: None,
+            reasoning_syntax: None,
+            tools_max: 128,
             stop_strings_max: 4,
             stop_string_bytes_max: 1024,
             stop_tokens_max: 128,

@@ -2,11 +2,14 @@
 //! gateway and a local pool are the same. This floor knows no HTTP and no dialect.
 
 mod backend;
+mod chat;
 mod config;
 mod local;
 mod quota;
 mod restore;
 mod template;
+mod tool_grammar;
+mod tool_rules;
 mod validate;
 
 use std::sync::Arc;
@@ -75,7 +78,7 @@ impl Service {
     ) -> Self {
         let clock = wall_clock();
         let (created_ms, tokenising) = (clock(), Arc::new(Semaphore::new(config.tokenising_max.max(1))));
-        let template = template.map(Arc::new);
+        let template = template.map(|template| Arc::new(as_configured(template, &config)));
         let quotas = Quotas::new(&config.owners, &clock);
         table.feed().publish(created_ms, None, Happening::ModelLoaded { model: config.model_name.clone() });
         Self {
@@ -128,13 +131,13 @@ impl Service {
         self.backend.check_room(request.owner.tenant)?;
         let owner = request.owner.clone();
         let slot = self.quotas.begin(&owner, num_choices).inspect_err(|e| self.count_limited(e))?;
-        let (request, prompt) = self.tokenise(request).await?;
+        let (request, (prompt, format)) = self.tokenise(request).await?;
         // No await from here on: the streams are either running and in the caller's hands, or were never there.
         let first = validate::fit(StreamId::random(), request, prompt, random_seed(), self.limits())?;
         self.quotas.spend(&owner, first.num_tokens_max() * num_choices).inspect_err(|e| self.count_limited(e))?;
         let mut all = AllOrNone(Vec::with_capacity(num_choices));
         for index in 0..num_choices {
-            all.0.push(self.accept(choice(&first, index))?);
+            all.0.push(self.accept(choice(&first, index), format.clone())?);
         }
         let all = std::mem::take(&mut all.0);
         if let [first, others @ ..] = &all[..]
@@ -146,7 +149,7 @@ impl Service {
         Ok(all)
     }
 
-    fn accept(&self, valid: ValidRequest) -> Result<Started> {
+    fn accept(&self, valid: ValidRequest, format: AnswerFormat) -> Result<Started> {
         let id = valid.id;
         if self.config.log_prompts && valid.leader.is_none() {
             let bytes: Vec<u8> = valid.prompt.iter().flat_map(|t| self.tokenizer.token_bytes(*t)).copied().collect();
@@ -169,7 +172,7 @@ impl Service {
         }
         self.backend.submit(valid, log.clone())?;
         inserted.id = None;
-        Ok(Started { log, prompt_tokens, seed, format: AnswerFormat::default() })
+        Ok(Started { log, prompt_tokens, seed, format })
     }
 
     /// Cancels the tenant's stream; one that has ended stays as it is. Where streams are kept, this is over when no crash
@@ -311,10 +314,11 @@ impl Service {
         validate::Limits { config: &self.config, vocab_size, context_len }
     }
 
-    /// The request's prompt as tokens, and the request back. A large text is worked on away from the async threads.
-    async fn tokenise(&self, mut request: GenerateRequest) -> Result<(GenerateRequest, Vec<TokenId>)> {
-        if prompt_bytes(&request.prompt) <= self.config.inline_bytes_max {
-            let prompt = encode(&self.tokenizer, self.template.as_deref(), &mut request.prompt)?;
+    /// The request's prompt as tokens with the form of its answer, and the request back. A large text is worked on
+    /// away from the async threads.
+    async fn tokenise(&self, mut request: GenerateRequest) -> Result<(GenerateRequest, (Vec<TokenId>, AnswerFormat))> {
+        if prompt_bytes(&request) <= self.config.inline_bytes_max {
+            let prompt = encode(&self.tokenizer, self.template.as_deref(), &mut request)?;
             return Ok((request, prompt));
         }
         let permit = self.tokenising.clone().acquire_owned().await.map_err(|e| Error::internal(e.to_string()))?;
@@ -322,7 +326,7 @@ impl Service {
         let task = tokio::task::spawn_blocking(move || {
             // Held until the work is done, also when nobody waits for it any more.
             let _permit = permit;
-            let prompt = encode(&tokenizer, template.as_deref(), &mut request.prompt)?;
+            let prompt = encode(&tokenizer, template.as_deref(), &mut request)?;
             Ok((request, prompt))
         });
         task.await.map_err(|e| Error::internal(format!("tokenising failed: {e}")))?
@@ -383,46 +387,56 @@ impl Drop for Inserted<'_> {
     }
 }
 
-fn prompt_bytes(prompt: &Prompt) -> usize {
-    match prompt {
-        Prompt::Chat(messages) => messages.iter().map(|m| m.role.len() + m.content.len()).sum(),
+fn as_configured(mut template: ChatTemplate, config: &ServiceConfig) -> ChatTemplate {
+    if let Some(syntax) = config.call_syntax {
+        template = template.with_call_syntax(syntax);
+    }
+    if let Some(syntax) = config.reasoning_syntax {
+        template = template.with_reasoning_syntax(syntax);
+    }
+    template
+}
+
+fn prompt_bytes(request: &GenerateRequest) -> usize {
+    match &request.prompt {
+        Prompt::Chat(messages) => {
+            let tools = request.tools.iter().map(|t| t.function.parameters.to_string().len());
+            messages.iter().map(ChatMessage::num_bytes).sum::<usize>() + tools.sum::<usize>()
+        }
         Prompt::Text(text) => text.len(),
         Prompt::Tokens(_) => 0,
     }
 }
 
-/// Tokens of the prompt. Token ids are taken out of it; texts stay, since errors name where the prompt came from.
-fn encode(tokenizer: &Tokenizer, template: Option<&ChatTemplate>, prompt: &mut Prompt) -> Result<Vec<TokenId>> {
-    let param = validate::prompt_param(prompt);
-    let tokens = match prompt {
-        Prompt::Tokens(tokens) => return Ok(std::mem::take(tokens)),
+/// Tokens of the prompt, and how its answer is to be read. What was only for the prompt is taken out of the request;
+/// where the prompt came from stays, since errors name it.
+fn encode(
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    request: &mut GenerateRequest,
+) -> Result<(Vec<TokenId>, AnswerFormat)> {
+    let param = validate::prompt_param(&request.prompt);
+    let mut format = AnswerFormat::default();
+    let tokens = match &mut request.prompt {
+        Prompt::Tokens(tokens) => return Ok((std::mem::take(tokens), format)),
         Prompt::Text(text) => tokenizer.encode(&std::mem::take(text), false),
-        Prompt::Chat(messages) => {
-            let mark = Tokenizer::mark_for(&messages.iter().map(|m| m.content.as_str()));
-            let mark = mark.ok_or_else(|| Error::invalid("messages", "`messages` hold every Unicode noncharacter"))?;
-            for message in messages.iter_mut() {
-                message.content = tokenizer.shield(&message.content, mark);
-            }
-            tokenizer.encode_shielded(&render(template, messages)?, mark)
+        Prompt::Chat(_) => {
+            let Some(template) = template else {
+                let message =
+                    "`messages` need a model with a chat template, and this one has none; send a `prompt` instead";
+                return Err(Error::invalid("messages", message));
+            };
+            chat::encode(tokenizer, template, request).map(|(tokens, answer)| {
+                format = answer;
+                tokens
+            })
         }
     };
     let mut tokens = tokens.map_err(|e| e.with_param(param))?;
     if tokenizer.adds_bos() {
         tokenizer.begin(&mut tokens);
     }
-    Ok(tokens)
-}
-
-fn render(template: Option<&ChatTemplate>, messages: &mut [ChatMessage]) -> Result<String> {
-    let Some(template) = template else {
-        let message = "`messages` need a model with a chat template, and this one has none; send a `prompt` instead";
-        return Err(Error::invalid("messages", message));
-    };
-    for message in messages.iter_mut().filter(|m| m.role == "developer") {
-        // OpenAI's newer word for the same thing, which no template in the field knows.
-        "system".clone_into(&mut message.role);
-    }
-    template.render(messages, true).map_err(|e| e.with_param("messages"))
+    Ok((tokens, format))
 }
 
 /// 53 bits, so that a JavaScript client can send the seed back unchanged.
@@ -457,13 +471,20 @@ mod tests {
         Tokenizer::from_vocab(vocab).expect("a vocabulary")
     }
 
+    fn asking(prompt: Prompt) -> GenerateRequest {
+        GenerateRequest::new(Arc::new(Owner::anonymous()), prompt)
+    }
+
     #[test]
     fn a_prompt_begins_as_the_file_says() {
-        let text = || Prompt::Text("hi".to_owned());
+        let prompt = |add_bos| {
+            let mut request = asking(Prompt::Text("hi".to_owned()));
+            encode(&tokenizer(add_bos), None, &mut request).map(|(tokens, _)| tokens)
+        };
         let hi = tokenizer(false).encode("hi", false).expect("letters");
-        assert_eq!(encode(&tokenizer(false), None, &mut text()), Ok(hi.clone()));
+        assert_eq!(prompt(false), Ok(hi.clone()));
         let bos = tokenizer(true).bos().expect("it has one");
-        assert_eq!(encode(&tokenizer(true), None, &mut text()), Ok([&[bos][..], &hi].concat()));
+        assert_eq!(prompt(true), Ok([&[bos][..], &hi].concat()));
     }
 
     #[test]
@@ -477,8 +498,9 @@ mod tests {
             let mut expected = vec![control("<s>")];
             expected.extend(tokenizer.encode("a<e><s>b", false).expect("letters"));
             expected.push(control("<e>"));
-            let mut prompt = Prompt::Chat(vec![message.clone()]);
-            assert_eq!(encode(&tokenizer, Some(&template), &mut prompt), Ok(expected), "add_bos {add_bos}");
+            let mut request = asking(Prompt::Chat(vec![message.clone()]));
+            let tokens = encode(&tokenizer, Some(&template), &mut request).map(|(tokens, _)| tokens);
+            assert_eq!(tokens, Ok(expected), "add_bos {add_bos}");
         }
     }
 }

@@ -28,6 +28,7 @@ use minijinja::{Environment, Error as JinjaError, ErrorKind as JinjaErrorKind, S
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::ChatMessage;
+use crate::text::{CallSyntax, ReasoningSyntax};
 
 /// More than ten times the longest published template; keeps the parser's recursion within its stack.
 const SOURCE_BYTES_MAX: usize = 256 << 10;
@@ -52,6 +53,9 @@ pub struct ChatTemplate {
     bos: String,
     eos: String,
     output_bytes_max: usize,
+    knows_tools: bool,
+    call_syntax: CallSyntax,
+    reasoning_syntax: Option<ReasoningSyntax>,
 }
 
 impl fmt::Debug for ChatTemplate {
@@ -70,13 +74,53 @@ impl ChatTemplate {
             let len = source.len();
             return Err(Error::bad_model(format!("a chat template has at most {SOURCE_BYTES_MAX} bytes, got {len}")));
         }
+        let knows_tools = source.contains("tools");
+        let call_syntax = CallSyntax::of_template(source).unwrap_or(CallSyntax::Hermes);
+        let reasoning_syntax = ReasoningSyntax::of_template(source);
         let source = without_generation_tags(source);
         let environment = on_deep_stack(|| {
             let mut environment = new_environment()?;
             let compiled = environment.add_template_owned(TEMPLATE, source);
             compiled.map(|()| environment).map_err(|e| Error::bad_model(format!("the chat template is not valid: {e}")))
         })?;
-        Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned(), output_bytes_max: OUTPUT_BYTES_MAX })
+        Ok(Self {
+            environment,
+            bos: bos.to_owned(),
+            eos: eos.to_owned(),
+            output_bytes_max: OUTPUT_BYTES_MAX,
+            knows_tools,
+            call_syntax,
+            reasoning_syntax,
+        })
+    }
+
+    /// Sets the form of calls, for a template that does not show its family's, or not truly.
+    #[must_use]
+    pub fn with_call_syntax(mut self, call_syntax: CallSyntax) -> Self {
+        self.call_syntax = call_syntax;
+        self
+    }
+
+    /// Sets the form of reasoning; `None` leaves it in the content.
+    #[must_use]
+    pub fn with_reasoning_syntax(mut self, reasoning_syntax: Option<ReasoningSyntax>) -> Self {
+        self.reasoning_syntax = reasoning_syntax;
+        self
+    }
+
+    /// Whether it renders `tools` by itself.
+    pub fn knows_tools(&self) -> bool {
+        self.knows_tools
+    }
+
+    /// The form in which its model writes calls; Hermes' where it does not say.
+    pub fn call_syntax(&self) -> CallSyntax {
+        self.call_syntax
+    }
+
+    /// The form in which its model thinks, if it does.
+    pub fn reasoning_syntax(&self) -> Option<ReasoningSyntax> {
+        self.reasoning_syntax
     }
 
     /// Sets the most bytes a rendered prompt may have; 4 MiB unless set.
@@ -115,7 +159,7 @@ impl ChatTemplate {
             ("documents", Value::from(())),
         ]);
         variables.extend(extra.iter().map(|(name, value)| (name.as_str(), Value::from(Serde(value)))));
-        let message_bytes: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
+        let message_bytes: usize = messages.iter().map(ChatMessage::num_bytes).sum();
         let extra_bytes: usize = extra.values().map(|value| value.to_string().len()).sum();
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(
@@ -128,6 +172,14 @@ impl ChatTemplate {
             String::from_utf8(output.bytes).map_err(|_| Error::internal("a rendered template is UTF-8"))
         })
     }
+}
+
+/// JSON as the transformers library writes it into prompts.
+///
+/// # Errors
+/// [`ErrorKind::InvalidRequest`] if it is longer than any prompt.
+pub(super) fn json_for_prompt(value: &impl serde::Serialize) -> Result<String> {
+    python_json::dumps(value).map_err(|e| Error::invalid("messages", e.to_string()))
 }
 
 /// The name of the only template of an environment.

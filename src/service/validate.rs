@@ -1,6 +1,6 @@
 //! Every rule of a request, in one place. Each error names the parameter and says rule and value.
 
-use super::ServiceConfig;
+use super::{ServiceConfig, tool_rules};
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{
     ChatMessage, GenerateRequest, OnDisconnect, PRIORITY_MAX, PRIORITY_MIN, Prompt, QueueTerms, SamplingParams,
@@ -27,7 +27,11 @@ pub struct Limits<'a> {
 /// [`ErrorKind::InvalidRequest`] with the parameter at fault.
 pub fn parameters(request: &GenerateRequest, limits: Limits<'_>) -> Result<()> {
     match &request.prompt {
-        Prompt::Chat(messages) => messages_rules(messages)?,
+        Prompt::Chat(messages) => {
+            messages_rules(messages)?;
+            tool_rules::tools(request, limits.config.tools_max)?;
+            tool_rules::answers(messages)?;
+        }
         Prompt::Text(_) => {}
         Prompt::Tokens(tokens) => tokens_rules("tokens", tokens, limits.vocab_size)?,
     }
@@ -222,6 +226,6 @@ fn above_zero_to_one(param: &str, value: f32) -> Result<()> {
     if value > 0.0 && value <= 1.0 { Ok(()) } else { Err(rule(param, "must be > 0 and <= 1", value)) }
 }
 
-fn rule(param: &str, rule: impl std::fmt::Display, value: impl std::fmt::Display) -> Error {
+pub(super) fn rule(param: &str, rule: impl std::fmt::Display, value: impl std::fmt::Display) -> Error {
     Error::invalid(param, format!("`{param}` {rule}, got {value}"))
 }

@@ -13,7 +13,9 @@ mod stop;
 mod tokenizer;
 mod vocab;
 
-pub use answer::{AnswerFormat, AnswerParser, Piece};
+pub use answer::{
+    AnswerFormat, AnswerParser, CallFormat, CallSyntax, Piece, ReasoningCount, ReasoningFormat, ReasoningSyntax,
+};
 pub use detokenizer::Detokenizer;
 pub use stop::{StopOutcome, StopStrings};
 pub use tokenizer::{EncodeOptions, Tokenizer};

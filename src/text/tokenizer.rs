@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use super::answer::MARKERS;
 use super::bpe::{self, Bpe};
 use super::json::JsonModel;
 use super::pieces::Pieces;
@@ -26,6 +27,8 @@ pub struct Tokenizer {
     user_defined: SpecialTokens,
     /// How the special tokens are spelled.
     spellings: HashMap<TokenId, String>,
+    /// Control tokens that are part of an answer's form.
+    markers: HashMap<TokenId, &'static str>,
     /// Whether encoding puts a space in front of text, which decoding takes away again.
     adds_space_prefix: bool,
     bos: Option<TokenId>,
@@ -83,6 +86,7 @@ impl Tokenizer {
         let mut tokenizer = Self::plain(pieces, encoder);
         tokenizer.add_bos = vocab.add_bos;
         tokenizer.set_special(&vocab);
+        tokenizer.set_markers();
         Ok(tokenizer.with_ends(vocab.bos, vocab.eos, vocab.end_of_generation))
     }
 
@@ -121,6 +125,7 @@ impl Tokenizer {
         };
         tokenizer.all_special = SpecialTokens::new(spellings.iter().map(|(id, text)| (*id, text.as_str())));
         tokenizer.spellings = spellings;
+        tokenizer.set_markers();
         let first = tokenizer.encode("a", false)?.first().copied();
         tokenizer.adds_space_prefix = first.is_some_and(|id| tokenizer.token_bytes(id).first() == Some(&b' '));
         Ok(tokenizer)
@@ -186,9 +191,21 @@ impl Tokenizer {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// The bytes `token` adds to the output; empty for control tokens and unknown ids.
+    /// The bytes `token` stands for; empty for control tokens and unknown ids.
     pub fn token_bytes(&self, token: TokenId) -> &[u8] {
         self.pieces.get(token)
+    }
+
+    /// The bytes `token` adds to a generation's text: [`Tokenizer::token_bytes`], and the spelling of control tokens
+    /// that mark calls and reasoning. Whoever takes an answer apart finds them in its text, whatever kind of token a
+    /// vocabulary makes of them. In a prompt they stay what they are.
+    pub fn output_bytes(&self, token: TokenId) -> &[u8] {
+        self.markers.get(&token).map_or_else(|| self.token_bytes(token), |spelling| spelling.as_bytes())
+    }
+
+    /// The control token of a marker of calls or reasoning; `None` where it is text.
+    pub fn marker_token(&self, spelling: &str) -> Option<TokenId> {
+        self.markers.iter().find(|(_, marker)| **marker == spelling).map(|(token, _)| *token)
     }
 
     /// How a special token is written in text (`<|im_end|>`), for templates and messages; `None` for other tokens.
@@ -245,6 +262,7 @@ impl Tokenizer {
             all_special: SpecialTokens::default(),
             user_defined: SpecialTokens::default(),
             spellings: HashMap::new(),
+            markers: HashMap::new(),
             adds_space_prefix,
             bos: None,
             eos: None,
@@ -261,6 +279,12 @@ impl Tokenizer {
         self.end_of_generation.sort_unstable();
         self.end_of_generation.dedup();
         self
+    }
+
+    fn set_markers(&mut self) {
+        let marker = |text: &str| MARKERS.iter().find(|marker| **marker == text).copied();
+        let markers = self.spellings.iter().filter_map(|(id, text)| Some((*id, marker(text)?)));
+        self.markers = markers.filter(|(id, _)| self.pieces.get(*id).is_empty()).collect();
     }
 
     fn set_special(&mut self, vocab: &Vocab) {

@@ -59,7 +59,7 @@ fn length_rules() -> Vec<Rule> {
             "stop_token_ids[1]",
             "`stop_token_ids[1]` must be a token id below 257, got 257",
         ),
-        (json!({"n": 2}), "n", "`n` must be 1, got 2"),
+        (json!({"n": 129}), "n", "`n` must be 1 to 128, got 129"),
         (json!({"n": 0}), "n", "`n` must be at least 1, got 0"),
         (json!({"seed": 1e30}), "seed", "`seed` must be a 64-bit integer, got 1e+30"),
         (json!({"stream_options": {}}), "stream_options", "`stream_options` must come with `stream: true`"),
@@ -88,9 +88,9 @@ fn message_rules() -> Vec<Rule> {
             "must be given",
         ),
         (
-            json!({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}),
-            "messages[0].tool_calls",
-            "is not supported",
+            json!({"messages": [{"role": "assistant", "content": "", "function_call": {"name": "f"}}]}),
+            "messages[0].function_call",
+            "is not supported by this server; `tool_calls` is",
         ),
     ]
 }
@@ -135,8 +135,6 @@ async fn every_rule_names_parameter_and_value() {
 async fn fields_that_would_change_the_output_are_refused_by_name() {
     let server = TestServer::start().await;
     for (field, value) in [
-        ("tools", json!([{"type": "function"}])),
-        ("tool_choice", json!("auto")),
         ("functions", json!([{}])),
         ("function_call", json!("auto")),
         ("response_format", json!({"type": "json_object"})),
@@ -159,6 +157,10 @@ async fn fields_that_would_change_the_output_are_refused_by_name() {
 async fn native_requests_have_rules_of_their_own() {
     let server = TestServer::start().await;
     for (body, param) in [
+        // Its text is the model's own, calls and all.
+        (json!({"prompt": "a", "tools": [{"type": "function"}]}), "tools"),
+        (json!({"prompt": "a", "tool_choice": "auto"}), "tool_choice"),
+        (json!({"prompt": "a", "chat_template_kwargs": {"enable_thinking": false}}), "chat_template_kwargs"),
         (json!({}), "prompt"),
         (json!({"prompt": "a", "tokens": [1]}), "prompt"),
         (json!({"prompt": ""}), "prompt"),

@@ -19,3 +19,4 @@ mod openapi;
 mod owners;
 mod resume;
 mod shutdown;
+mod tools;

@@ -100,8 +100,6 @@ fn references_lead_somewhere() {
     }
     let document = document();
     check(&document, &document);
-    // A reader of such documents that is not ours.
-    serde_json::from_value::<utoipa::openapi::OpenApi>(document).expect("an OpenAPI document");
     let ids: BTreeSet<&str> = ROUTES.iter().map(|route| route.id).collect();
     assert_eq!(ids.len(), ROUTES.len(), "operation ids are unique");
 }

@@ -4,26 +4,32 @@
 //! one, so that heartbeats can flow; what fails after that is an error object in the stream. A call without
 //! `stream` is the same stream folded to its end, so it can always answer with a status.
 
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
+use futures_util::future::join_all;
 
+use super::chat_answer::Answer;
 use super::chat_chunks::ChatChunks;
-use super::chat_types::{ChatRequest, Choice, Completion, Logprobs, Message};
+use super::chat_types::{ChatRequest, Choice, Completion, Logprobs};
+use super::head::early_error;
+use super::usage_sum::UsageSum;
 use crate::api::auth::Caller;
 use crate::api::problem::Problem;
-use crate::api::{App, body, disconnect, event_body, fields, fold, queue_timeout, with_stream_id};
+use crate::api::{App, body, disconnect, event_body, fields, fold, queue_timeout, tool_fields, with_stream_id};
 use crate::error::{Error, ErrorKind};
-use crate::protocol::{ErrorInfo, Event, GenerateRequest, OnDisconnect, Prompt};
+use crate::protocol::{GenerateRequest, OnDisconnect, Prompt, Tool, ToolChoice};
 use crate::service::Started;
-use crate::stream::StreamReader;
+use crate::stream::{StreamLog, StreamReader};
 
 /// A completion is named as its stream, behind this.
 const ID_PREFIX: &str = "chatcmpl-";
+/// What this dialect implements of the fields that others refuse.
+const KNOWN: &[&str] = &["chat_template_kwargs", "tool_choice", "tools"];
 
 /// Handles one request.
 ///
@@ -37,15 +43,16 @@ pub async fn create(
     let policy = disconnect::from_header(request.headers())?;
     let queue_timeout_ms = queue_timeout::from_header(request.headers())?;
     let json = body::read(request, &app.config).await?;
-    let (sampling, stop) = fields::sampling(&json)?;
-    let chat: ChatRequest = body::parse(&json)?;
+    let fields::Shared { sampling, stop, num_choices } = fields::chat(&json, KNOWN)?;
+    let mut chat: ChatRequest = body::parse(&json)?;
     drop(json);
     let stream = chat.stream.unwrap_or(false);
     if chat.stream_options.is_some() && !stream {
         let message = "`stream_options` must come with `stream: true`, got it without";
         return Err(Error::invalid("stream_options", message).into());
     }
-    let include_usage = chat.stream_options.and_then(|o| o.include_usage).unwrap_or(false);
+    let include_usage = chat.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false);
+    let (tools, tool_choice) = tools(&mut chat)?;
     let messages = chat.messages.ok_or_else(|| Error::invalid("messages", "`messages` must be given"))?;
     let with_logprobs = sampling.top_logprobs.is_some();
     let generate = GenerateRequest {
@@ -55,18 +62,39 @@ pub async fn create(
         on_disconnect: policy.unwrap_or(OnDisconnect::Cancel),
         priority: chat.priority,
         queue_timeout_ms,
+        tools,
+        tool_choice,
+        parallel_tool_calls: chat.parallel_tool_calls.unwrap_or(true),
+        template_kwargs: chat.chat_template_kwargs.unwrap_or_default(),
         ..GenerateRequest::new(owner, Prompt::Chat(fields::messages(messages)?))
     };
-    let started = app.service.start(generate).await?;
+    let started = app.service.start_choices(generate, num_choices).await?;
+    let readers: Vec<StreamReader> = started.iter().map(|choice| choice.log.reader(0)).collect();
     if stream {
-        let reader = started.log.reader(0);
-        // Its own reader goes on while this one looks ahead: the last to leave would cancel the stream.
-        if let Some(info) = early_error(started.log.reader(0), app.config.head_wait).await {
+        // Readers of their own look ahead: the last to leave would cancel a stream.
+        let ahead = started.iter().map(|choice| choice.log.reader(0)).collect();
+        if let Some(info) = early_error(ahead, app.config.head_wait).await {
             return Err(Problem::from(&info));
         }
-        Ok(chunks(&app, &started, reader, include_usage, with_logprobs))
+        Ok(chunks(&app, &started, readers, include_usage, with_logprobs))
     } else {
-        whole(&app, &started, with_logprobs).await
+        whole(&app, &started, readers, with_logprobs).await
+    }
+}
+
+/// The tools, and the choice among them. Fields about tools without any are an oversight that OpenAI refuses, too.
+fn tools(chat: &mut ChatRequest) -> Result<(Vec<Tool>, ToolChoice), Problem> {
+    let tools = tool_fields::tools(chat.tools.take().unwrap_or_default())?;
+    let choice = chat.tool_choice.take().map(|value| tool_fields::choice(&value)).transpose()?;
+    let is_given = [
+        ("tool_choice", choice.as_ref().is_some_and(|choice| *choice != ToolChoice::None)),
+        ("parallel_tool_calls", chat.parallel_tool_calls.is_some()),
+    ];
+    match is_given.iter().find(|(_, is_given)| *is_given && tools.is_empty()) {
+        Some((field, _)) => {
+            Err(Error::invalid(*field, format!("`{field}` must come with `tools`, got it without")).into())
+        }
+        None => Ok((tools, choice.unwrap_or_default())),
     }
 }
 
@@ -88,54 +116,67 @@ pub async fn cancel(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The error of a generation that fails before its first token, and within `patience`.
-async fn early_error(mut reader: StreamReader, patience: Duration) -> Option<ErrorInfo> {
-    let first = async {
-        loop {
-            let Some(next) = reader.next().await else { return fold::suspension(reader.log()) };
-            match next {
-                (_, Event::Queued { .. } | Event::Started { .. } | Event::Prompt { .. }) => {}
-                (_, Event::Error(info)) => return Some(info),
-                (_, Event::Token(_) | Event::Done { .. }) => return None,
-            }
-        }
-    };
-    tokio::time::timeout(patience, first).await.unwrap_or(None)
+/// An answer is named as the stream of its first choice.
+fn first(started: &[Started]) -> &StreamLog {
+    &started.first().expect("at least one choice was asked for").log
 }
 
-fn chunks(app: &App, started: &Started, reader: StreamReader, include_usage: bool, with_logprobs: bool) -> Response {
-    let dialect = ChatChunks {
-        id: completion_id(started),
-        created: started.log.created_ms() / 1000,
+fn chunks(
+    app: &App,
+    started: &[Started],
+    readers: Vec<StreamReader>,
+    include_usage: bool,
+    with_logprobs: bool,
+) -> Response {
+    let (log, sum) = (first(started), Arc::new(Mutex::new(UsageSum::of(started.len()))));
+    let dialect = |index: usize, choice: &Started| ChatChunks {
+        id: completion_id(log),
+        index,
+        stream: choice.log.id(),
+        created: log.created_ms() / 1000,
         model: app.service.model_name().to_owned(),
         include_usage,
         with_logprobs,
         tokenizer: app.service.tokenizer().clone(),
+        answer: Answer::new(&choice.format),
+        sum: sum.clone(),
+        waiting: Vec::new(),
     };
-    let response = event_body::respond(reader, dialect, app.config.heartbeat, &app.service.metrics().readers);
-    with_stream_id(response, started.log.id())
+    let dialects = started.iter().enumerate().map(|(index, choice)| dialect(index, choice));
+    let parts = readers.into_iter().zip(dialects).collect();
+    let response = event_body::respond_many(parts, app.config.heartbeat, &app.service.metrics().readers);
+    with_stream_id(response, log.id())
 }
 
-/// Waits for the end. If the client goes away meanwhile, the server drops this future, and with it the reader.
-async fn whole(app: &App, started: &Started, with_logprobs: bool) -> Result<Response, Problem> {
-    let folded = fold::to_end(started.log.reader(0)).await;
-    let (finish_reason, usage) = folded.end.map_err(|info| Problem::from(&info))?;
+/// Waits for all ends. If the client goes away meanwhile, the server drops this future, and with it the readers.
+async fn whole(
+    app: &App,
+    started: &[Started],
+    readers: Vec<StreamReader>,
+    with_logprobs: bool,
+) -> Result<Response, Problem> {
+    let (log, tokenizer) = (first(started), app.service.tokenizer());
+    let (mut choices, mut sum) = (Vec::with_capacity(started.len()), UsageSum::default());
+    let all = join_all(readers.into_iter().map(fold::to_end)).await;
+    for (index, (folded, choice)) in all.into_iter().zip(started).enumerate() {
+        let (finish_reason, usage) = folded.end.map_err(|info| Problem::from(&info))?;
+        let mut answer = Answer::new(&choice.format);
+        let message = answer.message(&folded.token, tokenizer, choice.log.id());
+        let logprobs = with_logprobs.then(|| Logprobs::new(&folded.token.logprobs, tokenizer));
+        choices.push(Choice { index, message, logprobs, finish_reason: answer.finish_reason(finish_reason) });
+        sum.add(usage, answer.reasoning_tokens(), index == 0);
+    }
     let completion = Completion {
-        id: completion_id(started),
+        id: completion_id(log),
         object: "chat.completion",
-        created: started.log.created_ms() / 1000,
+        created: log.created_ms() / 1000,
         model: app.service.model_name(),
-        choices: [Choice {
-            index: 0,
-            message: Message { role: "assistant", content: folded.token.text, refusal: None },
-            logprobs: with_logprobs.then(|| Logprobs::new(&folded.token.logprobs, app.service.tokenizer())),
-            finish_reason: finish_reason.as_str(),
-        }],
-        usage: usage.into(),
+        choices,
+        usage: sum.object(),
     };
-    Ok(with_stream_id(Json(completion).into_response(), started.log.id()))
+    Ok(with_stream_id(Json(completion).into_response(), log.id()))
 }
 
-fn completion_id(started: &Started) -> String {
-    format!("{ID_PREFIX}{}", started.log.id())
+fn completion_id(log: &StreamLog) -> String {
+    format!("{ID_PREFIX}{}", log.id())
 }

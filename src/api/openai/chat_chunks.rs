@@ -1,16 +1,19 @@
-//! The stream of Chat Completions: role chunk, content chunks, finish chunk, usage chunk where asked for, `[DONE]`.
+//! The stream of Chat Completions: role chunk, chunks of reasoning, content and calls as the answer's parser tells them
+//! apart, finish chunk, usage chunk where asked for, `[DONE]`.
 //! No ids, no names, no retry: blocks without data break OpenAI's own clients.
 
 use std::sync::Arc;
 
-use super::chat_types::{Chunk, ChunkChoice, Delta, Logprobs, UsageObject};
+use super::chat_answer::{Answer, call_id};
+use super::chat_types::{CallDelta, Chunk, ChunkChoice, Delta, FunctionDelta, Logprobs, UsageObject};
+use super::usage_sum::{self, SharedSum};
 use crate::api::event_body::Dialect;
 use crate::api::fold;
 use crate::api::problem::{ErrorBody, ErrorEnvelope};
 use crate::api::sse::SseWriter;
-use crate::protocol::{Event, TokenEvent};
+use crate::protocol::{Event, StreamId, TokenLogprob};
 use crate::stream::{Entry, StreamLog};
-use crate::text::Tokenizer;
+use crate::text::{Piece, Tokenizer};
 
 /// A reader this many tokens behind gets them as one delta: catching up matters more to it than the grain.
 const MERGE_BACKLOG: usize = 64;
@@ -19,16 +22,25 @@ const MERGE_BACKLOG: usize = 64;
 pub(super) struct ChatChunks {
     /// The same in every chunk.
     pub(super) id: String,
+    /// Which choice.
+    pub(super) index: usize,
+    /// Of the stream; calls are named after it.
+    pub(super) stream: StreamId,
     pub(super) created: u64,
     pub(super) model: String,
     pub(super) include_usage: bool,
     pub(super) with_logprobs: bool,
     pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) answer: Answer,
+    /// Of all choices.
+    pub(super) sum: SharedSum,
+    /// Of tokens whose text is held back; they come with the next chunk.
+    pub(super) waiting: Vec<TokenLogprob>,
 }
 
 impl Dialect for ChatChunks {
     fn open(&mut self, out: &mut SseWriter) {
-        let role = Delta { role: Some("assistant"), content: Some("") };
+        let role = Delta { role: Some("assistant"), content: Some(""), ..Delta::default() };
         self.choice(role, None, None, out);
     }
 
@@ -36,15 +48,26 @@ impl Dialect for ChatChunks {
         match &entry.event {
             Event::Queued { .. } | Event::Started { .. } | Event::Prompt { .. } => {}
             Event::Token(token) => {
-                let delta = Delta { role: None, content: Some(&token.text) };
-                self.choice(delta, self.logprobs(token), None, out);
+                let pieces = self.answer.push(token, &self.tokenizer);
+                if self.with_logprobs {
+                    self.waiting.extend_from_slice(&token.logprobs);
+                }
+                self.pieces(pieces, out);
             }
             Event::Done { finish_reason, usage } => {
-                self.choice(Delta::default(), None, Some(finish_reason.as_str()), out);
-                if self.include_usage {
-                    self.chunk(Vec::new(), Some((*usage).into()), out);
+                let pieces = self.answer.finish();
+                self.pieces(pieces, out);
+                let logprobs = self.take_logprobs();
+                self.choice(Delta::default(), logprobs, Some(self.answer.finish_reason(*finish_reason)), out);
+                let reasoning_tokens = self.answer.reasoning_tokens();
+                let mut sum = usage_sum::lock(&self.sum);
+                sum.add(*usage, reasoning_tokens, self.index == 0);
+                if sum.is_complete() {
+                    if self.include_usage {
+                        self.chunk(Vec::new(), Some(sum.object()), out);
+                    }
+                    out.raw_data("[DONE]");
                 }
-                out.raw_data("[DONE]");
             }
             Event::Error(info) => out.data(&ErrorEnvelope { error: &ErrorBody::from(info) }),
         }
@@ -70,7 +93,7 @@ impl ChatChunks {
         finish_reason: Option<&'static str>,
         out: &mut SseWriter,
     ) {
-        self.chunk(vec![ChunkChoice { index: 0, delta, logprobs, finish_reason }], None, out);
+        self.chunk(vec![ChunkChoice { index: self.index, delta, logprobs, finish_reason }], None, out);
     }
 
     fn chunk(&self, choices: Vec<ChunkChoice<'_>>, usage: Option<UsageObject>, out: &mut SseWriter) {
@@ -84,7 +107,31 @@ impl ChatChunks {
         });
     }
 
-    fn logprobs(&self, token: &TokenEvent) -> Option<Logprobs> {
-        self.with_logprobs.then(|| Logprobs::new(&token.logprobs, &self.tokenizer))
+    fn pieces(&mut self, pieces: Vec<Piece>, out: &mut SseWriter) {
+        for piece in pieces {
+            let logprobs = self.take_logprobs();
+            let delta = match &piece {
+                Piece::Content(text) => Delta { content: Some(text), ..Delta::default() },
+                Piece::Reasoning(text) => Delta { reasoning_content: Some(text), ..Delta::default() },
+                Piece::CallBegin { name } => {
+                    let id = call_id(self.stream, self.answer.begin_call());
+                    self.call(Some(id), FunctionDelta { name: Some(name), arguments: "" })
+                }
+                Piece::CallArguments(text) => self.call(None, FunctionDelta { name: None, arguments: text }),
+            };
+            self.choice(delta, logprobs, None, out);
+        }
+    }
+
+    /// A delta of the call that began last.
+    fn call<'a>(&self, id: Option<String>, function: FunctionDelta<'a>) -> Delta<'a> {
+        let kind = id.is_some().then_some("function");
+        let call = CallDelta { index: self.answer.call_index(), id, kind, function };
+        Delta { tool_calls: Some([call]), ..Delta::default() }
+    }
+
+    fn take_logprobs(&mut self) -> Option<Logprobs> {
+        let waiting = std::mem::take(&mut self.waiting);
+        (!waiting.is_empty()).then(|| Logprobs::new(&waiting, &self.tokenizer))
     }
 }

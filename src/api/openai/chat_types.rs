@@ -1,8 +1,12 @@
 //! Chat Completions' JSON, private to this dialect.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::api::fields::MessageFields;
+use crate::api::tool_fields::ToolFields;
 use crate::protocol::{TokenId, TokenLogprob, Usage};
 use crate::text::Tokenizer;
 
@@ -16,6 +20,11 @@ pub(super) struct ChatRequest {
     pub(super) messages: Option<Vec<MessageFields>>,
     pub(super) stream: Option<bool>,
     pub(super) stream_options: Option<StreamOptions>,
+    pub(super) tools: Option<Vec<ToolFields>>,
+    pub(super) tool_choice: Option<Value>,
+    pub(super) parallel_tool_calls: Option<bool>,
+    /// Variables of the template, as vLLM names them.
+    pub(super) chat_template_kwargs: Option<BTreeMap<String, Value>>,
     /// vLLM's: a lower one goes first.
     pub(super) priority: Option<i32>,
 }
@@ -52,6 +61,28 @@ pub(super) struct Delta<'a> {
     pub(super) role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reasoning_content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tool_calls: Option<[CallDelta<'a>; 1]>,
+}
+
+/// A call's beginning, or more of its arguments.
+#[derive(Debug, Serialize)]
+pub(super) struct CallDelta<'a> {
+    pub(super) index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) id: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub(super) kind: Option<&'static str>,
+    pub(super) function: FunctionDelta<'a>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct FunctionDelta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) name: Option<&'a str>,
+    pub(super) arguments: &'a str,
 }
 
 /// The answer to a call without `stream`.
@@ -61,7 +92,7 @@ pub(super) struct Completion<'a> {
     pub(super) object: &'static str,
     pub(super) created: u64,
     pub(super) model: &'a str,
-    pub(super) choices: [Choice; 1],
+    pub(super) choices: Vec<Choice>,
     pub(super) usage: UsageObject,
 }
 
@@ -76,8 +107,27 @@ pub(super) struct Choice {
 #[derive(Debug, Serialize)]
 pub(super) struct Message {
     pub(super) role: &'static str,
-    pub(super) content: String,
+    /// `null` if there are only calls.
+    pub(super) content: Option<String>,
     pub(super) refusal: Option<()>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) tool_calls: Vec<Call>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Call {
+    pub(super) id: String,
+    #[serde(rename = "type")]
+    pub(super) kind: &'static str,
+    pub(super) function: CalledFunction,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct CalledFunction {
+    pub(super) name: String,
+    pub(super) arguments: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -137,14 +187,14 @@ struct CompletionTokens {
     reasoning_tokens: usize,
 }
 
-impl From<Usage> for UsageObject {
-    fn from(u: Usage) -> Self {
+impl UsageObject {
+    pub(super) fn new(u: Usage, reasoning_tokens: usize) -> Self {
         Self {
             prompt_tokens: u.prompt_tokens,
             completion_tokens: u.completion_tokens,
             total_tokens: u.prompt_tokens + u.completion_tokens,
             prompt_tokens_details: PromptTokens { cached_tokens: u.cached_tokens },
-            completion_tokens_details: CompletionTokens { reasoning_tokens: 0 },
+            completion_tokens_details: CompletionTokens { reasoning_tokens },
         }
     }
 }

@@ -2,9 +2,11 @@
 //! `[DONE]` after the last. Each choice is a stream of its own with a [`CompletionChunks`] of its own; what they have
 //! in common is in [`Shared`].
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use super::chat_types::UsageObject;
 use super::completion_types::{TextChoice, TextCompletion, TextLogprobs};
+use super::usage_sum::{self, SharedSum};
 use crate::api::event_body::Dialect;
 use crate::api::fold;
 use crate::api::problem::{ErrorBody, ErrorEnvelope};
@@ -25,27 +27,7 @@ pub(super) struct Shared {
     pub(super) include_usage: bool,
     pub(super) with_logprobs: bool,
     pub(super) tokenizer: Arc<Tokenizer>,
-    pub(super) end: Mutex<UsageSum>,
-}
-
-/// Usage of an answer with several choices: a prompt counts once, however many choices go on from it.
-#[derive(Debug, Default)]
-pub(super) struct UsageSum {
-    /// Choices that have not ended.
-    pub(super) num_left: usize,
-    pub(super) usage: Usage,
-}
-
-impl UsageSum {
-    /// Adds what one choice cost.
-    pub(super) fn add(&mut self, usage: Usage, is_first_of_prompt: bool) {
-        self.num_left = self.num_left.saturating_sub(1);
-        if is_first_of_prompt {
-            self.usage.prompt_tokens += usage.prompt_tokens;
-            self.usage.cached_tokens += usage.cached_tokens;
-        }
-        self.usage.completion_tokens += usage.completion_tokens;
-    }
+    pub(super) sum: SharedSum,
 }
 
 /// The prompt as it is given back before the text.
@@ -132,9 +114,9 @@ impl CompletionChunks {
         self.chunk(vec![TextChoice { text: text.into(), index: self.index, logprobs, finish_reason }], None, out);
     }
 
-    fn chunk(&self, choices: Vec<TextChoice<'_>>, usage: Option<Usage>, out: &mut SseWriter) {
+    fn chunk(&self, choices: Vec<TextChoice<'_>>, usage: Option<UsageObject>, out: &mut SseWriter) {
         let Shared { id, created, model, include_usage, .. } = &*self.shared;
-        let usage = include_usage.then(|| usage.map(Into::into));
+        let usage = include_usage.then_some(usage);
         out.data(&TextCompletion { id, object: "text_completion", created: *created, model, choices, usage });
     }
 
@@ -142,11 +124,11 @@ impl CompletionChunks {
         if self.is_silent {
             usage.completion_tokens = 0;
         }
-        let mut end = self.shared.end.lock().unwrap_or_else(PoisonError::into_inner);
-        end.add(usage, self.is_first_of_prompt);
-        if end.num_left == 0 {
+        let mut sum = usage_sum::lock(&self.shared.sum);
+        sum.add(usage, 0, self.is_first_of_prompt);
+        if sum.is_complete() {
             if self.shared.include_usage {
-                self.chunk(Vec::new(), Some(end.usage), out);
+                self.chunk(Vec::new(), Some(sum.object()), out);
             }
             out.raw_data("[DONE]");
         }

@@ -11,9 +11,10 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use futures_util::future::join_all;
 
-use super::completion_chunks::{CompletionChunks, Echo, Shared, UsageSum};
+use super::completion_chunks::{CompletionChunks, Echo, Shared};
 use super::completion_types::{CompletionRequest, TextChoice, TextCompletion, TextLogprobs};
 use super::head::early_error;
+use super::usage_sum::UsageSum;
 use crate::api::auth::Caller;
 use crate::api::fold::Folded;
 use crate::api::problem::Problem;
@@ -190,7 +191,7 @@ fn chunks(app: &App, all: Vec<Running>, wanted: &Wanted, include_usage: bool) ->
         include_usage,
         with_logprobs: wanted.with_logprobs,
         tokenizer: app.service.tokenizer().clone(),
-        end: Mutex::new(UsageSum { num_left: all.len(), ..UsageSum::default() }),
+        sum: Arc::new(Mutex::new(UsageSum::of(all.len()))),
     });
     let parts = all.into_iter().enumerate().map(|(index, running)| {
         let dialect = CompletionChunks {
@@ -218,7 +219,7 @@ async fn whole(app: &App, all: Vec<Running>, wanted: &Wanted) -> Result<Response
     let folding = all.into_iter().map(async |r| (r.prompt, r.echo, fold::to_end(r.reader).await));
     for (index, (prompt, echo, folded)) in join_all(folding).await.into_iter().enumerate() {
         let (text, usage) = text(prompt, echo, folded, wanted, app.service.tokenizer())?;
-        sum.add(usage, index % wanted.best_of == 0);
+        sum.add(usage, 0, index % wanted.best_of == 0);
         texts.push(text);
     }
     let choices = best(texts, wanted.num_choices).into_iter().enumerate().map(|(index, text)| TextChoice {
@@ -233,7 +234,7 @@ async fn whole(app: &App, all: Vec<Running>, wanted: &Wanted) -> Result<Response
         created,
         model: app.service.model_name(),
         choices: choices.collect(),
-        usage: Some(Some(sum.usage.into())),
+        usage: Some(Some(sum.object())),
     };
     let response = Json(&completion).into_response();
     Ok(match stream_id {

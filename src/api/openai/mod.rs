@@ -1,6 +1,7 @@
 //! OpenAI's wires: Chat Completions, the older Completions, and the list of models.
 
 mod chat;
+mod chat_answer;
 mod chat_chunks;
 mod chat_types;
 mod completion_chunks;
@@ -8,6 +9,7 @@ mod completion_types;
 mod completions;
 mod head;
 mod models;
+mod usage_sum;
 
 pub use chat::{cancel, create};
 pub use completions::create as create_text;

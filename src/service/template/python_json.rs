@@ -49,6 +49,14 @@ pub(super) fn tojson(
     Ok(json)
 }
 
+/// `json.dumps(value, ensure_ascii=False)`.
+///
+/// # Errors
+/// If it is longer than any prompt.
+pub(super) fn dumps(value: &impl Serialize) -> Result<String, Error> {
+    to_string(value, PythonStyle::new(None))
+}
+
 fn rule(message: String) -> Error {
     Error::new(ErrorKind::InvalidOperation, message)
 }

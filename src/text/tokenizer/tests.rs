@@ -249,3 +249,18 @@ fn the_stubs_vocabulary_is_bytes() {
     let ids = tokenizer.encode("é!", true).expect("bytes always encode");
     assert_eq!((&ids[..], tokenizer.decode(&ids)), (&[0xC3, 0xA9, 33][..], "é!".to_owned()));
 }
+
+#[test]
+fn markers_that_are_control_tokens_have_text_in_the_output_only() {
+    let mut vocab = bpe();
+    vocab.tokens.extend(["[TOOL_CALLS]", "<think>"].map(str::to_owned));
+    vocab.kinds.extend([Control, UserDefined]);
+    let tokenizer = Tokenizer::from_vocab(vocab).expect("builds");
+    assert_eq!((tokenizer.token_bytes(13), tokenizer.output_bytes(13)), (&b""[..], &b"[TOOL_CALLS]"[..]));
+    assert_eq!(tokenizer.output_bytes(14), b"<think>");
+    assert!(tokenizer.output_bytes(6).is_empty(), "an end has no text");
+    assert_eq!((tokenizer.marker_token("[TOOL_CALLS]"), tokenizer.marker_token("<think>")), (Some(13), None));
+    let mark = Tokenizer::mark_for(&["[TOOL_CALLS]"].into_iter()).expect("a mark");
+    let shielded = tokenizer.shield("[TOOL_CALLS]", mark);
+    assert!(!tokenizer.encode_shielded(&shielded, mark).is_ok_and(|ids| ids.contains(&13)), "a user's stays text");
+}

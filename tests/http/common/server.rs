@@ -36,6 +36,7 @@ pub struct Setup {
     pub service: ServiceConfig,
     pub spec: ModelSpec,
     pub with_template: bool,
+    pub template: &'static str,
 }
 
 impl Default for Setup {
@@ -47,6 +48,7 @@ impl Default for Setup {
             service: ServiceConfig { model_name: "stub".to_owned(), ..ServiceConfig::default() },
             spec: ModelSpec { vocab_size: 257, max_model_len: 256, num_blocks: 64, attention_span: usize::MAX },
             with_template: true,
+            template: TEMPLATE,
         }
     }
 }
@@ -90,7 +92,7 @@ impl<B: Backend + 'static> TestServer<B> {
 }
 
 fn service(setup: &Setup, backend: Arc<dyn Backend>, metrics: Arc<Metrics>) -> Arc<Service> {
-    let template = setup.with_template.then(|| ChatTemplate::new(TEMPLATE, "", "").unwrap());
+    let template = setup.with_template.then(|| ChatTemplate::new(setup.template, "", "").unwrap());
     let (tokenizer, table) = (Arc::new(Tokenizer::byte_level()), Arc::new(StreamTable::new(setup.table)));
     let (config, spec) = (setup.service.clone(), setup.spec.clone());
     Arc::new(Service::new(config, tokenizer, template, spec, backend, table, metrics))

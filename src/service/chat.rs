@@ -1,0 +1,224 @@
+//! A chat to the tokens of its prompt: tools and messages through the model's template, and from both the form of the
+//! answer. What users wrote stays text on the way, in messages, calls, descriptions and schemas alike.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use super::template::{ChatTemplate, json_for_prompt};
+use super::tool_grammar::{self, ToolGrammar};
+use crate::error::{Error, Result};
+use crate::protocol::{ChatMessage, GenerateRequest, Prompt, TokenId, Tool, ToolChoice};
+use crate::text::{AnswerFormat, CallFormat, CallSyntax, ReasoningFormat, Tokenizer};
+
+/// The only length of a call's id that Mistral's templates let pass.
+const MISTRAL_ID_LEN: usize = 9;
+
+/// Tokens of the prompt, and how the answer is to be read. Messages, tools and variables are taken out of the request;
+/// where a call must come, its constraint is set.
+///
+/// # Errors
+/// [`crate::error::ErrorKind::InvalidRequest`] if the template rejects the messages, and as the template's rendering.
+pub(super) fn encode(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    request: &mut GenerateRequest,
+) -> Result<(Vec<TokenId>, AnswerFormat)> {
+    let mut messages = match &mut request.prompt {
+        Prompt::Chat(messages) => std::mem::take(messages),
+        Prompt::Text(_) | Prompt::Tokens(_) => Vec::new(),
+    };
+    let mut tools = std::mem::take(&mut request.tools);
+    let mut kwargs = std::mem::take(&mut request.template_kwargs);
+    if request.tool_choice == ToolChoice::None {
+        tools.clear();
+    }
+    let calls = call_format(&tools, template, request);
+    let forced = forced_calls(&tools, template, request, tokenizer);
+
+    let mark = shield(tokenizer, &mut messages, &mut tools, &mut kwargs)?;
+    for message in messages.iter_mut().filter(|m| m.role == "developer") {
+        // OpenAI's newer word for the same thing, which no template in the field knows.
+        "system".clone_into(&mut message.role);
+    }
+    if template.call_syntax() == CallSyntax::Mistral {
+        messages.iter_mut().for_each(shorten_ids);
+    }
+    if !template.knows_tools() {
+        messages = in_plain_turns(messages, &tools)?;
+    } else if !tools.is_empty() {
+        let tools = serde_json::to_value(&tools).map_err(|e| Error::internal(e.to_string()))?;
+        kwargs.insert("tools".to_owned(), tools);
+    }
+    let prompt = template.render_with(&messages, true, &kwargs).map_err(|e| e.with_param("messages"))?;
+    let reasoning = template.reasoning_syntax().map(|syntax| {
+        // Templates of models that always think open the section for them.
+        let is_open = prompt.trim_end().ends_with(syntax.opening());
+        ReasoningFormat { syntax, is_open }
+    });
+    if let Some(calls) = forced {
+        request.constraint = Some(tool_grammar::constraint(&calls, reasoning, tokenizer));
+    }
+    Ok((tokenizer.encode_shielded(&prompt, mark)?, AnswerFormat { calls, reasoning }))
+}
+
+fn call_format(tools: &[Tool], template: &ChatTemplate, request: &GenerateRequest) -> Option<CallFormat> {
+    let names: Vec<String> = tools.iter().map(|tool| tool.function.name.clone()).collect();
+    (!names.is_empty()).then(|| CallFormat {
+        syntax: template.call_syntax(),
+        names,
+        is_parallel: request.parallel_tool_calls,
+    })
+}
+
+/// The grammar's rules, if a call must come.
+fn forced_calls(
+    tools: &[Tool],
+    template: &ChatTemplate,
+    request: &GenerateRequest,
+    tokenizer: &Tokenizer,
+) -> Option<String> {
+    let named;
+    let (tools, is_parallel) = match &request.tool_choice {
+        ToolChoice::Auto | ToolChoice::None => return None,
+        ToolChoice::Required => (tools, request.parallel_tool_calls),
+        ToolChoice::Named(name) => {
+            named = tools.iter().filter(|tool| tool.function.name == *name).cloned().collect::<Vec<_>>();
+            (named.as_slice(), false)
+        }
+    };
+    let grammar = ToolGrammar { tools, syntax: template.call_syntax(), is_parallel, tokenizer };
+    Some(grammar.calls())
+}
+
+/// Marks the spellings of control tokens in everything that came with the request; returns the mark.
+fn shield(
+    tokenizer: &Tokenizer,
+    messages: &mut [ChatMessage],
+    tools: &mut [Tool],
+    kwargs: &mut BTreeMap<String, Value>,
+) -> Result<char> {
+    // All texts as one: marks are sought in it once, and changed texts are written back by a second walk.
+    let mut all = String::new();
+    each_text(messages, tools, kwargs, &mut |text| {
+        all.push_str(text);
+        None
+    });
+    let mark = Tokenizer::mark_for(&std::iter::once(all.as_str()));
+    let mark = mark.ok_or_else(|| Error::invalid("messages", "`messages` hold every Unicode noncharacter"))?;
+    each_text(messages, tools, kwargs, &mut |text| Some(tokenizer.shield(text, mark)));
+    Ok(mark)
+}
+
+/// What becomes of a text: `None` leaves it.
+type Change<'a> = dyn FnMut(&str) -> Option<String> + 'a;
+
+fn each_text(
+    messages: &mut [ChatMessage],
+    tools: &mut [Tool],
+    kwargs: &mut BTreeMap<String, Value>,
+    change: &mut Change<'_>,
+) {
+    fn apply(text: &mut String, change: &mut Change<'_>) {
+        if let Some(changed) = change(text) {
+            *text = changed;
+        }
+    }
+    for message in messages {
+        apply(&mut message.content, change);
+        for text in [&mut message.reasoning_content, &mut message.tool_call_id, &mut message.name] {
+            text.iter_mut().for_each(|text| apply(text, change));
+        }
+        for call in &mut message.tool_calls {
+            apply(&mut call.id, change);
+            apply(&mut call.function.name, change);
+            each_text_of(&mut call.function.arguments, change);
+        }
+    }
+    for tool in tools {
+        apply(&mut tool.function.name, change);
+        tool.function.description.iter_mut().for_each(|text| apply(text, change));
+        each_text_of(&mut tool.function.parameters, change);
+    }
+    kwargs.values_mut().for_each(|value| each_text_of(value, change));
+}
+
+fn each_text_of(value: &mut Value, change: &mut Change<'_>) {
+    match value {
+        Value::String(text) => {
+            if let Some(changed) = change(text) {
+                *text = changed;
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| each_text_of(item, change)),
+        Value::Object(fields) => {
+            let changed = std::mem::take(fields).into_iter().map(|(key, mut value)| {
+                each_text_of(&mut value, change);
+                (change(&key).unwrap_or(key), value)
+            });
+            *fields = changed.collect::<Map<_, _>>();
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// The last letters and digits of each id: ours differ in them.
+fn shorten_ids(message: &mut ChatMessage) {
+    let shorten = |id: &mut String| {
+        let plain: Vec<char> = id.chars().filter(char::is_ascii_alphanumeric).collect();
+        let skipped = plain.len().saturating_sub(MISTRAL_ID_LEN);
+        *id = format!("{:0>MISTRAL_ID_LEN$}", plain[skipped..].iter().collect::<String>());
+    };
+    message.tool_calls.iter_mut().for_each(|call| shorten(&mut call.id));
+    message.tool_call_id.iter_mut().for_each(shorten);
+}
+
+/// For a template that knows no tools: the tools in front of the system prompt, calls and answers within the turns, in
+/// the form that most models of the field have seen.
+fn in_plain_turns(messages: Vec<ChatMessage>, tools: &[Tool]) -> Result<Vec<ChatMessage>> {
+    let mut turns: Vec<ChatMessage> = Vec::new();
+    for mut message in messages {
+        for call in std::mem::take(&mut message.tool_calls) {
+            let json = json_for_prompt(&json!({"name": call.function.name, "arguments": call.function.arguments}))?;
+            let gap = if message.content.is_empty() { "" } else { "\n" };
+            message.content.push_str(&format!("{gap}<tool_call>\n{json}\n</tool_call>"));
+        }
+        if message.role != "tool" {
+            turns.push(message);
+            continue;
+        }
+        let text = format!("<tool_response>\n{}\n</tool_response>", message.content);
+        match turns.last_mut() {
+            // Answers to calls of one turn come in one.
+            Some(last) if last.role == "user" && last.content.ends_with("</tool_response>") => {
+                last.content.push('\n');
+                last.content.push_str(&text);
+            }
+            _ => turns.push(ChatMessage::new("user", text)),
+        }
+    }
+    if !tools.is_empty() {
+        let section = tools_section(tools)?;
+        match turns.first_mut() {
+            Some(first) if first.role == "system" => first.content = format!("{section}\n\n{}", first.content),
+            _ => turns.insert(0, ChatMessage::new("system", section)),
+        }
+    }
+    Ok(turns)
+}
+
+fn tools_section(tools: &[Tool]) -> Result<String> {
+    let mut section = "You can call these functions, each described by one line of JSON:\n<tools>\n".to_owned();
+    for tool in tools {
+        section.push_str(&json_for_prompt(tool)?);
+        section.push('\n');
+    }
+    section.push_str(
+        "</tools>\n\nTo call one, answer with its name and its arguments as JSON between these tags:\n<tool_call>\n\
+         {\"name\": \"function name\", \"arguments\": {\"argument\": \"value\"}}\n</tool_call>",
+    );
+    Ok(section)
+}
+
+#[cfg(test)]
+mod tests;

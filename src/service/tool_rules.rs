@@ -1,0 +1,122 @@
+//! The rules of tools, as OpenAI has them: what may be called, what must be, and that every call has its answer.
+
+use super::validate::rule;
+use crate::error::{Error, Result};
+use crate::protocol::{ChatMessage, Constraint, GenerateRequest, ToolChoice};
+
+/// Longest name of a function.
+const NAME_BYTES_MAX: usize = 64;
+/// Variables of a template that are not a client's to set.
+const RESERVED_KWARGS: &[&str] = &["messages", "tools", "add_generation_prompt", "bos_token", "eos_token"];
+
+/// Checks the tools, the choice among them, and the template's variables.
+///
+/// # Errors
+/// [`crate::error::ErrorKind::InvalidRequest`] with the parameter at fault.
+pub(super) fn tools(request: &GenerateRequest, tools_max: usize) -> Result<()> {
+    let tools = &request.tools;
+    if tools.len() > tools_max {
+        return Err(rule("tools", format!("must have at most {tools_max} tools"), tools.len()));
+    }
+    for (i, tool) in tools.iter().enumerate() {
+        let name = &tool.function.name;
+        let param = format!("tools[{i}].function.name");
+        if !is_name(name) {
+            let message = format!("must have 1 to {NAME_BYTES_MAX} of a-z, A-Z, 0-9, _ and -");
+            return Err(rule(&param, message, format!("{name:?}")));
+        }
+        if tools[..i].iter().any(|earlier| earlier.function.name == *name) {
+            return Err(rule(&param, "must be the only tool of this name", format!("{name:?} again")));
+        }
+        if !tool.function.parameters.is_object() {
+            let param = format!("tools[{i}].function.parameters");
+            return Err(rule(&param, "must be a JSON schema", &tool.function.parameters));
+        }
+    }
+    match &request.tool_choice {
+        ToolChoice::Auto | ToolChoice::None => {}
+        ToolChoice::Named(name) if !tools.iter().any(|tool| tool.function.name == *name) => {
+            return Err(rule("tool_choice", "must name one of `tools`", format!("{name:?}")));
+        }
+        ToolChoice::Required if tools.is_empty() => {
+            return Err(Error::invalid("tool_choice", "`tool_choice` must come with `tools`, got none"));
+        }
+        // A call leaves no text that a JSON format would be about; other constraints are about every text.
+        ToolChoice::Required | ToolChoice::Named(_) => match &request.constraint {
+            None | Some(Constraint::JsonObject | Constraint::JsonSchema(_)) => {}
+            Some(_) => {
+                let message = "`tool_choice` must leave the choice to the model beside another grammar, got a call that \
+                               must come";
+                return Err(Error::invalid("tool_choice", message));
+            }
+        },
+    }
+    match request.template_kwargs.keys().find(|key| RESERVED_KWARGS.contains(&key.as_str())) {
+        Some(key) => Err(Error::invalid(
+            format!("chat_template_kwargs.{key}"),
+            format!("`chat_template_kwargs` must leave {} to the server, got {key:?}", RESERVED_KWARGS.join(", ")),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Checks that every message of a tool answers a call right before it, and every call is answered.
+///
+/// # Errors
+/// [`crate::error::ErrorKind::InvalidRequest`] with the message at fault.
+pub(super) fn answers(messages: &[ChatMessage]) -> Result<()> {
+    let mut open: Vec<&str> = Vec::new();
+    let mut calls_at = 0;
+    for (i, message) in messages.iter().enumerate() {
+        if message.role == "tool" {
+            let id = message.tool_call_id.as_deref().unwrap_or_default();
+            let Some(at) = open.iter().position(|call| *call == id) else {
+                let param = format!("messages[{i}].tool_call_id");
+                let message = "must be the id of a call in the assistant's message before";
+                return Err(rule(&param, message, format!("{id:?}")));
+            };
+            open.swap_remove(at);
+            continue;
+        }
+        unanswered(&open, calls_at)?;
+        open = message.tool_calls.iter().map(|call| call.id.as_str()).collect();
+        calls_at = i;
+    }
+    unanswered(&open, calls_at)
+}
+
+fn unanswered(open: &[&str], calls_at: usize) -> Result<()> {
+    let Some(id) = open.first() else { return Ok(()) };
+    let param = format!("messages[{calls_at}].tool_calls");
+    let message = format!("`{param}` must be followed by a `tool` message for each call, got none for {id:?}");
+    Err(Error::invalid(param, message))
+}
+
+fn is_name(name: &str) -> bool {
+    let is_part = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_part)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::protocol::{Function, Owner, Prompt, Tool};
+
+    #[test]
+    fn a_call_that_must_come_leaves_room_for_no_grammar_but_of_json() {
+        let function =
+            Function { name: "f".to_owned(), description: None, parameters: serde_json::json!({}), strict: false };
+        let asking = |constraint| GenerateRequest {
+            tools: vec![Tool { kind: "function", function: function.clone() }],
+            tool_choice: ToolChoice::Required,
+            constraint: Some(constraint),
+            ..GenerateRequest::new(Arc::new(Owner::anonymous()), Prompt::Chat(Vec::new()))
+        };
+        assert_eq!(tools(&asking(Constraint::JsonObject), 1), Ok(()));
+        let error = tools(&asking(Constraint::Regex("a+".to_owned())), 1).expect_err("both cannot be kept");
+        assert_eq!(error.param(), Some("tool_choice"));
+        assert!(error.message().contains("beside another grammar"), "{error}");
+    }
+}
