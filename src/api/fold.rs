@@ -11,6 +11,8 @@ pub struct Folded {
     pub token: TokenEvent,
     /// The terminal event.
     pub end: Result<(FinishReason, Usage), ErrorInfo>,
+    /// The stop string that ended it, if one did.
+    pub stop: Option<String>,
 }
 
 /// Reads to the end. Dropping the future leaves the stream.
@@ -24,11 +26,13 @@ pub async fn to_end(mut reader: StreamReader) -> Folded {
                 token.tokens.extend(piece.tokens);
                 token.logprobs.extend(piece.logprobs);
             }
-            Event::Done { finish_reason, usage } => return Folded { token, end: Ok((finish_reason, usage)) },
-            Event::Error(info) => return Folded { token, end: Err(info) },
+            Event::Done { finish_reason, usage, stop } => {
+                return Folded { token, end: Ok((finish_reason, usage)), stop };
+            }
+            Event::Error(info) => return Folded { token, end: Err(info), stop: None },
         }
     }
     // The log asserts that a terminal event comes; a reader that missed it is a bug here, told as one.
     let message = "the stream had no end".to_owned();
-    Folded { token, end: Err(ErrorInfo { kind: ErrorKind::Internal, message, usage: Usage::default() }) }
+    Folded { token, end: Err(ErrorInfo { kind: ErrorKind::Internal, message, usage: Usage::default() }), stop: None }
 }

@@ -4,6 +4,7 @@
 //! A request: `server` (connection) -> `layers` (request id, panics), `host`, CORS, `auth` (whose it is) -> a route -> `body`, `fields` (JSON with
 //! the path of what is wrong) -> `Service::start` -> `event_body` with a `Dialect`, or `fold` -> `sse` bytes.
 
+mod anthropic;
 mod auth;
 mod body;
 mod disconnect;
@@ -135,6 +136,8 @@ pub fn router(service: Arc<Service>, config: ApiConfig, address: SocketAddr) -> 
         .route("/v1/models/{*name}", get(openai::get_model))
         .route("/v1/chat/completions", post(openai::create))
         .route("/v1/chat/completions/{id}/cancel", post(openai::cancel))
+        .route("/v1/messages", post(anthropic::create))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/v1/events", get(feed::follow))
         .route("/v1/streams", get(native::list).post(native::create))
         .route("/v1/streams/{id}", get(native::follow).delete(native::cancel))
@@ -145,7 +148,8 @@ pub fn router(service: Arc<Service>, config: ApiConfig, address: SocketAddr) -> 
     if let Some(cors) = cors {
         router = router.layer(cors);
     }
-    Ok(router.layer(from_fn_with_state(hosts, host::check)).layer(from_fn(layers::guard)))
+    let router = router.layer(from_fn_with_state(hosts, host::check)).layer(from_fn(layers::guard));
+    Ok(router.layer(from_fn(anthropic::reshape)))
 }
 
 /// The routes of a server whose model is not there yet. Each answer closes its connection, so that none outlives them.
@@ -161,7 +165,7 @@ fn loading_router(config: &ApiConfig, address: SocketAddr) -> Result<Router> {
         router = router.layer(cors);
     }
     let router = router.layer(from_fn_with_state(hosts, host::check)).layer(from_fn(layers::guard));
-    Ok(router.layer(map_response(close)))
+    Ok(router.layer(from_fn(anthropic::reshape)).layer(map_response(close)))
 }
 
 async fn no_route(method: Method, uri: Uri) -> Problem {

@@ -58,6 +58,11 @@ impl Output {
         self.num_tokens
     }
 
+    /// The stop string that ended the text, if one did.
+    pub fn stop_string(&self) -> Option<&str> {
+        self.stop_strings.completed()
+    }
+
     /// Tokens that may not come next: before `min_tokens`, those that would end the text.
     pub fn banned(&self) -> &[TokenId] {
         if self.num_tokens < self.stop.min_tokens { &self.banned } else { &[] }

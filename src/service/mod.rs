@@ -7,6 +7,7 @@ mod local;
 mod quota;
 mod restore;
 mod template;
+mod tokens;
 mod validate;
 
 use std::sync::Arc;

@@ -295,7 +295,7 @@ mod tests {
         drop(failing);
         let starting = quotas.begin(&owner).expect("the failed one is gone");
         refused(quotas.begin(&owner));
-        log.append(Event::Done { finish_reason: FinishReason::Stop, usage: Usage::default() });
+        log.append(Event::Done { finish_reason: FinishReason::Stop, usage: Usage::default(), stop: None });
         quotas.begin(&owner).expect("the log has ended");
         drop(starting);
     }

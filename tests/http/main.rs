@@ -13,6 +13,7 @@ mod feed;
 mod headers;
 mod health;
 mod limits;
+mod messages;
 mod native;
 mod owners;
 mod resume;

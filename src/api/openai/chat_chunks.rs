@@ -38,7 +38,7 @@ impl Dialect for ChatChunks {
                 let delta = Delta { role: None, content: Some(&token.text) };
                 self.choice(delta, self.logprobs(token), None, out);
             }
-            Event::Done { finish_reason, usage } => {
+            Event::Done { finish_reason, usage, .. } => {
                 self.choice(Delta::default(), None, Some(finish_reason.as_str()), out);
                 if self.include_usage {
                     self.chunk(Vec::new(), Some((*usage).into()), out);
