@@ -18,7 +18,7 @@ use crate::api::auth::Caller;
 use crate::api::problem::Problem;
 use crate::api::{App, body, disconnect, event_body, fields, fold, queue_timeout, with_stream_id};
 use crate::error::{Error, ErrorKind};
-use crate::protocol::{ErrorInfo, Event, GenerateRequest, OnDisconnect, Prompt};
+use crate::protocol::{ErrorInfo, Event, GenerateRequest, OnDisconnect, Prompt, Usage};
 use crate::service::Started;
 use crate::stream::StreamReader;
 
@@ -45,7 +45,9 @@ pub async fn create(
         let message = "`stream_options` must come with `stream: true`, got it without";
         return Err(Error::invalid("stream_options", message).into());
     }
-    let include_usage = chat.stream_options.and_then(|o| o.include_usage).unwrap_or(false);
+    let options = chat.stream_options.unwrap_or_default();
+    let include_usage = options.include_usage.unwrap_or(false);
+    let is_continuous = include_usage && options.continuous_usage_stats.unwrap_or(false);
     let messages = chat.messages.ok_or_else(|| Error::invalid("messages", "`messages` must be given"))?;
     let with_logprobs = sampling.top_logprobs.is_some();
     let generate = GenerateRequest {
@@ -64,7 +66,19 @@ pub async fn create(
         if let Some(info) = early_error(started.log.reader(0), app.config.head_wait).await {
             return Err(Problem::from(&info));
         }
-        Ok(chunks(&app, &started, reader, include_usage, with_logprobs))
+        let prompt_tokens = started.prompt_tokens;
+        let running = is_continuous.then(|| Usage { prompt_tokens, ..Usage::default() });
+        let dialect = ChatChunks {
+            id: completion_id(&started),
+            created: started.log.created_ms() / 1000,
+            model: app.service.model_name().to_owned(),
+            include_usage,
+            running,
+            with_logprobs,
+            tokenizer: app.service.tokenizer().clone(),
+        };
+        let response = event_body::respond(reader, dialect, app.config.heartbeat, &app.service.metrics().readers);
+        Ok(with_stream_id(response, started.log.id()))
     } else {
         whole(&app, &started, with_logprobs).await
     }
@@ -101,19 +115,6 @@ pub async fn early_error(mut reader: StreamReader, patience: Duration) -> Option
     tokio::time::timeout(patience, first).await.unwrap_or(None)
 }
 
-fn chunks(app: &App, started: &Started, reader: StreamReader, include_usage: bool, with_logprobs: bool) -> Response {
-    let dialect = ChatChunks {
-        id: completion_id(started),
-        created: started.log.created_ms() / 1000,
-        model: app.service.model_name().to_owned(),
-        include_usage,
-        with_logprobs,
-        tokenizer: app.service.tokenizer().clone(),
-    };
-    let response = event_body::respond(reader, dialect, app.config.heartbeat, &app.service.metrics().readers);
-    with_stream_id(response, started.log.id())
-}
-
 /// Waits for the end. If the client goes away meanwhile, the server drops this future, and with it the reader.
 async fn whole(app: &App, started: &Started, with_logprobs: bool) -> Result<Response, Problem> {
     let folded = fold::to_end(started.log.reader(0)).await;
@@ -128,6 +129,7 @@ async fn whole(app: &App, started: &Started, with_logprobs: bool) -> Result<Resp
             message: Message { role: "assistant", content: folded.token.text, refusal: None },
             logprobs: with_logprobs.then(|| Logprobs::new(&folded.token.logprobs, app.service.tokenizer())),
             finish_reason: finish_reason.as_str(),
+            stop_reason: folded.stop,
         }],
         usage: usage.into(),
     };

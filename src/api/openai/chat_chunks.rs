@@ -7,7 +7,7 @@ use super::chat_types::{Chunk, ChunkChoice, Delta, Logprobs, UsageObject};
 use crate::api::event_body::Dialect;
 use crate::api::problem::{ErrorBody, ErrorEnvelope};
 use crate::api::sse::SseWriter;
-use crate::protocol::{Event, TokenEvent};
+use crate::protocol::{Event, TokenEvent, Usage};
 use crate::stream::Entry;
 use crate::text::Tokenizer;
 
@@ -21,6 +21,8 @@ pub(super) struct ChatChunks {
     pub(super) created: u64,
     pub(super) model: String,
     pub(super) include_usage: bool,
+    /// What was spent so far, where every chunk is to tell it.
+    pub(super) running: Option<Usage>,
     pub(super) with_logprobs: bool,
     pub(super) tokenizer: Arc<Tokenizer>,
 }
@@ -28,18 +30,33 @@ pub(super) struct ChatChunks {
 impl Dialect for ChatChunks {
     fn open(&mut self, out: &mut SseWriter) {
         let role = Delta { role: Some("assistant"), content: Some("") };
-        self.choice(role, None, None, out);
+        self.choice(role, None, out);
     }
 
     fn event(&mut self, entry: &Entry, out: &mut SseWriter) {
         match &entry.event {
-            Event::Queued { .. } | Event::Started { .. } => {}
-            Event::Token(token) => {
-                let delta = Delta { role: None, content: Some(&token.text) };
-                self.choice(delta, self.logprobs(token), None, out);
+            Event::Queued { .. } => {}
+            Event::Started { prompt_tokens, cached_tokens } => {
+                if let Some(running) = &mut self.running {
+                    (running.prompt_tokens, running.cached_tokens) = (*prompt_tokens, *cached_tokens);
+                }
             }
-            Event::Done { finish_reason, usage, .. } => {
-                self.choice(Delta::default(), None, Some(finish_reason.as_str()), out);
+            Event::Token(token) => {
+                if let Some(running) = &mut self.running {
+                    running.completion_tokens += token.tokens.len();
+                }
+                let delta = Delta { role: None, content: Some(&token.text) };
+                self.choice(delta, self.logprobs(token), out);
+            }
+            Event::Done { finish_reason, usage, stop } => {
+                self.running = self.running.map(|_| *usage);
+                let (delta, finish_reason) = (Delta::default(), Some(finish_reason.as_str()));
+                let stop_reason = stop.as_deref();
+                self.chunk(
+                    vec![ChunkChoice { index: 0, delta, logprobs: None, finish_reason, stop_reason }],
+                    None,
+                    out,
+                );
                 if self.include_usage {
                     self.chunk(Vec::new(), Some((*usage).into()), out);
                 }
@@ -55,14 +72,9 @@ impl Dialect for ChatChunks {
 }
 
 impl ChatChunks {
-    fn choice(
-        &self,
-        delta: Delta<'_>,
-        logprobs: Option<Logprobs>,
-        finish_reason: Option<&'static str>,
-        out: &mut SseWriter,
-    ) {
-        self.chunk(vec![ChunkChoice { index: 0, delta, logprobs, finish_reason }], None, out);
+    fn choice(&self, delta: Delta<'_>, logprobs: Option<Logprobs>, out: &mut SseWriter) {
+        let choice = ChunkChoice { index: 0, delta, logprobs, finish_reason: None, stop_reason: None };
+        self.chunk(vec![choice], None, out);
     }
 
     fn chunk(&self, choices: Vec<ChunkChoice<'_>>, usage: Option<UsageObject>, out: &mut SseWriter) {
@@ -72,7 +84,7 @@ impl ChatChunks {
             created: self.created,
             model: &self.model,
             choices,
-            usage: self.include_usage.then_some(usage),
+            usage: self.include_usage.then(|| usage.or_else(|| self.running.map(Into::into))),
         });
     }
 
