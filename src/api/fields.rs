@@ -75,15 +75,21 @@ struct SamplingFields {
     ignore_eos: Option<bool>,
 }
 
+/// Refuses a body that asks for something unsupported.
+///
+/// # Errors
+/// 400 that names the field, or for a body that is no object.
+pub fn check_supported(json: &[u8]) -> Result<(), Problem> {
+    let Unsupported(found) = body::parse(json)?;
+    found.map_or(Ok(()), |name| Err(Problem::unsupported(&name, "is not supported by this server")))
+}
+
 /// What the shared fields of `json` ask for. Parse these first: this is where a body that is no object is found.
 ///
 /// # Errors
 /// 400 for a wrong type, a rule that only JSON can break, or a field that is not implemented.
 pub fn sampling(json: &[u8]) -> Result<(SamplingParams, StopParams), Problem> {
-    let Unsupported(found) = body::parse(json)?;
-    if let Some(name) = found {
-        return Err(Problem::unsupported(&name, "is not supported by this server"));
-    }
+    check_supported(json)?;
     let f: SamplingFields = body::parse(json)?;
     if f.n.is_some_and(|n| n != 1) {
         return Err(Error::invalid("n", format!("`n` must be 1, got {}", f.n.unwrap_or_default())).into());

@@ -24,6 +24,7 @@ mod queue_timeout;
 mod quota_headers;
 mod server;
 mod sse;
+mod tokens;
 mod trace;
 
 use std::net::SocketAddr;
@@ -138,6 +139,8 @@ pub fn router(service: Arc<Service>, config: ApiConfig, address: SocketAddr) -> 
         .route("/v1/chat/completions/{id}/cancel", post(openai::cancel))
         .route("/v1/messages", post(anthropic::create))
         .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
         .route("/v1/events", get(feed::follow))
         .route("/v1/streams", get(native::list).post(native::create))
         .route("/v1/streams/{id}", get(native::follow).delete(native::cancel))

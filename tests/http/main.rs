@@ -18,3 +18,4 @@ mod native;
 mod owners;
 mod resume;
 mod shutdown;
+mod tokens;

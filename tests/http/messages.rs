@@ -269,9 +269,7 @@ fn field_rules() -> Vec<Rule> {
 
 fn message_rules() -> Vec<Rule> {
     let user = |block: Value| json!({"messages": [{"role": "user", "content": [block]}]});
-    let assistant = |block: Value| {
-        json!({"messages": [{"role": "assistant", "content": [block]}, {"role": "user", "content": "x"}]})
-    };
+    let assistant = |block: Value| json!({"messages": [{"role": "assistant", "content": [block]}, {"role": "user", "content": "x"}]});
     vec![
         (json!({"messages": null}), "`messages` must be given"),
         (json!({"messages": []}), "`messages` must have at least one message, got none"),

@@ -69,10 +69,15 @@ pub async fn reshape(request: Request, next: Next) -> Response {
     response
 }
 
-/// Models are both dialects' route; Anthropic's clients always send their version.
+/// Models are both dialects' route.
 fn is_anthropic(path: &str, headers: &HeaderMap) -> bool {
     let under = |root: &str| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    under("/v1/messages") || (under("/v1/models") && headers.contains_key("anthropic-version"))
+    under("/v1/messages") || (under("/v1/models") && has_version(headers))
+}
+
+/// Whether the caller is a client of Anthropic's: they always send their version.
+pub fn has_version(headers: &HeaderMap) -> bool {
+    headers.contains_key("anthropic-version")
 }
 
 fn error_type(status: StatusCode) -> &'static str {

@@ -177,3 +177,49 @@ impl MessageEvents {
         Frame::MessageStop {}.write(out);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::AnswerFormat;
+
+    #[test]
+    fn thoughts_text_and_calls_are_blocks_of_their_own() {
+        let parser = AnswerParser::new(&AnswerFormat::default());
+        let mut events = MessageEvents::new("msg_1f".to_owned(), "m", 1, parser);
+        let mut out = SseWriter::default();
+        events.start(0, &mut out);
+        out.take();
+        let arguments = |json: &str| Piece::CallArguments(json.to_owned());
+        let pieces = [
+            Piece::Reasoning("a".to_owned()),
+            Piece::Content("b".to_owned()),
+            Piece::Content("c".to_owned()),
+            Piece::CallBegin { name: "f".to_owned() },
+            arguments("{\"x\":"),
+            arguments("1}"),
+            Piece::CallBegin { name: "g".to_owned() },
+        ];
+        pieces.iter().for_each(|piece| events.piece(piece, &mut out));
+        events.finish(FinishReason::Stop, Usage::default(), None, &mut out);
+        let text = String::from_utf8(out.take().to_vec()).expect("UTF-8");
+        let lines: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+        let expect = [
+            r#"{"type":"content_block_start","index":0,"content_block":{"type":"thinking","thinking":"","signature":""}}"#,
+            r#"{"type":"content_block_delta","index":0,"delta":{"type":"thinking_delta","thinking":"a"}}"#,
+            r#"{"type":"content_block_stop","index":0}"#,
+            r#"{"type":"content_block_start","index":1,"content_block":{"type":"text","text":""}}"#,
+            r#"{"type":"content_block_delta","index":1,"delta":{"type":"text_delta","text":"b"}}"#,
+            r#"{"type":"content_block_delta","index":1,"delta":{"type":"text_delta","text":"c"}}"#,
+            r#"{"type":"content_block_stop","index":1}"#,
+            r#"{"type":"content_block_start","index":2,"content_block":{"type":"tool_use","id":"toolu_1f_0","name":"f","input":{}}}"#,
+            r#"{"type":"content_block_delta","index":2,"delta":{"type":"input_json_delta","partial_json":"{\"x\":"}}"#,
+            r#"{"type":"content_block_delta","index":2,"delta":{"type":"input_json_delta","partial_json":"1}"}}"#,
+            r#"{"type":"content_block_stop","index":2}"#,
+            r#"{"type":"content_block_start","index":3,"content_block":{"type":"tool_use","id":"toolu_1f_1","name":"g","input":{}}}"#,
+            r#"{"type":"content_block_stop","index":3}"#,
+        ];
+        assert_eq!(lines[..lines.len() - 2], expect);
+        assert!(lines[lines.len() - 2].contains(r#""stop_reason":"tool_use""#), "{text}");
+    }
+}

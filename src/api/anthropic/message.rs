@@ -92,6 +92,10 @@ pub(super) fn stop_reason(reason: FinishReason, num_calls: usize, stop: Option<&
 pub(super) fn blocks(text: &str, mut parser: AnswerParser, message_id: &str) -> (Vec<Block>, usize) {
     let mut pieces = parser.push(text);
     pieces.extend(parser.finish());
+    fold(pieces, message_id)
+}
+
+fn fold(pieces: Vec<Piece>, message_id: &str) -> (Vec<Block>, usize) {
     let mut blocks = Blocks::default();
     let mut num_calls = 0;
     for piece in pieces {
@@ -145,5 +149,44 @@ impl Blocks {
             let json = if json.trim().is_empty() { "{}" } else { json.as_str() };
             *input = serde_json::from_str(json).unwrap_or_else(|_| Value::String(json.to_owned()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(pieces: &[Piece], expect: &str) {
+        let (blocks, _) = fold(pieces.to_vec(), "msg_1f");
+        assert_eq!(serde_json::to_string(&blocks).expect("blocks serialise"), expect);
+    }
+
+    #[test]
+    fn pieces_of_one_kind_are_one_block() {
+        let call = |name: &str| Piece::CallBegin { name: name.to_owned() };
+        let arguments = |json: &str| Piece::CallArguments(json.to_owned());
+        check(&[], r#"[{"type":"text","text":""}]"#);
+        check(
+            &[Piece::Reasoning("a".to_owned()), Piece::Reasoning("b".to_owned()), Piece::Content("c".to_owned())],
+            r#"[{"type":"thinking","thinking":"ab","signature":""},{"type":"text","text":"c"}]"#,
+        );
+        check(
+            &[call("f"), arguments("{\"x\":"), arguments("1}"), call("g")],
+            concat!(
+                r#"[{"type":"tool_use","id":"toolu_1f_0","name":"f","input":{"x":1}},"#,
+                r#"{"type":"tool_use","id":"toolu_1f_1","name":"g","input":{}}]"#
+            ),
+        );
+        let cut = r#"[{"type":"tool_use","id":"toolu_1f_0","name":"f","input":"{\"x\""}]"#;
+        check(&[call("f"), arguments("{\"x\"")], cut);
+    }
+
+    #[test]
+    fn a_call_goes_before_a_stop_sequence() {
+        assert_eq!(stop_reason(FinishReason::Stop, 0, None), "end_turn");
+        assert_eq!(stop_reason(FinishReason::Stop, 0, Some("x")), "stop_sequence");
+        assert_eq!(stop_reason(FinishReason::Stop, 1, Some("x")), "tool_use");
+        assert_eq!(stop_reason(FinishReason::Length, 1, None), "max_tokens");
     }
 }

@@ -6,7 +6,9 @@ mod envelope;
 mod events;
 mod message;
 mod messages;
+mod models;
 mod request;
 
-pub use envelope::reshape;
+pub use envelope::{has_version, reshape};
 pub use messages::{count_tokens, create};
+pub use models::{model, models};

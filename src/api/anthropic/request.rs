@@ -128,7 +128,9 @@ impl MessagesRequest {
         match self.thinking.as_ref().map(|thinking| thinking.kind.as_deref()) {
             // Whether to think is the model's own choice, which is what `adaptive` says.
             None | Some(Some("disabled" | "adaptive")) => Ok(()),
-            Some(Some("enabled")) => Err(Problem::unsupported("thinking.type", "\"enabled\" is not supported by this server")),
+            Some(Some("enabled")) => {
+                Err(Problem::unsupported("thinking.type", "\"enabled\" is not supported by this server"))
+            }
             Some(kind) => Err(wrong("thinking.type", "must be one of disabled, adaptive, enabled", kind)),
         }
     }
