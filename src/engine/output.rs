@@ -164,6 +164,19 @@ mod tests {
     }
 
     #[test]
+    fn the_stop_string_that_ended_it_is_known() {
+        let tokenizer = Tokenizer::byte_level();
+        let mut output = Output::new(stop_at(&["x", "ll"]), 9, &[256]);
+        for (token, expect) in [(b'h', None), (b'l', None), (b'l', Some("ll"))] {
+            output.push(Sampled { token: token.into(), logprob: None }, &tokenizer);
+            assert_eq!(output.stop_string(), expect);
+        }
+        let mut ended = Output::new(stop_at(&["x"]), 9, &[256]);
+        assert_eq!(ended.push(Sampled { token: 256, logprob: None }, &tokenizer), Some(FinishReason::Stop));
+        assert_eq!(ended.stop_string(), None);
+    }
+
+    #[test]
     fn the_end_is_passed_where_asked() {
         let stop = StopParams { ignore_eos: true, ..StopParams::default() };
         assert_eq!(run(stop, 3, &[104, 256, 105]).0.concat(), "hi");
