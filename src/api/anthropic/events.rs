@@ -50,11 +50,14 @@ enum Frame<'a> {
 }
 
 #[derive(Debug, Serialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(tag = "type")]
 enum Delta<'a> {
-    TextDelta { text: &'a str },
-    ThinkingDelta { thinking: &'a str },
-    InputJsonDelta { partial_json: &'a str },
+    #[serde(rename = "text_delta")]
+    Text { text: &'a str },
+    #[serde(rename = "thinking_delta")]
+    Thinking { thinking: &'a str },
+    #[serde(rename = "input_json_delta")]
+    InputJson { partial_json: &'a str },
 }
 
 #[derive(Debug, Serialize)]
@@ -122,12 +125,12 @@ impl MessageEvents {
             Piece::Content(text) => {
                 let block = || Block::Text { text: String::new() };
                 self.go_on(Kind::Text, block, out);
-                Delta::TextDelta { text }
+                Delta::Text { text }
             }
             Piece::Reasoning(thinking) => {
                 let block = || Block::Thinking { thinking: String::new(), signature: "" };
                 self.go_on(Kind::Thinking, block, out);
-                Delta::ThinkingDelta { thinking }
+                Delta::Thinking { thinking }
             }
             Piece::CallBegin { name } => {
                 let id = call_id(&self.id, self.num_calls);
@@ -136,7 +139,7 @@ impl MessageEvents {
                 self.begin(Kind::ToolUse, Block::ToolUse { id, name: name.clone(), input }, out);
                 return;
             }
-            Piece::CallArguments(partial_json) => Delta::InputJsonDelta { partial_json },
+            Piece::CallArguments(partial_json) => Delta::InputJson { partial_json },
         };
         Frame::ContentBlockDelta { index: self.num_blocks.saturating_sub(1), delta }.write(out);
     }
