@@ -92,7 +92,10 @@ async fn models_are_listed_as_each_client_knows_them() {
     let model = get(server.address, "/v1/models/stub", &version).await.json();
     let created_at = model["created_at"].as_str().unwrap().to_owned();
     assert!(created_at.starts_with("20") && created_at.ends_with('Z'), "{created_at}");
-    let expect = json!({"type": "model", "id": "stub", "display_name": "stub", "created_at": created_at});
+    let expect = json!({
+        "type": "model", "id": "stub", "display_name": "stub", "created_at": created_at,
+        "max_input_tokens": 256, "max_tokens": 256,
+    });
     assert_eq!(model, expect);
     let list: Value = get(server.address, "/v1/models", &version).await.json();
     assert_eq!(list, json!({"data": [expect], "has_more": false, "first_id": "stub", "last_id": "stub"}));

@@ -12,6 +12,9 @@ pub struct ModelInfo {
     id: String,
     display_name: String,
     created_at: String,
+    /// Both are the context: prompt and output share it.
+    max_input_tokens: usize,
+    max_tokens: usize,
 }
 
 /// One page, which is all of them.
@@ -27,7 +30,8 @@ pub struct ModelPage {
 pub fn model(app: &App) -> ModelInfo {
     let name = app.service.model_name().to_owned();
     let created_at = rfc3339(app.service.created_ms() / 1000);
-    ModelInfo { kind: "model", id: name.clone(), display_name: name, created_at }
+    let (max_input_tokens, max_tokens) = (app.service.context_len(), app.service.context_len());
+    ModelInfo { kind: "model", id: name.clone(), display_name: name, created_at, max_input_tokens, max_tokens }
 }
 
 /// All models.
