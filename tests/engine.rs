@@ -107,7 +107,7 @@ fn transcript(log: &Arc<StreamLog>) -> (String, FinishReason, usize) {
     let events = events(log);
     let text = events.iter().filter_map(|e| if let Event::Token(t) = e { Some(t.text.as_str()) } else { None });
     match events.last() {
-        Some(Event::Done { finish_reason, usage }) => (text.collect(), *finish_reason, usage.completion_tokens),
+        Some(Event::Done { finish_reason, usage, .. }) => (text.collect(), *finish_reason, usage.completion_tokens),
         other => panic!("ended with {other:?}"),
     }
 }

@@ -77,6 +77,18 @@ struct SamplingFields<L> {
     ignore_eos: Option<bool>,
 }
 
+/// Refuses a body that asks for something unsupported.
+///
+/// # Errors
+/// 400 that names the field, or for a body that is no object.
+pub fn check_supported(json: &[u8], supported: &[&str]) -> Result<(), Problem> {
+    let Unsupported(found) = body::parse(json)?;
+    match found.iter().find(|name| !supported.contains(&name.as_str())) {
+        Some(name) => Err(Problem::unsupported(name, "is not supported by this server")),
+        None => Ok(()),
+    }
+}
+
 /// What the shared fields of `json` ask for, of a dialect with one choice. Parse these first: this is where a body that
 /// is no object is found.
 ///
@@ -139,10 +151,7 @@ fn shared<L: for<'de> Deserialize<'de>>(
     max_tokens_min: i64,
     top_logprobs: impl FnOnce(Option<L>, Option<usize>) -> Result<Option<usize>, Problem>,
 ) -> Result<Shared, Problem> {
-    let Unsupported(found) = body::parse(json)?;
-    if let Some(name) = found.iter().find(|name| !supported.contains(&name.as_str())) {
-        return Err(Problem::unsupported(name, "is not supported by this server"));
-    }
+    check_supported(json, supported)?;
     let f: SamplingFields<L> = body::parse(json)?;
     let top_logprobs = top_logprobs(f.logprobs, count("top_logprobs", f.top_logprobs, 0)?)?;
     let default = SamplingParams::default();

@@ -13,6 +13,8 @@ pub struct Folded {
     pub token: TokenEvent,
     /// The terminal event.
     pub end: Result<(FinishReason, Usage), ErrorInfo>,
+    /// The stop string that ended it, if one did.
+    pub stop: Option<String>,
 }
 
 /// Reads to the end. Dropping the future leaves the stream.
@@ -27,16 +29,19 @@ pub async fn to_end(mut reader: StreamReader) -> Folded {
                 token.tokens.extend(piece.tokens);
                 token.logprobs.extend(piece.logprobs);
             }
-            Event::Done { finish_reason, usage } => return Folded { prompt, token, end: Ok((finish_reason, usage)) },
-            Event::Error(info) => return Folded { prompt, token, end: Err(info) },
+            Event::Done { finish_reason, usage, stop } => {
+                return Folded { prompt, token, end: Ok((finish_reason, usage)), stop };
+            }
+            Event::Error(info) => return Folded { prompt, token, end: Err(info), stop: None },
         }
     }
     if let Some(info) = suspension(reader.log()) {
-        return Folded { prompt, token, end: Err(info) };
+        return Folded { prompt, token, end: Err(info), stop: None };
     }
     // The log asserts that a terminal event comes; a reader that missed it is a bug here, told as one.
     let message = "the stream had no end".to_owned();
-    Folded { prompt, token, end: Err(ErrorInfo { kind: ErrorKind::Internal, message, usage: Usage::default() }) }
+    let info = ErrorInfo { kind: ErrorKind::Internal, message, usage: Usage::default() };
+    Folded { prompt, token, end: Err(info), stop: None }
 }
 
 /// What a client is told whose stream goes on in another process, if it does, and that would not look for it there.

@@ -17,7 +17,7 @@ use super::trace::RequestSpan;
 use crate::error::{Error, Result};
 use crate::protocol::StreamId;
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Longest request id that is taken over from a client.
 const REQUEST_ID_BYTES_MAX: usize = 128;

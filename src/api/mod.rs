@@ -4,6 +4,7 @@
 //! A request: `server` (connection) -> `layers` (request id, panics), `host`, CORS, `auth` (whose it is) -> a route -> `body`, `fields` (JSON with
 //! the path of what is wrong) -> `Service::start` -> `event_body` with a `Dialect`, or `fold` -> `sse` bytes.
 
+mod anthropic;
 mod auth;
 mod body;
 mod disconnect;
@@ -11,6 +12,7 @@ mod event_body;
 mod feed;
 mod fields;
 mod fold;
+mod head;
 mod health;
 mod host;
 mod layers;
@@ -24,6 +26,7 @@ mod queue_timeout;
 mod quota_headers;
 mod server;
 mod sse;
+mod tokens;
 mod tool_fields;
 mod trace;
 
@@ -142,6 +145,10 @@ pub fn router(service: Arc<Service>, config: ApiConfig, address: SocketAddr) -> 
         .route("/v1/chat/completions/{id}/cancel", post(openai::cancel))
         .route("/v1/completions", post(openai::create_text))
         .route("/v1/completions/{id}/cancel", post(openai::cancel))
+        .route("/v1/messages", post(anthropic::create))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
         .route("/v1/events", get(feed::follow))
         .route("/v1/streams", get(native::list).post(native::create))
         .route("/v1/streams/{id}", get(native::follow).delete(native::cancel))
@@ -152,7 +159,8 @@ pub fn router(service: Arc<Service>, config: ApiConfig, address: SocketAddr) -> 
     if let Some(cors) = cors {
         router = router.layer(cors);
     }
-    Ok(router.layer(from_fn_with_state(hosts, host::check)).layer(from_fn(layers::guard)))
+    let router = router.layer(from_fn_with_state(hosts, host::check)).layer(from_fn(layers::guard));
+    Ok(router.layer(from_fn(anthropic::reshape)))
 }
 
 /// The routes of a server whose model is not there yet. Each answer closes its connection, so that none outlives them.
@@ -168,7 +176,7 @@ fn loading_router(config: &ApiConfig, address: SocketAddr) -> Result<Router> {
         router = router.layer(cors);
     }
     let router = router.layer(from_fn_with_state(hosts, host::check)).layer(from_fn(layers::guard));
-    Ok(router.layer(map_response(close)))
+    Ok(router.layer(from_fn(anthropic::reshape)).layer(map_response(close)))
 }
 
 async fn no_route(method: Method, uri: Uri) -> Problem {

@@ -43,6 +43,16 @@ impl Problem {
         Self { status, error, retry_after_ms: None }
     }
 
+    /// The status it is answered with.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The sentence.
+    pub fn message(&self) -> &str {
+        &self.error.message
+    }
+
     /// A field that is known, would change the output, and is not implemented.
     pub fn unsupported(param: &str, rule: &str) -> Self {
         let message = format!("`{param}` {rule}");
@@ -89,6 +99,8 @@ impl IntoResponse for Problem {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000).max(1)));
             headers.insert("retry-after-ms", HeaderValue::from(ms));
         }
+        // For a dialect that spells errors otherwise.
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -46,6 +46,13 @@ impl SseWriter {
         self.end();
     }
 
+    /// An event with a name and no id.
+    pub fn named(&mut self, name: &'static str, payload: &impl Serialize) {
+        self.field("event", name);
+        self.json(payload);
+        self.end();
+    }
+
     /// An event with id and name.
     pub fn event(&mut self, id: impl std::fmt::Display, name: &'static str, payload: &impl Serialize) {
         self.field("id", &id.to_string());
@@ -109,6 +116,7 @@ mod tests {
         check(SseWriter::heartbeat, ":\n");
         check(|o| o.raw_data("[DONE]"), "data: [DONE]\n\n");
         check(|o| o.data(&json!({"a": 1})), "data: {\"a\":1}\n\n");
+        check(|o| o.named("ping", &json!({})), "event: ping\ndata: {}\n\n");
         check(|o| o.event("1f-0", "token", &json!({})), "id: 1f-0\nevent: token\ndata: {}\n\n");
     }
 

@@ -306,7 +306,8 @@ impl EngineCore {
                 End::Done(reason) => {
                     let took = self.parts.queue.now().saturating_sub(generation.accepted_at);
                     self.parts.metrics.e2e_seconds.observe(took.as_secs_f64());
-                    generation.writer.done(reason);
+                    let stop = generation.output.stop_string().map(str::to_owned);
+                    generation.writer.done(reason, stop);
                 }
                 End::Failed(kind, message) => generation.writer.failed(kind, message),
                 End::Cancelled => {

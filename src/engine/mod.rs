@@ -181,7 +181,8 @@ impl Engine {
         };
         let cached_tokens = resumed.cached_tokens.unwrap_or_default();
         let usage = Usage { prompt_tokens, cached_tokens, completion_tokens: resumed.num_emitted };
-        log.append(Event::Done { finish_reason, usage });
+        let stop = output.stop_string().map(str::to_owned);
+        log.append(Event::Done { finish_reason, usage, stop });
         true
     }
 

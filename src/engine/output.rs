@@ -58,6 +58,11 @@ impl Output {
         self.num_tokens
     }
 
+    /// The stop string that ended the text, if one did.
+    pub fn stop_string(&self) -> Option<&str> {
+        self.stop_strings.completed()
+    }
+
     /// Tokens that may not come next: before `min_tokens`, those that would end the text.
     pub fn banned(&self) -> &[TokenId] {
         if self.num_tokens < self.stop.min_tokens { &self.banned } else { &[] }
@@ -156,6 +161,19 @@ mod tests {
         check(ids, "hello", "he", FinishReason::Stop, 3);
         let min = StopParams { min_tokens: 4, ..stop_at(&["l"]) };
         check(min, "hello all", "hello a", FinishReason::Stop, 8);
+    }
+
+    #[test]
+    fn the_stop_string_that_ended_it_is_known() {
+        let tokenizer = Tokenizer::byte_level();
+        let mut output = Output::new(stop_at(&["x", "ll"]), 9, &[256]);
+        for (token, expect) in [(b'h', None), (b'l', None), (b'l', Some("ll"))] {
+            output.push(Sampled { token: token.into(), logprob: None }, &tokenizer);
+            assert_eq!(output.stop_string(), expect);
+        }
+        let mut ended = Output::new(stop_at(&["x"]), 9, &[256]);
+        assert_eq!(ended.push(Sampled { token: 256, logprob: None }, &tokenizer), Some(FinishReason::Stop));
+        assert_eq!(ended.stop_string(), None);
     }
 
     #[test]

@@ -63,9 +63,9 @@ impl Writer {
         }
     }
 
-    /// The text is finished.
-    pub fn done(mut self, finish_reason: FinishReason) {
-        self.end(Event::Done { finish_reason, usage: self.usage });
+    /// The text is finished, by the stop string `stop` if there is one.
+    pub fn done(mut self, finish_reason: FinishReason, stop: Option<String>) {
+        self.end(Event::Done { finish_reason, usage: self.usage, stop });
     }
 
     /// The cancellation took effect.

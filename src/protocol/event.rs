@@ -35,6 +35,8 @@ pub enum Event {
         finish_reason: FinishReason,
         /// What it cost.
         usage: Usage,
+        /// The stop string that ended it, if one did.
+        stop: Option<String>,
     },
     /// Terminal: the generation was cancelled or failed.
     Error(ErrorInfo),

@@ -8,6 +8,7 @@ mod local;
 mod quota;
 mod restore;
 mod template;
+mod tokens;
 mod tool_grammar;
 mod tool_rules;
 mod validate;

@@ -303,7 +303,7 @@ mod tests {
         drop(failing);
         let starting = quotas.begin(&owner, 1).expect("the failed one is gone");
         refused(quotas.begin(&owner, 1));
-        log.append(Event::Done { finish_reason: FinishReason::Stop, usage: Usage::default() });
+        log.append(Event::Done { finish_reason: FinishReason::Stop, usage: Usage::default(), stop: None });
         quotas.begin(&owner, 1).expect("the log has ended");
         drop(starting);
     }

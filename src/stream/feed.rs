@@ -92,7 +92,7 @@ impl Happening {
             Event::Started { prompt_tokens, cached_tokens } => {
                 Some(Self::Started { prompt_tokens: *prompt_tokens, cached_tokens: *cached_tokens })
             }
-            Event::Done { finish_reason, usage } => {
+            Event::Done { finish_reason, usage, .. } => {
                 Some(Self::Finished { finish_reason: *finish_reason, usage: *usage })
             }
             // It was refused and never began.

@@ -189,7 +189,7 @@ mod tests {
     }
 
     fn done() -> Event {
-        Event::Done { finish_reason: FinishReason::Stop, usage: Usage::default() }
+        Event::Done { finish_reason: FinishReason::Stop, usage: Usage::default(), stop: None }
     }
 
     /// The next event, runs of `backlog_min` as one.

@@ -280,7 +280,7 @@ mod tests {
     }
 
     fn end(log: &StreamLog) {
-        log.append(Event::Done { finish_reason: FinishReason::Stop, usage: Usage::default() });
+        log.append(Event::Done { finish_reason: FinishReason::Stop, usage: Usage::default(), stop: None });
     }
 
     fn kind_of(table: &StreamTable, id: u128, tenant: u64) -> Option<ErrorKind> {

@@ -17,7 +17,8 @@
 pub struct StopStrings {
     patterns: Vec<Pattern>,
     held: String,
-    stopped: bool,
+    /// The string that was completed.
+    stopped_by: Option<usize>,
 }
 
 /// What became of a piece of text.
@@ -33,25 +34,30 @@ impl StopStrings {
     /// Watches for `strings`; empty ones never match.
     pub fn new(strings: &[String]) -> Self {
         let patterns = strings.iter().filter(|s| !s.is_empty()).map(|s| Pattern::new(s)).collect();
-        Self { patterns, held: String::new(), stopped: false }
+        Self { patterns, held: String::new(), stopped_by: None }
+    }
+
+    /// The string that ended the text, if one did.
+    pub fn completed(&self) -> Option<&str> {
+        std::str::from_utf8(&self.patterns.get(self.stopped_by?)?.bytes).ok()
     }
 
     /// Adds text and says how much of what has come so far can go out. After a stop nothing more comes.
     pub fn push(&mut self, text: &str) -> StopOutcome {
-        if self.stopped {
+        if self.stopped_by.is_some() {
             return StopOutcome { emit: String::new(), stopped: true };
         }
         let num_held = self.held.len();
         self.held.push_str(text);
         for (index, &byte) in text.as_bytes().iter().enumerate() {
             let mut matched = 0;
-            for pattern in &mut self.patterns {
-                if pattern.step(byte) {
-                    matched = matched.max(pattern.bytes.len());
+            for (pattern_index, pattern) in self.patterns.iter_mut().enumerate() {
+                if pattern.step(byte) && pattern.bytes.len() > matched {
+                    matched = pattern.bytes.len();
+                    self.stopped_by = Some(pattern_index);
                 }
             }
             if matched > 0 {
-                self.stopped = true;
                 self.held.truncate(num_held + index + 1 - matched);
                 return StopOutcome { emit: std::mem::take(&mut self.held), stopped: true };
             }
@@ -162,6 +168,15 @@ mod tests {
         assert_eq!(run(&owned(&["", "x"]), &["no match"]), ("no match".to_owned(), false));
         assert_eq!(run(&[], &["any", "thing"]), ("anything".to_owned(), false));
         assert_eq!(run(&owned(&["日本語"]), &["日本", "の"]), ("日本の".to_owned(), false));
+    }
+
+    #[test]
+    fn the_string_that_ended_the_text_is_known() {
+        let mut watch = StopStrings::new(&owned(&["", "c", "bc"]));
+        watch.push("ab");
+        assert_eq!(watch.completed(), None);
+        watch.push("cd");
+        assert_eq!(watch.completed(), Some("bc"));
     }
 
     #[test]

@@ -268,3 +268,35 @@ async fn a_reader_far_behind_still_gets_every_byte() {
     let text: String = deltas.filter_map(|d| d.as_str().map(str::to_owned)).collect();
     assert_eq!(text, job_text.concat());
 }
+
+#[tokio::test]
+async fn usage_so_far_comes_in_every_chunk_where_asked_for() {
+    let server = TestServer::start().await;
+    let options = json!({"stream_options": {"include_usage": true, "continuous_usage_stats": true}});
+    let events = SseParser::parse(&streamed(&server, options, &["ab", "c"]).await).events;
+    let usage = events.iter().filter(|e| e.data != "[DONE]").map(|e| e.json()["usage"].clone());
+    let counts: Vec<Value> = usage.map(|u| json!([u["prompt_tokens"], u["completion_tokens"]])).collect();
+    let num_prompt = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n".len();
+    // The last two tell the same: the finish chunk and the one of usage alone.
+    assert_eq!(counts, [0, 2, 3, 3, 3].map(|n| json!([num_prompt, n])));
+    // By itself it changes nothing.
+    let text = streamed(&server, json!({"stream_options": {"continuous_usage_stats": true}}), &["x"]).await;
+    assert!(!text.contains("usage"), "{text}");
+}
+
+#[tokio::test]
+async fn the_stop_string_that_ended_the_text_is_named() {
+    let server = TestServer::start().await;
+    let (mut client, _) = Client::open_post(server.address, PATH, &asking(&json!({"stream": true}))).await;
+    let job = server.backend.job().await;
+    job.start();
+    job.stop_at("END");
+    let text = client.rest().await;
+    assert!(text.contains(r#""delta":{},"finish_reason":"stop","stop_reason":"END"}]"#), "{text}");
+    let (reply, ()) = tokio::join!(post_owned(&server, asking(&json!({}))), async {
+        let job = server.backend.job().await;
+        job.start();
+        job.stop_at("END");
+    });
+    assert_eq!(reply.json()["choices"][0]["stop_reason"], "END");
+}

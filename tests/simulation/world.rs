@@ -274,8 +274,8 @@ impl World {
         let is_prefix = solo.tokens.starts_with(&got.tokens);
         assert!(is_prefix, "request {index} differs from its solo run:\n{got:?}\n{solo:?}");
         match &got.end {
-            Event::Done { finish_reason, usage } => {
-                let Event::Done { finish_reason: solo_reason, usage: solo_usage } = &solo.end else {
+            Event::Done { finish_reason, usage, .. } => {
+                let Event::Done { finish_reason: solo_reason, usage: solo_usage, .. } = &solo.end else {
                     panic!("request {index} ended well, alone it did not: {solo:?}")
                 };
                 let spent = |u: &Usage| (u.prompt_tokens, u.completion_tokens);

@@ -115,7 +115,7 @@ mod tests {
         let log = StreamLog::new(StreamId(1), Tenant(0), OnDisconnect::Detach);
         log.append(Event::Queued { position: 0, wait_ms: None });
         if is_finished {
-            log.append(Event::Done { finish_reason: FinishReason::Stop, usage: Usage::default() });
+            log.append(Event::Done { finish_reason: FinishReason::Stop, usage: Usage::default(), stop: None });
         } else {
             log.append(Event::Started { prompt_tokens: 1, cached_tokens: 0 });
         }

@@ -159,7 +159,7 @@ impl Dialect for NativeEvents {
                 let first_seq = (self.next_seq < entry.seq).then_some(self.next_seq);
                 self.write("token", entry, self.token(token, first_seq), out);
             }
-            Event::Done { finish_reason, usage } => {
+            Event::Done { finish_reason, usage, .. } => {
                 let more = Done { finish_reason: finish_reason.as_str(), usage: (*usage).into() };
                 self.write("done", entry, more, out);
             }

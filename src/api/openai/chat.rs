@@ -16,13 +16,13 @@ use futures_util::future::join_all;
 use super::chat_answer::Answer;
 use super::chat_chunks::ChatChunks;
 use super::chat_types::{ChatRequest, Choice, Completion, Logprobs};
-use super::head::early_error;
 use super::usage_sum::UsageSum;
 use crate::api::auth::Caller;
+use crate::api::head::early_error;
 use crate::api::problem::Problem;
 use crate::api::{App, body, disconnect, event_body, fields, fold, queue_timeout, tool_fields, with_stream_id};
 use crate::error::{Error, ErrorKind};
-use crate::protocol::{GenerateRequest, OnDisconnect, Prompt, Tool, ToolChoice};
+use crate::protocol::{GenerateRequest, OnDisconnect, Prompt, Tool, ToolChoice, Usage};
 use crate::service::Started;
 use crate::stream::{StreamLog, StreamReader};
 
@@ -51,7 +51,9 @@ pub async fn create(
         let message = "`stream_options` must come with `stream: true`, got it without";
         return Err(Error::invalid("stream_options", message).into());
     }
-    let include_usage = chat.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false);
+    let options = chat.stream_options.take().unwrap_or_default();
+    let include_usage = options.include_usage.unwrap_or(false);
+    let is_continuous = include_usage && options.continuous_usage_stats.unwrap_or(false);
     let (tools, tool_choice) = tools(&mut chat)?;
     let messages = chat.messages.ok_or_else(|| Error::invalid("messages", "`messages` must be given"))?;
     let with_logprobs = sampling.top_logprobs.is_some();
@@ -76,7 +78,7 @@ pub async fn create(
         if let Some(info) = early_error(ahead, app.config.head_wait).await {
             return Err(Problem::from(&info));
         }
-        Ok(chunks(&app, &started, readers, include_usage, with_logprobs))
+        Ok(chunks(&app, &started, readers, Shown { include_usage, is_continuous, with_logprobs }))
     } else {
         whole(&app, &started, readers, with_logprobs).await
     }
@@ -121,13 +123,17 @@ fn first(started: &[Started]) -> &StreamLog {
     &started.first().expect("at least one choice was asked for").log
 }
 
-fn chunks(
-    app: &App,
-    started: &[Started],
-    readers: Vec<StreamReader>,
+/// What a stream tells besides the text.
+#[derive(Debug, Clone, Copy)]
+struct Shown {
+    /// Usage in a last chunk.
     include_usage: bool,
+    /// And in every other.
+    is_continuous: bool,
     with_logprobs: bool,
-) -> Response {
+}
+
+fn chunks(app: &App, started: &[Started], readers: Vec<StreamReader>, shown: Shown) -> Response {
     let (log, sum) = (first(started), Arc::new(Mutex::new(UsageSum::of(started.len()))));
     let dialect = |index: usize, choice: &Started| ChatChunks {
         id: completion_id(log),
@@ -135,8 +141,9 @@ fn chunks(
         stream: choice.log.id(),
         created: log.created_ms() / 1000,
         model: app.service.model_name().to_owned(),
-        include_usage,
-        with_logprobs,
+        include_usage: shown.include_usage,
+        running: shown.is_continuous.then(|| Usage { prompt_tokens: choice.prompt_tokens, ..Usage::default() }),
+        with_logprobs: shown.with_logprobs,
         tokenizer: app.service.tokenizer().clone(),
         answer: Answer::new(&choice.format),
         sum: sum.clone(),
@@ -160,10 +167,12 @@ async fn whole(
     let all = join_all(readers.into_iter().map(fold::to_end)).await;
     for (index, (folded, choice)) in all.into_iter().zip(started).enumerate() {
         let (finish_reason, usage) = folded.end.map_err(|info| Problem::from(&info))?;
+        let stop_reason = folded.stop;
         let mut answer = Answer::new(&choice.format);
         let message = answer.message(&folded.token, tokenizer, choice.log.id());
         let logprobs = with_logprobs.then(|| Logprobs::new(&folded.token.logprobs, tokenizer));
-        choices.push(Choice { index, message, logprobs, finish_reason: answer.finish_reason(finish_reason) });
+        let finish_reason = answer.finish_reason(finish_reason);
+        choices.push(Choice { index, message, logprobs, finish_reason, stop_reason });
         sum.add(usage, answer.reasoning_tokens(), index == 0);
     }
     let completion = Completion {

@@ -11,7 +11,7 @@ use crate::api::event_body::Dialect;
 use crate::api::fold;
 use crate::api::problem::{ErrorBody, ErrorEnvelope};
 use crate::api::sse::SseWriter;
-use crate::protocol::{Event, StreamId, TokenLogprob};
+use crate::protocol::{Event, FinishReason, StreamId, TokenLogprob, Usage};
 use crate::stream::{Entry, StreamLog};
 use crate::text::{Piece, Tokenizer};
 
@@ -29,6 +29,8 @@ pub(super) struct ChatChunks {
     pub(super) created: u64,
     pub(super) model: String,
     pub(super) include_usage: bool,
+    /// What was spent so far, where every chunk is to tell it.
+    pub(super) running: Option<Usage>,
     pub(super) with_logprobs: bool,
     pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) answer: Answer,
@@ -41,24 +43,32 @@ pub(super) struct ChatChunks {
 impl Dialect for ChatChunks {
     fn open(&mut self, out: &mut SseWriter) {
         let role = Delta { role: Some("assistant"), content: Some(""), ..Delta::default() };
-        self.choice(role, None, None, out);
+        self.choice(role, None, out);
     }
 
     fn event(&mut self, entry: &Entry, out: &mut SseWriter) {
         match &entry.event {
-            Event::Queued { .. } | Event::Started { .. } | Event::Prompt { .. } => {}
+            Event::Queued { .. } | Event::Prompt { .. } => {}
+            Event::Started { prompt_tokens, cached_tokens } => {
+                if let Some(running) = &mut self.running {
+                    (running.prompt_tokens, running.cached_tokens) = (*prompt_tokens, *cached_tokens);
+                }
+            }
             Event::Token(token) => {
+                if let Some(running) = &mut self.running {
+                    running.completion_tokens += token.tokens.len();
+                }
                 let pieces = self.answer.push(token, &self.tokenizer);
                 if self.with_logprobs {
                     self.waiting.extend_from_slice(&token.logprobs);
                 }
                 self.pieces(pieces, out);
             }
-            Event::Done { finish_reason, usage } => {
+            Event::Done { finish_reason, usage, stop } => {
+                self.running = self.running.map(|_| *usage);
                 let pieces = self.answer.finish();
                 self.pieces(pieces, out);
-                let logprobs = self.take_logprobs();
-                self.choice(Delta::default(), logprobs, Some(self.answer.finish_reason(*finish_reason)), out);
+                self.finish(*finish_reason, stop.as_deref(), out);
                 let reasoning_tokens = self.answer.reasoning_tokens();
                 let mut sum = usage_sum::lock(&self.sum);
                 sum.add(*usage, reasoning_tokens, self.index == 0);
@@ -86,14 +96,15 @@ impl Dialect for ChatChunks {
 }
 
 impl ChatChunks {
-    fn choice(
-        &self,
-        delta: Delta<'_>,
-        logprobs: Option<Logprobs>,
-        finish_reason: Option<&'static str>,
-        out: &mut SseWriter,
-    ) {
-        self.chunk(vec![ChunkChoice { index: self.index, delta, logprobs, finish_reason }], None, out);
+    fn choice(&self, delta: Delta<'_>, logprobs: Option<Logprobs>, out: &mut SseWriter) {
+        let choice = ChunkChoice { index: self.index, delta, logprobs, finish_reason: None, stop_reason: None };
+        self.chunk(vec![choice], None, out);
+    }
+
+    fn finish(&mut self, reason: FinishReason, stop_reason: Option<&str>, out: &mut SseWriter) {
+        let (logprobs, finish_reason) = (self.take_logprobs(), Some(self.answer.finish_reason(reason)));
+        let (index, delta) = (self.index, Delta::default());
+        self.chunk(vec![ChunkChoice { index, delta, logprobs, finish_reason, stop_reason }], None, out);
     }
 
     fn chunk(&self, choices: Vec<ChunkChoice<'_>>, usage: Option<UsageObject>, out: &mut SseWriter) {
@@ -103,7 +114,7 @@ impl ChatChunks {
             created: self.created,
             model: &self.model,
             choices,
-            usage: self.include_usage.then_some(usage),
+            usage: self.include_usage.then(|| usage.or_else(|| self.running.map(|usage| UsageObject::new(usage, 0)))),
         });
     }
 
@@ -119,7 +130,7 @@ impl ChatChunks {
                 }
                 Piece::CallArguments(text) => self.call(None, FunctionDelta { name: None, arguments: text }),
             };
-            self.choice(delta, logprobs, None, out);
+            self.choice(delta, logprobs, out);
         }
     }
 

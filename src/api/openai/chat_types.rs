@@ -29,9 +29,11 @@ pub(super) struct ChatRequest {
     pub(super) priority: Option<i32>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub(super) struct StreamOptions {
     pub(super) include_usage: Option<bool>,
+    /// vLLM's: with `include_usage`, what was spent so far in every chunk.
+    pub(super) continuous_usage_stats: Option<bool>,
 }
 
 /// One chunk of a stream. `usage` is left out unless the client asked for it; then it is `null` but in the last.
@@ -53,6 +55,9 @@ pub(super) struct ChunkChoice<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) logprobs: Option<Logprobs>,
     pub(super) finish_reason: Option<&'static str>,
+    /// vLLM's: the stop string that ended the text, if one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) stop_reason: Option<&'a str>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -102,6 +107,9 @@ pub(super) struct Choice {
     pub(super) message: Message,
     pub(super) logprobs: Option<Logprobs>,
     pub(super) finish_reason: &'static str,
+    /// vLLM's: the stop string that ended the text, if one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) stop_reason: Option<String>,
 }
 
 #[derive(Debug, Serialize)]

@@ -84,7 +84,7 @@ impl Dialect for CompletionChunks {
                 });
                 self.text(&token.text, logprobs, None, out);
             }
-            Event::Done { finish_reason, usage } => {
+            Event::Done { finish_reason, usage, .. } => {
                 self.text("", None, Some(finish_reason.as_str()), out);
                 self.end(*usage, out);
             }

@@ -13,10 +13,10 @@ use futures_util::future::join_all;
 
 use super::completion_chunks::{CompletionChunks, Echo, Shared};
 use super::completion_types::{CompletionRequest, TextChoice, TextCompletion, TextLogprobs};
-use super::head::early_error;
 use super::usage_sum::UsageSum;
 use crate::api::auth::Caller;
 use crate::api::fold::Folded;
+use crate::api::head::early_error;
 use crate::api::problem::Problem;
 use crate::api::{App, body, disconnect, event_body, fields, fold, queue_timeout, with_stream_id};
 use crate::error::Error;

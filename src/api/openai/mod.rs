@@ -7,7 +7,6 @@ mod chat_types;
 mod completion_chunks;
 mod completion_types;
 mod completions;
-mod head;
 mod models;
 mod usage_sum;
 

@@ -1,10 +1,12 @@
-//! `GET /v1/models`: the one model that is served.
+//! `GET /v1/models`: the one model that is served. Anthropic's clients ask the same route, and get their own shape.
 
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::api::{App, problem::Problem};
+use crate::api::{App, anthropic, problem::Problem};
 
 /// A model on the wire.
 #[derive(Debug, Serialize)]
@@ -27,17 +29,23 @@ pub struct ModelList {
 }
 
 /// All models.
-pub async fn list(State(app): State<App>) -> Json<ModelList> {
-    Json(ModelList { object: "list", data: vec![served(&app)] })
+pub async fn list(State(app): State<App>, headers: HeaderMap) -> Response {
+    if anthropic::has_version(&headers) {
+        return Json(anthropic::models(&app)).into_response();
+    }
+    Json(ModelList { object: "list", data: vec![served(&app)] }).into_response()
 }
 
 /// One model by name, which may contain slashes.
 ///
 /// # Errors
 /// 404 `model_not_found`.
-pub async fn get(State(app): State<App>, Path(name): Path<String>) -> Result<Json<ModelObject>, Problem> {
+pub async fn get(State(app): State<App>, headers: HeaderMap, Path(name): Path<String>) -> Result<Response, Problem> {
     app.service.check_model(Some(&name))?;
-    Ok(Json(served(&app)))
+    if anthropic::has_version(&headers) {
+        return Ok(Json(anthropic::model(&app)).into_response());
+    }
+    Ok(Json(served(&app)).into_response())
 }
 
 fn served(app: &App) -> ModelObject {

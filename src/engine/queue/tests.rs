@@ -115,7 +115,7 @@ fn the_time_to_come_back_is_work_ahead_over_measured_rate() {
         let entry = b.pull().expect("waits");
         b.time_ms.store(u64::try_from(second).expect("small") * 1000, Ordering::Relaxed);
         b.queue.on_served(Tenant(0), entry.request.num_tokens_max(), 50);
-        entry.writer.done(crate::protocol::FinishReason::Stop);
+        entry.writer.done(crate::protocol::FinishReason::Stop, None);
     }
     b.submit(100, 490).expect("room");
     let ms = b.submit(101, 1).expect_err("full").retry_after_ms().expect("told");
@@ -256,7 +256,7 @@ fn the_wait_told_is_work_ahead_over_measured_rate() {
     let entry = b.pull().expect("waits");
     b.time_ms.store(1000, Ordering::Relaxed);
     b.queue.on_served(Tenant(0), 100, 100);
-    entry.writer.done(crate::protocol::FinishReason::Stop);
+    entry.writer.done(crate::protocol::FinishReason::Stop, None);
     b.submit(2, 190).expect("room");
     let log = b.submit(3, 5).expect("room");
     assert_eq!(events(&log), [Event::Queued { position: 1, wait_ms: Some(2000) }]);

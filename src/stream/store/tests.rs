@@ -35,7 +35,11 @@ fn token(i: u32) -> Event {
 }
 
 fn done() -> Event {
-    Event::Done { finish_reason: FinishReason::Length, usage: Usage { completion_tokens: 3, ..Usage::default() } }
+    Event::Done {
+        finish_reason: FinishReason::Length,
+        usage: Usage { completion_tokens: 3, ..Usage::default() },
+        stop: None,
+    }
 }
 
 fn begin(store: &Arc<StreamStore>, id: u128) -> Arc<StreamLog> {

@@ -140,8 +140,17 @@ impl Job {
     }
 
     pub fn finish(&self, finish_reason: FinishReason) {
+        self.end(finish_reason, None);
+    }
+
+    /// Ends the text as the stop string `stop` does.
+    pub fn stop_at(&self, stop: &str) {
+        self.end(FinishReason::Stop, Some(stop.to_owned()));
+    }
+
+    fn end(&self, finish_reason: FinishReason, stop: Option<String>) {
         let usage = Usage { prompt_tokens: self.request.prompt.len(), cached_tokens: 2, completion_tokens: 3 };
-        self.log.append(Event::Done { finish_reason, usage });
+        self.log.append(Event::Done { finish_reason, usage, stop });
     }
 
     pub fn fail(&self, kind: ErrorKind, message: &str) {

@@ -9,7 +9,7 @@ use crate::protocol::{ErrorInfo, Event};
 use crate::stream::StreamReader;
 
 /// The error of a generation that fails before any of these has its first token, and within `patience`.
-pub(super) async fn early_error(readers: Vec<StreamReader>, patience: Duration) -> Option<ErrorInfo> {
+pub async fn early_error(readers: Vec<StreamReader>, patience: Duration) -> Option<ErrorInfo> {
     if readers.is_empty() {
         return None;
     }

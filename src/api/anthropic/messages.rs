@@ -1,0 +1,107 @@
+//! `POST /v1/messages`, streamed or whole, and `POST /v1/messages/count_tokens`.
+//!
+//! As with Chat Completions, a stream answers with its first token or after `head_wait`, so that what fails before has
+//! a real status, and a call without `stream` is the same stream folded to its end.
+
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use serde::Serialize;
+
+use super::events::MessageEvents;
+use super::message::{MessageObject, blocks, message_id, stop_reason};
+use super::request::MessagesRequest;
+use crate::api::auth::Caller;
+use crate::api::head::early_error;
+use crate::api::problem::Problem;
+use crate::api::{App, body, disconnect, event_body, fold, queue_timeout, with_stream_id};
+use crate::error::Error;
+use crate::service::Started;
+use crate::text::AnswerParser;
+
+/// Handles one request.
+///
+/// # Errors
+/// Any of the body's, the fields' and the service's.
+pub async fn create(
+    State(app): State<App>,
+    Extension(Caller(owner)): Extension<Caller>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let policy = disconnect::from_header(request.headers())?;
+    let queue_timeout_ms = queue_timeout::from_header(request.headers())?;
+    let json = body::read(request, &app.config).await?;
+    let message: MessagesRequest = body::parse(&json)?;
+    drop(json);
+    message.check_generation()?;
+    let is_stream = message.stream.unwrap_or(false);
+    let mut generate = message.into_generate(owner)?;
+    generate.queue_timeout_ms = queue_timeout_ms;
+    if let Some(policy) = policy {
+        generate.on_disconnect = policy;
+    }
+    let started = app.service.start(generate).await.map_err(in_own_words)?;
+    if !is_stream {
+        return whole(&app, &started).await;
+    }
+    let reader = started.log.reader(0);
+    // Its own reader goes on while this one looks ahead: the last to leave would cancel the stream.
+    if let Some(info) = early_error(vec![started.log.reader(0)], app.config.head_wait).await {
+        return Err(Problem::from(&info));
+    }
+    let parser = AnswerParser::new(&started.format);
+    let model = app.service.model_name();
+    let dialect = MessageEvents::new(message_id(&started.log), model, started.prompt_tokens, parser);
+    let response = event_body::respond(reader, dialect, app.config.heartbeat, &app.service.metrics().readers);
+    Ok(with_stream_id(response, started.log.id()))
+}
+
+/// How many tokens a request's prompt would have. Takes the same body; `max_tokens` is not needed.
+///
+/// # Errors
+/// Any of the body's and the fields', and those of templating.
+pub async fn count_tokens(
+    State(app): State<App>,
+    Extension(Caller(owner)): Extension<Caller>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let json = body::read(request, &app.config).await?;
+    let message: MessagesRequest = body::parse(&json)?;
+    drop(json);
+    let generate = message.into_generate(owner)?;
+    let tokens = app.service.prompt_tokens(generate).await.map_err(in_own_words)?;
+    Ok(Json(Count { input_tokens: tokens.len() }).into_response())
+}
+
+#[derive(Debug, Serialize)]
+struct Count {
+    input_tokens: usize,
+}
+
+/// Waits for the end. If the client goes away meanwhile, the server drops this future, and with it the reader.
+async fn whole(app: &App, started: &Started) -> Result<Response, Problem> {
+    let folded = fold::to_end(started.log.reader(0)).await;
+    let (finish_reason, usage) = folded.end.map_err(|info| Problem::from(&info))?;
+    let id = message_id(&started.log);
+    let (content, num_calls) = blocks(&folded.token.text, AnswerParser::new(&started.format), &id);
+    let stop_reason = stop_reason(finish_reason, num_calls, folded.stop.as_deref());
+    let message = MessageObject {
+        content,
+        stop_reason: Some(stop_reason),
+        stop_sequence: folded.stop.filter(|_| stop_reason == "stop_sequence"),
+        ..MessageObject::new(&id, app.service.model_name(), usage)
+    };
+    Ok(with_stream_id(Json(message).into_response(), started.log.id()))
+}
+
+/// The service knows stop strings as `stop`; here they came as `stop_sequences`.
+fn in_own_words(e: Error) -> Error {
+    let rest = e.param().and_then(|param| param.strip_prefix("stop")).filter(|r| r.is_empty() || r.starts_with('['));
+    match rest {
+        Some(rest) => {
+            let param = format!("stop_sequences{rest}");
+            Error::new(e.kind(), e.message().replacen("`stop", "`stop_sequences", 1)).with_param(param)
+        }
+        None => e,
+    }
+}
