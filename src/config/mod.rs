@@ -222,12 +222,12 @@ pub struct ModelSection {
     pub device: DeviceKind,
     /// Inputs of quantised matrices on the CPU.
     pub activations: Activations,
+    /// Decode with the composed reference.
+    pub reference: bool,
     /// How it writes calls: a word of `--call-format`.
     pub call_format: String,
     /// How it marks reasoning: a word of `--reasoning-format`.
     pub reasoning_format: String,
-    /// Decode with the composed reference.
-    pub reference: bool,
     /// Longest sequence; `None` takes the model's own.
     pub max_model_len: Option<usize>,
     /// Memory for keys and values, per worker.
@@ -471,9 +471,9 @@ impl Values<'_> {
                 "int8" => Activations::Int8,
                 _ => Activations::F32,
             },
+            reference: self.bool("model.reference")?,
             call_format: self.text("model.call_format")?,
             reasoning_format: self.text("model.reasoning_format")?,
-            reference: self.bool("model.reference")?,
             max_model_len: self.number_or_auto("model.max_model_len")?,
             kv_cache_bytes: self.number("model.kv_cache_bytes")?,
         })
