@@ -54,6 +54,13 @@ impl SseWriter {
         self.end();
     }
 
+    /// An event with a name and no id, as the Responses API has them.
+    pub fn named(&mut self, name: &'static str, payload: &impl Serialize) {
+        self.field("event", name);
+        self.json(payload);
+        self.end();
+    }
+
     /// Bytes collected so far.
     pub fn len(&self) -> usize {
         self.buf.len()

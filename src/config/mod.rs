@@ -30,6 +30,8 @@ pub struct Config {
     pub streams: StreamsConfig,
     /// What a request may ask for.
     pub requests: RequestsConfig,
+    /// Stored responses.
+    pub responses: ResponsesConfig,
     /// Workers, scheduler, queue.
     pub engine: EngineSection,
     /// Which model, and how it is run.
@@ -117,6 +119,15 @@ pub struct StreamsConfig {
     pub feed_events_max: usize,
     /// How long a finished stream can be replayed.
     pub retention_ms: u64,
+}
+
+/// Stored responses, by owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResponsesConfig {
+    /// Most of them.
+    pub num_responses_max: usize,
+    /// Most memory for their requests and input items.
+    pub num_bytes_max: usize,
 }
 
 /// What a request may ask for.
@@ -276,6 +287,10 @@ impl Config {
                 store: Some(values.text("streams.store")?).filter(|dir| !dir.is_empty()).map(PathBuf::from),
                 store_bytes_max: values.number("streams.store_bytes_max")?,
                 store_interval_ms: values.number("streams.store_interval_ms")?,
+            },
+            responses: ResponsesConfig {
+                num_responses_max: values.number("responses.num_responses_max")?,
+                num_bytes_max: values.number("responses.num_bytes_max")?,
             },
             requests: values.requests()?,
             engine: values.engine()?,

@@ -88,7 +88,7 @@ pub async fn cancel(
 }
 
 /// The error of a generation that fails before its first token, and within `patience`.
-async fn early_error(mut reader: StreamReader, patience: Duration) -> Option<ErrorInfo> {
+pub async fn early_error(mut reader: StreamReader, patience: Duration) -> Option<ErrorInfo> {
     let first = async {
         loop {
             match reader.next().await? {
