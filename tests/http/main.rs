@@ -15,5 +15,7 @@ mod health;
 mod limits;
 mod native;
 mod owners;
+mod responses;
+mod responses_rules;
 mod resume;
 mod shutdown;
