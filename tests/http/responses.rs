@@ -231,7 +231,9 @@ async fn a_failure_in_the_middle_is_an_error_event_and_a_failed_response() {
     let [.., error, failed] = &events[..] else { panic!("{text}") };
     let number = events.len() - 2;
     assert_eq!(error.name, "error");
-    let expect = json!({"type": "error", "sequence_number": number, "code": "server_error", "message": "it broke", "param": null});
+    let expect = json!({
+        "type": "error", "sequence_number": number, "code": "server_error", "message": "it broke", "param": null,
+    });
     assert_eq!(error.json(), expect);
     assert_eq!(failed.name, "response.failed");
     assert_eq!(failed.json()["response"]["error"], json!({"code": "server_error", "message": "it broke"}));
