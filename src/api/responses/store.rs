@@ -90,7 +90,8 @@ impl ResponseStore {
     /// Keeps `described`, in the place of the owner's oldest that have ended if need be.
     ///
     /// # Errors
-    /// [`ErrorKind::Overloaded`] if the owner's live ones leave no room; [`ErrorKind::InvalidRequest`] for one that never has any.
+    /// [`ErrorKind::Overloaded`] if the owner's live ones leave no room; [`ErrorKind::InvalidRequest`] for one that is
+    /// larger than all of it.
     pub(super) fn insert(&self, tenant: Tenant, described: Arc<Described>, table: &StreamTable) -> Result<()> {
         let num_bytes = num_bytes(&described);
         if num_bytes > self.limits.num_bytes_max {
