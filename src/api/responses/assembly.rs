@@ -340,7 +340,7 @@ impl Open {
     fn bare(&self) -> Value {
         match self.kind {
             Kind::Call => self.item("in_progress"),
-            _ => self.with_content("in_progress", json!([])),
+            _ => self.with_content("in_progress", &json!([])),
         }
     }
 
@@ -350,11 +350,11 @@ impl Open {
                 "id": self.id, "type": "function_call", "status": status, "call_id": self.call_id,
                 "name": self.name, "arguments": self.text,
             }),
-            _ => self.with_content(status, json!([self.part()])),
+            _ => self.with_content(status, &json!([self.part()])),
         }
     }
 
-    fn with_content(&self, status: &str, content: Value) -> Value {
+    fn with_content(&self, status: &str, content: &Value) -> Value {
         let (id, is_message) = (&self.id, self.kind == Kind::Message);
         if is_message {
             return json!({

@@ -13,7 +13,7 @@ use crate::protocol::{ChatMessage, FunctionCall, ToolCall};
 /// 400 with the path of what is wrong or not supported.
 pub(super) fn items(input: Value) -> Result<Vec<Value>, Problem> {
     match input {
-        Value::String(text) => Ok(vec![message_item("user", json!([{"type": "input_text", "text": text}]))]),
+        Value::String(text) => Ok(vec![message_item("user", &json!([{"type": "input_text", "text": text}]))]),
         Value::Array(items) => {
             items.into_iter().enumerate().map(|(i, item)| self::item(item, &format!("input[{i}]"))).collect()
         }
@@ -104,10 +104,10 @@ fn message(fields: &Map<String, Value>, path: &str) -> Result<Value, Problem> {
             .collect::<Result<_, Problem>>()?,
         other => return Err(given(&path, "a string or a list of content parts", other)),
     };
-    Ok(message_item(role, content.into()))
+    Ok(message_item(role, &content.into()))
 }
 
-fn message_item(role: &str, content: Value) -> Value {
+fn message_item(role: &str, content: &Value) -> Value {
     json!({"type": "message", "status": "completed", "role": role, "content": content})
 }
 
