@@ -24,6 +24,7 @@ mod peer;
 mod problem;
 mod queue_timeout;
 mod quota_headers;
+mod responses;
 mod server;
 mod sse;
 mod tokens;
@@ -41,6 +42,7 @@ use axum::response::Response;
 use axum::routing::{get, post};
 
 pub use auth::ApiKey;
+pub use responses::ResponseLimits;
 pub use server::{serve, serve_while};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -48,6 +50,7 @@ use crate::protocol::{Owner, StreamId};
 use crate::service::Service;
 use host::Hosts;
 use problem::Problem;
+use responses::ResponseStore;
 
 /// Bounds and habits of the HTTP server.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,6 +65,8 @@ pub struct ApiConfig {
     pub allowed_hosts: Vec<String>,
     /// The keys, one of which every request must bring. Empty: everybody is one anonymous owner.
     pub keys: Vec<ApiKey>,
+    /// What one owner's stored responses may hold beside their streams.
+    pub responses: ResponseLimits,
     /// Longest request body.
     pub body_bytes_max: usize,
     /// Deepest nesting of arrays and objects in a request body.
@@ -96,6 +101,7 @@ impl Default for ApiConfig {
             cors_origins: Vec::new(),
             allowed_hosts: Vec::new(),
             keys: Vec::new(),
+            responses: ResponseLimits::default(),
             body_bytes_max: 4 << 20,
             json_depth_max: 64,
             body_read_timeout: Duration::from_secs(30),
@@ -117,6 +123,7 @@ impl Default for ApiConfig {
 struct App {
     service: Arc<Service>,
     config: Arc<ApiConfig>,
+    responses: Arc<ResponseStore>,
     /// Everybody, if there are no keys.
     anonymous: Arc<Owner>,
 }
@@ -128,7 +135,8 @@ struct App {
 pub fn router(service: Arc<Service>, config: ApiConfig, address: SocketAddr) -> Result<Router> {
     let cors = layers::cors(&config.cors_origins)?;
     let hosts = Hosts::new(address, &config.allowed_hosts);
-    let app = App { service, config: Arc::new(config), anonymous: Arc::new(Owner::anonymous()) };
+    let responses = Arc::new(ResponseStore::new(config.responses));
+    let app = App { service, config: Arc::new(config), responses, anonymous: Arc::new(Owner::anonymous()) };
     let mut router = Router::new()
         .route("/", get(page::index))
         .route("/style.css", get(page::style))
@@ -149,6 +157,10 @@ pub fn router(service: Arc<Service>, config: ApiConfig, address: SocketAddr) -> 
         .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/{id}", get(responses::get).delete(responses::delete))
+        .route("/v1/responses/{id}/cancel", post(responses::cancel))
+        .route("/v1/responses/{id}/input_items", get(responses::input_items))
         .route("/v1/events", get(feed::follow))
         .route("/v1/streams", get(native::list).post(native::create))
         .route("/v1/streams/{id}", get(native::follow).delete(native::cancel))

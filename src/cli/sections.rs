@@ -7,7 +7,7 @@ use std::time::Duration;
 use candle_core::Device;
 use sha2::{Digest, Sha256};
 
-use crate::api::{ApiConfig, ApiKey};
+use crate::api::{ApiConfig, ApiKey, ResponseLimits};
 use crate::config::{Activations, Config, DeviceKind, KeyConfig};
 use crate::engine::EngineConfig;
 use crate::error::{Error, Result};
@@ -25,6 +25,10 @@ pub(super) fn api(config: &Config) -> ApiConfig {
         cors_origins: server.cors_origins.clone(),
         allowed_hosts: server.allowed_hosts.clone(),
         keys: config.keys.keys.iter().map(|key| ApiKey::new(&key.secret.0, Arc::new(owner(key)))).collect(),
+        responses: ResponseLimits {
+            num_responses_max: config.responses.num_responses_max,
+            num_bytes_max: config.responses.num_bytes_max,
+        },
         body_bytes_max: server.body_bytes_max,
         json_depth_max: server.json_depth_max,
         header_bytes_max: server.header_bytes_max,

@@ -30,6 +30,8 @@ pub struct Config {
     pub streams: StreamsConfig,
     /// What a request may ask for.
     pub requests: RequestsConfig,
+    /// Stored responses.
+    pub responses: ResponsesConfig,
     /// Workers, scheduler, queue.
     pub engine: EngineSection,
     /// Which model, and how it is run.
@@ -119,6 +121,15 @@ pub struct StreamsConfig {
     pub feed_events_max: usize,
     /// How long a finished stream can be replayed.
     pub retention_ms: u64,
+}
+
+/// Stored responses, by owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResponsesConfig {
+    /// Most of them.
+    pub num_responses_max: usize,
+    /// Most memory for their requests and input items.
+    pub num_bytes_max: usize,
 }
 
 /// What a request may ask for.
@@ -287,6 +298,10 @@ impl Config {
                 store_bytes_max: values.number("streams.store_bytes_max")?,
                 store_interval_ms: values.number("streams.store_interval_ms")?,
                 cancel_wait_ms: values.number("streams.cancel_wait_ms")?,
+            },
+            responses: ResponsesConfig {
+                num_responses_max: values.number("responses.num_responses_max")?,
+                num_bytes_max: values.number("responses.num_bytes_max")?,
             },
             requests: values.requests()?,
             engine: values.engine()?,

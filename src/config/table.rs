@@ -208,6 +208,20 @@ pub static SETTINGS: &[Setting] = &[
         "How long a finished stream can be replayed",
     ),
     row(
+        "responses.num_responses_max",
+        "responses-max",
+        count(1, "responses"),
+        "1024",
+        "Most stored responses of one owner; its oldest that has ended makes room",
+    ),
+    row(
+        "responses.num_bytes_max",
+        "responses-bytes-max",
+        Bytes { min: 64 * KIB, max: 1 << 50 },
+        "64MiB",
+        "Most memory for the requests and input items of one owner's stored responses",
+    ),
+    row(
         "streams.feed_events_max",
         "feed-events-max",
         count(1, "events"),

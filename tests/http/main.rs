@@ -18,6 +18,8 @@ mod messages;
 mod native;
 mod openapi;
 mod owners;
+mod responses;
+mod responses_rules;
 mod resume;
 mod shutdown;
 mod tokens;

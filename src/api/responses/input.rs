@@ -1,0 +1,204 @@
+//! Input items: from JSON to the messages that a model reads, and to the form in which they are listed again. A chain
+//! of responses is its items in a row, so this is also how an earlier output becomes part of a later prompt.
+
+use serde_json::{Map, Value, json};
+
+use crate::api::problem::Problem;
+use crate::error::Error;
+use crate::protocol::{ChatMessage, FunctionCall, ToolCall};
+
+/// The items of a request's `input`, each checked and in its listed form, yet without the ids that were not given.
+///
+/// # Errors
+/// 400 with the path of what is wrong or not supported.
+pub(super) fn items(input: Value) -> Result<Vec<Value>, Problem> {
+    match input {
+        Value::String(text) => Ok(vec![message_item("user", &json!([{"type": "input_text", "text": text}]))]),
+        Value::Array(items) => {
+            items.into_iter().enumerate().map(|(i, item)| self::item(item, &format!("input[{i}]"))).collect()
+        }
+        other => Err(wrong("input", "a string or a list of items", &other)),
+    }
+}
+
+/// What the model reads for `items`, which [`items`] or an answer made.
+pub(super) fn messages(items: &[Value]) -> Vec<ChatMessage> {
+    let mut messages: Vec<ChatMessage> = Vec::new();
+    let mut reasoning = None;
+    for item in items {
+        match text_of(item, "type") {
+            "reasoning" => reasoning = Some(joined(&item["content"])).filter(|text| !text.is_empty()),
+            "function_call" => {
+                let call = tool_call(item);
+                match messages.last_mut().filter(|m| m.role == "assistant" && reasoning.is_none()) {
+                    // A turn that speaks and calls, or calls more than once, is one message to a template.
+                    Some(message) => message.tool_calls.push(call),
+                    None => messages.push(ChatMessage {
+                        tool_calls: vec![call],
+                        reasoning_content: reasoning.take(),
+                        ..ChatMessage::new("assistant", "")
+                    }),
+                }
+            }
+            "function_call_output" => messages.push(ChatMessage {
+                tool_call_id: Some(text_of(item, "call_id").to_owned()),
+                ..ChatMessage::new("tool", output_text(&item["output"]))
+            }),
+            _ => {
+                let role = text_of(item, "role");
+                let thought = if role == "assistant" { reasoning.take() } else { None };
+                let message = ChatMessage::new(role, joined(&item["content"]));
+                messages.push(ChatMessage { reasoning_content: thought, ..message });
+            }
+        }
+    }
+    messages
+}
+
+fn item(item: Value, path: &str) -> Result<Value, Problem> {
+    let Value::Object(fields) = item else { return Err(wrong(path, "an object", &item)) };
+    let kind = match fields.get("type") {
+        None | Some(Value::Null) => "message",
+        Some(Value::String(kind)) => kind.as_str(),
+        Some(other) => return Err(wrong(&format!("{path}.type"), "a string", other)),
+    };
+    let mut item = match kind {
+        "message" => message(&fields, path)?,
+        "function_call" => json!({
+            "type": "function_call", "status": "completed", "call_id": string(&fields, "call_id", path)?,
+            "name": string(&fields, "name", path)?, "arguments": string(&fields, "arguments", path)?,
+        }),
+        "function_call_output" => json!({
+            "type": "function_call_output", "status": "completed", "call_id": string(&fields, "call_id", path)?,
+            "output": output(&fields, path)?,
+        }),
+        "reasoning" => reasoning(&fields, path)?,
+        _ => {
+            let rule = format!(
+                "must be message, function_call, function_call_output or reasoning on this server, got {kind:?}"
+            );
+            return Err(Problem::unsupported(&format!("{path}.type"), &rule));
+        }
+    };
+    if let Some(Value::String(id)) = fields.get("id") {
+        item["id"] = json!(id);
+    }
+    Ok(item)
+}
+
+fn message(fields: &Map<String, Value>, path: &str) -> Result<Value, Problem> {
+    let role = string(fields, "role", path)?;
+    if !["user", "assistant", "system", "developer"].contains(&role) {
+        let param = format!("{path}.role");
+        let message = format!("`{param}` must be user, assistant, system or developer, got {role:?}");
+        return Err(Error::invalid(param, message).into());
+    }
+    let path = format!("{path}.content");
+    let (own, annotated) = if role == "assistant" { ("output_text", true) } else { ("input_text", false) };
+    let content = match fields.get("content") {
+        Some(Value::String(text)) => vec![part(own, annotated, text)],
+        Some(Value::Array(parts)) => parts
+            .iter()
+            .enumerate()
+            .map(|(i, p)| Ok(part(own, annotated, part_text(p, &format!("{path}[{i}]"))?)))
+            .collect::<Result<_, Problem>>()?,
+        other => return Err(given(&path, "a string or a list of content parts", other)),
+    };
+    Ok(message_item(role, &content.into()))
+}
+
+fn message_item(role: &str, content: &Value) -> Value {
+    json!({"type": "message", "status": "completed", "role": role, "content": content})
+}
+
+fn part(kind: &str, annotated: bool, text: &str) -> Value {
+    let mut part = json!({"type": kind, "text": text});
+    if annotated {
+        part["annotations"] = json!([]);
+    }
+    part
+}
+
+fn part_text<'a>(part: &'a Value, path: &str) -> Result<&'a str, Problem> {
+    let Value::Object(fields) = part else { return Err(wrong(path, "an object", part)) };
+    match string(fields, "type", path)? {
+        "input_text" | "output_text" | "text" | "reasoning_text" => string(fields, "text", path),
+        kind => {
+            let rule = format!("must be input_text or output_text on this server, got {kind:?}");
+            Err(Problem::unsupported(&format!("{path}.type"), &rule))
+        }
+    }
+}
+
+fn output(fields: &Map<String, Value>, path: &str) -> Result<Value, Problem> {
+    let path = format!("{path}.output");
+    match fields.get("output") {
+        Some(Value::String(text)) => Ok(json!(text)),
+        Some(Value::Array(parts)) => {
+            let parts = parts.iter().enumerate();
+            let parts = parts.map(|(i, p)| Ok(part("input_text", false, part_text(p, &format!("{path}[{i}]"))?)));
+            Ok(parts.collect::<Result<Vec<_>, Problem>>()?.into())
+        }
+        other => Err(given(&path, "a string or a list of content parts", other)),
+    }
+}
+
+/// Summaries are for people; what goes back to the model is the text itself, where a client has it.
+fn reasoning(fields: &Map<String, Value>, path: &str) -> Result<Value, Problem> {
+    let path = format!("{path}.content");
+    let content = match fields.get("content") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(parts)) => parts
+            .iter()
+            .enumerate()
+            .map(|(i, p)| Ok(part("reasoning_text", false, part_text(p, &format!("{path}[{i}]"))?)))
+            .collect::<Result<_, Problem>>()?,
+        other => return Err(given(&path, "a list of content parts", other)),
+    };
+    let summary = fields.get("summary").cloned().unwrap_or_else(|| json!([]));
+    Ok(json!({"type": "reasoning", "summary": summary, "content": content}))
+}
+
+fn tool_call(item: &Value) -> ToolCall {
+    let arguments = text_of(item, "arguments");
+    let parsed = serde_json::from_str::<Value>(arguments).ok().filter(Value::is_object);
+    ToolCall {
+        id: text_of(item, "call_id").to_owned(),
+        kind: "function",
+        function: FunctionCall {
+            name: text_of(item, "name").to_owned(),
+            arguments: parsed.unwrap_or_else(|| json!(arguments)),
+        },
+    }
+}
+
+fn output_text(output: &Value) -> String {
+    output.as_str().map_or_else(|| joined(output), str::to_owned)
+}
+
+fn joined(parts: &Value) -> String {
+    parts.as_array().into_iter().flatten().map(|part| text_of(part, "text")).collect()
+}
+
+fn text_of<'a>(value: &'a Value, field: &str) -> &'a str {
+    value[field].as_str().unwrap_or_default()
+}
+
+fn string<'a>(fields: &'a Map<String, Value>, name: &str, path: &str) -> Result<&'a str, Problem> {
+    match fields.get(name) {
+        Some(Value::String(text)) => Ok(text),
+        other => Err(given(&format!("{path}.{name}"), "a string", other)),
+    }
+}
+
+/// A field that is of the wrong type, or not there.
+pub(super) fn given(param: &str, rule: &str, value: Option<&Value>) -> Problem {
+    match value {
+        Some(value) => wrong(param, rule, value),
+        None => Error::invalid(param, format!("`{param}` must be given")).into(),
+    }
+}
+
+pub(super) fn wrong(param: &str, rule: &str, value: &Value) -> Problem {
+    Error::invalid(param, format!("`{param}` must be {rule}, got {value}")).into()
+}
