@@ -23,6 +23,7 @@ mod queue_timeout;
 mod quota_headers;
 mod server;
 mod sse;
+mod structured;
 mod trace;
 
 use std::net::SocketAddr;

@@ -33,6 +33,8 @@ pub struct GenerateRequest {
     pub tool_choice: ToolChoice,
     /// What the text must look like, whatever the model would rather say.
     pub constraint: Option<Constraint>,
+    /// The field that it came in, for errors.
+    pub constraint_param: &'static str,
 }
 
 impl GenerateRequest {
@@ -50,6 +52,7 @@ impl GenerateRequest {
             tools: Vec::new(),
             tool_choice: ToolChoice::Auto,
             constraint: None,
+            constraint_param: "response_format",
         }
     }
 }

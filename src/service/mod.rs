@@ -3,6 +3,7 @@
 
 mod backend;
 mod config;
+mod constrain;
 mod local;
 mod quota;
 mod restore;
@@ -27,6 +28,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Metrics, RejectLabel};
 use crate::model::ModelSpec;
 use crate::protocol::{ChatMessage, ErrorInfo, Event, GenerateRequest, Owner, Prompt, StreamId, TokenId, Usage};
+use crate::sampling::grammar::{GrammarCompiler, GrammarLimits};
 use crate::stream::{Clock, Happening, StreamLog, StreamRecord, StreamTable};
 use crate::text::{AnswerFormat, Tokenizer};
 use quota::Quotas;
@@ -42,6 +44,7 @@ pub struct Service {
     metrics: Arc<Metrics>,
     clock: Clock,
     tokenising: Arc<Semaphore>,
+    grammars: Arc<GrammarCompiler>,
     quotas: Quotas,
     created_ms: u64,
     num_restarts_told: AtomicU64,
@@ -74,6 +77,8 @@ impl Service {
         let clock = wall_clock();
         let (created_ms, tokenising) = (clock(), Arc::new(Semaphore::new(config.tokenising_max.max(1))));
         let template = template.map(Arc::new);
+        let own = || GrammarCompiler::new(tokenizer.clone(), GrammarLimits::default(), metrics.clone());
+        let grammars = backend.grammars().unwrap_or_else(own);
         let quotas = Quotas::new(&config.owners, &clock);
         table.feed().publish(created_ms, None, Happening::ModelLoaded { model: config.model_name.clone() });
         Self {
@@ -86,6 +91,7 @@ impl Service {
             metrics,
             clock,
             tokenising,
+            grammars,
             quotas,
             created_ms,
             num_restarts_told: AtomicU64::new(0),
@@ -115,6 +121,8 @@ impl Service {
         self.backend.check_room(request.owner.tenant)?;
         let owner = request.owner.clone();
         let slot = self.quotas.begin(&owner).inspect_err(|e| self.count_limited(e))?;
+        // Held until the backend has it: what is in use stays in the cache.
+        let _grammar = self.compile(&request).await?;
         let (request, prompt) = self.tokenise(request).await?;
         // No await from here on: the stream is either running and in the caller's hands, or was never there.
         let id = StreamId::random();

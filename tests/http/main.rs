@@ -17,3 +17,4 @@ mod native;
 mod owners;
 mod resume;
 mod shutdown;
+mod structured;

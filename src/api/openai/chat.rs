@@ -16,7 +16,7 @@ use super::chat_chunks::ChatChunks;
 use super::chat_types::{ChatRequest, Choice, Completion, Logprobs, Message};
 use crate::api::auth::Caller;
 use crate::api::problem::Problem;
-use crate::api::{App, body, disconnect, event_body, fields, fold, queue_timeout, with_stream_id};
+use crate::api::{App, body, disconnect, event_body, fields, fold, queue_timeout, structured, with_stream_id};
 use crate::error::{Error, ErrorKind};
 use crate::protocol::{ErrorInfo, Event, GenerateRequest, OnDisconnect, Prompt};
 use crate::service::Started;
@@ -38,6 +38,7 @@ pub async fn create(
     let queue_timeout_ms = queue_timeout::from_header(request.headers())?;
     let json = body::read(request, &app.config).await?;
     let (sampling, stop) = fields::sampling(&json)?;
+    let structured = structured::constraint(&json)?;
     let chat: ChatRequest = body::parse(&json)?;
     drop(json);
     let stream = chat.stream.unwrap_or(false);
@@ -55,6 +56,8 @@ pub async fn create(
         on_disconnect: policy.unwrap_or(OnDisconnect::Cancel),
         priority: chat.priority,
         queue_timeout_ms,
+        constraint: structured.constraint,
+        constraint_param: structured.param,
         ..GenerateRequest::new(owner, Prompt::Chat(fields::messages(messages)?))
     };
     let started = app.service.start(generate).await?;
