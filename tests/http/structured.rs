@@ -221,5 +221,6 @@ async fn the_other_rules_of_a_text_hold_beside_its_grammar() {
     let answer = post(server.address, CHAT, &logprobs).await.json();
     let told = answer["choices"][0]["logprobs"]["content"].as_array().unwrap().clone();
     assert_eq!(told.iter().map(|t| t["token"].as_str().unwrap()).collect::<String>(), "abc");
-    assert_ne!(told[0]["top_logprobs"][0]["token"], "a", "probabilities are the model's, not the grammar's");
+    let is_forced = |t: &Value| t["top_logprobs"][0]["token"] != t["token"];
+    assert!(told.iter().any(is_forced), "probabilities are the model's, not the grammar's: {told:?}");
 }

@@ -18,9 +18,8 @@ mod source;
 mod vocabulary;
 
 use std::fmt::Display;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use llguidance::api::ParserLimits;
@@ -42,6 +41,8 @@ pub const STACK_BYTES: usize = 32 << 20;
 const COMPILE_FUEL: u64 = 1_000_000;
 /// States of one text's lexer, one to two KB each.
 const LEXER_STATES_MAX: usize = 16_384;
+/// Ways to go on at one place. An ambiguous grammar has more with every token, and costs their square.
+const ITEMS_IN_ROW_MAX: usize = 500;
 /// Symbols of a grammar.
 const GRAMMAR_SIZE_MAX: usize = 200_000;
 
@@ -105,14 +106,16 @@ pub struct GrammarCompiler {
     /// Made with the first grammar: most servers never see one.
     factory: OnceLock<Result<ParserFactory>>,
     cache: Mutex<Cache>,
-    num_compiling: AtomicUsize,
+    num_compiling: Mutex<usize>,
+    compiled: Condvar,
 }
 
 impl GrammarCompiler {
     /// A compiler with an empty cache.
     pub fn new(tokenizer: Arc<Tokenizer>, limits: GrammarLimits, metrics: Arc<Metrics>) -> Arc<Self> {
-        let (factory, cache, num_compiling) = (OnceLock::new(), Mutex::default(), AtomicUsize::new(0));
-        Arc::new(Self { limits, metrics, tokenizer, factory, cache, num_compiling })
+        let (factory, cache) = (OnceLock::new(), Mutex::default());
+        let (num_compiling, compiled) = (Mutex::default(), Condvar::new());
+        Arc::new(Self { limits, metrics, tokenizer, factory, cache, num_compiling, compiled })
     }
 
     /// How much grammars may take.
@@ -165,9 +168,11 @@ impl GrammarCompiler {
         let (compiler, constraint) = (self.clone(), constraint.clone());
         let thread = std::thread::Builder::new().name("grammar".to_owned()).stack_size(STACK_BYTES);
         let work = move || {
-            // Nobody listens any more if it took too long.
-            let _ = sender.send(compiler.compile_here(&constraint));
+            let outcome = compiler.compile_here(&constraint);
+            // First, so that whoever hears of the end finds room.
             drop(slot);
+            // Nobody listens any more if it took too long.
+            let _ = sender.send(outcome);
         };
         thread.spawn(work).map_err(|e| Error::io("cannot start a thread to compile a grammar", e))?;
         compiled.recv_timeout(self.limits.compile_time_max).unwrap_or_else(|_| {
@@ -197,6 +202,7 @@ impl GrammarCompiler {
         factory.quiet();
         *factory.limits_mut() = ParserLimits {
             initial_lexer_fuel: COMPILE_FUEL,
+            max_items_in_row: ITEMS_IN_ROW_MAX,
             max_lexer_states: LEXER_STATES_MAX,
             max_grammar_size: GRAMMAR_SIZE_MAX,
             verbose_errors: false,
@@ -220,20 +226,25 @@ impl std::fmt::Debug for GrammarCompiler {
 struct CompileSlot(Arc<GrammarCompiler>);
 
 impl CompileSlot {
+    /// Waits for room, as long as a compilation may take.
     fn take(compiler: &Arc<GrammarCompiler>) -> Result<Self> {
-        let most = compiler.limits.compiling_max;
-        let slot = Self(compiler.clone());
-        if compiler.num_compiling.fetch_add(1, Ordering::SeqCst) >= most {
+        let GrammarLimits { compiling_max: most, compile_time_max: patience, .. } = compiler.limits;
+        let num = compiler.num_compiling.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = compiler.compiled.wait_timeout_while(num, patience, |num| *num >= most);
+        let (mut num, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        if timeout.timed_out() {
             let message = format!("at most {most} grammars are compiled at once");
-            return Err(Error::overloaded(message, compiler.limits.compile_time_max.as_millis() as u64));
+            return Err(Error::overloaded(message, patience.as_millis() as u64));
         }
-        Ok(slot)
+        *num += 1;
+        Ok(Self(compiler.clone()))
     }
 }
 
 impl Drop for CompileSlot {
     fn drop(&mut self) {
-        self.0.num_compiling.fetch_sub(1, Ordering::SeqCst);
+        *self.0.num_compiling.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.compiled.notify_one();
     }
 }
 

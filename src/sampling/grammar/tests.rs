@@ -1,3 +1,5 @@
+//! Compiling and matching on the stub's vocabulary and on a small one: what is kept to, what is refused, what is kept.
+
 use super::*;
 use crate::error::ErrorKind;
 use crate::protocol::TokenId;
@@ -146,6 +148,7 @@ fn a_compilation_that_takes_too_long_is_given_up_and_counts_until_it_ends() {
     let e = compiler.compile(&Constraint::JsonObject).expect_err("no time");
     assert!(e.message().contains("longer to compile than 0 seconds"), "{e}");
     let slot = loop {
+        // The one that was given up ends by itself.
         if let Ok(slot) = CompileSlot::take(&compiler) {
             break slot;
         }
