@@ -194,10 +194,10 @@ impl Job {
 
     fn find(&mut self) -> Result<Next> {
         match &mut self.place {
-            Some(Place::At(matcher)) => matcher.next(),
+            Some(Place::At(matcher)) => matcher.allowed(),
             Some(Place::Behind(grammar, emitted)) => {
                 let (mut matcher, forced) = Matcher::start(grammar, emitted, self.fast_forward)?;
-                let next = if forced.is_empty() { matcher.next()? } else { Next::Forced(forced) };
+                let next = if forced.is_empty() { matcher.allowed()? } else { Next::Forced(forced) };
                 self.place = Some(Place::At(Box::new(matcher)));
                 Ok(next)
             }

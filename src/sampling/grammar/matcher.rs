@@ -1,10 +1,10 @@
 //! Where one text stands in its grammar.
 //!
 //! ```text
-//! start:  a copy of the compiled grammar, brought to where the text stands
-//! next:   the tokens that may come              (slow: up to milliseconds; beside the forward pass)
-//! accept: the token that came                   (fast)
-//! forced: tokens that must follow, if any; the text takes them without sampling
+//! start:   a copy of the compiled grammar, brought to where the text stands
+//! allowed: the tokens that may come              (slow: up to milliseconds; beside the forward pass)
+//! accept:  the token that came                   (fast)
+//! forced:  tokens that must follow, if any; the text takes them without sampling
 //! ```
 //!
 //! Which tokens are forced depends on where the text was when it was asked, since a text can be cut into tokens in more
@@ -64,7 +64,7 @@ impl Matcher {
     ///
     /// # Errors
     /// If there are none, or the grammar is too complex.
-    pub fn next(&mut self) -> Result<Next> {
+    pub fn allowed(&mut self) -> Result<Next> {
         if self.is_complete() {
             return Ok(Next::Complete);
         }

@@ -24,7 +24,7 @@ fn random_text(grammar: &Grammar, seed: u64, fast_forward: bool) -> Option<Strin
     let (mut matcher, mut tokens) = Matcher::start(grammar, &[], fast_forward).expect("a beginning");
     let mut position = 0;
     while tokens.len() < 1000 {
-        let mask = match matcher.next().expect("it goes on") {
+        let mask = match matcher.allowed().expect("it goes on") {
             Next::Complete => return Some(tokens.iter().map(|t| char::from(*t as u8)).collect()),
             Next::Sample(mask) => mask,
             Next::Forced(_) => panic!("only the engine makes these"),
@@ -199,6 +199,6 @@ fn control_tokens_are_no_text_and_forced_text_is_cut_as_the_model_would() {
     let (mut matcher, forced) = Matcher::start(&grammar.expect("fine"), &[], true).expect("a beginning");
     let expect = tokenizer.encode("{\"a\":", false).expect("it can be spelled");
     assert!(forced.starts_with(&expect[..3]), "{forced:?} and {expect:?}");
-    let Ok(Next::Sample(mask)) = matcher.next() else { panic!("a choice") };
+    let Ok(Next::Sample(mask)) = matcher.allowed() else { panic!("a choice") };
     assert!(!mask.contains(8), "the end is not allowed here");
 }
