@@ -18,6 +18,8 @@ use tallow::stream::StreamLog;
 use tallow::text::Tokenizer;
 
 const NUM_SCHEMAS: u64 = 200;
+/// Room for any one request of these tests, and for few more.
+const NUM_BLOCKS_TIGHT: usize = 14;
 
 /// Schemas of every kind that the grammar compiler knows.
 struct Random {
@@ -231,12 +233,12 @@ fn a_constrained_text_is_the_same_alone_batched_and_preempted() {
     assert!(alone.iter().any(|(text, ..)| !text.is_ascii()), "some have characters of several bytes");
     let gate = StubGate::new();
     let stub = StubConfig { gate: Some(gate.clone()), poison: true, ..StubConfig::default() };
-    let tight = StubConfig { num_blocks: 40, poison: true, ..StubConfig::default() };
+    let tight = StubConfig { num_blocks: NUM_BLOCKS_TIGHT, ..stub.clone() };
     let narrow = EngineConfig { max_num_batched_tokens: 64, prefill_tokens_per_step_max: 5, ..EngineConfig::default() };
     for (config, stub) in
         [(EngineConfig::default(), stub), (EngineConfig::default(), tight), (narrow, StubConfig::default())]
     {
-        let is_tight = stub.num_blocks == 40;
+        let is_tight = stub.num_blocks == NUM_BLOCKS_TIGHT;
         let server = Server::start(config, stub);
         let logs: Vec<_> = (0..40).map(|n| server.submit(mixed(n))).collect();
         gate.open();
