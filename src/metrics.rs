@@ -133,6 +133,14 @@ metrics! {
     readers: Gauge = Gauge::default(), "Readers following a stream";
     /// Duration of a step.
     step_seconds: Histogram = seconds(0.000_25), "Duration of a step";
+    /// Time to compile a grammar, the failed ones included.
+    grammar_compile_seconds: Histogram = seconds(0.000_5), "Time to compile a grammar";
+    /// Grammars that were found compiled.
+    grammar_cache_hits: Counter = Counter::default(), "Grammars that were found compiled";
+    /// Time to find the tokens that a grammar allows next, for one text.
+    grammar_mask_seconds: Histogram = seconds(0.000_01), "Time to find the tokens that a grammar allows next";
+    /// Tokens that a grammar forced, which were not sampled.
+    forced_tokens: Counter = Counter::default(), "Tokens that a grammar forced";
     /// From acceptance to the first step.
     queue_wait_seconds: Histogram = seconds(0.001), "From acceptance to the first step";
     /// From acceptance to the first token.

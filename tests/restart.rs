@@ -62,7 +62,7 @@ impl Seen {
     }
 }
 
-/// Requests that use what must be rebuilt: draws, penalties, stop strings, log-probabilities, held-back text.
+/// Requests that use what must be rebuilt: draws, penalties, stop strings, log-probabilities, held-back text, grammars.
 fn requests(num: usize, max_tokens: usize) -> Vec<Value> {
     let request = |i: usize| {
         json!({
@@ -70,6 +70,7 @@ fn requests(num: usize, max_tokens: usize) -> Vec<Value> {
             "seed": i, "max_tokens": max_tokens + i, "temperature": if i.is_multiple_of(3) { 0.0 } else { 0.9 },
             "repetition_penalty": if i % 2 == 1 { 1.2 } else { 1.0 }, "frequency_penalty": 0.3 * (i % 4) as f64,
             "stop": ["zq", "the end"], "ignore_eos": true, "on_disconnect": "detach",
+            "guided_regex": (i % 4 == 3).then_some("([a-z ]{3,40}[.] And then, all of a sudden: )+"),
             "logprobs": i % 5 == 2, "top_logprobs": (i % 5 == 2).then_some(2),
         })
     };

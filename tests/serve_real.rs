@@ -110,6 +110,51 @@ async fn real_curl_that_is_killed_frees_its_slot_and_blocks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn real_answers_keep_to_their_schemas_alone_and_together() {
+    let server = start();
+    let schemas = [
+        json!({
+            "type": "object", "required": ["name", "age", "tags"], "additionalProperties": false,
+            "properties": {
+                "name": {"type": "string", "maxLength": 20},
+                "age": {"type": "integer", "minimum": 0, "maximum": 130},
+                "tags": {"type": "array", "items": {"enum": ["red", "green", "blue"]}, "maxItems": 3},
+            },
+        }),
+        json!({"type": "array", "minItems": 2, "maxItems": 4, "items": {"type": "string", "pattern": "^[A-Z][a-z]{2,9}$"}}),
+        json!({"anyOf": [{"type": "boolean"}, {"type": "object", "properties": {"why": {"type": "string", "maxLength": 30}},
+            "required": ["why"], "additionalProperties": false}]}),
+        json!({"type": "string", "format": "date"}),
+    ];
+    let requests: Vec<Value> = (0..8)
+        .map(|i| {
+            let named = json!({"name": "it", "strict": true, "schema": schemas[i % 4]});
+            let more = json!({
+                "response_format": {"type": "json_schema", "json_schema": named}, "stream": false, "seed": i,
+                "temperature": if i < 4 { 0.0 } else { 1.0 },
+            });
+            body("Describe somebody you know, as JSON.", 200, &more)
+        })
+        .collect();
+    let answer = async |request: &Value| {
+        let answer: Value = serde_json::from_str(&server.chat(request).await.text().await.unwrap()).unwrap();
+        let choice = &answer["choices"][0];
+        (choice["message"]["content"].as_str().unwrap().to_owned(), choice["finish_reason"].clone())
+    };
+    let mut alone = Vec::new();
+    for (i, request) in requests.iter().enumerate() {
+        let (text, finish_reason) = answer(request).await;
+        println!("{text}");
+        assert_eq!(finish_reason, "stop", "{text}");
+        let value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        assert!(jsonschema::is_valid(&schemas[i % 4], &value), "{text}");
+        alone.push((text, finish_reason));
+    }
+    assert_eq!(join_all(requests.iter().map(answer)).await, alone);
+    assert!(server.metric("tallow_forced_tokens_total").await > 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn real_server_drains_on_sigterm() {
     let mut server = start();
     let request = body("Tell me a story.", 60, &json!({ "seed": 1, "ignore_eos": true }));

@@ -19,7 +19,7 @@ use crate::protocol::{ChatMessage, SamplingParams, StopParams, TokenId};
 
 /// Fields that would change the output, with the one value each that asks for nothing (beside `null`, `false`, `0` and
 /// empty ones, which never do).
-const UNSUPPORTED: [(&str, Option<&str>); 30] = [
+const UNSUPPORTED: [(&str, Option<&str>); 25] = [
     ("add_generation_prompt", Some("true")),
     ("allowed_token_ids", None),
     ("audio", None),
@@ -34,16 +34,11 @@ const UNSUPPORTED: [(&str, Option<&str>); 30] = [
     ("function_call", Some("\"none\"")),
     ("functions", None),
     ("grammar", None),
-    ("guided_choice", None),
-    ("guided_grammar", None),
-    ("guided_json", None),
-    ("guided_regex", None),
+    ("guided_whitespace_pattern", None),
     ("json_schema", None),
     ("mirostat", None),
     ("modalities", Some("[\"text\"]")),
     ("prompt_logprobs", None),
-    ("response_format", Some("{\"type\":\"text\"}")),
-    ("structured_outputs", None),
     ("suffix", None),
     ("tool_choice", Some("\"none\"")),
     ("tools", None),

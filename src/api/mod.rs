@@ -27,6 +27,7 @@ mod quota_headers;
 mod responses;
 mod server;
 mod sse;
+mod structured;
 mod tokens;
 mod tool_fields;
 mod trace;

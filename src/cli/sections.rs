@@ -13,6 +13,7 @@ use crate::engine::EngineConfig;
 use crate::error::{Error, Result};
 use crate::model::decoder::{ActivationType, Compute, DecoderOptions};
 use crate::protocol::{Owner, Tenant};
+use crate::sampling::grammar::GrammarLimits;
 use crate::service::ServiceConfig;
 use crate::stream::{StoreLimits, TableLimits};
 use crate::text::{CallSyntax, ReasoningSyntax};
@@ -146,6 +147,13 @@ pub(super) fn engine(config: &Config) -> EngineConfig {
         stall_time_max: Duration::from_millis(engine.stall_time_max_ms),
         workers_abandoned_max: engine.workers_abandoned_max,
         shutdown_time_max: Duration::from_millis(engine.shutdown_time_max_ms),
+        grammars: GrammarLimits {
+            cached_max: engine.grammars_max,
+            cached_bytes_max: engine.grammars_bytes_max,
+            source_bytes_max: engine.grammar_bytes_max,
+            compile_time_max: Duration::from_millis(engine.grammar_compile_time_max_ms),
+            compiling_max: engine.grammars_compiling_max,
+        },
     }
 }
 

@@ -200,6 +200,16 @@ pub struct EngineSection {
     pub workers_abandoned_max: u64,
     /// How long the end waits for a step.
     pub shutdown_time_max_ms: u64,
+    /// Compiled grammars that are kept ...
+    pub grammars_max: usize,
+    /// ... and their memory.
+    pub grammars_bytes_max: usize,
+    /// Longest schema or grammar.
+    pub grammar_bytes_max: usize,
+    /// Longest time to compile one.
+    pub grammar_compile_time_max_ms: u64,
+    /// Most compiled at once.
+    pub grammars_compiling_max: usize,
 }
 
 /// Where to compute.
@@ -462,6 +472,11 @@ impl Values<'_> {
             stall_time_max_ms: self.number("engine.stall_time_max_ms")?,
             workers_abandoned_max: self.number("engine.workers_abandoned_max")?,
             shutdown_time_max_ms: self.number("engine.shutdown_time_max_ms")?,
+            grammars_max: self.number("engine.grammars_max")?,
+            grammars_bytes_max: self.number("engine.grammars_bytes_max")?,
+            grammar_bytes_max: self.number("engine.grammar_bytes_max")?,
+            grammar_compile_time_max_ms: self.number("engine.grammar_compile_time_max_ms")?,
+            grammars_compiling_max: self.number("engine.grammars_compiling_max")?,
         })
     }
 

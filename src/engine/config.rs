@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::queue::QueueLimits;
 use super::scheduler::SchedulerLimits;
 use crate::error::{Error, Result};
+use crate::sampling::grammar::GrammarLimits;
 
 /// How much the engine takes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub struct EngineConfig {
     pub workers_abandoned_max: u64,
     /// How long a shutdown waits for a step to end before it leaves the worker behind.
     pub shutdown_time_max: Duration,
+    /// How much grammars may take.
+    pub grammars: GrammarLimits,
 }
 
 impl Default for EngineConfig {
@@ -65,6 +68,7 @@ impl Default for EngineConfig {
             stall_time_max: Duration::from_millis(1500),
             workers_abandoned_max: 3,
             shutdown_time_max: Duration::from_secs(10),
+            grammars: GrammarLimits::default(),
         }
     }
 }

@@ -2,7 +2,8 @@
 //! with neither.
 //!
 //! ```text
-//! end what was cancelled -> schedule -> pull from the queue -> forward -> sample -> publish -> end what is finished
+//! end what was cancelled -> schedule -> pull from the queue -> forward, and beside it the masks of grammars
+//!     -> sample -> publish -> end what is finished
 //! ```
 //!
 //! A sequence's slot and blocks are free, and the gauges say so, before its terminal event can be seen.
@@ -11,6 +12,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use super::constrain::{self, Constrained, Masks};
 use super::lease::{GaugeValues, Lease};
 use super::output::Output;
 use super::queue::{Entry, Pulled, Queue};
@@ -21,7 +23,8 @@ use crate::error::{ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::{Batch, Model};
 use crate::protocol::{Event, FinishReason, SamplingParams, StreamId, Tenant, TokenId, TokenLogprob};
-use crate::sampling::{Draw, Sampler, SeenTokens};
+use crate::sampling::grammar::Next;
+use crate::sampling::{Draw, Sampled, Sampler, SeenTokens, TokenMask};
 use crate::text::Tokenizer;
 
 /// One worker's model, sequences and scratch.
@@ -35,6 +38,7 @@ pub struct EngineCore {
     free_slots: Vec<usize>,
     ended: Vec<(usize, End)>,
     sampler: Sampler,
+    masks: Masks,
     batch: Batch,
     logits: Vec<f32>,
     gauges: Gauges,
@@ -76,6 +80,7 @@ struct Generation {
     output: Output,
     sampling: SamplingParams,
     seen: SeenTokens,
+    constrained: Option<Constrained>,
     seed: u64,
     num_tokens_max: usize,
     accepted_at: Duration,
@@ -83,6 +88,15 @@ struct Generation {
     last_token_at: Option<Duration>,
     /// Of the prompt's tokens so far, where they were asked for.
     prompt_logprobs: Vec<TokenLogprob>,
+}
+
+/// What a sequence needs to take its next token.
+struct Turn<'a> {
+    planned: Planned,
+    sampler: &'a mut Sampler,
+    scheduler: &'a mut Scheduler,
+    parts: &'a CoreParts,
+    now: Duration,
 }
 
 #[derive(Debug)]
@@ -109,6 +123,7 @@ impl EngineCore {
             free_slots: (0..max_num_seqs).rev().collect(),
             ended: Vec::new(),
             sampler: Sampler::default(),
+            masks: Masks::default(),
             batch: Batch::default(),
             logits: Vec::new(),
             gauges,
@@ -138,6 +153,7 @@ impl EngineCore {
             return Ok(Step::Idle);
         }
         self.scheduler.build(&mut self.batch);
+        self.ask_masks();
         let computed = self.model.forward(&self.batch, &mut self.logits);
         if self.lease.is_revoked() {
             return Ok(Step::Revoked);
@@ -146,6 +162,12 @@ impl EngineCore {
         self.scheduler.commit();
         let now = self.parts.queue.now();
         self.count_step(now.saturating_sub(started_at));
+        let generations = &mut self.generations;
+        self.masks.collect(|slot, answer| {
+            if let Some(constrained) = generations[slot].as_mut().and_then(|g| g.constrained.as_mut()) {
+                constrained.take_answer(answer);
+            }
+        });
         self.sample(now);
         self.settle();
         Ok(Step::Ran)
@@ -205,7 +227,7 @@ impl EngineCore {
     }
 
     fn admit(&mut self, entry: Entry, now: Duration) {
-        let Entry { request, chain, mut writer, accepted_at, cancelled_at, .. } = entry;
+        let Entry { request, chain, grammar, mut writer, accepted_at, cancelled_at, .. } = entry;
         let (tenant, seed, num_tokens_max) = (request.tenant, request.seed(), request.num_tokens_max());
         let slot = self.free_slots.pop().expect("as many slots as sequences");
         let prompt_tokens = request.num_prompt_tokens();
@@ -217,6 +239,7 @@ impl EngineCore {
         output.replay(emitted, &self.parts.tokenizer);
         let emitted_tokens = emitted.len();
         writer.usage.completion_tokens = emitted_tokens;
+        let constrained = grammar.map(|grammar| Constrained::new(grammar, emitted, &request.sampling));
         let mut sequence = Sequence::new(slot, tenant, request.prompt, num_tokens_max, chain);
         // One that goes on after the end of another process has more than the prompt, and goes its own way.
         if let Some(leader) = slot_of(&self.generations, request.leader)
@@ -248,6 +271,7 @@ impl EngineCore {
             output,
             sampling,
             seen,
+            constrained,
             seed,
             num_tokens_max,
             accepted_at,
@@ -255,6 +279,17 @@ impl EngineCore {
             last_token_at: None,
             prompt_logprobs: Vec::new(),
         }));
+    }
+
+    /// Has the masks worked out that the step will need.
+    fn ask_masks(&mut self) {
+        let num_slots = self.generations.len();
+        for planned in self.scheduler.plan().iter().filter(|planned| planned.is_sampled) {
+            let generation = self.generations[planned.slot].as_mut().expect("a planned sequence is alive");
+            if let Some(constrained) = &mut generation.constrained {
+                self.masks.ask(planned.slot, constrained, num_slots, &self.parts.metrics);
+            }
+        }
     }
 
     /// Samples for every sequence whose last token was computed, and publishes what that makes visible.
@@ -277,7 +312,8 @@ impl EngineCore {
                 continue;
             }
             let row = rows.next().expect("a row per sampled sequence");
-            let end = generation.sample(row, planned, &mut self.sampler, &mut self.scheduler, &self.parts, now);
+            let (sampler, scheduler, parts) = (&mut self.sampler, &mut self.scheduler, &self.parts);
+            let end = generation.sample(row, &mut Turn { planned, sampler, scheduler, parts, now });
             self.ended.extend(end.map(|end| (planned.slot, end)));
         }
     }
@@ -348,37 +384,77 @@ impl Generation {
         None
     }
 
-    fn sample(
-        &mut self,
-        row: &mut [f32],
-        planned: Planned,
-        sampler: &mut Sampler,
-        scheduler: &mut Scheduler,
-        parts: &CoreParts,
-        now: Duration,
-    ) -> Option<End> {
-        let draw = Draw {
-            params: &self.sampling,
-            seen: &self.seen,
-            banned: self.output.banned(),
-            seed: self.seed,
-            position: self.output.num_tokens() as u64,
-        };
-        let sampled = match sampler.sample(row, &draw) {
-            Ok(sampled) => sampled,
-            Err(e) => return Some(End::Failed(e.kind(), e.message().to_owned())),
-        };
-        self.count_token(&parts.metrics, now);
+    /// Takes the next token, and what its grammar forces behind it.
+    fn sample(&mut self, row: &mut [f32], turn: &mut Turn<'_>) -> Option<End> {
         if self.sampling.prompt_logprobs.take().is_some() {
             self.writer.append(Event::Prompt { logprobs: std::mem::take(&mut self.prompt_logprobs) });
         }
-        self.seen.push(sampled.token);
-        scheduler.push_token(planned, sampled.token);
-        let reason = self.output.push(sampled, &parts.tokenizer);
+        let next = self.constrained.as_mut().map(Constrained::take_next).transpose();
+        let taken = match next {
+            Ok(Some(Next::Complete)) => Ok(Some(self.output.close())),
+            Ok(Some(Next::Forced(tokens))) => Ok(self.force(&tokens, turn)),
+            Ok(Some(Next::Sample(mask))) => {
+                let mask = constrain::without(mask, self.output.banned_with(&turn.parts.end_of_generation));
+                self.draw(row, Some(&mask), turn)
+            }
+            Ok(None) => self.draw(row, None, turn),
+            Err(e) => Err(e),
+        };
         if let Some(event) = self.output.take_event() {
             self.writer.append(Event::Token(event));
         }
-        reason.map(End::Done)
+        match taken {
+            Ok(reason) => reason.map(End::Done),
+            Err(e) => Some(End::Failed(e.kind(), e.message().to_owned())),
+        }
+    }
+
+    fn draw(
+        &mut self,
+        row: &mut [f32],
+        allowed: Option<&TokenMask>,
+        turn: &mut Turn<'_>,
+    ) -> Result<Option<FinishReason>> {
+        let draw = Draw {
+            params: &self.sampling,
+            seen: &self.seen,
+            // Taken out of what is allowed already.
+            banned: if allowed.is_some() { &[] } else { self.output.banned() },
+            allowed,
+            seed: self.seed,
+            position: self.output.num_tokens() as u64,
+        };
+        let sampled = turn.sampler.sample(row, &draw)?;
+        let token = sampled.token;
+        self.count_token(&turn.parts.metrics, turn.now);
+        self.seen.push(token);
+        turn.scheduler.push_token(turn.planned, token);
+        let reason = self.output.push(sampled, &turn.parts.tokenizer);
+        let Some(constrained) = &mut self.constrained else { return Ok(reason) };
+        let forced = constrained.accept(token)?;
+        match constrain::end(reason, forced.is_empty() && constrained.is_complete(), &mut self.output) {
+            None => Ok(self.force(&forced, turn)),
+            reason => Ok(reason),
+        }
+    }
+
+    /// Appends tokens that must come.
+    fn force(&mut self, tokens: &[TokenId], turn: &mut Turn<'_>) -> Option<FinishReason> {
+        let parts = turn.parts;
+        for (index, &token) in tokens.iter().enumerate() {
+            self.writer.usage.completion_tokens += 1;
+            parts.metrics.completion_tokens.inc();
+            parts.metrics.forced_tokens.inc();
+            self.seen.push(token);
+            turn.scheduler.push_forced(turn.planned, token);
+            let reason = self.output.push(Sampled { token, logprob: None }, &parts.tokenizer);
+            let is_last = index + 1 == tokens.len();
+            let is_complete = is_last && self.constrained.as_ref().is_some_and(Constrained::is_complete);
+            if let Some(reason) = constrain::end(reason, is_complete, &mut self.output) {
+                return Some(reason);
+            }
+        }
+        None
     }
 
     fn count_token(&mut self, metrics: &Metrics, now: Duration) {

@@ -7,12 +7,14 @@
 //! | `fair` | whose turn it is |
 //! | `scheduler`, `sequence` | which tokens make up the next step, in which blocks |
 //! | `output` | tokens to text; when it is over |
+//! | `constrain` | texts that keep to a grammar |
 //! | `core` | one step, from schedule to publish |
 //! | `worker` | a thread around the steps: panics, restarts, sleep |
 //! | `writer` | a log's one terminal event |
 //! | `rate` | when a refused client should come back |
 
 mod config;
+mod constrain;
 pub mod core;
 mod fair;
 mod lease;
@@ -42,6 +44,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::{ModelFactory, ModelSpec};
 use crate::protocol::{Event, Tenant, TokenId, Usage, ValidRequest};
+use crate::sampling::grammar::{Grammar, GrammarCompiler};
 use crate::stream::StreamLog;
 use crate::text::Tokenizer;
 
@@ -49,6 +52,7 @@ use crate::text::Tokenizer;
 pub struct Engine {
     shared: Arc<Shared>,
     spec: ModelSpec,
+    grammars: Arc<GrammarCompiler>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -69,6 +73,7 @@ impl Engine {
         let ids = 0..tokenizer.vocab_size() as TokenId;
         let end_of_generation = ids.filter(|&id| tokenizer.is_end_of_generation(id)).collect();
         let parts = CoreParts { limits: config.scheduler_limits(), queue, tokenizer, end_of_generation, metrics };
+        let grammars = GrammarCompiler::new(parts.tokenizer.clone(), config.grammars.clone(), parts.metrics.clone());
         let num_workers = config.num_workers;
         let shared = Arc::new(Shared {
             config,
@@ -83,7 +88,9 @@ impl Engine {
         let threads = (0..num_workers).map(|index| worker::spawn(&shared, index, sender.clone())).collect();
         drop(sender);
         let spec = match (threads, first_spec(&loaded)) {
-            (Ok(threads), Ok(spec)) => return Ok(Arc::new(Self { shared, spec, threads: Mutex::new(threads) })),
+            (Ok(threads), Ok(spec)) => {
+                return Ok(Arc::new(Self { shared, spec, grammars, threads: Mutex::new(threads) }));
+            }
             (Err(e), _) | (_, Err(e)) => e,
         };
         shared.parts.queue.stop("the engine did not start");
@@ -99,7 +106,9 @@ impl Engine {
     #[expect(clippy::needless_pass_by_value, reason = "the engine becomes an owner of the log")]
     pub fn submit(&self, request: ValidRequest, log: Arc<StreamLog>) -> Result<()> {
         self.check(&request)?;
-        if self.is_over(&request, &log) {
+        // The service has compiled it just now; only a request of an earlier process takes its time here.
+        let grammar = request.constraint.as_ref().map(|c| self.grammars.compile(c)).transpose()?;
+        if self.is_over(&request, grammar.as_deref(), &log) {
             return Ok(());
         }
         let prefix_cache = self.shared.config.prefix_cache;
@@ -107,7 +116,7 @@ impl Engine {
         // What the cache has is not computed, so it has no logits.
         let is_named = prefix_cache && request.sampling.prompt_logprobs.is_none();
         let chain = is_named.then(|| HashChain::new(request.tenant, &request.prompt));
-        self.queue().submit(request, chain, &log)
+        self.queue().submit_constrained(request, chain, grammar, &log)
     }
 
     /// Whether a request of `tenant` would be refused however short it is.
@@ -165,20 +174,26 @@ impl Engine {
         &self.spec
     }
 
+    /// Where its requests' constraints are compiled, and kept.
+    pub fn grammars(&self) -> &Arc<GrammarCompiler> {
+        &self.grammars
+    }
+
     /// The queue, for its depth.
     pub fn queue(&self) -> &Arc<Queue> {
         &self.shared.parts.queue
     }
 
     /// Whether a resumed request has sampled all it may: its end was computed, and lost with the process.
-    fn is_over(&self, request: &ValidRequest, log: &StreamLog) -> bool {
+    fn is_over(&self, request: &ValidRequest, grammar: Option<&Grammar>, log: &StreamLog) -> bool {
         let Some(resumed) = request.resumed else { return false };
         let parts = &self.shared.parts;
         let mut output = Output::new(request.stop.clone(), request.max_tokens, &parts.end_of_generation);
         let prompt_tokens = request.num_prompt_tokens();
-        let Some(finish_reason) = output.replay(&request.prompt[prompt_tokens..], &parts.tokenizer) else {
-            return false;
-        };
+        let emitted = &request.prompt[prompt_tokens..];
+        let reason = output.replay(emitted, &parts.tokenizer);
+        let is_complete = grammar.is_some_and(|g| constrain::is_complete(g, emitted, &request.sampling));
+        let Some(finish_reason) = constrain::end(reason, is_complete, &mut output) else { return false };
         let cached_tokens = resumed.cached_tokens.unwrap_or_default();
         let usage = Usage { prompt_tokens, cached_tokens, completion_tokens: resumed.num_emitted };
         let stop = output.stop_string().map(str::to_owned);

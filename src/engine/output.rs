@@ -68,6 +68,12 @@ impl Output {
         if self.num_tokens < self.stop.min_tokens { &self.banned } else { &[] }
     }
 
+    /// The same for a text that keeps to a grammar: such a one is over when its grammar says so, so where it is to go
+    /// on past ends of generation these are no choice at all.
+    pub fn banned_with<'a>(&'a self, end_of_generation: &'a [TokenId]) -> &'a [TokenId] {
+        if self.stop.ignore_eos && self.banned().is_empty() { end_of_generation } else { self.banned() }
+    }
+
     /// Adds a token. `Some` if it is the last: what was held back can be shown then, unless it belongs to a stop
     /// string. The token that ends a text is counted, but is no part of it.
     pub fn push(&mut self, sampled: Sampled, tokenizer: &Tokenizer) -> Option<FinishReason> {
@@ -92,6 +98,13 @@ impl Output {
             return None;
         }
         Some(if self.flush() { FinishReason::Stop } else { FinishReason::Length })
+    }
+
+    /// Ends the text behind the last token: a grammar is complete.
+    pub fn close(&mut self) -> FinishReason {
+        // Whether that completes a stop string or not, the reason is the same.
+        self.flush();
+        FinishReason::Stop
     }
 
     /// The text and tokens since the last call, if there is text.

@@ -16,6 +16,7 @@ use crate::cache::HashChain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Metrics, RejectLabel};
 use crate::protocol::{Event, StreamId, Tenant, ValidRequest};
+use crate::sampling::grammar::Grammar;
 use crate::stream::StreamLog;
 
 /// An owner may fill the queue up to this many times what it leaves free: a lone one four fifths of it, so that
@@ -52,6 +53,8 @@ pub struct Entry {
     pub request: ValidRequest,
     /// Names of the prompt's full blocks, where the prefix cache is on.
     pub chain: Option<HashChain>,
+    /// The request's constraint, compiled.
+    pub grammar: Option<Arc<Grammar>>,
     /// Its log.
     pub writer: Writer,
     /// When it was accepted.
@@ -131,9 +134,23 @@ impl Queue {
         chain: Option<HashChain>,
         log: &Arc<StreamLog>,
     ) -> Result<()> {
+        self.submit_constrained(request, chain, None, log)
+    }
+
+    /// The same for a request whose constraint is compiled.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn submit_constrained(
+        self: &Arc<Self>,
+        request: ValidRequest,
+        chain: Option<HashChain>,
+        grammar: Option<Arc<Grammar>>,
+        log: &Arc<StreamLog>,
+    ) -> Result<()> {
         let id = request.id;
         let cancelled_at = Arc::new(OnceLock::new());
-        self.push(request, chain, log.clone(), cancelled_at.clone())?;
+        self.push((request, chain, grammar), log.clone(), cancelled_at.clone())?;
         // Weak, as the queue holds the log that holds the hook.
         let queue = Arc::downgrade(self);
         log.on_cancel(move |_| {
@@ -157,8 +174,7 @@ impl Queue {
 
     fn push(
         &self,
-        request: ValidRequest,
-        chain: Option<HashChain>,
+        (request, chain, grammar): (ValidRequest, Option<HashChain>, Option<Arc<Grammar>>),
         log: Arc<StreamLog>,
         cancelled_at: Arc<OnceLock<Duration>>,
     ) -> Result<()> {
@@ -174,7 +190,8 @@ impl Queue {
         metrics.queue_tokens.inc_by(num_tokens as i64);
         let writer = Writer::new(log, &self.shared);
         let next_note_at = now + self.limits.note_interval;
-        let entry = Entry { request, chain, writer, accepted_at: now, cancelled_at, position: 0, next_note_at };
+        let entry =
+            Entry { request, chain, grammar, writer, accepted_at: now, cancelled_at, position: 0, next_note_at };
         state.rate.on_accepted(now);
         let ticket = state.waiting.push(tenant, terms, num_tokens, entry);
         state.tell_first_place(ticket, now);

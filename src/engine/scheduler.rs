@@ -7,7 +7,7 @@
 //!                no block left -> preempt the youngest, maybe itself
 //!            prefill budget = what is left, and if somebody decodes at most 4 for each who does
 //!                (at least 32, at most prefill_tokens_per_step_max)
-//!            running sequences with more to compute, oldest first: a chunk each
+//!            running sequences with more to compute (prompts, forced tokens), oldest first: a chunk each
 //!            preempted sequences that fit again, oldest first: a chunk each
 //! admit:     while has_room() and the queue's next fits(): a chunk
 //! batch:     what was planned, as arrays
@@ -24,7 +24,8 @@
 //! where there is no cache), so that each computes one token of the prompt, its last.
 //!
 //! A sequence is admitted only if there are blocks for all its tokens, and takes them at once, so only decoding can
-//! run out of blocks. Admission leaves a block free per running sequence, for the next one each will need: without
+//! run out of blocks. Tokens that a grammar forces are decoding several at once: they get their blocks as a sampled
+//! one does, and are computed like a prompt's. Admission leaves a block free per running sequence, for the next one each will need: without
 //! that, a newcomer would be preempted a few steps after it came. `running` is ordered by age and the youngest is
 //! preempted, so the oldest always advances, and as any one request fits the pool alone, every request ends.
 
@@ -201,6 +202,11 @@ impl Scheduler {
         self.running[planned.index].push_token(token);
     }
 
+    /// Adds a token that must come to one of the step's sequences; it is computed in the next step.
+    pub fn push_forced(&mut self, planned: Planned, token: TokenId) {
+        self.running[planned.index].push_forced(token);
+    }
+
     /// Takes a sequence out and frees its blocks. The plan is void after that.
     pub fn remove(&mut self, slot: usize) {
         let running = self.running.iter().position(|s| s.slot() == slot);
@@ -250,19 +256,20 @@ impl Scheduler {
     fn plan_decoding(&mut self) {
         let mut index = 0;
         while index < self.running.len() {
-            if self.running[index].num_remaining() == 1 && self.ensure_block(index) {
+            // Whoever came with its prompt has its blocks; what a grammar forced since then needs some.
+            if self.ensure_blocks(index) && self.running[index].num_remaining() == 1 {
                 self.push_plan(index, 1);
             }
             index += 1;
         }
     }
 
-    /// Gets sequence `index` a block for its next token, at the cost of the youngest; false if that was itself.
-    fn ensure_block(&mut self, index: usize) -> bool {
+    /// Gets sequence `index` blocks for all its tokens, at the cost of the youngest; false if that was itself.
+    fn ensure_blocks(&mut self, index: usize) -> bool {
         while self.running[index].needs_block() {
             if let Some(id) = self.pool.allocate() {
                 self.running[index].push_block(id);
-                break;
+                continue;
             }
             let mut youngest = self.running.pop().expect("one that needs a block");
             youngest.release_blocks(&mut self.pool);

@@ -110,9 +110,9 @@ impl Sequence {
         &self.block_table
     }
 
-    /// Whether the next token has no block yet.
+    /// Whether some of its tokens have no block yet: the next one, or those that a grammar forced.
     pub(super) fn needs_block(&self) -> bool {
-        self.num_computed_tokens == self.block_table.len() * BLOCK_SIZE
+        self.tokens.len() > self.block_table.len() * BLOCK_SIZE
     }
 
     pub(super) fn push_block(&mut self, id: BlockId) {
@@ -195,6 +195,11 @@ impl Sequence {
     /// Adds a sampled token.
     pub(super) fn push_token(&mut self, token: TokenId) {
         debug_assert_eq!(self.num_remaining(), 0, "a token is sampled once all before it are computed");
+        self.tokens.push(token);
+    }
+
+    /// Adds a token that must come, whatever the logits behind those before it.
+    pub(super) fn push_forced(&mut self, token: TokenId) {
         self.tokens.push(token);
     }
 }

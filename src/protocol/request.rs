@@ -40,6 +40,8 @@ pub struct GenerateRequest {
     pub template_kwargs: BTreeMap<String, Value>,
     /// What the text must look like, whatever the model would rather say.
     pub constraint: Option<Constraint>,
+    /// The field that it came in, for errors.
+    pub constraint_param: &'static str,
 }
 
 impl GenerateRequest {
@@ -59,6 +61,7 @@ impl GenerateRequest {
             parallel_tool_calls: true,
             template_kwargs: BTreeMap::new(),
             constraint: None,
+            constraint_param: "response_format",
         }
     }
 }

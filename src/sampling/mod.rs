@@ -19,12 +19,15 @@
 //! vector width or batch can change the outcome. Tokens below 2^-40 of the most probable one cannot be drawn.
 
 mod filter;
+pub mod grammar;
+mod mask;
 pub mod math;
 mod philox;
 mod seen;
 mod top;
 
 use filter::Candidates;
+pub use mask::TokenMask;
 pub use philox::random_u64;
 pub use seen::SeenTokens;
 
@@ -37,6 +40,8 @@ pub struct Sampler {
     candidates: Candidates,
     /// Ids whose logits were changed, with their raw values, in order of change.
     touched: Vec<(TokenId, f32)>,
+    /// The row without the tokens that a grammar does not allow.
+    masked: Vec<f32>,
     top: Vec<(f32, TokenId)>,
 }
 
@@ -49,6 +54,8 @@ pub struct Draw<'a> {
     pub seen: &'a SeenTokens,
     /// Tokens that may not be chosen here.
     pub banned: &'a [TokenId],
+    /// The only tokens that may be chosen here, where a grammar says so.
+    pub allowed: Option<&'a TokenMask>,
     /// The request's seed.
     pub seed: u64,
     /// Place of the token in the output, from 0.
@@ -74,7 +81,16 @@ impl Sampler {
         check(row)?;
         self.touched.clear();
         adjust(row, draw, &mut self.touched);
-        let token = self.choose(row, draw);
+        let token = match draw.allowed {
+            None => self.choose(row, draw),
+            Some(allowed) => {
+                let mut masked = std::mem::take(&mut self.masked);
+                allowed.apply(row, &mut masked);
+                let token = self.choose(&masked, draw);
+                self.masked = masked;
+                token
+            }
+        };
         while let Some((id, raw)) = self.touched.pop() {
             row[id as usize] = raw;
         }
@@ -96,7 +112,7 @@ impl Sampler {
         let params = draw.params;
         let max = max(row);
         if !max.is_finite() {
-            return Err(Error::internal("bias, penalties and bans leave no token that can be chosen"));
+            return Err(Error::internal("bias, penalties, bans and grammar leave no token that can be chosen"));
         }
         if params.temperature == 0.0 {
             let best = row.iter().position(|&logit| logit == max).expect("the maximum is in the row");

@@ -12,7 +12,7 @@ fn params(temperature: f32) -> SamplingParams {
 
 fn sample_at(row: &[f32], params: &SamplingParams, position: u64) -> Result<Sampled> {
     let seen = SeenTokens::default();
-    let draw = Draw { params, seen: &seen, banned: &[], seed: 7, position };
+    let draw = Draw { params, seen: &seen, banned: &[], allowed: None, seed: 7, position };
     Sampler::default().sample(&mut row.to_vec(), &draw)
 }
 
@@ -70,7 +70,7 @@ fn a_row_without_usable_logits_is_an_error() {
 fn banned_tokens_never_come_and_banning_all_is_an_error() {
     let (p, seen) = (params(0.0), SeenTokens::default());
     let mut row = vec![3.0, 2.0, 1.0];
-    let mut draw = Draw { params: &p, seen: &seen, banned: &[0, 77], seed: 0, position: 0 };
+    let mut draw = Draw { params: &p, seen: &seen, banned: &[0, 77], allowed: None, seed: 0, position: 0 };
     let mut sampler = Sampler::default();
     assert_eq!(sampler.sample(&mut row, &draw).map(|s| s.token), Ok(1));
     assert_eq!(row, [3.0, 2.0, 1.0], "the row is as before");
@@ -90,7 +90,7 @@ fn penalties_do_what_their_words_say() {
     let adjusted = |p: &SamplingParams, row: &[f32]| {
         let mut seen = SeenTokens::new(p, &[0, 1], 8);
         [2, 2, 2, 3].into_iter().for_each(|t| seen.push(t));
-        let draw = Draw { params: p, seen: &seen, banned: &[], seed: 0, position: 0 };
+        let draw = Draw { params: p, seen: &seen, banned: &[], allowed: None, seed: 0, position: 0 };
         let mut row = row.to_vec();
         adjust(&mut row, &draw, &mut Vec::new());
         row
@@ -168,7 +168,7 @@ fn a_draw_depends_on_seed_and_position_only() {
     let (p, seen) = (params(1.0), SeenTokens::default());
     let mut used = Sampler::default();
     for position in 0..50 {
-        let draw = Draw { params: &p, seen: &seen, banned: &[], seed: 7, position };
+        let draw = Draw { params: &p, seen: &seen, banned: &[], allowed: None, seed: 7, position };
         let fresh = sample_at(&row, &p, position);
         assert_eq!(used.sample(&mut row.clone(), &draw), fresh, "position {position}");
     }
@@ -182,7 +182,7 @@ fn a_large_vocabulary_works_and_the_scratch_stops_growing() {
     let mut sampler = Sampler::default();
     let mut sizes = Vec::new();
     for position in 0..3 {
-        let draw = Draw { params: &p, seen: &seen, banned: &[], seed: 1, position };
+        let draw = Draw { params: &p, seen: &seen, banned: &[], allowed: None, seed: 1, position };
         sampler.sample(&mut row.clone(), &draw).expect("a token");
         sizes.push((sampler.candidates.capacity(), sampler.top.capacity(), sampler.touched.capacity()));
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::protocol::{Tenant, ValidRequest};
+use crate::sampling::grammar::GrammarCompiler;
 use crate::stream::StreamLog;
 
 /// Whether a backend can serve, for `/health/ready`.
@@ -33,6 +34,12 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// Those of [`Self::submit`] that do not depend on the request.
     fn check_room(&self, tenant: Tenant) -> Result<()>;
+
+    /// Where it compiles constraints, if that is in this process: the service then checks them there, and they are
+    /// compiled once.
+    fn grammars(&self) -> Option<Arc<GrammarCompiler>> {
+        None
+    }
 
     /// Looks after requests that wait: ends those that have waited for too long, tells others where they stand.
     /// Called a few times a second; returns at once.

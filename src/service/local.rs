@@ -7,6 +7,7 @@ use super::{Backend, Readiness};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::protocol::{Tenant, ValidRequest};
+use crate::sampling::grammar::GrammarCompiler;
 use crate::stream::StreamLog;
 
 /// The engine of this process.
@@ -31,6 +32,10 @@ impl Backend for LocalBackend {
 
     fn check_room(&self, tenant: Tenant) -> Result<()> {
         self.engine.check_room(tenant)
+    }
+
+    fn grammars(&self) -> Option<Arc<GrammarCompiler>> {
+        Some(self.engine.grammars().clone())
     }
 
     fn sweep(&self) {

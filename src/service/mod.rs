@@ -3,7 +3,9 @@
 
 mod backend;
 mod chat;
+mod choices;
 mod config;
+mod constrain;
 mod local;
 mod quota;
 mod restore;
@@ -33,6 +35,7 @@ use crate::model::ModelSpec;
 use crate::protocol::{
     ChatMessage, ErrorInfo, Event, GenerateRequest, Owner, Prompt, StreamId, Tenant, TokenId, Usage, ValidRequest,
 };
+use crate::sampling::grammar::{GrammarCompiler, GrammarLimits};
 use crate::stream::{CancelCause, Clock, Happening, StreamLog, StreamRecord, StreamTable};
 use crate::text::{AnswerFormat, Tokenizer};
 use quota::Quotas;
@@ -48,6 +51,7 @@ pub struct Service {
     metrics: Arc<Metrics>,
     clock: Clock,
     tokenising: Arc<Semaphore>,
+    grammars: Arc<GrammarCompiler>,
     quotas: Quotas,
     created_ms: u64,
     num_restarts_told: AtomicU64,
@@ -80,6 +84,8 @@ impl Service {
         let clock = wall_clock();
         let (created_ms, tokenising) = (clock(), Arc::new(Semaphore::new(config.tokenising_max.max(1))));
         let template = template.map(|template| Arc::new(as_configured(template, &config)));
+        let own = || GrammarCompiler::new(tokenizer.clone(), GrammarLimits::default(), metrics.clone());
+        let grammars = backend.grammars().unwrap_or_else(own);
         let quotas = Quotas::new(&config.owners, &clock);
         table.feed().publish(created_ms, None, Happening::ModelLoaded { model: config.model_name.clone() });
         Self {
@@ -92,6 +98,7 @@ impl Service {
             metrics,
             clock,
             tokenising,
+            grammars,
             quotas,
             created_ms,
             num_restarts_told: AtomicU64::new(0),
@@ -133,19 +140,12 @@ impl Service {
         let owner = request.owner.clone();
         let slot = self.quotas.begin(&owner, num_choices).inspect_err(|e| self.count_limited(e))?;
         let (request, (prompt, format)) = self.tokenise(request).await?;
+        // Held until the backend has it: what is in use stays in the cache.
+        let _grammar = self.compile(&request).await?;
         // No await from here on: the streams are either running and in the caller's hands, or were never there.
         let first = validate::fit(StreamId::random(), request, prompt, random_seed(), self.limits())?;
         self.quotas.spend(&owner, first.num_tokens_max() * num_choices).inspect_err(|e| self.count_limited(e))?;
-        let mut all = AllOrNone(Vec::with_capacity(num_choices));
-        for index in 0..num_choices {
-            all.0.push(self.accept(choice(&first, index), format.clone())?);
-        }
-        let all = std::mem::take(&mut all.0);
-        if let [first, others @ ..] = &all[..]
-            && !others.is_empty()
-        {
-            first.log.lead(others.iter().map(|started| Arc::downgrade(&started.log)));
-        }
+        let all = choices::all_or_none(&first, num_choices, |valid| self.accept(valid, format.clone()))?;
         slot.occupy(all.iter().map(|started| &started.log));
         Ok(all)
     }
@@ -337,28 +337,6 @@ impl Service {
 impl std::fmt::Debug for Service {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Service").field("config", &self.config).field("spec", &self.spec).finish_non_exhaustive()
-    }
-}
-
-/// Choice `index` of a request.
-fn choice(first: &ValidRequest, index: usize) -> ValidRequest {
-    let mut request = first.clone();
-    if index > 0 {
-        request.id = StreamId::random();
-        request.leader = Some(first.id);
-        request.sampling.seed = Some(first.seed().wrapping_add(index as u64));
-    }
-    request
-}
-
-/// Choices that were accepted while it is not known yet whether all will be. Nobody wants some of them.
-struct AllOrNone(Vec<Started>);
-
-impl Drop for AllOrNone {
-    fn drop(&mut self) {
-        for started in &self.0 {
-            started.log.cancel(CancelCause::Requested);
-        }
     }
 }
 

@@ -239,6 +239,22 @@ impl Tokenizer {
         self.add_bos
     }
 
+    /// Ids of `text` where it stands behind other text: as [`Tokenizer::encode`] without special tokens, but no space
+    /// goes in front.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_behind(&self, text: &str) -> Result<Vec<TokenId>> {
+        let mut ids = Vec::new();
+        for segment in self.user_defined.split(text) {
+            match segment {
+                Segment::Token(id) => ids.push(id),
+                Segment::Text(text) => self.encode_words(text, false, &mut ids)?,
+            }
+        }
+        Ok(ids)
+    }
+
     pub(super) fn special(&self) -> &SpecialTokens {
         &self.all_special
     }

@@ -137,9 +137,7 @@ async fn fields_that_would_change_the_output_are_refused_by_name() {
     for (field, value) in [
         ("functions", json!([{}])),
         ("function_call", json!("auto")),
-        ("response_format", json!({"type": "json_object"})),
-        ("guided_json", json!({"type": "object"})),
-        ("guided_regex", json!("a+")),
+        ("guided_whitespace_pattern", json!(" ?")),
         ("audio", json!({"voice": "x"})),
         ("modalities", json!(["text", "audio"])),
         ("echo", json!(true)),

@@ -22,5 +22,6 @@ mod responses;
 mod responses_rules;
 mod resume;
 mod shutdown;
+mod structured;
 mod tokens;
 mod tools;

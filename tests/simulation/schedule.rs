@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use tallow::engine::queue::QueueLimits;
 use tallow::engine::scheduler::{Scheduler, SchedulerLimits};
-use tallow::protocol::{OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, TokenId, ValidRequest};
+use tallow::protocol::{
+    Constraint, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, TokenId, ValidRequest,
+};
 use tallow::sampling::random_u64;
 
 /// In a prompt, makes the stub panic when it computes it.
@@ -113,7 +115,7 @@ fn arrival(r: &mut Random, id: usize, num_blocks: usize, last_at: usize) -> Arri
         timeout_ms: r.one_in(12).then(|| r.pick(0..30) as u64),
     };
     let request = ValidRequest {
-        constraint: None,
+        constraint: constraint(id + at),
         leader: None,
         resumed: None,
         id: StreamId(id as u128),
@@ -168,6 +170,18 @@ fn sampling(r: &mut Random) -> SamplingParams {
         p.top_logprobs = Some(r.pick(0..4));
     }
     p
+}
+
+/// For some: an endless one that forces much, one that ends anywhere, and one with characters of several bytes.
+fn constraint(number: usize) -> Option<Constraint> {
+    match number % 8 {
+        0 => Some(Constraint::Regex("(the long way to [a-z]{1,3}; )+".to_owned())),
+        3 => {
+            Some(Constraint::JsonSchema(r#"{"type": "array", "items": {"enum": ["é", 1, "long enough"]}}"#.to_owned()))
+        }
+        5 => Some(Constraint::Lark("start: (WORD | \"€\")+\nWORD: /[a-fé]{2}/".to_owned())),
+        _ => None,
+    }
 }
 
 fn stop(r: &mut Random, max_tokens: usize) -> StopParams {

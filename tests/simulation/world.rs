@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use tallow::cache::{BLOCK_SIZE, BlockId, HashChain};
@@ -16,6 +16,7 @@ use tallow::metrics::Metrics;
 use tallow::model::Model;
 use tallow::model::stub::{StubConfig, StubFaults, StubModel};
 use tallow::protocol::{Event, FinishReason, TokenEvent, TokenId, Usage, ValidRequest};
+use tallow::sampling::grammar::{Grammar, GrammarCompiler, GrammarLimits};
 use tallow::stream::{CancelCause, StreamLog};
 use tallow::text::Tokenizer;
 
@@ -52,6 +53,7 @@ impl Coverage {
             "cancelled in the queue",
             "ended by length",
             "ended by stop",
+            "forced tokens",
             "forgotten",
             "left for good",
             "nan",
@@ -169,7 +171,8 @@ impl World {
         }
         let Some(log) = self.audience.open(request.id, request.tenant) else { return };
         let chain = self.schedule.prefix_cache.then(|| HashChain::new(request.tenant, &request.prompt));
-        let submitted = self.parts.queue.submit(request, chain, &log);
+        let grammar = grammar(&request);
+        let submitted = self.parts.queue.submit_constrained(request, chain, grammar, &log);
         self.audience.settle(&log, submitted.is_ok());
         match submitted {
             Ok(()) => self.logs[index] = Some(log),
@@ -252,6 +255,7 @@ impl World {
         assert_eq!(m.requests_accepted.get(), ended, "every accepted request is counted once");
         assert_eq!([m.num_running.get(), m.num_waiting.get(), m.kv_blocks_used.get()], [0; 3], "all is free");
         self.seen.count("preemptions", m.preemptions.get());
+        self.seen.count("forced tokens", m.forced_tokens.get());
         self.audience.finish();
         std::mem::take(&mut self.audience.seen).into_iter().for_each(|what| self.seen.count(what, 1));
         let mut solo = Solo::new();
@@ -403,7 +407,8 @@ impl Solo {
         // The panic is the model's, not the text's: alone, the request shows what it would have said.
         request.prompt.iter_mut().filter(|t| **t == PANIC_TOKEN).for_each(|t| *t = TokenId::from(b'?'));
         let log = StreamLog::new(request.id, request.tenant, request.on_disconnect);
-        self.queue.submit(request, None, &log).expect("room for one");
+        let grammar = grammar(&request);
+        self.queue.submit_constrained(request, None, grammar, &log).expect("room for one");
         while !log.is_finished() {
             self.core.step().expect("no fault");
         }
@@ -433,6 +438,15 @@ fn stub_config(num_blocks: usize) -> StubConfig {
     let faults =
         StubFaults { panic_on_token: Some(PANIC_TOKEN), nan_on_token: Some(NAN_TOKEN), ..StubFaults::default() };
     StubConfig { num_blocks, eos_probability: 0.01, multibyte_probability: 0.1, faults, ..StubConfig::default() }
+}
+
+/// The request's constraint, compiled once for all schedules.
+fn grammar(request: &ValidRequest) -> Option<Arc<Grammar>> {
+    static COMPILER: LazyLock<Arc<GrammarCompiler>> = LazyLock::new(|| {
+        let limits = GrammarLimits { compile_time_max: Duration::from_secs(60), ..GrammarLimits::default() };
+        GrammarCompiler::new(Arc::new(Tokenizer::byte_level()), limits, Arc::default())
+    });
+    request.constraint.as_ref().map(|constraint| COMPILER.compile(constraint).expect("it compiles"))
 }
 
 fn has_token(log: &Arc<StreamLog>) -> bool {

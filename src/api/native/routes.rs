@@ -13,7 +13,7 @@ use crate::api::auth::Caller;
 use crate::api::disconnect::{self, LINGER_DEFAULT, OnDisconnectField};
 use crate::api::fields::{self, MessageFields};
 use crate::api::problem::Problem;
-use crate::api::{App, body, event_body, queue_timeout, sse, with_stream_id};
+use crate::api::{App, body, event_body, queue_timeout, sse, structured, with_stream_id};
 use crate::error::{Error, ErrorKind};
 use crate::protocol::{GenerateRequest, Prompt, StreamId, TokenId};
 use crate::stream::StreamLog;
@@ -77,6 +77,7 @@ pub async fn create(
     let queue_timeout_ms = queue_timeout::from_header(request.headers())?;
     let json = body::read(request, &app.config).await?;
     let (sampling, stop) = fields::sampling(&json)?;
+    let structured = structured::constraint(&json)?;
     let create: CreateRequest = body::parse(&json)?;
     drop(json);
     let prompt = match (create.prompt, create.messages, create.tokens) {
@@ -90,7 +91,11 @@ pub async fn create(
     };
     let on_disconnect = create.on_disconnect.map(|f| f.0).or(header_policy).unwrap_or(LINGER_DEFAULT);
     let CreateRequest { model, priority, .. } = create;
-    let base = GenerateRequest::new(owner, prompt);
+    let base = GenerateRequest {
+        constraint: structured.constraint,
+        constraint_param: structured.param,
+        ..GenerateRequest::new(owner, prompt)
+    };
     let generate = GenerateRequest { model, sampling, stop, on_disconnect, priority, queue_timeout_ms, ..base };
     let started = app.service.start(generate).await?;
     // A name that was given out must still mean something after a crash.

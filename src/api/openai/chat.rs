@@ -20,7 +20,9 @@ use super::usage_sum::UsageSum;
 use crate::api::auth::Caller;
 use crate::api::head::early_error;
 use crate::api::problem::Problem;
-use crate::api::{App, body, disconnect, event_body, fields, fold, queue_timeout, tool_fields, with_stream_id};
+use crate::api::{
+    App, body, disconnect, event_body, fields, fold, queue_timeout, structured, tool_fields, with_stream_id,
+};
 use crate::error::{Error, ErrorKind};
 use crate::protocol::{GenerateRequest, OnDisconnect, Prompt, Tool, ToolChoice, Usage};
 use crate::service::Started;
@@ -44,6 +46,7 @@ pub async fn create(
     let queue_timeout_ms = queue_timeout::from_header(request.headers())?;
     let json = body::read(request, &app.config).await?;
     let fields::Shared { sampling, stop, num_choices } = fields::chat(&json, KNOWN)?;
+    let structured = structured::constraint(&json)?;
     let mut chat: ChatRequest = body::parse(&json)?;
     drop(json);
     let stream = chat.stream.unwrap_or(false);
@@ -68,6 +71,8 @@ pub async fn create(
         tool_choice,
         parallel_tool_calls: chat.parallel_tool_calls.unwrap_or(true),
         template_kwargs: chat.chat_template_kwargs.unwrap_or_default(),
+        constraint: structured.constraint,
+        constraint_param: structured.param,
         ..GenerateRequest::new(owner, Prompt::Chat(fields::messages(messages)?))
     };
     let started = app.service.start_choices(generate, num_choices).await?;

@@ -18,7 +18,7 @@ use crate::api::auth::Caller;
 use crate::api::fold::Folded;
 use crate::api::head::early_error;
 use crate::api::problem::Problem;
-use crate::api::{App, body, disconnect, event_body, fields, fold, queue_timeout, with_stream_id};
+use crate::api::{App, body, disconnect, event_body, fields, fold, queue_timeout, structured, with_stream_id};
 use crate::error::Error;
 use crate::protocol::{GenerateRequest, OnDisconnect, Prompt, SamplingParams, StopParams, Usage};
 use crate::service::{Service, Started};
@@ -67,6 +67,7 @@ pub async fn create(
     let queue_timeout_ms = queue_timeout::from_header(request.headers())?;
     let json = body::read(request, &app.config).await?;
     let shared = fields::completions(&json, &SUPPORTED)?;
+    let structured = structured::constraint(&json)?;
     let asked: CompletionRequest = body::parse(&json)?;
     drop(json);
     let stream = asked.stream.unwrap_or(false);
@@ -91,6 +92,8 @@ pub async fn create(
             on_disconnect: policy.unwrap_or(OnDisconnect::Cancel),
             priority: asked.priority,
             queue_timeout_ms,
+            constraint: structured.constraint.clone(),
+            constraint_param: structured.param,
             ..GenerateRequest::new(owner.clone(), prompt)
         };
         let started = app.service.start_choices(generate, wanted.best_of).await.map_err(named)?;
