@@ -4,6 +4,8 @@
 
 mod check;
 mod keys;
+mod resolve;
+mod row;
 mod settings;
 mod show;
 mod sources;
@@ -12,12 +14,14 @@ mod table;
 use std::path::PathBuf;
 
 pub use keys::{KeyConfig, Secret};
+pub use row::{ACTIVATIONS, DEVICES, LOG_FORMATS};
 pub use settings::{Kind, Setting, Value, setting, show_bytes};
 pub use sources::{CONFIG_ENV, DEFAULT_FILE, Origin, Sources, Typed};
-pub use table::{ACTIVATIONS, DEVICES, LOG_FORMATS, SETTINGS};
+pub use table::SETTINGS;
 
 use crate::error::Result;
 use crate::protocol::OwnerLimits;
+use resolve::Values;
 
 /// Everything a server must be told, resolved and checked.
 #[derive(Debug, Clone)]
@@ -336,177 +340,6 @@ impl Config {
     pub fn origin(&self, key: &str) -> Origin {
         let entry = self.resolved.iter().find(|(s, _, _)| s.key == key);
         entry.map_or_else(|| panic!("no setting {key}"), |(_, _, origin)| *origin)
-    }
-}
-
-/// Reads settings in the order of the table and remembers what it read.
-struct Values<'a> {
-    sources: &'a Sources,
-    resolved: Vec<(&'static Setting, Value, Origin)>,
-}
-
-impl Values<'_> {
-    fn take(&mut self, key: &str) -> Result<Value> {
-        let setting = setting(key);
-        let (value, origin) = self.sources.value(setting)?;
-        self.resolved.push((setting, value.clone(), origin));
-        Ok(value)
-    }
-
-    fn number<T: TryFrom<u64>>(&mut self, key: &str) -> Result<T> {
-        self.number_or_auto(key).map(|number| number.unwrap_or_else(|| panic!("{key} cannot be auto")))
-    }
-
-    fn number_or_auto<T: TryFrom<u64>>(&mut self, key: &str) -> Result<Option<T>> {
-        match self.take(key)? {
-            Value::Auto => Ok(None),
-            Value::Number(n) => match T::try_from(n) {
-                Ok(number) => Ok(Some(number)),
-                Err(_) => {
-                    let message = format!("--{} must fit this machine's word, got {n}", setting(key).flag);
-                    Err(crate::error::Error::invalid(key, message))
-                }
-            },
-            other => panic!("{key} is not a number: {other:?}"),
-        }
-    }
-
-    fn text(&mut self, key: &str) -> Result<String> {
-        match self.take(key)? {
-            Value::Text(text) => Ok(text),
-            other => panic!("{key} is not a text: {other:?}"),
-        }
-    }
-
-    fn bool(&mut self, key: &str) -> Result<bool> {
-        match self.take(key)? {
-            Value::Bool(b) => Ok(b),
-            other => panic!("{key} is not a switch: {other:?}"),
-        }
-    }
-
-    fn list(&mut self, key: &str) -> Result<Vec<String>> {
-        match self.take(key)? {
-            Value::List(items) => Ok(items),
-            other => panic!("{key} is not a list: {other:?}"),
-        }
-    }
-
-    fn origin(&self, key: &str) -> Origin {
-        self.resolved.iter().find(|(s, _, _)| s.key == key).map_or(Origin::Default, |(_, _, origin)| *origin)
-    }
-
-    fn server(&mut self) -> Result<ServerConfig> {
-        Ok(ServerConfig {
-            host: self.text("server.host")?,
-            port: self.number("server.port")?,
-            connections_max: self.number("server.connections_max")?,
-            body_bytes_max: self.number("server.body_bytes_max")?,
-            json_depth_max: self.number("server.json_depth_max")?,
-            header_bytes_max: self.number("server.header_bytes_max")?,
-            headers_max: self.number("server.headers_max")?,
-            send_buffer_bytes: self.number("server.send_buffer_bytes")?,
-            write_stall_timeout_ms: self.number("server.write_stall_timeout_ms")?,
-            heartbeat_ms: self.number("server.heartbeat_ms")?,
-            head_wait_ms: self.number("server.head_wait_ms")?,
-            drain_timeout_ms: self.number("server.drain_timeout_ms")?,
-            close_timeout_ms: self.number("server.close_timeout_ms")?,
-            header_read_timeout_ms: self.number("server.header_read_timeout_ms")?,
-            body_read_timeout_ms: self.number("server.body_read_timeout_ms")?,
-            sweep_interval_ms: self.number("server.sweep_interval_ms")?,
-            cors_origins: self.list("server.cors_origins")?,
-            allowed_hosts: self.list("server.allowed_hosts")?,
-        })
-    }
-
-    fn keys(&mut self) -> Result<KeysConfig> {
-        let typed = self.list("keys.list")?;
-        // What is kept for the table that is shown has their number and nothing else.
-        if let Some((_, value, _)) = self.resolved.last_mut() {
-            *value = Value::Text(if typed.is_empty() { String::new() } else { format!("{} given", typed.len()) });
-        }
-        let file = Some(self.text("keys.file")?).filter(|path| !path.is_empty()).map(PathBuf::from);
-        let mut limit = |key| self.number::<u32>(key).map(|n| Some(n).filter(|n| *n > 0));
-        let limits = OwnerLimits {
-            requests_per_minute: limit("keys.requests_per_minute")?,
-            tokens_per_minute: limit("keys.tokens_per_minute")?,
-            concurrency_max: limit("keys.concurrency_max")?,
-        };
-        Ok(KeysConfig { keys: keys::collect(&typed, file.as_deref(), limits)?, limits })
-    }
-
-    fn requests(&mut self) -> Result<RequestsConfig> {
-        Ok(RequestsConfig {
-            max_tokens_default: self.number_or_auto("requests.max_tokens_default")?,
-            choices_max: self.number("requests.choices_max")?,
-            tools_max: self.number("requests.tools_max")?,
-            stop_strings_max: self.number("requests.stop_strings_max")?,
-            stop_string_bytes_max: self.number("requests.stop_string_bytes_max")?,
-            stop_tokens_max: self.number("requests.stop_tokens_max")?,
-            logit_bias_max: self.number("requests.logit_bias_max")?,
-            top_logprobs_max: self.number("requests.top_logprobs_max")?,
-            linger_ms_max: self.number("requests.linger_ms_max")?,
-            queue_timeout_ms: self.number("requests.queue_timeout_ms")?,
-            queue_timeout_ms_max: self.number("requests.queue_timeout_ms_max")?,
-            inline_bytes_max: self.number("requests.inline_bytes_max")?,
-            tokenising_max: self.number_or_auto("requests.tokenising_max")?,
-        })
-    }
-
-    fn engine(&mut self) -> Result<EngineSection> {
-        Ok(EngineSection {
-            num_workers: self.number("engine.num_workers")?,
-            threads: self.number_or_auto("engine.threads")?,
-            max_num_seqs: self.number("engine.max_num_seqs")?,
-            max_num_batched_tokens: self.number("engine.max_num_batched_tokens")?,
-            prefill_tokens_per_step_max: self.number("engine.prefill_tokens_per_step_max")?,
-            queue_requests_max: self.number("engine.queue_requests_max")?,
-            queue_tokens_max: self.number("engine.queue_tokens_max")?,
-            priority_step_tokens: self.number("engine.priority_step_tokens")?,
-            queue_note_interval_ms: self.number("engine.queue_note_interval_ms")?,
-            prefix_cache: self.bool("engine.prefix_cache")?,
-            worker_load_attempts_max: self.number("engine.worker_load_attempts_max")?,
-            worker_backoff_min_ms: self.number("engine.worker_backoff_min_ms")?,
-            worker_backoff_max_ms: self.number("engine.worker_backoff_max_ms")?,
-            step_time_max_ms: self.number("engine.step_time_max_ms")?,
-            stall_time_max_ms: self.number("engine.stall_time_max_ms")?,
-            workers_abandoned_max: self.number("engine.workers_abandoned_max")?,
-            shutdown_time_max_ms: self.number("engine.shutdown_time_max_ms")?,
-            grammars_max: self.number("engine.grammars_max")?,
-            grammars_bytes_max: self.number("engine.grammars_bytes_max")?,
-            grammar_bytes_max: self.number("engine.grammar_bytes_max")?,
-            grammar_compile_time_max_ms: self.number("engine.grammar_compile_time_max_ms")?,
-            grammars_compiling_max: self.number("engine.grammars_compiling_max")?,
-        })
-    }
-
-    fn registry(&mut self) -> Result<RegistryConfig> {
-        Ok(RegistryConfig {
-            cache_dir: self.text("registry.cache_dir")?.into(),
-            models_dir: Some(self.text("registry.models_dir")?).filter(|dir| !dir.is_empty()).map(PathBuf::from),
-        })
-    }
-
-    fn model(&mut self) -> Result<ModelSection> {
-        let device = |word: &str| match word {
-            "cuda" => DeviceKind::Cuda,
-            "metal" => DeviceKind::Metal,
-            _ => DeviceKind::Cpu,
-        };
-        Ok(ModelSection {
-            name: self.text("model.name")?,
-            served_name: Some(self.text("model.served_name")?).filter(|name| !name.is_empty()),
-            device: device(&self.text("model.device")?),
-            activations: match self.text("model.activations")?.as_str() {
-                "int8" => Activations::Int8,
-                _ => Activations::F32,
-            },
-            reference: self.bool("model.reference")?,
-            call_format: self.text("model.call_format")?,
-            reasoning_format: self.text("model.reasoning_format")?,
-            max_model_len: self.number_or_auto("model.max_model_len")?,
-            kv_cache_bytes: self.number("model.kv_cache_bytes")?,
-        })
     }
 }
 

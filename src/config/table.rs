@@ -1,35 +1,10 @@
 //! Every setting of the server, one row each, in the order in which `--help` and the table at start show them.
 
+use super::row::{
+    ACTIVATIONS, CALL_FORMATS, COUNT_MAX, DEVICES, HOUR_MS, LOG_FORMATS, REASONING_FORMATS, count, limit, row,
+};
 use super::settings::Kind::{self, Bytes, Count, List, Millis, OneOf, Secrets, Text};
 use super::settings::{GIB, KIB, MIB, Setting};
-
-const HOUR_MS: u64 = 3_600_000;
-/// The highest count of anything: large enough to mean "no bound in practice", small enough that sums cannot wrap.
-const COUNT_MAX: u64 = 1 << 32;
-
-const fn count(min: u64, unit: &'static str) -> Kind {
-    Count { min, max: COUNT_MAX, unit, auto: false }
-}
-
-/// A bound of what one key may use.
-const fn limit(unit: &'static str) -> Kind {
-    Count { min: 0, max: u32::MAX as u64, unit, auto: false }
-}
-
-const fn row(key: &'static str, flag: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Setting {
-    Setting { key, flag, kind, default, help }
-}
-
-/// The words of `--device`.
-pub const DEVICES: &[&str] = &["cpu", "cuda", "metal"];
-/// The words of `--activations`.
-pub const ACTIVATIONS: &[&str] = &["f32", "int8"];
-/// The words of `--call-format`.
-pub const CALL_FORMATS: &[&str] = &["auto", "hermes", "llama3", "mistral"];
-/// The words of `--reasoning-format`.
-pub const REASONING_FORMATS: &[&str] = &["auto", "none", "think", "bracket"];
-/// The words of `--log-format`.
-pub const LOG_FORMATS: &[&str] = &["text", "json"];
 
 /// All rows, in the order in which `--help` and the table at start show them.
 pub static SETTINGS: &[Setting] = &[
@@ -208,20 +183,6 @@ pub static SETTINGS: &[Setting] = &[
         "How long a finished stream can be replayed",
     ),
     row(
-        "responses.num_responses_max",
-        "responses-max",
-        count(1, "responses"),
-        "1024",
-        "Most stored responses of one owner; its oldest that has ended makes room",
-    ),
-    row(
-        "responses.num_bytes_max",
-        "responses-bytes-max",
-        Bytes { min: 64 * KIB, max: 1 << 50 },
-        "64MiB",
-        "Most memory for the requests and input items of one owner's stored responses",
-    ),
-    row(
         "streams.feed_events_max",
         "feed-events-max",
         count(1, "events"),
@@ -255,6 +216,20 @@ pub static SETTINGS: &[Setting] = &[
         Millis { min: 1, max: HOUR_MS },
         "10000",
         "How long a cancellation may take to be in the store before its answer is 503",
+    ),
+    row(
+        "responses.num_responses_max",
+        "responses-max",
+        count(1, "responses"),
+        "1024",
+        "Most stored responses of one owner; its oldest that has ended makes room",
+    ),
+    row(
+        "responses.num_bytes_max",
+        "responses-bytes-max",
+        Bytes { min: 64 * KIB, max: 1 << 50 },
+        "64MiB",
+        "Most memory for the requests and input items of one owner's stored responses",
     ),
     row(
         "requests.max_tokens_default",

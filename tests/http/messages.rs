@@ -336,10 +336,6 @@ fn tool_rules() -> Vec<Rule> {
             "`tool_choice.name` must be the name of one of `tools`, got \"g\"",
         ),
         (json!({"tool_choice": {"type": "any"}}), "`tool_choice.type` must come with `tools`, got \"any\""),
-        (
-            json!({"tools": tool, "tool_choice": {"type": "auto", "disable_parallel_tool_use": true}}),
-            "`tool_choice.disable_parallel_tool_use` is not supported by this server",
-        ),
     ]
 }
 

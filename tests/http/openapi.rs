@@ -41,26 +41,32 @@ async fn every_field_is_accepted_and_no_other_that_would_matter() {
         let names: BTreeSet<&str> = FIELDS.iter().filter(|f| f.on.contains(&body)).map(|f| f.name).collect();
         for field in FIELDS.iter().filter(|f| f.on.contains(&body) && !f.example.is_empty()) {
             let mut asked = body.minimum();
-            asked["max_tokens"] = json!(4);
-            if field.name == "top_logprobs" {
-                asked["logprobs"] = json!(true);
+            if let Some(bound) = body.bound() {
+                asked[bound] = json!(4);
+            }
+            match (field.name, body) {
+                ("top_logprobs", Body::Responses) => asked["include"] = json!(["message.output_text.logprobs"]),
+                ("top_logprobs", _) => asked["logprobs"] = json!(true),
+                _ => {}
             }
             asked[field.name] = serde_json::from_str(field.example).unwrap();
             let reply = post(server.address, body.path(), &asked).await;
             assert!(reply.status < 300, "{asked} on {}: {}", body.path(), reply.json());
             // A wrong type is found, so the field is read; those without effect may be anything.
             if !field.summary.contains("without effect") {
-                asked[field.name] = json!({"no such": ["thing"]});
+                let is_object = field.schema.contains("\"object\"");
+                asked[field.name] = if is_object { json!(1.5) } else { json!({"no such": ["thing"]}) };
                 let reply = post(server.address, body.path(), &asked).await;
                 assert_eq!(reply.status, 400, "{asked} on {}", body.path());
             }
         }
-        for name in ["suffix", "best_of", "echo", "bad_words", "use_beam_search"] {
+        let is_openai = matches!(body, Body::Chat | Body::Completions | Body::Streams | Body::Responses);
+        let others = ["suffix", "best_of", "echo", "bad_words", "use_beam_search"];
+        for name in others.into_iter().filter(|name| is_openai && !names.contains(name)) {
             let mut asked = body.minimum();
             asked[name] = json!(3);
             let status = post(server.address, body.path(), &asked).await.status;
             assert_eq!(status, 400, "`{name}` on {}", body.path());
-            assert!(names.contains(name) == (body == Body::Completions && ["best_of", "echo"].contains(&name)));
         }
     }
 }
@@ -79,7 +85,10 @@ fn values_outside_the_schema_are_the_ones_that_are_refused() {
             asked[field.name] = serde_json::from_str(field.example).unwrap();
             assert!(validator.is_valid(&asked), "{asked}");
         }
-        assert!(!validator.is_valid(&json!({"temperature": 3})) && !validator.is_valid(&json!(7)));
+        let mut hot = body.minimum();
+        hot["temperature"] = json!(3);
+        assert_eq!(validator.is_valid(&hot), !Body::GENERATING.contains(&body), "{hot}");
+        assert!(!validator.is_valid(&json!(7)));
     }
 }
 

@@ -324,7 +324,7 @@ async fn a_chain_answers_all_that_was_said() {
     assert_eq!(second.json()["previous_response_id"], first.json()["id"]);
     let prompt: Vec<u8> = job.request.prompt.iter().map(|t| *t as u8).collect();
     let prompt = String::from_utf8_lossy(&prompt).into_owned();
-    for said in ["user\nhi<", "assistant\nhello<", "tool\nok<", "user\nand now?<"] {
+    for said in ["user\nhi<", "assistant\nhello\n<tool_call>", "<tool_response>\nok\n<", "user\nand now?<"] {
         assert!(prompt.contains(said), "{said:?} in {prompt:?}");
     }
     assert!(!prompt.contains("once"), "instructions are each request's own: {prompt:?}");

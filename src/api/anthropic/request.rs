@@ -92,6 +92,7 @@ impl MessagesRequest {
             k => k as usize,
         };
         let tools = tools(self.tools.unwrap_or_default())?;
+        let is_single = self.tool_choice.as_ref().and_then(|choice| choice.disable_parallel_tool_use);
         let tool_choice = tool_choice(self.tool_choice, &tools)?;
         let turns = required(self.messages, "", "messages")?;
         let default = SamplingParams::default();
@@ -105,6 +106,7 @@ impl MessagesRequest {
             },
             tools,
             tool_choice,
+            parallel_tool_calls: !is_single.unwrap_or(false),
             ..GenerateRequest::new(owner, Prompt::Chat(content::messages(self.system, turns)?))
         })
     }
@@ -156,9 +158,6 @@ fn tool(path: &str, tool: ToolFields) -> Result<Tool, Problem> {
 
 fn tool_choice(choice: Option<ToolChoiceFields>, tools: &[Tool]) -> Result<ToolChoice, Problem> {
     let Some(choice) = choice else { return Ok(ToolChoice::default()) };
-    if choice.disable_parallel_tool_use.unwrap_or(false) {
-        return Err(Problem::unsupported("tool_choice.disable_parallel_tool_use", "is not supported by this server"));
-    }
     let choice = match choice.kind.as_deref() {
         Some("auto") => ToolChoice::Auto,
         Some("none") => ToolChoice::None,

@@ -84,10 +84,9 @@ fn body_schema(body: Body) -> Value {
         })
         .collect();
     let required: Vec<String> = match body {
-        Body::Streams => Vec::new(),
-        Body::Chat | Body::Completions => {
-            body.minimum().as_object().into_iter().flat_map(|o| o.keys().cloned()).collect()
-        }
+        // One of several.
+        Body::Streams | Body::Tokenize => Vec::new(),
+        _ => body.minimum().as_object().into_iter().flat_map(|o| o.keys().cloned()).collect(),
     };
     json!({"type": "object", "properties": properties, "required": required})
 }

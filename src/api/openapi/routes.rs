@@ -1,5 +1,7 @@
 //! Every route, in the order in which the documentation shows them.
 
+use serde_json::{Value, json};
+
 /// One method of one path.
 #[derive(Debug, Clone, Copy)]
 pub struct Route {
@@ -26,20 +28,47 @@ pub enum Body {
     Chat,
     /// Completions.
     Completions,
+    /// OpenAI's Responses.
+    Responses,
+    /// Anthropic's Messages.
+    Messages,
+    /// Counting a message's tokens.
+    CountTokens,
     /// Native streams.
     Streams,
+    /// Text to tokens.
+    Tokenize,
+    /// Tokens to text.
+    Detokenize,
 }
 
 impl Body {
-    /// All, in the order of the table's columns.
-    pub const ALL: [Self; 3] = [Self::Chat, Self::Completions, Self::Streams];
+    /// All.
+    pub const ALL: [Self; 8] = [
+        Self::Chat,
+        Self::Completions,
+        Self::Responses,
+        Self::Messages,
+        Self::CountTokens,
+        Self::Streams,
+        Self::Tokenize,
+        Self::Detokenize,
+    ];
+
+    /// Those that begin a generation, in the order of the table's columns.
+    pub const GENERATING: [Self; 5] = [Self::Chat, Self::Completions, Self::Responses, Self::Messages, Self::Streams];
 
     /// The schema's name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Chat => "ChatRequest",
             Self::Completions => "CompletionRequest",
+            Self::Responses => "ResponseRequest",
+            Self::Messages => "MessageRequest",
+            Self::CountTokens => "CountTokensRequest",
             Self::Streams => "StreamRequest",
+            Self::Tokenize => "TokenizeRequest",
+            Self::Detokenize => "DetokenizeRequest",
         }
     }
 
@@ -48,15 +77,33 @@ impl Body {
         match self {
             Self::Chat => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
+            Self::Responses => "/v1/responses",
+            Self::Messages => "/v1/messages",
+            Self::CountTokens => "/v1/messages/count_tokens",
             Self::Streams => "/v1/streams",
+            Self::Tokenize => "/tokenize",
+            Self::Detokenize => "/detokenize",
         }
     }
 
-    /// The least that such a body must have.
-    pub fn minimum(self) -> serde_json::Value {
+    /// The least that such a body must have, or for bodies with a choice of prompts, one of them.
+    pub fn minimum(self) -> Value {
+        let messages = || json!([{"role": "user", "content": "hi"}]);
         match self {
-            Self::Chat => serde_json::json!({"messages": [{"role": "user", "content": "hi"}]}),
-            Self::Completions | Self::Streams => serde_json::json!({"prompt": "hi"}),
+            Self::Chat | Self::CountTokens => json!({"messages": messages()}),
+            Self::Messages => json!({"messages": messages(), "max_tokens": 4}),
+            Self::Completions | Self::Streams | Self::Tokenize => json!({"prompt": "hi"}),
+            Self::Responses => json!({"input": "hi"}),
+            Self::Detokenize => json!({"tokens": [104, 105]}),
+        }
+    }
+
+    /// The field that bounds its text, if it has one.
+    pub fn bound(self) -> Option<&'static str> {
+        match self {
+            Self::Chat | Self::Completions | Self::Messages | Self::Streams => Some("max_tokens"),
+            Self::Responses => Some("max_output_tokens"),
+            Self::CountTokens | Self::Tokenize | Self::Detokenize => None,
         }
     }
 }
@@ -94,6 +141,21 @@ pub const ROUTES: &[Route] = &[
         body: None,
         ..post("/v1/completions/{id}/cancel", "cancelCompletion", "Cancels one and its choices", Body::Completions)
     },
+    post("/v1/responses", "createResponse", "Answers, and keeps the answer", Body::Responses),
+    get("/v1/responses/{id}", "getResponse", "The response as it stands, or with `stream` its events", EITHER),
+    Route { method: "delete", ..get("/v1/responses/{id}", "deleteResponse", "Ends and forgets it", JSON) },
+    Route {
+        method: "post",
+        ..get("/v1/responses/{id}/cancel", "cancelResponse", "Cancels one that runs in the background", JSON)
+    },
+    get("/v1/responses/{id}/input_items", "listInputItems", "What it answers", JSON),
+    post("/v1/messages", "createMessage", "Anthropic's Messages, streamed or whole", Body::Messages),
+    Route {
+        success: ("200", JSON),
+        ..post("/v1/messages/count_tokens", "countTokens", "How many tokens it would begin with", Body::CountTokens)
+    },
+    Route { success: ("200", JSON), ..post("/tokenize", "tokenize", "A text or chat as tokens", Body::Tokenize) },
+    Route { success: ("200", JSON), ..post("/detokenize", "detokenize", "Tokens as a text", Body::Detokenize) },
     get("/v1/models", "listModels", "The served model", JSON),
     get("/v1/models/{model}", "retrieveModel", "One model by name", JSON),
     Route {

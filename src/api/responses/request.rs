@@ -59,7 +59,7 @@ pub(super) struct CreateFields {
     include: Option<Vec<String>>,
     tools: Option<Vec<Value>>,
     tool_choice: Option<Value>,
-    parallel_tool_calls: Option<bool>,
+    pub(super) parallel_tool_calls: Option<bool>,
     text: Option<Map<String, Value>>,
     reasoning: Option<Map<String, Value>>,
     metadata: Option<Map<String, Value>>,
@@ -101,9 +101,6 @@ pub(super) fn read(json: &[u8]) -> Result<(CreateFields, Asked), Problem> {
     sampling.top_logprobs = top_logprobs(&fields)?;
     let tools = tools(fields.tools.as_deref().unwrap_or_default())?;
     let tool_choice = tool_choice(fields.tool_choice.as_ref(), &tools)?;
-    if fields.parallel_tool_calls == Some(false) && !tools.is_empty() {
-        return Err(Problem::unsupported("parallel_tool_calls", "must be true on this server, got false"));
-    }
     let constraint = constraint(fields.text.as_ref())?;
     check_metadata(fields.metadata.as_ref())?;
     let echo = echo(&fields, &sampling);

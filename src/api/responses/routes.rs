@@ -58,7 +58,9 @@ pub async fn create(
         queue_timeout_ms,
         tools: std::mem::take(&mut asked.tools),
         tool_choice: std::mem::take(&mut asked.tool_choice),
+        parallel_tool_calls: fields.parallel_tool_calls.unwrap_or(true),
         constraint: asked.constraint.take(),
+        constraint_param: "text.format",
         ..GenerateRequest::new(owner, Prompt::Chat(messages))
     };
     let started = app.service.start(generate).await?;
