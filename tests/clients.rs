@@ -96,5 +96,6 @@ fn a_fuzzer_with_our_description_finds_no_server_error() {
         "all",
     ];
     let out = python(&args);
-    assert!(out.contains("No issues found"), "{out}");
+    // It fails by its exit code; this is that it did something.
+    assert!(out.contains("Fuzzing (in") && out.contains("passed"), "{out}");
 }

@@ -149,6 +149,7 @@ const TOP_LEVEL: &[&str] = &[
     "README.md",
     "benches",
     "deny.toml",
+    "docs",
     "models",
     "rustfmt.toml",
     "src",

@@ -5,11 +5,11 @@ use serde_json::{Map, Value, json};
 use super::fields::FIELDS;
 use super::routes::{Body, ROUTES, Route};
 
-/// The whole document.
+/// The whole document of a server that serves `model`.
 ///
 /// # Panics
 /// If a schema in the tables is no JSON; a test makes the document.
-pub fn document() -> Value {
+pub fn document(model: &str) -> Value {
     let mut paths = Map::new();
     for route in ROUTES {
         let path = paths.entry(route.path).or_insert_with(|| json!({}));
@@ -18,7 +18,7 @@ pub fn document() -> Value {
     let mut schemas = Map::new();
     schemas.insert("Error".to_owned(), error_schema());
     schemas.insert("Message".to_owned(), message_schema());
-    schemas.extend(Body::ALL.map(|body| (body.name().to_owned(), body_schema(body))));
+    schemas.extend(Body::ALL.map(|body| (body.name().to_owned(), body_schema(body, model))));
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -74,11 +74,14 @@ fn operation(route: &Route) -> Value {
     operation
 }
 
-fn body_schema(body: Body) -> Value {
+fn body_schema(body: Body, model: &str) -> Value {
     let fields = FIELDS.iter().filter(|field| field.on.contains(&body));
     let properties: Map<String, Value> = fields
         .map(|field| {
             let mut schema: Value = serde_json::from_str(field.schema).expect("a schema in the table is JSON");
+            if field.name == "model" {
+                schema = json!({"enum": [model, null]});
+            }
             schema["description"] = field.summary.into();
             (field.name.to_owned(), schema)
         })

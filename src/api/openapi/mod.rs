@@ -9,18 +9,18 @@ mod document;
 mod fields;
 mod routes;
 
-use std::sync::LazyLock;
-
+use axum::Json;
+use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
-use bytes::Bytes;
 
 pub use document::document;
 pub use fields::{FIELDS, Field, field_table};
 pub use routes::{Body, ROUTES, Route};
 
+use super::App;
+
 /// `GET /openapi.json`
-pub(super) async fn json() -> impl IntoResponse {
-    static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(document().to_string()));
-    ([(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-cache")], DOCUMENT.clone())
+pub(super) async fn json(State(app): State<App>) -> impl IntoResponse {
+    ([(header::CACHE_CONTROL, "no-cache")], Json(document(app.service.model_name())))
 }
