@@ -210,7 +210,7 @@ async fn parameters_reach_the_backend() {
 
 #[tokio::test]
 async fn tools_used_before_become_messages_of_their_own() {
-    let server = TestServer::start().await;
+    let server = TestServer::with(|s| s.spec.max_model_len = 2048).await;
     let call = json!({"type": "tool_use", "id": "t1", "name": "add", "input": {"a": 1}});
     let result = json!({"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "no"}], "is_error": true});
     let body = asking(&json!({"messages": [
@@ -226,7 +226,11 @@ async fn tools_used_before_become_messages_of_their_own() {
     assert_eq!(reply.status, 200, "{}", reply.body);
     let text: Vec<u8> = request.prompt.iter().map(|&t| t as u8).collect();
     let text = String::from_utf8(text).unwrap();
-    assert!(text.contains("<|im_start|>tool\nError: no<|im_end|>\n<|im_start|>user\nso?<|im_end|>"), "{text}");
+    assert!(text.contains("<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 1}}\n</tool_call>"), "{text}");
+    assert!(
+        text.contains("<tool_response>\nError: no\n</tool_response><|im_end|>\n<|im_start|>user\nso?<|im_end|>"),
+        "{text}"
+    );
 }
 
 #[tokio::test]

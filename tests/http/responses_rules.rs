@@ -59,6 +59,8 @@ async fn every_rule_is_a_status_and_a_name() {
         (json!({"input": [{"type": "reasoning", "content": "x"}]}), "input[0].content"),
         (json!({"instructions": 5}), "instructions"),
         (json!({"conversation": "c"}), "conversation"),
+        (json!({"response_format": {"type": "json_object"}}), "response_format"),
+        (json!({"guided_choice": ["a", "b"]}), "guided_choice"),
         (json!({"prompt": {"id": "p"}}), "prompt"),
         (json!({"truncation": "auto"}), "truncation"),
         (json!({"max_output_tokens": 0}), "max_output_tokens"),

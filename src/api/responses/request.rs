@@ -25,8 +25,19 @@ const INCLUDABLE: [&str; 8] = [
     "code_interpreter_call.outputs",
 ];
 
-/// Fields that would change the output and do not exist here.
-const UNSUPPORTED: [&str; 4] = ["conversation", "prompt", "context_management", "moderation"];
+/// Fields that would change the output and do not exist here. What the text must look like is said in `text.format`.
+const UNSUPPORTED: [&str; 10] = [
+    "conversation",
+    "prompt",
+    "context_management",
+    "moderation",
+    "response_format",
+    "guided_json",
+    "guided_regex",
+    "guided_grammar",
+    "guided_choice",
+    "structured_outputs",
+];
 
 /// Fields of this dialect's own meaning, or too large to be looked at twice: not shared with the other dialects.
 const OWN: [&str; 10] = [
