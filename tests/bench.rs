@@ -175,7 +175,8 @@ async fn slow_readers_hold_up_nobody() {
     let run = bench(server.address, &args).await;
     assert_eq!(run.code, Some(0), "{}", run.err);
     assert_eq!(run.level()["completed"], 6);
-    assert_eq!(run.level()["slow_readers"]["readers"], 3);
+    let slow = &run.level()["slow_readers"];
+    assert_eq!((&slow["readers"], &slow["ended_early"]), (&json!(3), &json!(0)), "{slow}");
 }
 
 #[tokio::test]

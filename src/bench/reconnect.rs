@@ -172,7 +172,8 @@ impl Follower<'_> {
     }
 }
 
-/// What is lost, doubled or different in `got`.
+/// What is lost, doubled or different in `got`. What piled up for a reader that lagged may have come as one event, which
+/// stands for all that it covers; `reference` was read after the end, when nothing is merged.
 fn compare(got: &[SseEvent], reference: &[SseEvent]) -> Resumed {
     let places: HashMap<&str, usize> = reference.iter().enumerate().map(|(i, e)| (e.id.as_str(), i)).collect();
     let mut found = Resumed { streams: 1, events: reference.len() as u64, ..Resumed::default() };
@@ -183,20 +184,51 @@ fn compare(got: &[SseEvent], reference: &[SseEvent]) -> Resumed {
             found.gaps += 1;
             continue;
         }
-        match places.get(event.id.as_str()) {
-            None => found.different += 1,
-            Some(&at) if is_seen[at] => found.doubled += 1,
-            Some(&at) => {
-                is_seen[at] = true;
-                found.different += u64::from(reference[at] != *event || at < next);
-                next = at + 1;
-            }
+        let Some(&last) = places.get(event.id.as_str()) else {
+            found.different += 1;
+            continue;
+        };
+        let first = first_place(event).map_or(last, |first| first.min(last));
+        let num_doubled = is_seen[first..=last].iter().filter(|is_seen| **is_seen).count();
+        found.doubled += num_doubled as u64;
+        if num_doubled == 0 {
+            is_seen[first..=last].fill(true);
+            let is_same = if first == last { reference[last] == *event } else { is_sum(event, &reference[first..=last]) };
+            found.different += u64::from(!is_same || first < next);
+            next = last + 1;
         }
     }
     found.lost = is_seen.iter().filter(|is_seen| !**is_seen).count() as u64;
     let seq = |event: &SseEvent| event.id.rsplit_once('-').and_then(|(_, seq)| seq.parse::<usize>().ok());
     found.not_dense = u64::from(reference.iter().enumerate().any(|(i, event)| seq(event) != Some(i)));
     found
+}
+
+/// The place of the first of the events that came as this one; `None` if it stands for itself.
+fn first_place(event: &SseEvent) -> Option<usize> {
+    let data: Value = serde_json::from_str(&event.data).ok()?;
+    data.get("first_seq")?.as_u64()?.try_into().ok()
+}
+
+/// Whether `merged` says what `parts` say: their texts, tokens and log-probabilities one after another, and all else as
+/// in the last.
+fn is_sum(merged: &SseEvent, parts: &[SseEvent]) -> bool {
+    let fields = |event: &SseEvent| serde_json::from_str::<serde_json::Map<_, _>>(&event.data).ok();
+    let Some(mut expected) = parts.last().and_then(fields) else { return false };
+    let Some(mut got) = fields(merged) else { return false };
+    let parts: Vec<_> = parts.iter().filter_map(fields).collect();
+    let text: String = parts.iter().filter_map(|part| part.get("text")?.as_str()).collect();
+    expected.insert("text".to_owned(), text.into());
+    for name in ["tokens", "logprobs"] {
+        let lists = parts.iter().filter_map(|part| part.get(name)?.as_array());
+        let items: Vec<Value> = lists.flatten().cloned().collect();
+        // Log-probabilities that nobody asked for are no field at all.
+        if expected.contains_key(name) {
+            expected.insert(name.to_owned(), items.into());
+        }
+    }
+    got.remove("first_seq");
+    got == expected
 }
 
 #[cfg(test)]
@@ -207,6 +239,27 @@ mod tests {
         let event =
             |seq: &usize| SseEvent { name: "token".into(), data: format!("{{\"n\":{seq}}}"), id: format!("ab-{seq}") };
         seqs.iter().map(event).collect()
+    }
+
+    fn token(seq: usize, text: &str, tokens: &[u32]) -> SseEvent {
+        let data = serde_json::json!({"seq": seq, "ts": seq, "text": text, "tokens": tokens});
+        SseEvent { name: "token".into(), data: data.to_string(), id: format!("ab-{seq}") }
+    }
+
+    #[test]
+    fn an_event_that_stands_for_several_covers_them() {
+        let reference = [token(0, "a", &[1]), token(1, "b", &[2, 3]), token(2, "c", &[4])];
+        let merged = |first_seq: usize, text: &str, tokens: &[u32]| {
+            let data = serde_json::json!({"seq": 2, "ts": 2, "first_seq": first_seq, "text": text, "tokens": tokens});
+            SseEvent { data: data.to_string(), ..reference[2].clone() }
+        };
+        let found = |got: &[SseEvent]| Resumed { streams: 0, events: 0, ..compare(got, &reference) };
+        let none = Resumed::default();
+        assert_eq!(found(&[reference[0].clone(), merged(1, "bc", &[2, 3, 4])]), none);
+        assert_eq!(found(&[merged(1, "bc", &[2, 3, 4])]), Resumed { lost: 1, ..none });
+        assert_eq!(found(&[reference[0].clone(), merged(1, "b", &[2, 3, 4])]), Resumed { different: 1, ..none });
+        assert_eq!(found(&[reference[0].clone(), merged(1, "bc", &[2, 3])]), Resumed { different: 1, ..none });
+        assert_eq!(found(&[reference[0].clone(), merged(0, "abc", &[1, 2, 3, 4])]), Resumed { doubled: 1, lost: 2, ..none });
     }
 
     #[track_caller]

@@ -27,7 +27,8 @@ pub struct SlowReaders {
 #[derive(Debug, Default)]
 struct Counts {
     bytes: AtomicU64,
-    closed: AtomicU64,
+    finished: AtomicU64,
+    ended_early: AtomicU64,
 }
 
 /// What the slow readers came to.
@@ -35,8 +36,10 @@ struct Counts {
 pub struct SlowReport {
     /// Opened before the level began.
     pub readers: usize,
-    /// Of these, how many the server had closed when the level ended.
-    pub closed_by_server: u64,
+    /// Of these, how many had the whole answer when the level ended.
+    pub finished: u64,
+    /// And how many the server had closed before that, as it does with readers that take nothing for too long.
+    pub ended_early: u64,
     /// Bytes read by all of them.
     pub bytes: u64,
 }
@@ -60,7 +63,8 @@ impl SlowReaders {
     pub fn report(&self) -> SlowReport {
         SlowReport {
             readers: self.num_opened,
-            closed_by_server: self.counts.closed.load(Ordering::Relaxed),
+            finished: self.counts.finished.load(Ordering::Relaxed),
+            ended_early: self.counts.ended_early.load(Ordering::Relaxed),
             bytes: self.counts.bytes.load(Ordering::Relaxed),
         }
     }
@@ -89,13 +93,12 @@ async fn connect(target: &Target, request: &Prepared) -> io::Result<TcpStream> {
 async fn trickle(stream: TcpStream, bytes_per_s: usize, counts: Arc<Counts>) {
     let mut buffer = vec![0; bytes_per_s.div_ceil(READS_PER_S)];
     let pause = Duration::from_secs_f64(buffer.len() as f64 / bytes_per_s as f64);
-    loop {
-        if stream.readable().await.is_err() {
-            break;
-        }
+    let mut tail = Tail::default();
+    while !tail.is_end() && stream.readable().await.is_ok() {
         match stream.try_read(&mut buffer) {
             Ok(0) => break,
             Ok(n) => {
+                tail.push(&buffer[..n]);
                 counts.bytes.fetch_add(n as u64, Ordering::Relaxed);
                 tokio::time::sleep(pause).await;
             }
@@ -103,5 +106,43 @@ async fn trickle(stream: TcpStream, bytes_per_s: usize, counts: Arc<Counts>) {
             Err(_) => break,
         }
     }
-    counts.closed.fetch_add(1, Ordering::Relaxed);
+    let count = if tail.is_end() { &counts.finished } else { &counts.ended_early };
+    count.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The last bytes that came.
+#[derive(Debug, Default)]
+struct Tail([u8; Self::END.len()]);
+
+impl Tail {
+    /// How a chunked body ends (RFC 9112, section 7.1). No text of an event stream looks like it: there a carriage return
+    /// is written as `\r`.
+    const END: [u8; 7] = *b"\r\n0\r\n\r\n";
+
+    fn push(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0.rotate_left(1);
+            self.0[Self::END.len() - 1] = byte;
+        }
+    }
+
+    fn is_end(&self) -> bool {
+        self.0 == Self::END
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_whole_once_its_last_chunk_came() {
+        let mut tail = Tail::default();
+        tail.push(b"1d\r\ndata: [DONE]\n\n");
+        assert!(!tail.is_end());
+        tail.push(b"\r\n0\r\n");
+        assert!(!tail.is_end());
+        tail.push(b"\r\n");
+        assert!(tail.is_end());
+    }
 }

@@ -138,8 +138,8 @@ pub fn level_notes(level: &LevelReport) -> Vec<String> {
     }
     if let Some(slow) = level.slow_readers {
         notes.push(format!(
-            "{} slow readers beside it took {} bytes; the server closed {}",
-            slow.readers, slow.bytes, slow.closed_by_server
+            "{} slow readers beside it took {} bytes: {} had the whole answer, {} were ended before it",
+            slow.readers, slow.bytes, slow.finished, slow.ended_early
         ));
     }
     notes.extend(level.newcomers.as_ref().map(newcomer_note));
