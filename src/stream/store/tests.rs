@@ -114,6 +114,29 @@ async fn what_another_run_would_not_repeat_is_seen_once_it_is_durable() {
 }
 
 #[tokio::test]
+async fn a_stream_that_ends_while_its_first_events_are_written_is_shown_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = StoreLimits { commit_interval: Duration::ZERO, ..LIMITS };
+    let (store, _) = StreamStore::open(dir.path(), limits).unwrap();
+    for id in 1..=100 {
+        let log = begin(&store, id);
+        log.append(Event::Queued { position: 0, wait_ms: None });
+        let mut reader = log.reader(0);
+        // While the thread is somewhere within the first commit, another place each time.
+        for _ in 0..id * 50 {
+            std::hint::spin_loop();
+        }
+        log.append(Event::Started { prompt_tokens: 3, cached_tokens: 0 });
+        log.append(done());
+        for seq in 0..3 {
+            let next = tokio::time::timeout(Duration::from_secs(30), reader.next()).await;
+            let Ok(Some((got, _))) = next else { panic!("event {seq} of stream {id} never came: {next:?}") };
+            assert_eq!(got, seq);
+        }
+    }
+}
+
+#[tokio::test]
 async fn readers_of_a_suspended_stream_leave_without_an_end() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = StreamStore::open(dir.path(), LIMITS).unwrap();
