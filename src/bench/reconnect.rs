@@ -193,7 +193,8 @@ fn compare(got: &[SseEvent], reference: &[SseEvent]) -> Resumed {
         found.doubled += num_doubled as u64;
         if num_doubled == 0 {
             is_seen[first..=last].fill(true);
-            let is_same = if first == last { reference[last] == *event } else { is_sum(event, &reference[first..=last]) };
+            let is_same =
+                if first == last { reference[last] == *event } else { is_sum(event, &reference[first..=last]) };
             found.different += u64::from(!is_same || first < next);
             next = last + 1;
         }
@@ -259,7 +260,10 @@ mod tests {
         assert_eq!(found(&[merged(1, "bc", &[2, 3, 4])]), Resumed { lost: 1, ..none });
         assert_eq!(found(&[reference[0].clone(), merged(1, "b", &[2, 3, 4])]), Resumed { different: 1, ..none });
         assert_eq!(found(&[reference[0].clone(), merged(1, "bc", &[2, 3])]), Resumed { different: 1, ..none });
-        assert_eq!(found(&[reference[0].clone(), merged(0, "abc", &[1, 2, 3, 4])]), Resumed { doubled: 1, lost: 2, ..none });
+        assert_eq!(
+            found(&[reference[0].clone(), merged(0, "abc", &[1, 2, 3, 4])]),
+            Resumed { doubled: 1, lost: 2, ..none }
+        );
     }
 
     #[track_caller]
