@@ -1,21 +1,28 @@
 //! How long the head of a stream waits: what fails before the first token gets a real status that way.
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use futures_util::future::select_all;
 
-use crate::api::fold;
+use super::problem::Problem;
+use super::{App, fold};
 use crate::protocol::{ErrorInfo, Event};
-use crate::stream::StreamReader;
+use crate::stream::{StreamLog, StreamReader};
 
-/// The error of a generation that fails before any of these has its first token, and within `patience`.
-pub async fn early_error(readers: Vec<StreamReader>, patience: Duration) -> Option<ErrorInfo> {
-    if readers.is_empty() {
-        return None;
+/// Waits until one of these streams has its first token, or the configured time is over.
+///
+/// # Errors
+/// That of a generation that failed before.
+pub async fn wait(app: &App, logs: impl IntoIterator<Item = &Arc<StreamLog>>) -> Result<(), Problem> {
+    // The caller's readers stay while these look ahead: the last to leave would cancel a stream.
+    let outcomes: Vec<_> = logs.into_iter().map(|log| Box::pin(outcome(log.reader(0)))).collect();
+    if outcomes.is_empty() {
+        return Ok(());
     }
-    let (first, ..) =
-        tokio::time::timeout(patience, select_all(readers.into_iter().map(|r| Box::pin(outcome(r))))).await.ok()?;
-    first
+    match tokio::time::timeout(app.config.head_wait, select_all(outcomes)).await {
+        Ok((Some(info), ..)) => Err(Problem::from(&info)),
+        Ok((None, ..)) | Err(_) => Ok(()),
+    }
 }
 
 /// Waits for the first event that tells whether it goes well.

@@ -19,6 +19,7 @@ mod layers;
 mod native;
 mod openai;
 pub mod openapi;
+mod opening;
 mod page;
 mod peer;
 mod problem;

@@ -12,9 +12,9 @@ use super::events::MessageEvents;
 use super::message::{MessageObject, blocks, message_id, stop_reason};
 use super::request::MessagesRequest;
 use crate::api::auth::Caller;
-use crate::api::head::early_error;
+use crate::api::opening::Opening;
 use crate::api::problem::Problem;
-use crate::api::{App, body, disconnect, event_body, fold, queue_timeout, with_stream_id};
+use crate::api::{App, body, event_body, fold, head, with_stream_id};
 use crate::error::Error;
 use crate::service::Started;
 use crate::text::AnswerParser;
@@ -28,9 +28,7 @@ pub async fn create(
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let policy = disconnect::from_header(request.headers())?;
-    let queue_timeout_ms = queue_timeout::from_header(request.headers())?;
-    let json = body::read(request, &app.config).await?;
+    let Opening { policy, queue_timeout_ms, json } = Opening::read(request, &app).await?;
     let message: MessagesRequest = body::parse(&json)?;
     drop(json);
     message.check_generation()?;
@@ -45,10 +43,7 @@ pub async fn create(
         return whole(&app, &started).await;
     }
     let reader = started.log.reader(0);
-    // Its own reader goes on while this one looks ahead: the last to leave would cancel the stream.
-    if let Some(info) = early_error(vec![started.log.reader(0)], app.config.head_wait).await {
-        return Err(Problem::from(&info));
-    }
+    head::wait(&app, [&started.log]).await?;
     let parser = AnswerParser::new(&started.format);
     let model = app.service.model_name();
     let dialect = MessageEvents::new(message_id(&started.log), model, started.prompt_tokens, parser);

@@ -12,8 +12,9 @@ use super::events::NativeEvents;
 use crate::api::auth::Caller;
 use crate::api::disconnect::{self, LINGER_DEFAULT, OnDisconnectField};
 use crate::api::fields::{self, MessageFields};
+use crate::api::opening::Opening;
 use crate::api::problem::Problem;
-use crate::api::{App, body, event_body, queue_timeout, sse, structured, with_stream_id};
+use crate::api::{App, body, event_body, sse, structured, with_stream_id};
 use crate::error::{Error, ErrorKind};
 use crate::protocol::{GenerateRequest, Prompt, StreamId, TokenId};
 use crate::stream::StreamLog;
@@ -73,9 +74,7 @@ pub async fn create(
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let header_policy = disconnect::from_header(request.headers())?;
-    let queue_timeout_ms = queue_timeout::from_header(request.headers())?;
-    let json = body::read(request, &app.config).await?;
+    let Opening { policy: header_policy, queue_timeout_ms, json } = Opening::read(request, &app).await?;
     let (sampling, stop) = fields::sampling(&json)?;
     let structured = structured::constraint(&json)?;
     let create: CreateRequest = body::parse(&json)?;

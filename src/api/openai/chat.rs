@@ -16,15 +16,13 @@ use futures_util::future::join_all;
 use super::chat_answer::Answer;
 use super::chat_chunks::ChatChunks;
 use super::chat_types::{ChatRequest, Choice, Completion, Logprobs};
-use super::usage_sum::UsageSum;
+use super::usage_sum::{UsageShown, UsageSum};
 use crate::api::auth::Caller;
-use crate::api::head::early_error;
+use crate::api::opening::Opening;
 use crate::api::problem::Problem;
-use crate::api::{
-    App, body, disconnect, event_body, fields, fold, queue_timeout, structured, tool_fields, with_stream_id,
-};
+use crate::api::{App, body, event_body, fields, fold, head, structured, tool_fields, with_stream_id};
 use crate::error::{Error, ErrorKind};
-use crate::protocol::{GenerateRequest, OnDisconnect, Prompt, Tool, ToolChoice, Usage};
+use crate::protocol::{GenerateRequest, OnDisconnect, Prompt, Tool, ToolChoice};
 use crate::service::Started;
 use crate::stream::{StreamLog, StreamReader};
 
@@ -42,21 +40,13 @@ pub async fn create(
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let policy = disconnect::from_header(request.headers())?;
-    let queue_timeout_ms = queue_timeout::from_header(request.headers())?;
-    let json = body::read(request, &app.config).await?;
+    let Opening { policy, queue_timeout_ms, json } = Opening::read(request, &app).await?;
     let fields::Shared { sampling, stop, num_choices } = fields::chat(&json, KNOWN)?;
     let structured = structured::constraint(&json)?;
     let mut chat: ChatRequest = body::parse(&json)?;
     drop(json);
     let stream = chat.stream.unwrap_or(false);
-    if chat.stream_options.is_some() && !stream {
-        let message = "`stream_options` must come with `stream: true`, got it without";
-        return Err(Error::invalid("stream_options", message).into());
-    }
-    let options = chat.stream_options.take().unwrap_or_default();
-    let include_usage = options.include_usage.unwrap_or(false);
-    let is_continuous = include_usage && options.continuous_usage_stats.unwrap_or(false);
+    let usage = UsageShown::asked(chat.stream_options.take(), stream)?;
     let (tools, tool_choice) = tools(&mut chat)?;
     let messages = chat.messages.ok_or_else(|| Error::invalid("messages", "`messages` must be given"))?;
     let with_logprobs = sampling.top_logprobs.is_some();
@@ -78,12 +68,8 @@ pub async fn create(
     let started = app.service.start_choices(generate, num_choices).await?;
     let readers: Vec<StreamReader> = started.iter().map(|choice| choice.log.reader(0)).collect();
     if stream {
-        // Readers of their own look ahead: the last to leave would cancel a stream.
-        let ahead = started.iter().map(|choice| choice.log.reader(0)).collect();
-        if let Some(info) = early_error(ahead, app.config.head_wait).await {
-            return Err(Problem::from(&info));
-        }
-        Ok(chunks(&app, &started, readers, Shown { include_usage, is_continuous, with_logprobs }))
+        head::wait(&app, started.iter().map(|choice| &choice.log)).await?;
+        Ok(chunks(&app, &started, readers, usage, with_logprobs))
     } else {
         whole(&app, &started, readers, with_logprobs).await
     }
@@ -128,17 +114,13 @@ fn first(started: &[Started]) -> &StreamLog {
     &started.first().expect("at least one choice was asked for").log
 }
 
-/// What a stream tells besides the text.
-#[derive(Debug, Clone, Copy)]
-struct Shown {
-    /// Usage in a last chunk.
-    include_usage: bool,
-    /// And in every other.
-    is_continuous: bool,
+fn chunks(
+    app: &App,
+    started: &[Started],
+    readers: Vec<StreamReader>,
+    usage: UsageShown,
     with_logprobs: bool,
-}
-
-fn chunks(app: &App, started: &[Started], readers: Vec<StreamReader>, shown: Shown) -> Response {
+) -> Response {
     let (log, sum) = (first(started), Arc::new(Mutex::new(UsageSum::of(started.len()))));
     let dialect = |index: usize, choice: &Started| ChatChunks {
         id: completion_id(log),
@@ -146,9 +128,9 @@ fn chunks(app: &App, started: &[Started], readers: Vec<StreamReader>, shown: Sho
         stream: choice.log.id(),
         created: log.created_ms() / 1000,
         model: app.service.model_name().to_owned(),
-        include_usage: shown.include_usage,
-        running: shown.is_continuous.then(|| Usage { prompt_tokens: choice.prompt_tokens, ..Usage::default() }),
-        with_logprobs: shown.with_logprobs,
+        include_usage: usage.at_end,
+        running: usage.running(choice.prompt_tokens),
+        with_logprobs,
         tokenizer: app.service.tokenizer().clone(),
         answer: Answer::new(&choice.format),
         sum: sum.clone(),

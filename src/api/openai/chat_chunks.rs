@@ -70,11 +70,9 @@ impl Dialect for ChatChunks {
                 self.pieces(pieces, out);
                 self.finish(*finish_reason, stop.as_deref(), out);
                 let reasoning_tokens = self.answer.reasoning_tokens();
-                let mut sum = usage_sum::lock(&self.sum);
-                sum.add(*usage, reasoning_tokens, self.index == 0);
-                if sum.is_complete() {
+                if let Some(sum) = usage_sum::add(&self.sum, *usage, reasoning_tokens, self.index == 0) {
                     if self.include_usage {
-                        self.chunk(Vec::new(), Some(sum.object()), out);
+                        self.chunk(Vec::new(), Some(sum), out);
                     }
                     out.raw_data("[DONE]");
                 }

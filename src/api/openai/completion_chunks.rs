@@ -46,6 +46,8 @@ pub(super) struct CompletionChunks {
     pub(super) echo: Option<Echo>,
     /// Only the prompt was asked for: what the model says is not shown.
     pub(super) is_silent: bool,
+    /// What was spent so far, where every chunk is to tell it.
+    pub(super) running: Option<Usage>,
     /// Characters written.
     pub(super) offset: usize,
 }
@@ -56,7 +58,10 @@ impl Dialect for CompletionChunks {
     fn event(&mut self, entry: &Entry, out: &mut SseWriter) {
         match &entry.event {
             Event::Queued { .. } => {}
-            Event::Started { .. } => {
+            Event::Started { cached_tokens, .. } => {
+                if let Some(running) = &mut self.running {
+                    running.cached_tokens = *cached_tokens;
+                }
                 // With log-probabilities, the prompt comes when they are there.
                 if !self.shared.with_logprobs
                     && let Some(echo) = self.echo.take()
@@ -77,6 +82,9 @@ impl Dialect for CompletionChunks {
             }
             Event::Token(_) if self.is_silent => {}
             Event::Token(token) => {
+                if let Some(running) = &mut self.running {
+                    running.completion_tokens += token.tokens.len();
+                }
                 let logprobs = self.shared.with_logprobs.then(|| {
                     let mut all = TextLogprobs::default();
                     token.logprobs.iter().for_each(|l| all.push(l, &self.shared.tokenizer, &mut self.offset));
@@ -85,8 +93,16 @@ impl Dialect for CompletionChunks {
                 self.text(&token.text, logprobs, None, out);
             }
             Event::Done { finish_reason, usage, .. } => {
+                let completion_tokens = if self.is_silent { 0 } else { usage.completion_tokens };
+                let usage = Usage { completion_tokens, ..*usage };
+                self.running = self.running.map(|_| usage);
                 self.text("", None, Some(finish_reason.as_str()), out);
-                self.end(*usage, out);
+                if let Some(sum) = usage_sum::add(&self.shared.sum, usage, 0, self.is_first_of_prompt) {
+                    if self.shared.include_usage {
+                        self.chunk(Vec::new(), Some(sum), out);
+                    }
+                    out.raw_data("[DONE]");
+                }
             }
             Event::Error(info) => out.data(&ErrorEnvelope { error: &ErrorBody::from(info) }),
         }
@@ -116,21 +132,7 @@ impl CompletionChunks {
 
     fn chunk(&self, choices: Vec<TextChoice<'_>>, usage: Option<UsageObject>, out: &mut SseWriter) {
         let Shared { id, created, model, include_usage, .. } = &*self.shared;
-        let usage = include_usage.then_some(usage);
+        let usage = include_usage.then(|| usage.or_else(|| self.running.map(|usage| UsageObject::new(usage, 0))));
         out.data(&TextCompletion { id, object: "text_completion", created: *created, model, choices, usage });
-    }
-
-    fn end(&self, mut usage: Usage, out: &mut SseWriter) {
-        if self.is_silent {
-            usage.completion_tokens = 0;
-        }
-        let mut sum = usage_sum::lock(&self.shared.sum);
-        sum.add(usage, 0, self.is_first_of_prompt);
-        if sum.is_complete() {
-            if self.shared.include_usage {
-                self.chunk(Vec::new(), Some(sum.object()), out);
-            }
-            out.raw_data("[DONE]");
-        }
     }
 }

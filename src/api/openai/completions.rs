@@ -13,12 +13,12 @@ use futures_util::future::join_all;
 
 use super::completion_chunks::{CompletionChunks, Echo, Shared};
 use super::completion_types::{CompletionRequest, TextChoice, TextCompletion, TextLogprobs};
-use super::usage_sum::UsageSum;
+use super::usage_sum::{UsageShown, UsageSum};
 use crate::api::auth::Caller;
 use crate::api::fold::Folded;
-use crate::api::head::early_error;
+use crate::api::opening::Opening;
 use crate::api::problem::Problem;
-use crate::api::{App, body, disconnect, event_body, fields, fold, queue_timeout, structured, with_stream_id};
+use crate::api::{App, body, event_body, fields, fold, head, structured, with_stream_id};
 use crate::error::Error;
 use crate::protocol::{GenerateRequest, OnDisconnect, Prompt, SamplingParams, StopParams, Usage};
 use crate::service::{Service, Started};
@@ -63,19 +63,13 @@ pub async fn create(
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let policy = disconnect::from_header(request.headers())?;
-    let queue_timeout_ms = queue_timeout::from_header(request.headers())?;
-    let json = body::read(request, &app.config).await?;
+    let Opening { policy, queue_timeout_ms, json } = Opening::read(request, &app).await?;
     let shared = fields::completions(&json, &SUPPORTED)?;
     let structured = structured::constraint(&json)?;
-    let asked: CompletionRequest = body::parse(&json)?;
+    let mut asked: CompletionRequest = body::parse(&json)?;
     drop(json);
     let stream = asked.stream.unwrap_or(false);
-    if asked.stream_options.is_some() && !stream {
-        let message = "`stream_options` must come with `stream: true`, got it without";
-        return Err(Error::invalid("stream_options", message).into());
-    }
-    let include_usage = asked.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false);
+    let usage = UsageShown::asked(asked.stream_options.take(), stream)?;
     let wanted = wanted(&asked, &shared, stream)?;
     let prompts = asked.prompt.ok_or_else(|| Error::invalid("prompt", "`prompt` must be given"))?.0;
     check_count(prompts.len(), wanted.best_of, &app.service)?;
@@ -105,12 +99,8 @@ pub async fn create(
         }));
     }
     if stream {
-        // Readers of their own look ahead: the last to leave would cancel a stream.
-        let ahead = all.iter().map(|r| r.started.log.reader(0)).collect();
-        if let Some(info) = early_error(ahead, app.config.head_wait).await {
-            return Err(Problem::from(&info));
-        }
-        Ok(chunks(&app, all, &wanted, include_usage))
+        head::wait(&app, all.iter().map(|r| &r.started.log)).await?;
+        Ok(chunks(&app, all, &wanted, usage))
     } else {
         whole(&app, all, &wanted).await
     }
@@ -185,13 +175,13 @@ fn echo(prompt: &Prompt, service: &Service) -> Result<Echo, Problem> {
     Ok(Echo { text, first_token: first })
 }
 
-fn chunks(app: &App, all: Vec<Running>, wanted: &Wanted, include_usage: bool) -> Response {
+fn chunks(app: &App, all: Vec<Running>, wanted: &Wanted, usage: UsageShown) -> Response {
     let id = all.first().map(|r| r.started.log.id());
     let shared = Arc::new(Shared {
         id: completion_id(&all),
         created: all.first().map_or(0, |r| r.started.log.created_ms() / 1000),
         model: app.service.model_name().to_owned(),
-        include_usage,
+        include_usage: usage.at_end,
         with_logprobs: wanted.with_logprobs,
         tokenizer: app.service.tokenizer().clone(),
         sum: Arc::new(Mutex::new(UsageSum::of(all.len()))),
@@ -203,6 +193,7 @@ fn chunks(app: &App, all: Vec<Running>, wanted: &Wanted, include_usage: bool) ->
             is_first_of_prompt: index % wanted.best_of == 0,
             echo: running.echo,
             is_silent: wanted.is_silent,
+            running: usage.running(running.started.prompt_tokens),
             offset: 0,
         };
         (running.reader, dialect)

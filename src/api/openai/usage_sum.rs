@@ -1,8 +1,10 @@
-//! What an answer of several choices costs, and when the last of them has ended.
+//! What an answer of several choices costs, when the last of them has ended, and who is told.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::chat_types::UsageObject;
+use super::chat_types::{StreamOptions, UsageObject};
+use crate::api::problem::Problem;
+use crate::error::Error;
 use crate::protocol::Usage;
 
 /// The choices of one answer: each adds its own when it ends.
@@ -34,18 +36,50 @@ impl UsageSum {
         self.reasoning_tokens += reasoning_tokens;
     }
 
-    /// Whether all have ended.
-    pub(super) fn is_complete(&self) -> bool {
-        self.num_left == 0
-    }
-
     /// On the wire.
     pub(super) fn object(&self) -> UsageObject {
         UsageObject::new(self.usage, self.reasoning_tokens)
     }
 }
 
-/// The sum, for one choice at a time: all of them are written by the one body that they share.
-pub(super) fn lock(sum: &SharedSum) -> MutexGuard<'_, UsageSum> {
-    sum.lock().unwrap_or_else(PoisonError::into_inner)
+/// [`UsageSum::add`] of one choice of a stream; the sum, if it was the last to end.
+pub(super) fn add(
+    sum: &SharedSum,
+    usage: Usage,
+    reasoning_tokens: usize,
+    is_first_of_prompt: bool,
+) -> Option<UsageObject> {
+    let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
+    sum.add(usage, reasoning_tokens, is_first_of_prompt);
+    (sum.num_left == 0).then(|| sum.object())
+}
+
+/// What a stream tells of its cost.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct UsageShown {
+    /// The sum, in a last chunk.
+    pub(super) at_end: bool,
+    /// And what a choice has cost so far, in each of its chunks.
+    in_each: bool,
+}
+
+impl UsageShown {
+    /// As the request's `stream_options` want it.
+    ///
+    /// # Errors
+    /// If there are any, but no stream.
+    pub(super) fn asked(options: Option<StreamOptions>, is_stream: bool) -> Result<Self, Problem> {
+        if options.is_some() && !is_stream {
+            let message = "`stream_options` must come with `stream: true`, got it without";
+            return Err(Error::invalid("stream_options", message).into());
+        }
+        let options = options.unwrap_or_default();
+        let at_end = options.include_usage.unwrap_or(false);
+        Ok(Self { at_end, in_each: at_end && options.continuous_usage_stats.unwrap_or(false) })
+    }
+
+    /// What a choice has cost before its first token, if its chunks are to tell.
+    pub(super) fn running(self, prompt_tokens: usize) -> Option<Usage> {
+        self.in_each.then(|| Usage { prompt_tokens, ..Usage::default() })
+    }
 }

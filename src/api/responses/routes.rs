@@ -16,9 +16,9 @@ use super::request::{self, Asked, CreateFields};
 use super::store::Described;
 use crate::api::auth::Caller;
 use crate::api::disconnect::{self, LINGER_DEFAULT};
-use crate::api::head::early_error;
+use crate::api::opening::Opening;
 use crate::api::problem::Problem;
-use crate::api::{App, body, event_body, queue_timeout, with_stream_id};
+use crate::api::{App, event_body, head, with_stream_id};
 use crate::error::Error;
 use crate::protocol::{ChatMessage, GenerateRequest, OnDisconnect, Prompt, Tenant};
 use crate::service::Started;
@@ -39,9 +39,7 @@ pub async fn create(
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let header_policy = disconnect::from_header(request.headers())?;
-    let queue_timeout_ms = queue_timeout::from_header(request.headers())?;
-    let json = body::read(request, &app.config).await?;
+    let Opening { policy: header_policy, queue_timeout_ms, json } = Opening::read(request, &app).await?;
     let (mut fields, mut asked) = request::read(&json)?;
     drop(json);
     let items = context(&app, &mut fields, owner.tenant)?;
@@ -277,10 +275,8 @@ async fn answer(
     }
     if is_stream {
         // As in Chat Completions: what fails before the first token has a status, unless it runs in the background.
-        if !described.is_background
-            && let Some(info) = early_error(vec![log.reader(0)], app.config.head_wait).await
-        {
-            return Err(Problem::from(&info));
+        if !described.is_background {
+            head::wait(app, [log]).await?;
         }
         return Ok(stream(app, described, log, reader, 0));
     }

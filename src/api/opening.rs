@@ -1,0 +1,31 @@
+//! How every request for a generation begins, whatever its dialect: two headers, then the body.
+
+use axum::body::Bytes;
+use axum::extract::Request;
+
+use super::problem::Problem;
+use super::{App, body, disconnect, queue_timeout};
+use crate::protocol::OnDisconnect;
+
+/// What the dialects read in the same way.
+pub struct Opening {
+    /// What to do when the last reader leaves, where a header says so.
+    pub policy: Option<OnDisconnect>,
+    /// How long it may wait for a worker, where a header says so.
+    pub queue_timeout_ms: Option<u64>,
+    /// The body, not looked into yet.
+    pub json: Bytes,
+}
+
+impl Opening {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// Those of either header, then those of [`body::read`].
+    pub async fn read(request: Request, app: &App) -> Result<Self, Problem> {
+        let policy = disconnect::from_header(request.headers())?;
+        let queue_timeout_ms = queue_timeout::from_header(request.headers())?;
+        let json = body::read(request, &app.config).await?;
+        Ok(Self { policy, queue_timeout_ms, json })
+    }
+}
