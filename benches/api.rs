@@ -168,8 +168,22 @@ async fn cost_of_chat(model: LoadedModel) {
 /// Plain words of about as many tokens as asked: what chats are made of, rather than what is hard on tokenizers.
 fn text(tokenizer: &Tokenizer, seed: u64) -> String {
     const WORDS: [&str; 16] = [
-        "the", "stream", "of", "a", "model", "river", "answers", "questions", "quickly", "Tuesday,", "42", "under",
-        "cloud", "measure", "it.", "again",
+        "the",
+        "stream",
+        "of",
+        "a",
+        "model",
+        "river",
+        "answers",
+        "questions",
+        "quickly",
+        "Tuesday,",
+        "42",
+        "under",
+        "cloud",
+        "measure",
+        "it.",
+        "again",
     ];
     let mut rng = corpus::SplitMix(seed);
     let mut text = String::new();

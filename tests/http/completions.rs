@@ -50,6 +50,26 @@ async fn a_stream_is_these_bytes() {
 }
 
 #[tokio::test]
+async fn every_chunk_tells_what_was_spent_if_asked() {
+    let server = real().await;
+    let options = json!({"include_usage": true, "continuous_usage_stats": true});
+    let body = json!({"prompt": "abc", "n": 2, "seed": 5, "max_tokens": 4, "ignore_eos": true, "stream": true,
+        "stream_options": options});
+    let (mut client, _) = Client::open_post(server.address, PATH, &body).await;
+    let events = SseParser::parse(&client.rest().await).events;
+    let (end, chunks) = events.split_last().unwrap();
+    let (sum, chunks) = chunks.split_last().unwrap();
+    assert_eq!(end.data, "[DONE]");
+    assert_eq!(sum.json()["usage"]["completion_tokens"], 8);
+    for index in 0..2 {
+        let of_choice = chunks.iter().map(SseEvent::json).filter(|c| c["choices"][0]["index"] == index);
+        let spent: Vec<u64> = of_choice.map(|c| c["usage"]["completion_tokens"].as_u64().unwrap()).collect();
+        assert!(spent.is_sorted() && spent.last() == Some(&4), "{spent:?}");
+    }
+    assert!(chunks.iter().all(|c| c.json()["usage"]["prompt_tokens"] == 3), "{chunks:?}");
+}
+
+#[tokio::test]
 async fn every_shape_of_prompt_is_the_same_text() {
     let server = real().await;
     let shapes = [json!("abc"), json!([97, 98, 99]), json!(["abc"]), json!([[97, 98, 99]])];

@@ -80,7 +80,7 @@ pub const FIELDS: &[Field] = &[
         OPENAI,
         OPTIONS,
         "null",
-        "`include_usage`: a last chunk with token counts; on chats `continuous_usage_stats`: in every chunk",
+        "`include_usage`: a last chunk with token counts; on chats and completions `continuous_usage_stats`: in every chunk",
     ),
     field("background", &[Responses], FLAG, "true", "Answers at once and goes on by itself"),
     field("store", &[Responses], FLAG, "false", "Whether it can be asked for again"),
