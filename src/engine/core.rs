@@ -8,12 +8,14 @@
 //!
 //! A sequence's slot and blocks are free, and the gauges say so, before its terminal event can be seen.
 
+mod gauges;
+
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::constrain::{self, Constrained, Masks};
-use super::lease::{GaugeValues, Lease};
+use super::lease::Lease;
 use super::output::Output;
 use super::queue::{Entry, Pulled, Queue};
 use super::scheduler::{Planned, Scheduler, SchedulerLimits};
@@ -26,6 +28,7 @@ use crate::protocol::{Event, FinishReason, SamplingParams, StreamId, Tenant, Tok
 use crate::sampling::grammar::Next;
 use crate::sampling::{Draw, Sampled, Sampler, SeenTokens, TokenMask};
 use crate::text::Tokenizer;
+use gauges::Gauges;
 
 /// One worker's model, sequences and scratch.
 pub struct EngineCore {
@@ -114,7 +117,7 @@ impl EngineCore {
         let max_num_seqs = parts.limits.max_num_seqs;
         let metrics = parts.metrics.clone();
         let lease = Lease::new(metrics.clone(), num_blocks);
-        let gauges = Gauges { lease: lease.clone(), metrics, num_preemptions: 0 };
+        let gauges = Gauges::new(lease.clone(), metrics);
         Self {
             model,
             lease,
@@ -465,31 +468,5 @@ impl Generation {
             None => metrics.ttft_seconds.observe(since(self.accepted_at)),
             Some(last) => metrics.itl_seconds.observe(since(last)),
         }
-    }
-}
-
-/// This worker's part of the gauges; its lease takes it out again when the core goes away.
-#[derive(Debug)]
-struct Gauges {
-    lease: Arc<Lease>,
-    metrics: Arc<Metrics>,
-    num_preemptions: u64,
-}
-
-impl Gauges {
-    fn set(&mut self, scheduler: &Scheduler) {
-        let pool = scheduler.pool();
-        self.lease.show(GaugeValues {
-            running: scheduler.num_running() as i64,
-            waiting: scheduler.num_waiting() as i64,
-            blocks_used: pool.num_referenced() as i64,
-            blocks_cached: pool.num_cached() as i64,
-        });
-        self.metrics.preemptions.inc_by(scheduler.num_preemptions() - self.num_preemptions);
-        self.num_preemptions = scheduler.num_preemptions();
-    }
-
-    fn clear(&mut self) {
-        self.lease.show(GaugeValues::default());
     }
 }
