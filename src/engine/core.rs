@@ -8,6 +8,7 @@
 //!
 //! A sequence's slot and blocks are free, and the gauges say so, before its terminal event can be seen.
 
+mod embed;
 mod gauges;
 
 use std::sync::atomic::AtomicU64;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use super::constrain::{self, Constrained, Masks};
 use super::lease::Lease;
 use super::output::Output;
+use super::pooling::Pooling;
 use super::queue::{Entry, Pulled, Queue};
 use super::scheduler::{Planned, Scheduler, SchedulerLimits};
 use super::sequence::Sequence;
@@ -24,7 +26,7 @@ use super::writer::Writer;
 use crate::error::{ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::{Batch, Model};
-use crate::protocol::{Event, FinishReason, SamplingParams, StreamId, Tenant, TokenId, TokenLogprob};
+use crate::protocol::{Event, FinishReason, SamplingParams, StreamId, Task, Tenant, TokenId, TokenLogprob};
 use crate::sampling::grammar::Next;
 use crate::sampling::{Draw, Sampled, Sampler, SeenTokens, TokenMask};
 use crate::text::Tokenizer;
@@ -44,6 +46,8 @@ pub struct EngineCore {
     masks: Masks,
     batch: Batch,
     logits: Vec<f32>,
+    /// Hidden states of one sequence.
+    states: Vec<f32>,
     gauges: Gauges,
 }
 
@@ -91,6 +95,8 @@ struct Generation {
     last_token_at: Option<Duration>,
     /// Of the prompt's tokens so far, where they were asked for.
     prompt_logprobs: Vec<TokenLogprob>,
+    /// Of what is embedded.
+    pooling: Option<Pooling>,
 }
 
 /// What a sequence needs to take its next token.
@@ -129,6 +135,7 @@ impl EngineCore {
             masks: Masks::default(),
             batch: Batch::default(),
             logits: Vec::new(),
+            states: Vec::new(),
             gauges,
             parts,
         }
@@ -162,6 +169,7 @@ impl EngineCore {
             return Ok(Step::Revoked);
         }
         computed?;
+        self.embed()?;
         self.scheduler.commit();
         let now = self.parts.queue.now();
         self.count_step(now.saturating_sub(started_at));
@@ -254,6 +262,10 @@ impl EngineCore {
         if request.sampling.prompt_logprobs.is_some() {
             sequence.want_prompt_logits();
         }
+        let pooling = (request.task == Task::Embed).then(Pooling::default);
+        if pooling.is_some() {
+            sequence.want_no_logits();
+        }
         let found_tokens = self.scheduler.admit(sequence);
         let cached_before = request.resumed.and_then(|resumed| resumed.cached_tokens);
         let cached_tokens = cached_before.unwrap_or(found_tokens);
@@ -281,6 +293,7 @@ impl EngineCore {
             cancelled_at,
             last_token_at: None,
             prompt_logprobs: Vec::new(),
+            pooling,
         }));
     }
 
@@ -311,7 +324,7 @@ impl EngineCore {
                 self.ended.extend(failed.map(|end| (planned.slot, end)));
                 continue;
             }
-            if !planned.is_sampled {
+            if !planned.is_sampled || generation.pooling.is_some() {
                 continue;
             }
             let row = rows.next().expect("a row per sampled sequence");

@@ -64,6 +64,7 @@ impl Dialect for CompletionChunks {
                     self.text(&echo.text, None, None, out);
                 }
             }
+            Event::Embedding { .. } => {}
             Event::Prompt { logprobs } => {
                 if let Some(echo) = self.echo.take() {
                     let tokenizer = self.shared.tokenizer.clone();
