@@ -12,11 +12,13 @@
 //! | `core` | one step, from schedule to publish |
 //! | `worker` | a thread around the steps: panics, restarts, sleep |
 //! | `writer` | a log's one terminal event |
+//! | `encoder` | a model that only embeds: a thread and a queue of its own |
 //! | `rate` | when a refused client should come back |
 
 mod config;
 mod constrain;
 pub mod core;
+pub mod encoder;
 mod fair;
 mod lease;
 pub mod output;

@@ -10,6 +10,7 @@ use crate::protocol::TokenId;
 
 pub mod config;
 pub mod decoder;
+pub mod encoder;
 pub mod gguf;
 pub mod load;
 pub mod registry;

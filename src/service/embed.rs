@@ -1,13 +1,18 @@
-//! Texts to vectors. Each text is a generation that samples nothing: it waits in the same queue and is computed in the
+//! Texts to vectors, by the served model or by an encoder beside it; which, the request's `model` says.
+//!
+//! For the served model each text is a generation that samples nothing: it waits in the same queue and is computed in the
 //! same steps as any prompt. Its log is in no table: there is nothing in it to come back for, and it ends with the call.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::{Service, validate};
-use crate::error::{Error, Result};
-use crate::protocol::{Event, GenerateRequest, OnDisconnect, Owner, Prompt, StreamId, ValidRequest};
+use super::Service;
+use super::validate::{self, Limits};
+use crate::engine::encoder::EncoderPool;
+use crate::error::{Error, ErrorKind, Result};
+use crate::protocol::{Event, GenerateRequest, OnDisconnect, Owner, Prompt, StreamId, TokenId, ValidRequest};
 use crate::stream::StreamLog;
 
 /// What is to be embedded.
@@ -36,7 +41,51 @@ pub struct Embedded {
     pub prompt_tokens: usize,
 }
 
+/// An encoder that is served beside the model.
+#[derive(Debug)]
+pub struct ServedEncoder {
+    /// The name requests use for it.
+    pub name: String,
+    /// Other names that requests may use.
+    pub aliases: Vec<String>,
+    /// Where it runs.
+    pub pool: EncoderPool,
+}
+
+impl ServedEncoder {
+    /// Tokens of the longest text.
+    pub fn max_model_len(&self) -> usize {
+        self.pool.encoder().max_model_len()
+    }
+
+    fn answers_to(&self, name: &str) -> bool {
+        self.name == name || self.aliases.iter().any(|alias| alias == name)
+    }
+
+    async fn embed(&self, request: ValidRequest) -> Result<Vec<f32>> {
+        let deadline = request.queue.timeout_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
+        let vector = self.pool.submit(request.prompt, deadline)?.await;
+        vector.unwrap_or_else(|_| Err(Error::new(ErrorKind::Unavailable, "the server is shutting down")))
+    }
+}
+
 impl Service {
+    /// With an encoder beside the model.
+    #[must_use]
+    pub fn with_encoder(self, encoder: ServedEncoder) -> Self {
+        Self { encoder: Some(encoder), ..self }
+    }
+
+    /// The encoder beside the model, if there is one.
+    pub fn encoder(&self) -> Option<&ServedEncoder> {
+        self.encoder.as_ref()
+    }
+
+    /// The same by a name of its own.
+    pub fn encoder_named(&self, name: Option<&str>) -> Option<&ServedEncoder> {
+        self.encoder().filter(|encoder| name.is_some_and(|name| encoder.answers_to(name)))
+    }
+
     /// Embeds every input. Dropping the returned future cancels what is under way.
     ///
     /// # Errors
@@ -47,10 +96,15 @@ impl Service {
     }
 
     async fn try_embed(&self, request: EmbedRequest) -> Result<Embedded> {
-        self.check_model(request.model.as_deref())?;
+        let encoder = self.encoder_named(request.model.as_deref());
+        if encoder.is_none() {
+            self.check_embedding_model(request.model.as_deref())?;
+        }
         self.check_inputs(&request.inputs)?;
-        // Whoever is to be refused is refused before work goes into it.
-        self.backend.check_room(request.owner.tenant)?;
+        if encoder.is_none() {
+            // Whoever is to be refused is refused before work goes into it.
+            self.backend.check_room(request.owner.tenant)?;
+        }
         let owner = request.owner.clone();
         // However many the inputs are, it is one request to its owner's limits.
         let _slot = self.quotas.begin(&owner, 1).inspect_err(|e| self.count_limited(e))?;
@@ -62,14 +116,30 @@ impl Service {
                 queue_timeout_ms: request.queue_timeout_ms,
                 ..GenerateRequest::new(owner.clone(), input)
             };
-            all.push(self.fit_input(generate).await.map_err(|e| named(e, index, num_inputs))?);
+            all.push(self.fit_input(generate, encoder).await.map_err(|e| named(e, index, num_inputs))?);
         }
         let prompt_tokens = all.iter().map(|valid| valid.prompt.len()).sum();
         self.quotas.spend(&owner, prompt_tokens).inspect_err(|e| self.count_limited(e))?;
         let at_once = self.config.embedding_inputs_at_once.max(1);
-        let embedding = stream::iter(all).map(|valid| self.embed_one(valid)).buffered(at_once);
-        let vectors = embedding.try_collect().await?;
-        Ok(Embedded { model: self.config.model_name.clone(), vectors, prompt_tokens })
+        let embed = async |valid| match encoder {
+            Some(encoder) => encoder.embed(valid).await,
+            None => self.embed_one(valid).await,
+        };
+        let vectors = stream::iter(all).map(embed).buffered(at_once).try_collect().await?;
+        let model = encoder.map_or(&self.config.model_name, |encoder| &encoder.name).clone();
+        Ok(Embedded { model, vectors, prompt_tokens })
+    }
+
+    /// As [`Service::check_model`], with both names where there are two.
+    fn check_embedding_model(&self, name: Option<&str>) -> Result<()> {
+        self.check_model(name).map_err(|e| match (self.encoder(), name) {
+            (Some(encoder), Some(name)) => {
+                let message =
+                    format!("`model` must be {:?} or {:?}, got {name:?}", self.config.model_name, encoder.name);
+                Error::new(e.kind(), message).with_param("model")
+            }
+            _ => e,
+        })
     }
 
     fn check_inputs(&self, inputs: &[Prompt]) -> Result<()> {
@@ -92,10 +162,43 @@ impl Service {
         }
     }
 
-    async fn fit_input(&self, request: GenerateRequest) -> Result<ValidRequest> {
-        validate::parameters(&request, self.limits())?;
-        let (request, (tokens, _)) = self.tokenise(request).await?;
-        validate::fit_embedding(StreamId::random(), &request, tokens, self.limits())
+    async fn fit_input(&self, request: GenerateRequest, encoder: Option<&ServedEncoder>) -> Result<ValidRequest> {
+        let limits = encoder.map_or(self.limits(), |encoder| {
+            let model = encoder.pool.encoder();
+            Limits { config: &self.config, vocab_size: model.vocab_size(), context_len: model.max_model_len() }
+        });
+        validate::parameters(&request, limits)?;
+        let (request, tokens) = match encoder {
+            Some(encoder) => self.tokenise_for(encoder, request).await?,
+            None => self.tokenise(request).await.map(|(request, (tokens, _))| (request, tokens))?,
+        };
+        validate::fit_embedding(StreamId::random(), &request, tokens, limits)
+    }
+
+    /// As [`Service::tokenise`], with the tokens of `encoder`.
+    async fn tokenise_for(
+        &self,
+        encoder: &ServedEncoder,
+        mut request: GenerateRequest,
+    ) -> Result<(GenerateRequest, Vec<TokenId>)> {
+        let text = match &mut request.prompt {
+            Prompt::Text(text) => std::mem::take(text),
+            Prompt::Tokens(tokens) => {
+                let tokens = std::mem::take(tokens);
+                return Ok((request, tokens));
+            }
+            Prompt::Chat(_) => return Err(Error::internal("what is embedded has no messages")),
+        };
+        let model = encoder.pool.encoder().clone();
+        if text.len() <= self.config.inline_bytes_max {
+            return Ok((request, model.tokens(&text)?));
+        }
+        let permit = self.tokenising.clone().acquire_owned().await.map_err(|e| Error::internal(e.to_string()))?;
+        let task = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            model.tokens(&text)
+        });
+        Ok((request, task.await.map_err(|e| Error::internal(format!("tokenising failed: {e}")))??))
     }
 
     async fn embed_one(&self, request: ValidRequest) -> Result<Vec<f32>> {

@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 
 pub use backend::{Backend, Readiness};
 pub use config::ServiceConfig;
-pub use embed::{EmbedRequest, Embedded};
+pub use embed::{EmbedRequest, Embedded, ServedEncoder};
 pub use local::LocalBackend;
 pub use quota::{Allowance, QuotaState};
 pub use restore::Restored;
@@ -58,6 +58,7 @@ pub struct Service {
     quotas: Quotas,
     /// Calls that embed: they have no stream in the table.
     embedding: TaskTracker,
+    encoder: Option<ServedEncoder>,
     created_ms: u64,
     num_restarts_told: AtomicU64,
 }
@@ -106,6 +107,7 @@ impl Service {
             grammars,
             quotas,
             embedding: TaskTracker::new(),
+            encoder: None,
             created_ms,
             num_restarts_told: AtomicU64::new(0),
         }
@@ -310,6 +312,7 @@ impl Service {
             // Before the backend ends them: what it appends then is nobody's to see.
             store.close();
         }
+        self.encoder().inspect(|encoder| encoder.pool.shutdown());
         self.backend.shutdown(message);
     }
 
