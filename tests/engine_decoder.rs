@@ -200,8 +200,9 @@ fn embed(config: EngineConfig, factory: ModelFactory, num_neighbours: Option<usi
         submit(ValidRequest { id, task: Task::Embed, max_tokens: 0, sampling, ..request(number) })
     };
     let vectors = if num_neighbours.is_some() {
-        let logs: Vec<_> = (0..6).map(embedding).collect();
-        logs.iter().map(vector).collect()
+        // The longest first: it is under way for longer than it takes its neighbours to need its blocks.
+        let logs: Vec<_> = (0..6).rev().map(embedding).collect();
+        logs.iter().rev().map(vector).collect()
     } else {
         (0..6).map(|number| vector(&embedding(number))).collect()
     };
@@ -237,10 +238,10 @@ fn a_vector_is_the_same_to_the_bit_alone_batched_chunked_and_preempted() {
         assert!(alone.windows(2).all(|two| two[0] != two[1]), "{name}: texts differ, and so do vectors");
         let (batched, _) = embed(EngineConfig::default(), factory(&path, activations, 64), Some(6));
         assert_eq!(batched, alone, "{name} batched");
-        // A token of a vector's text for one of each neighbour, and too few blocks for all of them.
+        // A token of a vector's text for one of its neighbour's, which grows from two blocks to four of six.
         let config =
             EngineConfig { max_num_batched_tokens: 64, prefill_tokens_per_step_max: 1, ..EngineConfig::default() };
-        let (chunked, num_preemptions) = embed(config, factory(&path, activations, 8), Some(2));
+        let (chunked, num_preemptions) = embed(config, factory(&path, activations, 6), Some(1));
         assert!(num_preemptions > 0, "{name}: somebody was preempted");
         assert_eq!(chunked, alone, "{name} chunked and preempted");
     }
