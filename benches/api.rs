@@ -27,7 +27,7 @@ use tallow::model::registry::{CacheDir, list};
 use tallow::model::stub::{StubConfig, StubModel};
 use tallow::protocol::{
     ChatMessage, Event, FinishReason, GenerateRequest, OnDisconnect, Owner, Prompt, QueueTerms, SamplingParams,
-    StopParams, StreamId, Tenant, Usage, ValidRequest,
+    StopParams, StreamId, Task, Tenant, Usage, ValidRequest,
 };
 use tallow::service::{Backend, ChatTemplate, Readiness, Service, ServiceConfig};
 use tallow::stream::{StreamLog, StreamTable, TableLimits};
@@ -115,6 +115,7 @@ fn submit(engine: &Engine, number: usize) -> Arc<StreamLog> {
         constraint: None,
         leader: None,
         resumed: None,
+        task: Task::Generate,
     };
     let log = StreamLog::new(request.id, request.tenant, request.on_disconnect);
     engine.submit(request, log.clone()).expect("room for all");

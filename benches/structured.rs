@@ -15,7 +15,8 @@ use tallow::model::decoder::{ActivationType, Compute, DecoderOptions};
 use tallow::model::load::load;
 use tallow::model::registry::{CacheDir, list};
 use tallow::protocol::{
-    Constraint, Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, TokenId, ValidRequest,
+    Constraint, Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Task, Tenant, TokenId,
+    ValidRequest,
 };
 use tallow::stream::StreamLog;
 
@@ -49,6 +50,7 @@ fn request(turn: usize, stream: usize, constraint: Option<Constraint>) -> ValidR
         constraint,
         leader: None,
         resumed: None,
+        task: Task::Generate,
         id: StreamId(number as u128 + 1),
         tenant: Tenant(0),
         prompt: (0..16).map(|i| (1000 + i * 37 + number * 11) as TokenId).collect(),

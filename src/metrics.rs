@@ -91,6 +91,10 @@ metrics! {
     cached_tokens: Counter = Counter::default(), "Prompt tokens that came from the prefix cache";
     /// Tokens sampled.
     completion_tokens: Counter = Counter::default(), "Tokens sampled";
+    /// Texts embedded, by the model or an encoder.
+    embeddings: Counter = Counter::default(), "Texts embedded";
+    /// Tokens of the texts embedded.
+    embedding_tokens: Counter = Counter::default(), "Tokens of the texts embedded";
     /// Requests accepted into the queue.
     requests_accepted: Counter = Counter::default(), "Requests accepted into the queue";
     /// Requests refused because a bound was reached.

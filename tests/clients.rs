@@ -53,7 +53,7 @@ fn check(script: &str, server: &Server, model: &str, num_checks: usize) {
 
 #[test]
 fn openais_client_works_as_it_does_elsewhere() {
-    check("openai_client.py", &Server::start(&["--model", "stub"]), "stub", 9);
+    check("openai_client.py", &Server::start(&["--model", "stub"]), "stub", 10);
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn anthropics_client_works_as_it_does_elsewhere() {
 fn real_models_serve_both_clients() {
     let model = "smollm2-135m-instruct";
     let server = Server::start(&["--model", model]);
-    check("openai_client.py", &server, model, 9);
+    check("openai_client.py", &server, model, 10);
     check("anthropic_client.py", &server, model, 5);
 }
 

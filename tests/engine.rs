@@ -10,8 +10,8 @@ use tallow::metrics::Metrics;
 use tallow::model::ModelFactory;
 use tallow::model::stub::{StubConfig, StubFaults, StubGate, StubModel};
 use tallow::protocol::{
-    ErrorInfo, Event, FinishReason, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, TokenId,
-    ValidRequest,
+    ErrorInfo, Event, FinishReason, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Task, Tenant,
+    TokenId, ValidRequest,
 };
 use tallow::stream::{CancelCause, StreamLog};
 use tallow::text::Tokenizer;
@@ -71,6 +71,7 @@ fn request(number: u32) -> ValidRequest {
         constraint: None,
         leader: None,
         resumed: None,
+        task: Task::Generate,
         id: StreamId(u128::from(number) + 1),
         tenant: Tenant(0),
         prompt,

@@ -13,7 +13,9 @@ use tallow::metrics::Metrics;
 use tallow::model::decoder::{ActivationType, Compute, DecoderOptions, DecoderWeights};
 use tallow::model::gguf::Gguf;
 use tallow::model::{Model, ModelFactory};
-use tallow::protocol::{Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, ValidRequest};
+use tallow::protocol::{
+    Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Task, Tenant, ValidRequest,
+};
 use tallow::stream::StreamLog;
 use tallow::text::Tokenizer;
 use tiny::Tiny;
@@ -42,6 +44,7 @@ fn request(number: usize) -> ValidRequest {
         constraint: None,
         leader: None,
         resumed: None,
+        task: Task::Generate,
         id: StreamId(number as u128 + 1),
         tenant: Tenant(0),
         prompt,
@@ -177,5 +180,92 @@ fn choices_share_one_prefill_and_not_a_bit_changes() {
         // Room for two at full length.
         let (tight, _) = choices(plain(), make(12), true);
         assert_eq!(tight, alone, "preempted, {activations:?}");
+    }
+}
+
+/// Embeds the six prompts, one after another or at once, with `num_neighbours` generations that began before them.
+/// Returns the bits of the vectors, and the preemptions.
+fn embed(config: EngineConfig, factory: ModelFactory, num_neighbours: Option<usize>) -> (Vec<Vec<u32>>, u64) {
+    let metrics = Arc::new(Metrics::default());
+    let engine = Engine::start(config, factory, Arc::new(Tokenizer::byte_level()), metrics.clone()).unwrap();
+    let submit = |request: ValidRequest| {
+        let log = StreamLog::new(request.id, request.tenant, request.on_disconnect);
+        engine.submit(request, log.clone()).unwrap();
+        log
+    };
+    let neighbours: Vec<_> = (0..num_neighbours.unwrap_or(0)).map(|number| submit(request(number))).collect();
+    let embedding = |number: usize| {
+        let sampling = SamplingParams { seed: Some(0), ..SamplingParams::default() };
+        let id = StreamId(100 + number as u128);
+        submit(ValidRequest { id, task: Task::Embed, max_tokens: 0, sampling, ..request(number) })
+    };
+    let vectors = if num_neighbours.is_some() {
+        // The longest first: it is under way for longer than it takes its neighbours to need its blocks.
+        let logs: Vec<_> = (0..6).rev().map(embedding).collect();
+        logs.iter().rev().map(vector).collect()
+    } else {
+        (0..6).map(|number| vector(&embedding(number))).collect()
+    };
+    neighbours.iter().for_each(|log| assert!(!transcript(log).is_empty()));
+    (vectors, metrics.preemptions.get())
+}
+
+/// The vector of a stream that has one and nothing else.
+fn vector(log: &Arc<StreamLog>) -> Vec<u32> {
+    while !log.is_finished() {
+        std::thread::yield_now();
+    }
+    let mut reader = log.reader(0);
+    let events: Vec<Event> = std::iter::from_fn(|| reader.try_next()).map(|(_, event)| event).collect();
+    let [.., Event::Started { .. }, Event::Embedding { values }, Event::Done { usage, .. }] = &events[..] else {
+        panic!("not a vector: {events:?}");
+    };
+    assert_eq!((usage.completion_tokens, usage.cached_tokens), (0, 0));
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn a_vector_is_the_same_to_the_bit_alone_batched_chunked_and_preempted() {
+    let dir = tempfile::tempdir().unwrap();
+    for (architecture, activations) in
+        [("llama", ActivationType::F32), ("gemma3", ActivationType::Int8), ("qwen3", ActivationType::Int8)]
+    {
+        let t = Tiny { vocab: 257, dtype: GgmlDType::Q8_0, window: Some(50), ..Tiny::new(architecture) };
+        let path = t.write(dir.path());
+        let name = format!("{architecture} {activations:?}");
+        // With the prefix cache, which vectors pass by.
+        let (alone, _) = embed(EngineConfig::default(), factory(&path, activations, 64), None);
+        assert!(alone.windows(2).all(|two| two[0] != two[1]), "{name}: texts differ, and so do vectors");
+        let (batched, _) = embed(EngineConfig::default(), factory(&path, activations, 64), Some(6));
+        assert_eq!(batched, alone, "{name} batched");
+        // A token of a vector's text for one of its neighbour's, which grows from two blocks to four of six.
+        let config =
+            EngineConfig { max_num_batched_tokens: 64, prefill_tokens_per_step_max: 1, ..EngineConfig::default() };
+        let (chunked, num_preemptions) = embed(config, factory(&path, activations, 6), Some(1));
+        assert!(num_preemptions > 0, "{name}: somebody was preempted");
+        assert_eq!(chunked, alone, "{name} chunked and preempted");
+    }
+}
+
+#[test]
+fn a_vector_is_the_reference_s() {
+    let dir = tempfile::tempdir().unwrap();
+    for architecture in ["llama", "gemma3", "qwen3"] {
+        let path = Tiny { vocab: 257, dtype: GgmlDType::Q8_0, ..Tiny::new(architecture) }.write(dir.path());
+        let (fused, _) = embed(EngineConfig::default(), factory(&path, ActivationType::F32, 64), None);
+        let options = DecoderOptions {
+            compute: Compute::Composed(candle_core::Device::Cpu),
+            max_model_len: Some(256),
+            kv_bytes_max: 1 << 26,
+            max_num_seqs: 4,
+        };
+        let weights = DecoderWeights::load(&Arc::new(Gguf::open(&path).unwrap()), &options).unwrap();
+        let reference: ModelFactory = Arc::new(move || Ok(Box::new(weights.decoder()?) as Box<dyn Model>));
+        let (reference, _) = embed(EngineConfig::default(), reference, None);
+        for (a, b) in fused.iter().flatten().zip(reference.iter().flatten()) {
+            let (a, b) = (f32::from_bits(*a), f32::from_bits(*b));
+            // Keys and values are f16 in one and f32 in the other.
+            assert!((a - b).abs() < 5e-3, "{architecture}: {a} and {b}");
+        }
     }
 }

@@ -155,6 +155,7 @@ pub fn router(service: Arc<Service>, config: ApiConfig, address: SocketAddr) -> 
         .route("/v1/chat/completions/{id}/cancel", post(openai::cancel))
         .route("/v1/completions", post(openai::create_text))
         .route("/v1/completions/{id}/cancel", post(openai::cancel))
+        .route("/v1/embeddings", post(openai::create_embeddings))
         .route("/v1/messages", post(anthropic::create))
         .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/tokenize", post(tokens::tokenize))

@@ -30,7 +30,8 @@ use crate::model::gguf::Gguf;
 use crate::model::load::{LoadedModel, load};
 use crate::model::{Batch, Model};
 use crate::protocol::{
-    Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, TokenEvent, TokenId, ValidRequest,
+    Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Task, Tenant, TokenEvent, TokenId,
+    ValidRequest,
 };
 use crate::stream::{Clock, StreamLog, StreamStatus};
 
@@ -371,6 +372,7 @@ impl EngineClient {
             constraint: None,
             leader: None,
             resumed: None,
+            task: Task::Generate,
             id: StreamId::random(),
             tenant: Tenant(0),
             prompt: (0..prompt).map(|i| random_token(self.vocab_size, self.num_runs, seq, i)).collect(),

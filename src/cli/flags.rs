@@ -57,6 +57,7 @@ fn heading(section: &str) -> &'static str {
         "engine" => "Engine",
         "model" => "Model",
         "registry" => "Weights",
+        "embeddings" => "Embeddings",
         _ => "Log",
     }
 }

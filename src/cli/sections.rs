@@ -92,7 +92,7 @@ pub(super) fn store(config: &Config) -> Option<(PathBuf, StoreLimits)> {
 }
 
 pub(super) fn service(config: &Config, model_name: String) -> ServiceConfig {
-    let requests = &config.requests;
+    let (requests, embeddings) = (&config.requests, &config.embeddings);
     ServiceConfig {
         model_name,
         model_aliases: Vec::new(),
@@ -100,6 +100,12 @@ pub(super) fn service(config: &Config, model_name: String) -> ServiceConfig {
         fingerprint: 0,
         max_tokens_default: requests.max_tokens_default,
         choices_max: requests.choices_max,
+        embedding_inputs_max: embeddings.inputs_max,
+        // More than a queue takes would be refused though nobody else is there.
+        embedding_inputs_at_once: embeddings
+            .inputs_at_once
+            .min(embeddings.queue_max)
+            .min(config.engine.queue_requests_max),
         call_syntax: match config.model.call_format.as_str() {
             "hermes" => Some(CallSyntax::Hermes),
             "llama3" => Some(CallSyntax::Llama3),

@@ -6,12 +6,14 @@ use std::time::Instant;
 use super::{pull, sections};
 use crate::config::Config;
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::engine::encoder::EncoderPool;
+use crate::error::{Error, Result};
 use crate::metrics::Metrics;
+use crate::model::encoder::Encoder;
 use crate::model::load::{LoadedModel, load};
-use crate::model::registry::Progress;
+use crate::model::registry::{ModelFile, ModelKind, Progress};
 use crate::model::stub;
-use crate::service::{ChatTemplate, LocalBackend, Service, ServiceConfig};
+use crate::service::{ChatTemplate, LocalBackend, ServedEncoder, Service, ServiceConfig};
 use crate::stream::{StoredStream, StreamStore, StreamTable};
 
 /// A model, and what it is called.
@@ -40,6 +42,7 @@ pub(super) fn service(config: &Config, progress: Progress<'_>) -> Result<Arc<Ser
     let template = template.map_err(|e| e.context(format!("chat template of {name}")))?;
 
     let metrics = Arc::new(Metrics::default());
+    let encoder = encoder(config, &metrics, progress)?;
     let engine = Engine::start(sections::engine(config), model.factory, model.tokenizer.clone(), metrics.clone())?;
     tracing::info!("loaded {name} in {:.2} s: {}", began.elapsed().as_secs_f64(), model.description);
     let service = Service::new(
@@ -55,12 +58,43 @@ pub(super) fn service(config: &Config, progress: Progress<'_>) -> Result<Arc<Ser
         Arc::new(table),
         metrics,
     );
+    let service = match encoder {
+        Some(encoder) if service.check_model(Some(&encoder.name)).is_ok() => {
+            let message =
+                format!("--embedding-model and --model must have different names, got {} twice", encoder.name);
+            return Err(Error::invalid("embeddings.model", message));
+        }
+        Some(encoder) => service.with_encoder(encoder),
+        None => service,
+    };
     let num_stored = stored.len();
     if num_stored > 0 {
         let restored = service.restore(stored);
         tracing::info!("{num_stored} streams of the store: {restored:?}");
     }
     Ok(Arc::new(service))
+}
+
+/// The encoder, if one is to be served.
+fn encoder(config: &Config, metrics: &Arc<Metrics>, progress: Progress<'_>) -> Result<Option<ServedEncoder>> {
+    let Some(spec) = &config.embeddings.model else { return Ok(None) };
+    let began = Instant::now();
+    let ModelFile { name, path, manifest } = pull::registry(&config.registry)?.resolve(spec, progress)?;
+    if manifest.as_ref().is_some_and(|m| m.kind != ModelKind::Encoder) {
+        let message = format!("--embedding-model must be an encoder; {name} embeds as it is served, with --model");
+        return Err(Error::invalid("embeddings.model", message));
+    }
+    // Every encoder's file has the same name; its folder tells which it is.
+    let folder = path.parent().and_then(|folder| folder.file_name());
+    let name = match (&manifest, folder) {
+        (None, Some(folder)) => folder.to_string_lossy().into_owned(),
+        _ => name,
+    };
+    let model = Encoder::load(&path)?;
+    tracing::info!("loaded {name} in {:.2} s: {}", began.elapsed().as_secs_f64(), model.description());
+    let pool = EncoderPool::start(model, config.embeddings.queue_max, metrics.clone())?;
+    let aliases = manifest.map_or_else(Vec::new, |m| m.aliases);
+    Ok(Some(ServedEncoder { name, aliases, pool }))
 }
 
 /// An empty table, and what its store has.
@@ -77,6 +111,10 @@ fn find(config: &Config, progress: Progress<'_>) -> Result<Found> {
         return Ok(Found { model, name, aliases: Vec::new(), chat_template: None, fingerprint: 0 });
     }
     let file = pull::registry(&config.registry)?.resolve(&config.model.name, progress)?;
+    if file.manifest.as_ref().is_some_and(|m| m.kind != ModelKind::Decoder) {
+        let message = format!("--model must go on from texts; {} only embeds them, with --embedding-model", file.name);
+        return Err(Error::invalid("model.name", message));
+    }
     let options = sections::decoder(config)?;
     let model = load(&file.path, &options)?;
     let fingerprint = model.fingerprint;

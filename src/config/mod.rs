@@ -10,14 +10,14 @@ mod settings;
 mod show;
 mod sources;
 mod table;
+mod table_embeddings;
 
 use std::path::PathBuf;
 
 pub use keys::{KeyConfig, Secret};
 pub use row::{ACTIVATIONS, DEVICES, LOG_FORMATS};
-pub use settings::{Kind, Setting, Value, setting, show_bytes};
+pub use settings::{Kind, SETTINGS, Setting, Value, setting, show_bytes};
 pub use sources::{CONFIG_ENV, DEFAULT_FILE, Origin, Sources, Typed};
-pub use table::SETTINGS;
 
 use crate::error::Result;
 use crate::protocol::OwnerLimits;
@@ -44,6 +44,8 @@ pub struct Config {
     pub registry: RegistryConfig,
     /// The log.
     pub log: LogConfig,
+    /// Texts to vectors.
+    pub embeddings: EmbeddingsConfig,
     /// The file that was read, if any.
     pub file: Option<PathBuf>,
     /// Each setting's final value and where it came from, in the order of [`SETTINGS`].
@@ -290,6 +292,19 @@ pub struct LogConfig {
     pub level_given: bool,
 }
 
+/// Texts to vectors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EmbeddingsConfig {
+    /// An encoder beside the model, as it was typed.
+    pub model: Option<String>,
+    /// Most texts of one request.
+    pub inputs_max: usize,
+    /// Most of them that wait or run at once.
+    pub inputs_at_once: usize,
+    /// Most texts that wait for the encoder.
+    pub queue_max: usize,
+}
+
 impl Config {
     /// Stage two: reads every setting from `sources` and checks them one by one, then together.
     ///
@@ -327,6 +342,7 @@ impl Config {
                 prompts: values.bool("log.prompts")?,
                 level_given: values.origin("log.level") != Origin::Default,
             },
+            embeddings: values.embeddings()?,
             file: sources.file_path().map(PathBuf::from),
             resolved: values.resolved,
         };

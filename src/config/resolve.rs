@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::{
-    Activations, DeviceKind, EngineSection, KeysConfig, ModelSection, Origin, RegistryConfig, RequestsConfig,
-    ServerConfig, Setting, Sources, Value, keys, setting,
+    Activations, DeviceKind, EmbeddingsConfig, EngineSection, KeysConfig, ModelSection, Origin, RegistryConfig,
+    RequestsConfig, ServerConfig, Setting, Sources, Value, keys, setting,
 };
 use crate::error::Result;
 use crate::protocol::OwnerLimits;
@@ -154,6 +154,15 @@ impl Values<'_> {
         Ok(RegistryConfig {
             cache_dir: self.text("registry.cache_dir")?.into(),
             models_dir: Some(self.text("registry.models_dir")?).filter(|dir| !dir.is_empty()).map(PathBuf::from),
+        })
+    }
+
+    pub(super) fn embeddings(&mut self) -> Result<EmbeddingsConfig> {
+        Ok(EmbeddingsConfig {
+            model: Some(self.text("embeddings.model")?).filter(|name| !name.is_empty()),
+            inputs_max: self.number("embeddings.inputs_max")?,
+            inputs_at_once: self.number("embeddings.inputs_at_once")?,
+            queue_max: self.number("embeddings.queue_max")?,
         })
     }
 

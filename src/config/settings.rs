@@ -4,14 +4,26 @@
 
 use Kind::{Bytes, Count, List, Millis, OneOf, Text};
 
-use super::table::SETTINGS;
+use super::{table, table_embeddings};
 
 pub(super) const KIB: u64 = 1024;
 pub(super) const MIB: u64 = 1024 * KIB;
 pub(super) const GIB: u64 = 1024 * MIB;
 
+/// All rows of both tables.
+pub static SETTINGS: &[Setting] = &{
+    let (first, second) = (table::ROWS, table_embeddings::ROWS);
+    let mut all = [first[0]; table::ROWS.len() + table_embeddings::ROWS.len()];
+    let mut at = 0;
+    while at < all.len() {
+        all[at] = if at < first.len() { first[at] } else { second[at - first.len()] };
+        at += 1;
+    }
+    all
+};
+
 /// One setting. The key is `section.name`, as in the file; the flag is spelled apart because it lacks the section.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Setting {
     /// `section.name` of the TOML file.
     pub key: &'static str,

@@ -4,8 +4,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::settings::{Kind, Setting, Value};
-use super::table::SETTINGS;
+use super::settings::{Kind, SETTINGS, Setting, Value};
 use crate::error::{Error, Result};
 
 /// The file read when none is named and it exists in the working directory.

@@ -1,4 +1,5 @@
-//! Every setting of the server, one row each, in the order in which `--help` and the table at start show them.
+//! Every setting of the server but for those of embeddings (`table_embeddings`), one row each, in the order in which
+//! `--help` and the table at start show them.
 
 use super::row::{
     ACTIVATIONS, CALL_FORMATS, COUNT_MAX, DEVICES, HOUR_MS, LOG_FORMATS, REASONING_FORMATS, count, limit, row,
@@ -6,8 +7,7 @@ use super::row::{
 use super::settings::Kind::{self, Bytes, Count, List, Millis, OneOf, Secrets, Text};
 use super::settings::{GIB, KIB, MIB, Setting};
 
-/// All rows, in the order in which `--help` and the table at start show them.
-pub static SETTINGS: &[Setting] = &[
+pub(super) const ROWS: &[Setting] = &[
     row("server.host", "host", Text, "127.0.0.1", "Address or host name to listen on"),
     row(
         "server.port",

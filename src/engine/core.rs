@@ -8,13 +8,17 @@
 //!
 //! A sequence's slot and blocks are free, and the gauges say so, before its terminal event can be seen.
 
+mod embed;
+mod gauges;
+
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::constrain::{self, Constrained, Masks};
-use super::lease::{GaugeValues, Lease};
+use super::lease::Lease;
 use super::output::Output;
+use super::pooling::Pooling;
 use super::queue::{Entry, Pulled, Queue};
 use super::scheduler::{Planned, Scheduler, SchedulerLimits};
 use super::sequence::Sequence;
@@ -22,10 +26,11 @@ use super::writer::Writer;
 use crate::error::{ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::{Batch, Model};
-use crate::protocol::{Event, FinishReason, SamplingParams, StreamId, Tenant, TokenId, TokenLogprob};
+use crate::protocol::{Event, FinishReason, SamplingParams, StreamId, Task, Tenant, TokenId, TokenLogprob};
 use crate::sampling::grammar::Next;
 use crate::sampling::{Draw, Sampled, Sampler, SeenTokens, TokenMask};
 use crate::text::Tokenizer;
+use gauges::Gauges;
 
 /// One worker's model, sequences and scratch.
 pub struct EngineCore {
@@ -41,6 +46,8 @@ pub struct EngineCore {
     masks: Masks,
     batch: Batch,
     logits: Vec<f32>,
+    /// Hidden states of one sequence.
+    states: Vec<f32>,
     gauges: Gauges,
 }
 
@@ -88,6 +95,8 @@ struct Generation {
     last_token_at: Option<Duration>,
     /// Of the prompt's tokens so far, where they were asked for.
     prompt_logprobs: Vec<TokenLogprob>,
+    /// Of what is embedded.
+    pooling: Option<Pooling>,
 }
 
 /// What a sequence needs to take its next token.
@@ -114,7 +123,7 @@ impl EngineCore {
         let max_num_seqs = parts.limits.max_num_seqs;
         let metrics = parts.metrics.clone();
         let lease = Lease::new(metrics.clone(), num_blocks);
-        let gauges = Gauges { lease: lease.clone(), metrics, num_preemptions: 0 };
+        let gauges = Gauges::new(lease.clone(), metrics);
         Self {
             model,
             lease,
@@ -126,6 +135,7 @@ impl EngineCore {
             masks: Masks::default(),
             batch: Batch::default(),
             logits: Vec::new(),
+            states: Vec::new(),
             gauges,
             parts,
         }
@@ -159,6 +169,7 @@ impl EngineCore {
             return Ok(Step::Revoked);
         }
         computed?;
+        self.embed()?;
         self.scheduler.commit();
         let now = self.parts.queue.now();
         self.count_step(now.saturating_sub(started_at));
@@ -251,6 +262,10 @@ impl EngineCore {
         if request.sampling.prompt_logprobs.is_some() {
             sequence.want_prompt_logits();
         }
+        let pooling = (request.task == Task::Embed).then(Pooling::default);
+        if pooling.is_some() {
+            sequence.want_no_logits();
+        }
         let found_tokens = self.scheduler.admit(sequence);
         let cached_before = request.resumed.and_then(|resumed| resumed.cached_tokens);
         let cached_tokens = cached_before.unwrap_or(found_tokens);
@@ -278,6 +293,7 @@ impl EngineCore {
             cancelled_at,
             last_token_at: None,
             prompt_logprobs: Vec::new(),
+            pooling,
         }));
     }
 
@@ -308,7 +324,7 @@ impl EngineCore {
                 self.ended.extend(failed.map(|end| (planned.slot, end)));
                 continue;
             }
-            if !planned.is_sampled {
+            if !planned.is_sampled || generation.pooling.is_some() {
                 continue;
             }
             let row = rows.next().expect("a row per sampled sequence");
@@ -465,31 +481,5 @@ impl Generation {
             None => metrics.ttft_seconds.observe(since(self.accepted_at)),
             Some(last) => metrics.itl_seconds.observe(since(last)),
         }
-    }
-}
-
-/// This worker's part of the gauges; its lease takes it out again when the core goes away.
-#[derive(Debug)]
-struct Gauges {
-    lease: Arc<Lease>,
-    metrics: Arc<Metrics>,
-    num_preemptions: u64,
-}
-
-impl Gauges {
-    fn set(&mut self, scheduler: &Scheduler) {
-        let pool = scheduler.pool();
-        self.lease.show(GaugeValues {
-            running: scheduler.num_running() as i64,
-            waiting: scheduler.num_waiting() as i64,
-            blocks_used: pool.num_referenced() as i64,
-            blocks_cached: pool.num_cached() as i64,
-        });
-        self.metrics.preemptions.inc_by(scheduler.num_preemptions() - self.num_preemptions);
-        self.num_preemptions = scheduler.num_preemptions();
-    }
-
-    fn clear(&mut self) {
-        self.lease.show(GaugeValues::default());
     }
 }

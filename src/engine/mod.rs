@@ -7,18 +7,22 @@
 //! | `fair` | whose turn it is |
 //! | `scheduler`, `sequence` | which tokens make up the next step, in which blocks |
 //! | `output` | tokens to text; when it is over |
+//! | `pooling` | hidden states to the vector of a text |
 //! | `constrain` | texts that keep to a grammar |
 //! | `core` | one step, from schedule to publish |
 //! | `worker` | a thread around the steps: panics, restarts, sleep |
 //! | `writer` | a log's one terminal event |
+//! | `encoder` | a model that only embeds: a thread and a queue of its own |
 //! | `rate` | when a refused client should come back |
 
 mod config;
 mod constrain;
 pub mod core;
+pub mod encoder;
 mod fair;
 mod lease;
 pub mod output;
+mod pooling;
 pub mod queue;
 mod rate;
 pub mod scheduler;
@@ -43,7 +47,7 @@ use crate::cache::{BLOCK_SIZE, HashChain};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::{ModelFactory, ModelSpec};
-use crate::protocol::{Event, Tenant, TokenId, Usage, ValidRequest};
+use crate::protocol::{Event, Task, Tenant, TokenId, Usage, ValidRequest};
 use crate::sampling::grammar::{Grammar, GrammarCompiler};
 use crate::stream::StreamLog;
 use crate::text::Tokenizer;
@@ -113,8 +117,9 @@ impl Engine {
         }
         let prefix_cache = self.shared.config.prefix_cache;
         // Here and not in the worker: hashing a long prompt takes as long as a token.
-        // What the cache has is not computed, so it has no logits.
-        let is_named = prefix_cache && request.sampling.prompt_logprobs.is_none();
+        // What the cache has is not computed, so it has no logits and no states.
+        let is_computed = request.sampling.prompt_logprobs.is_some() || request.task == Task::Embed;
+        let is_named = prefix_cache && !is_computed;
         let chain = is_named.then(|| HashChain::new(request.tenant, &request.prompt));
         self.queue().submit_constrained(request, chain, grammar, &log)
     }
@@ -206,7 +211,8 @@ impl Engine {
     fn check(&self, request: &ValidRequest) -> Result<()> {
         let ModelSpec { vocab_size, max_model_len, num_blocks, .. } = self.spec;
         let num_tokens_max = request.num_tokens_max();
-        if request.prompt.is_empty() || request.max_tokens == 0 {
+        let is_embedding = request.task == Task::Embed;
+        if request.prompt.is_empty() || (request.max_tokens == 0) != is_embedding {
             return Err(Error::invalid("prompt", "prompt and `max_tokens` must be at least one token"));
         }
         if let Some(token) = request.prompt.iter().find(|&&token| token as usize >= vocab_size) {
@@ -220,7 +226,8 @@ impl Engine {
         if num_tokens_max > max_model_len {
             return too_long(format!("prompt and output must fit the model's context of {max_model_len} tokens"));
         }
-        if !Scheduler::can_ever_fit(num_tokens_max, num_blocks) {
+        // Of what is embedded, the last token is computed too.
+        if !Scheduler::can_ever_fit(num_tokens_max + usize::from(is_embedding), num_blocks) {
             let room = num_blocks * BLOCK_SIZE;
             return too_long(format!("prompt and output must fit the server's KV memory of {room} tokens"));
         }

@@ -24,6 +24,8 @@ pub struct Sequence {
     chain: Option<HashChain>,
     /// Positions whose logits are wanted besides the last token's; they shrink from the front as they are computed.
     wanted: Range<usize>,
+    /// Whether even the last token's logits are of no use: its prompt is only to be computed.
+    is_silent: bool,
     /// Blocks at the beginning of the table that have been named, or were found named.
     num_named_blocks: usize,
 }
@@ -53,6 +55,7 @@ impl Sequence {
             block_table,
             chain,
             wanted: 0..0,
+            is_silent: false,
             num_named_blocks: 0,
         }
     }
@@ -66,6 +69,12 @@ impl Sequence {
     pub fn want_prompt_logits(&mut self) {
         debug_assert!(self.chain.is_none(), "what is found in the cache is not computed");
         self.wanted = 0..self.tokens.len() - 1;
+    }
+
+    /// Wants no logits at all.
+    pub fn want_no_logits(&mut self) {
+        debug_assert!(self.chain.is_none(), "what is found in the cache is not computed");
+        self.is_silent = true;
     }
 
     /// Whether any are still to come.
@@ -174,7 +183,7 @@ impl Sequence {
         batch.cu_blocks.push(batch.block_tables.len() as u32);
         let first_row = batch.token_ids.len() - num_tokens;
         batch.logits_indices.extend(self.wanted_among(num_tokens).map(|row| (first_row + row) as u32));
-        if range.end == self.tokens.len() {
+        if range.end == self.tokens.len() && !self.is_silent {
             batch.logits_indices.push(batch.token_ids.len() as u32 - 1);
         }
     }

@@ -95,7 +95,11 @@ impl Writer {
                 let reason = finish_reason.as_str();
                 tracing::info!(%stream, prompt_tokens, cached_tokens, completion_tokens, reason, "generation ended");
             }
-            Event::Queued { .. } | Event::Started { .. } | Event::Prompt { .. } | Event::Token(_) => {}
+            Event::Queued { .. }
+            | Event::Started { .. }
+            | Event::Prompt { .. }
+            | Event::Token(_)
+            | Event::Embedding { .. } => {}
         }
     }
 

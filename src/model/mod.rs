@@ -1,5 +1,6 @@
 //! Models: from a file to logits. The one [`Model`] trait has two implementations, the decoder and the stub.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -9,6 +10,7 @@ use crate::protocol::TokenId;
 
 pub mod config;
 pub mod decoder;
+pub mod encoder;
 pub mod gguf;
 pub mod load;
 pub mod registry;
@@ -42,6 +44,13 @@ pub trait Model: Send {
     /// # Errors
     /// If the device fails. A malformed batch is a bug and panics.
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()>;
+
+    /// The hidden states, behind the last norm, of `rows` of the batch that [`Self::forward`] computed last
+    /// (`[rows.len(), hidden_size]`, replacing what was in `states`). They depend on what logits do and on no more.
+    ///
+    /// # Errors
+    /// If the device fails. Another batch than the last is a bug.
+    fn hidden_states(&mut self, batch: &Batch, rows: Range<usize>, states: &mut Vec<f32>) -> Result<()>;
 
     /// A count that rises several times within `forward`, with every layer for instance: a long step is told from one
     /// that hangs by it. Without one, a step that takes long counts as hung.

@@ -10,6 +10,7 @@
 mod gate;
 mod spec;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -99,6 +100,8 @@ const DELAY_SLICE: Duration = Duration::from_millis(50);
 const EOS: usize = 256;
 const NEVER: f32 = -30.0;
 const SURELY: f32 = 60.0;
+/// Values of a token's hidden state.
+const HIDDEN_SIZE: usize = 16;
 
 impl StubModel {
     /// A stub with empty KV memory.
@@ -146,8 +149,9 @@ impl StubModel {
         }
     }
 
-    /// The row of the token at `position` of a sequence with this table.
-    fn row(&self, table: &[BlockId], position: usize, logits: &mut Vec<f32>) {
+    /// What a sequence with this table holds up to `position`: a number that follows from all of it, whether a token is
+    /// among it that rows of NaN were told for, and the last tokens.
+    fn read(&self, table: &[BlockId], position: usize) -> (u64, bool, [TokenId; 3]) {
         let mut last = [POISON; 3];
         let (mut hash, mut marked) = (0u64, false);
         for at in 0..=position {
@@ -156,6 +160,12 @@ impl StubModel {
             marked |= self.config.faults.nan_on_token == Some(token);
             last = [last[1], last[2], token];
         }
+        (hash, marked, last)
+    }
+
+    /// The row of the token at `position` of a sequence with this table.
+    fn row(&self, table: &[BlockId], position: usize, logits: &mut Vec<f32>) {
+        let (hash, marked, last) = self.read(table, position);
         let begin = logits.len();
         if marked {
             logits.resize(begin + self.spec.vocab_size, f32::NAN);
@@ -221,6 +231,21 @@ impl Model for StubModel {
                 seq += 1;
             }
             self.row(batch.block_table(seq), batch.positions[row as usize] as usize, logits);
+        }
+        Ok(())
+    }
+
+    /// Sixteen values from -1 to 1 for each row, which follow from what its sequence holds up to it.
+    fn hidden_states(&mut self, batch: &Batch, rows: Range<usize>, states: &mut Vec<f32>) -> Result<()> {
+        states.clear();
+        let mut seq = 0;
+        for row in rows {
+            while batch.rows(seq).end <= row {
+                seq += 1;
+            }
+            let (hash, marked, _) = self.read(batch.block_table(seq), batch.positions[row] as usize);
+            let value = |i: usize| (mix(hash.wrapping_add(i as u64)) >> 40) as f32 / 8_388_608.0 - 1.0;
+            states.extend((0..HIDDEN_SIZE).map(|i| if marked { f32::NAN } else { value(i) }));
         }
         Ok(())
     }

@@ -162,9 +162,9 @@ pub struct ValidRequest {
     pub id: StreamId,
     /// Whose work it is.
     pub tenant: Tenant,
-    /// At least one token, and shorter than the context.
+    /// At least one token, and shorter than the context, or as long where nothing is sampled.
     pub prompt: Vec<TokenId>,
-    /// At least 1; prompt plus this many fits the context.
+    /// At least 1, or 0 if nothing is to be sampled; prompt plus this many fits the context.
     pub max_tokens: usize,
     /// Checked, its `seed` present.
     pub sampling: SamplingParams,
@@ -180,6 +180,19 @@ pub struct ValidRequest {
     pub leader: Option<StreamId>,
     /// Where it stands, if it is not new.
     pub resumed: Option<Resumed>,
+    /// What is to be made of the prompt. Not stored: only texts are.
+    #[serde(skip)]
+    pub task: Task,
+}
+
+/// What is made of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Task {
+    /// The text that goes on from it.
+    #[default]
+    Generate,
+    /// One vector that stands for it. `max_tokens` is 0 then: nothing is sampled.
+    Embed,
 }
 
 /// Where a request stands that goes on after the end of the process that it came to.

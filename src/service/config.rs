@@ -22,6 +22,10 @@ pub struct ServiceConfig {
     pub max_tokens_default: Option<usize>,
     /// Most generations that one request may ask for.
     pub choices_max: usize,
+    /// Most texts of one request to be embedded ...
+    pub embedding_inputs_max: usize,
+    /// ... of which so many wait or run at once: one request must not fill the queue.
+    pub embedding_inputs_at_once: usize,
     /// The form of the model's calls; `None` takes the template's.
     pub call_syntax: Option<CallSyntax>,
     /// The form of its reasoning, `Some(None)` for none; `None` takes the template's.
@@ -63,6 +67,8 @@ impl Default for ServiceConfig {
             model_aliases: Vec::new(),
             max_tokens_default: None,
             choices_max: 128,
+            embedding_inputs_max: 2048,
+            embedding_inputs_at_once: 64,
             call_syntax: None,
             reasoning_syntax: None,
             tools_max: 128,

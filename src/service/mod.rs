@@ -6,6 +6,7 @@ mod chat;
 mod choices;
 mod config;
 mod constrain;
+mod embed;
 mod local;
 mod quota;
 mod restore;
@@ -20,9 +21,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
 
 pub use backend::{Backend, Readiness};
 pub use config::ServiceConfig;
+pub use embed::{EmbedRequest, Embedded, ServedEncoder};
 pub use local::LocalBackend;
 pub use quota::{Allowance, QuotaState};
 pub use restore::Restored;
@@ -53,6 +56,9 @@ pub struct Service {
     tokenising: Arc<Semaphore>,
     grammars: Arc<GrammarCompiler>,
     quotas: Quotas,
+    /// Calls that embed: they have no stream in the table.
+    embedding: TaskTracker,
+    encoder: Option<ServedEncoder>,
     created_ms: u64,
     num_restarts_told: AtomicU64,
 }
@@ -100,6 +106,8 @@ impl Service {
             tokenising,
             grammars,
             quotas,
+            embedding: TaskTracker::new(),
+            encoder: None,
             created_ms,
             num_restarts_told: AtomicU64::new(0),
         }
@@ -123,12 +131,14 @@ impl Service {
     /// # Errors
     /// As [`Self::start`].
     pub async fn start_choices(&self, request: GenerateRequest, num_choices: usize) -> Result<Vec<Started>> {
-        self.try_start(request, num_choices).await.inspect_err(|e| {
-            if matches!(e.kind(), ErrorKind::Overloaded | ErrorKind::RateLimited) {
-                let reason = e.message().to_owned();
-                self.table.feed().publish(self.now_ms(), None, Happening::Rejected { reason });
-            }
-        })
+        self.try_start(request, num_choices).await.inspect_err(|e| self.tell_rejected(e))
+    }
+
+    fn tell_rejected(&self, e: &Error) {
+        if matches!(e.kind(), ErrorKind::Overloaded | ErrorKind::RateLimited) {
+            let reason = e.message().to_owned();
+            self.table.feed().publish(self.now_ms(), None, Happening::Rejected { reason });
+        }
     }
 
     async fn try_start(&self, request: GenerateRequest, num_choices: usize) -> Result<Vec<Started>> {
@@ -152,9 +162,8 @@ impl Service {
 
     fn accept(&self, valid: ValidRequest, format: AnswerFormat) -> Result<Started> {
         let id = valid.id;
-        if self.config.log_prompts && valid.leader.is_none() {
-            let bytes: Vec<u8> = valid.prompt.iter().flat_map(|t| self.tokenizer.token_bytes(*t)).copied().collect();
-            tracing::info!(stream = %id, prompt = %String::from_utf8_lossy(&bytes), "prompt");
+        if valid.leader.is_none() {
+            self.log_prompt(id, &valid.prompt);
         }
         let log = StreamLog::with_clock(id, valid.tenant, valid.on_disconnect, self.clock.clone());
         let (prompt_tokens, seed) = (valid.prompt.len(), valid.seed());
@@ -283,8 +292,11 @@ impl Service {
         self.backend.drain();
     }
 
-    /// Waits until every stream in the table has ended.
+    /// Waits until every stream in the table has ended, and every call that embeds.
     pub async fn drained(&self) {
+        // Closed, it can still be entered; open, it would be waited for even when it is empty.
+        self.embedding.close();
+        self.embedding.wait().await;
         for log in self.table.live() {
             log.finished().await;
         }
@@ -300,6 +312,7 @@ impl Service {
             // Before the backend ends them: what it appends then is nobody's to see.
             store.close();
         }
+        self.encoder().inspect(|encoder| encoder.pool.shutdown());
         self.backend.shutdown(message);
     }
 

@@ -3,7 +3,7 @@
 
 use super::{Service, validate};
 use crate::error::{Error, Result};
-use crate::protocol::{GenerateRequest, TokenId};
+use crate::protocol::{GenerateRequest, StreamId, TokenId};
 
 impl Service {
     /// The tokens that `request` would start from.
@@ -32,5 +32,13 @@ impl Service {
             tokenizer.decode(&tokens)
         });
         task.await.map_err(|e| Error::internal(format!("detokenising failed: {e}")))
+    }
+
+    /// Writes a prompt to the log, as the model sees it, if that is wanted.
+    pub(super) fn log_prompt(&self, id: StreamId, prompt: &[TokenId]) {
+        if self.config.log_prompts {
+            let bytes: Vec<u8> = prompt.iter().flat_map(|t| self.tokenizer.token_bytes(*t)).copied().collect();
+            tracing::info!(stream = %id, prompt = %String::from_utf8_lossy(&bytes), "prompt");
+        }
     }
 }

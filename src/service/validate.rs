@@ -4,7 +4,7 @@ use super::{ServiceConfig, tool_rules};
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{
     ChatMessage, GenerateRequest, OnDisconnect, PRIORITY_MAX, PRIORITY_MIN, Prompt, QueueTerms, SamplingParams,
-    StopParams, StreamId, Tenant, TokenId, ValidRequest,
+    StopParams, StreamId, Task, Tenant, TokenId, ValidRequest,
 };
 
 /// The roles a message can have.
@@ -95,13 +95,9 @@ pub fn fit(
         let at_most = format!("must be at most max_tokens ({max_tokens})");
         return Err(rule("min_tokens", at_most, request.stop.min_tokens));
     }
+    let queue = terms(&request, limits);
     let sampling = SamplingParams { seed: Some(request.sampling.seed.unwrap_or(seed)), ..request.sampling };
     let (owner, stop, on_disconnect) = (request.owner, request.stop, request.on_disconnect);
-    let queue = QueueTerms {
-        weight: owner.weight,
-        priority: request.priority.unwrap_or(owner.priority),
-        timeout_ms: Some(request.queue_timeout_ms.unwrap_or(limits.config.queue_timeout_ms)),
-    };
     Ok(ValidRequest {
         id,
         tenant: owner.tenant,
@@ -114,7 +110,60 @@ pub fn fit(
         constraint: request.constraint,
         leader: None,
         resumed: None,
+        task: Task::Generate,
     })
+}
+
+/// Makes the request that embeds a prompt: nothing is sampled, so it may fill the context.
+///
+/// # Errors
+/// As [`fit`].
+pub fn fit_embedding(
+    id: StreamId,
+    request: &GenerateRequest,
+    prompt: Vec<TokenId>,
+    limits: Limits<'_>,
+) -> Result<ValidRequest> {
+    let (num_tokens, context, param) = (prompt.len(), limits.context_len, prompt_param(&request.prompt));
+    input_length(param, num_tokens, context)?;
+    Ok(ValidRequest {
+        id,
+        tenant: request.owner.tenant,
+        prompt,
+        max_tokens: 0,
+        sampling: SamplingParams { seed: Some(0), ..SamplingParams::default() },
+        stop: StopParams::default(),
+        on_disconnect: OnDisconnect::Cancel,
+        queue: terms(request, limits),
+        constraint: None,
+        leader: None,
+        resumed: None,
+        task: Task::Embed,
+    })
+}
+
+/// Checks the length of a text to embed.
+///
+/// # Errors
+/// As [`fit`].
+pub fn input_length(param: &str, num_tokens: usize, num_tokens_max: usize) -> Result<()> {
+    match num_tokens {
+        0 => Err(Error::invalid(param, format!("`{param}` must have at least one token, got none"))),
+        n if n > num_tokens_max => {
+            let message = format!("`{param}` must have at most the model's {num_tokens_max} tokens, got {n}");
+            Err(Error::new(ErrorKind::ContextLengthExceeded, message).with_param(param))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// On which terms it waits.
+fn terms(request: &GenerateRequest, limits: Limits<'_>) -> QueueTerms {
+    QueueTerms {
+        weight: request.owner.weight,
+        priority: request.priority.unwrap_or(request.owner.priority),
+        timeout_ms: Some(request.queue_timeout_ms.unwrap_or(limits.config.queue_timeout_ms)),
+    }
 }
 
 /// The request field that the prompt came in.

@@ -3,6 +3,7 @@
 mod answer;
 mod bpe;
 mod detokenizer;
+mod framed;
 mod json;
 mod pieces;
 mod pretokenizer;
@@ -17,6 +18,7 @@ pub use answer::{
     AnswerFormat, AnswerParser, CallFormat, CallSyntax, Piece, ReasoningCount, ReasoningFormat, ReasoningSyntax,
 };
 pub use detokenizer::Detokenizer;
+pub use framed::FramedTokenizer;
 pub use stop::{StopOutcome, StopStrings};
 pub use tokenizer::{EncodeOptions, Tokenizer};
 pub use vocab::{Scheme, TokenKind, Vocab};

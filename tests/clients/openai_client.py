@@ -1,6 +1,7 @@
 """OpenAI's own client against a server: python3 openai_client.py URL MODEL. Prints `ok NAME` per check; fails loudly."""
 
 import json
+import struct
 import sys
 
 import openai
@@ -134,10 +135,22 @@ def the_model_is_listed():
     assert [m.id for m in client.models.list()] == [model] and client.models.retrieve(model).object == "model"
 
 
+def embeddings_are_vectors_of_length_1():
+    # The client asks for base64 by itself, and reads it.
+    both = client.embeddings.create(model=model, input=["A man is eating food.", "Hello."])
+    assert [e.index for e in both.data] == [0, 1] and both.usage.total_tokens == both.usage.prompt_tokens > 0
+    for e in both.data:
+        assert abs(sum(x * x for x in e.embedding) - 1) < 1e-4, e
+    alone = client.embeddings.create(model=model, input="Hello.", encoding_format="float").data[0].embedding
+    # Base64 holds the very bits; JSON's digits read as doubles are the same only as floats.
+    assert struct.pack(f"{len(alone)}f", *alone) == struct.pack(f"{len(alone)}f", *both.data[1].embedding)
+
+
 for check in [
     chat_streams_as_it_answers, choices_are_the_seeds_that_follow, a_required_call_is_valid,
     structured_output_is_the_schema, completions_measure_prompts, leaving_a_stream_cancels_it,
     responses_are_kept_and_gone_on_from, errors_have_their_classes, the_model_is_listed,
+    embeddings_are_vectors_of_length_1,
 ]:
     check()
     print("ok", check.__name__, flush=True)

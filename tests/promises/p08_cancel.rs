@@ -2,6 +2,7 @@
 //! by a reset, and by asking; of a streamed answer and of a whole one. Steps are counted at a gate, not timed: between
 //! the cancellation and the free slot no step may begin. The real model stands at the same gate.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use tallow::error::Result;
@@ -224,6 +225,10 @@ impl Model for Gated {
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()> {
         self.gate.pass(|| {});
         self.model.forward(batch, logits)
+    }
+
+    fn hidden_states(&mut self, batch: &Batch, rows: Range<usize>, states: &mut Vec<f32>) -> Result<()> {
+        self.model.hidden_states(batch, rows, states)
     }
 }
 

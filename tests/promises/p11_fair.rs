@@ -7,7 +7,9 @@ use std::time::Duration;
 use tallow::engine::{Engine, EngineConfig};
 use tallow::metrics::Metrics;
 use tallow::model::stub::{StubConfig, StubModel};
-use tallow::protocol::{Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, ValidRequest};
+use tallow::protocol::{
+    Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Task, Tenant, ValidRequest,
+};
 use tallow::stream::StreamLog;
 use tallow::text::Tokenizer;
 
@@ -54,6 +56,7 @@ impl Server {
             constraint: None,
             leader: None,
             resumed: None,
+            task: Task::Generate,
         };
         self.engine.submit(request, log.clone()).expect("room");
         log

@@ -1,6 +1,7 @@
 //! The stub under observation: it checks the shape of every batch, lets the driver destroy what means nothing, and
 //! can be made to do what a defect in the engine would do.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tallow::cache::{BLOCK_SIZE, BlockId};
@@ -67,6 +68,10 @@ impl Model for Observed {
             first.swap_with_slice(&mut rest[..self.spec.vocab_size]);
         }
         Ok(())
+    }
+
+    fn hidden_states(&mut self, batch: &Batch, rows: Range<usize>, states: &mut Vec<f32>) -> Result<()> {
+        lock(&self.stub).hidden_states(batch, rows, states)
     }
 }
 

@@ -1,4 +1,4 @@
-//! OpenAI's wires: Chat Completions, the older Completions, and the list of models.
+//! OpenAI's wires: Chat Completions, the older Completions, embeddings, and the list of models.
 
 mod chat;
 mod chat_answer;
@@ -7,9 +7,11 @@ mod chat_types;
 mod completion_chunks;
 mod completion_types;
 mod completions;
+mod embeddings;
 mod models;
 mod usage_sum;
 
 pub use chat::{cancel, create};
 pub use completions::create as create_text;
+pub use embeddings::create as create_embeddings;
 pub use models::{get as get_model, list as list_models};

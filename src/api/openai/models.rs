@@ -1,4 +1,4 @@
-//! `GET /v1/models`: the one model that is served. Anthropic's clients ask the same route, and get their own shape.
+//! `GET /v1/models`: the model that is served, and the encoder beside it if there is one. Anthropic's clients ask the same route, and get their own shape.
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::api::{App, anthropic, problem::Problem};
+use crate::service::ServedEncoder;
 
 /// A model on the wire.
 #[derive(Debug, Serialize)]
@@ -33,7 +34,8 @@ pub async fn list(State(app): State<App>, headers: HeaderMap) -> Response {
     if anthropic::has_version(&headers) {
         return Json(anthropic::models(&app)).into_response();
     }
-    Json(ModelList { object: "list", data: vec![served(&app)] }).into_response()
+    let data = std::iter::once(served(&app)).chain(app.service.encoder().map(|e| encoder(&app, e)));
+    Json(ModelList { object: "list", data: data.collect() }).into_response()
 }
 
 /// One model by name, which may contain slashes.
@@ -41,6 +43,9 @@ pub async fn list(State(app): State<App>, headers: HeaderMap) -> Response {
 /// # Errors
 /// 404 `model_not_found`.
 pub async fn get(State(app): State<App>, headers: HeaderMap, Path(name): Path<String>) -> Result<Response, Problem> {
+    if let Some(found) = app.service.encoder_named(Some(&name)) {
+        return Ok(Json(encoder(&app, found)).into_response());
+    }
     app.service.check_model(Some(&name))?;
     if anthropic::has_version(&headers) {
         return Ok(Json(anthropic::model(&app)).into_response());
@@ -49,12 +54,16 @@ pub async fn get(State(app): State<App>, headers: HeaderMap, Path(name): Path<St
 }
 
 fn served(app: &App) -> ModelObject {
-    ModelObject {
-        id: app.service.model_name().to_owned(),
-        object: "model",
-        created: app.service.created_ms() / 1000,
-        owned_by: "tallow",
-        max_model_len: app.service.context_len(),
-        chat: app.service.has_template(),
-    }
+    let service = &app.service;
+    object(app, service.model_name(), service.context_len(), service.has_template())
+}
+
+/// What only embeds.
+fn encoder(app: &App, encoder: &ServedEncoder) -> ModelObject {
+    object(app, &encoder.name, encoder.max_model_len(), false)
+}
+
+fn object(app: &App, name: &str, max_model_len: usize, chat: bool) -> ModelObject {
+    let created = app.service.created_ms() / 1000;
+    ModelObject { id: name.to_owned(), object: "model", created, owned_by: "tallow", max_model_len, chat }
 }

@@ -5,11 +5,11 @@ use serde_json::{Map, Value, json};
 use super::fields::FIELDS;
 use super::routes::{Body, ROUTES, Route};
 
-/// The whole document of a server that serves `model`.
+/// The whole document of a server that serves `model`, and `encoder` beside it.
 ///
 /// # Panics
 /// If a schema in the tables is no JSON; a test makes the document.
-pub fn document(model: &str) -> Value {
+pub fn document(model: &str, encoder: Option<&str>) -> Value {
     let mut paths = Map::new();
     for route in ROUTES {
         let path = paths.entry(route.path).or_insert_with(|| json!({}));
@@ -18,7 +18,8 @@ pub fn document(model: &str) -> Value {
     let mut schemas = Map::new();
     schemas.insert("Error".to_owned(), error_schema());
     schemas.insert("Message".to_owned(), message_schema());
-    schemas.extend(Body::ALL.map(|body| (body.name().to_owned(), body_schema(body, model))));
+    let names = |body| [Some(model), encoder.filter(|_| body == Body::Embeddings)].into_iter().flatten().collect();
+    schemas.extend(Body::ALL.map(|body| (body.name().to_owned(), body_schema(body, &names(body)))));
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -74,13 +75,14 @@ fn operation(route: &Route) -> Value {
     operation
 }
 
-fn body_schema(body: Body, model: &str) -> Value {
+fn body_schema(body: Body, models: &[&str]) -> Value {
     let fields = FIELDS.iter().filter(|field| field.on.contains(&body));
     let properties: Map<String, Value> = fields
         .map(|field| {
             let mut schema: Value = serde_json::from_str(field.schema).expect("a schema in the table is JSON");
             if field.name == "model" {
-                schema = json!({"enum": [model, null]});
+                let names = models.iter().map(|name| json!(name)).chain([Value::Null]);
+                schema = json!({"enum": names.collect::<Vec<_>>()});
             }
             schema["description"] = field.summary.into();
             (field.name.to_owned(), schema)

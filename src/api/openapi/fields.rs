@@ -1,6 +1,8 @@
 //! Every field of a request body, with its schema, the bodies that have it, and a value that is accepted.
 
-use super::routes::Body::{self, Chat, Completions, CountTokens, Detokenize, Messages, Responses, Streams, Tokenize};
+use super::routes::Body::{
+    self, Chat, Completions, CountTokens, Detokenize, Embeddings, Messages, Responses, Streams, Tokenize,
+};
 
 /// One field.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +41,7 @@ const COUNT: &str = r#"{"type":["integer","null"],"minimum":0}"#;
 const POSITIVE: &str = r#"{"type":["integer","null"],"minimum":1}"#;
 const SHARE: &str = r#"{"type":["number","null"],"exclusiveMinimum":0,"maximum":1}"#;
 const PENALTY: &str = r#"{"type":["number","null"],"minimum":-2,"maximum":2}"#;
+const PRIORITY: &str = r#"{"type":["integer","null"],"minimum":-10,"maximum":10}"#;
 const TEXT: &str = r#"{"type":["string","null"]}"#;
 const TOKENS: &str = r#"{"type":["array","null"],"items":{"type":"integer","minimum":0}}"#;
 const MESSAGES: &str = r##"{"type":"array","minItems":1,"items":{"$ref":"#/components/schemas/Message"}}"##;
@@ -66,6 +69,15 @@ pub const FIELDS: &[Field] = &[
     field("messages", &[Messages, CountTokens], TURNS, "", "The conversation, in Anthropic's blocks"),
     field("system", &[Messages, CountTokens], BLOCKS, r#""Be brief.""#, "What the model is told first"),
     field("input", &[Responses], BLOCKS, "", "A text, or items: messages, calls and their outputs"),
+    field("input", &[Embeddings], PROMPTS, "", "One text or token ids, or a list of either"),
+    field(
+        "encoding_format",
+        &[Embeddings],
+        r#"{"enum":["float","base64",null]}"#,
+        r#""base64""#,
+        "`float`, or `base64` of little-endian f32",
+    ),
+    field("dimensions", &[Embeddings], COUNT, "null", "Refused: no model here may be cut short"),
     field("instructions", &[Responses], TEXT, r#""Be brief.""#, "What the model is told first, in this turn only"),
     field("previous_response_id", &[Responses], TEXT, "null", "The response that this one goes on from"),
     field("prompt", &[Completions], PROMPTS, "", "One text or token ids, or a list of either"),
@@ -193,13 +205,8 @@ pub const FIELDS: &[Field] = &[
         "One of these",
     ),
     field("structured_outputs", PLAIN, OBJECT, r#"{"choice":["yes","no"]}"#, "The same in one field, as vLLM has it"),
-    field(
-        "priority",
-        SAMPLED,
-        r#"{"type":["integer","null"],"minimum":-10,"maximum":10}"#,
-        "1",
-        "Lower goes first, within what the key may",
-    ),
+    field("priority", SAMPLED, PRIORITY, "1", "Lower goes first, within what the key may"),
+    field("priority", &[Embeddings], PRIORITY, "1", "Lower goes first, within what the key may"),
     field(
         "on_disconnect",
         &[Streams],
@@ -220,7 +227,7 @@ pub const FIELDS: &[Field] = &[
     field("metadata", &[Responses], OBJECT, r#"{"a":"b"}"#, "Given back with the response"),
     field("user", &[Responses], TEXT, r#""me""#, "Given back with the response"),
     field("service_tier", &[Responses], TEXT, r#""auto""#, "Accepted"),
-    field("user", OPENAI, ANY, r#""me""#, "Accepted, without effect"),
+    field("user", &[Chat, Completions, Embeddings], ANY, r#""me""#, "Accepted, without effect"),
     field("metadata", &[Chat, Completions, Messages], ANY, r#"{"a":"b"}"#, "Accepted, without effect"),
     field("service_tier", &[Chat, Completions, Messages], ANY, r#""auto""#, "Accepted, without effect"),
     field("store", OPENAI, ANY, "false", "Accepted, without effect"),

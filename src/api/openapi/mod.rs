@@ -22,5 +22,8 @@ use super::App;
 
 /// `GET /openapi.json`
 pub(super) async fn json(State(app): State<App>) -> impl IntoResponse {
-    ([(header::CACHE_CONTROL, "no-cache")], Json(document(app.service.model_name())))
+    (
+        [(header::CACHE_CONTROL, "no-cache")],
+        Json(document(app.service.model_name(), app.service.encoder().map(|encoder| encoder.name.as_str()))),
+    )
 }

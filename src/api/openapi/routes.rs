@@ -28,6 +28,8 @@ pub enum Body {
     Chat,
     /// Completions.
     Completions,
+    /// Embeddings.
+    Embeddings,
     /// OpenAI's Responses.
     Responses,
     /// Anthropic's Messages.
@@ -44,9 +46,10 @@ pub enum Body {
 
 impl Body {
     /// All.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Chat,
         Self::Completions,
+        Self::Embeddings,
         Self::Responses,
         Self::Messages,
         Self::CountTokens,
@@ -63,6 +66,7 @@ impl Body {
         match self {
             Self::Chat => "ChatRequest",
             Self::Completions => "CompletionRequest",
+            Self::Embeddings => "EmbeddingRequest",
             Self::Responses => "ResponseRequest",
             Self::Messages => "MessageRequest",
             Self::CountTokens => "CountTokensRequest",
@@ -77,6 +81,7 @@ impl Body {
         match self {
             Self::Chat => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
+            Self::Embeddings => "/v1/embeddings",
             Self::Responses => "/v1/responses",
             Self::Messages => "/v1/messages",
             Self::CountTokens => "/v1/messages/count_tokens",
@@ -93,7 +98,7 @@ impl Body {
             Self::Chat | Self::CountTokens => json!({"messages": messages()}),
             Self::Messages => json!({"messages": messages(), "max_tokens": 4}),
             Self::Completions | Self::Streams | Self::Tokenize => json!({"prompt": "hi"}),
-            Self::Responses => json!({"input": "hi"}),
+            Self::Embeddings | Self::Responses => json!({"input": "hi"}),
             Self::Detokenize => json!({"tokens": [104, 105]}),
         }
     }
@@ -103,7 +108,7 @@ impl Body {
         match self {
             Self::Chat | Self::Completions | Self::Messages | Self::Streams => Some("max_tokens"),
             Self::Responses => Some("max_output_tokens"),
-            Self::CountTokens | Self::Tokenize | Self::Detokenize => None,
+            Self::Embeddings | Self::CountTokens | Self::Tokenize | Self::Detokenize => None,
         }
     }
 }
@@ -141,6 +146,7 @@ pub const ROUTES: &[Route] = &[
         body: None,
         ..post("/v1/completions/{id}/cancel", "cancelCompletion", "Cancels one and its choices", Body::Completions)
     },
+    Route { success: ("200", JSON), ..post("/v1/embeddings", "createEmbedding", "Texts as vectors", Body::Embeddings) },
     post("/v1/responses", "createResponse", "Answers, and keeps the answer", Body::Responses),
     get("/v1/responses/{id}", "getResponse", "The response as it stands, or with `stream` its events", EITHER),
     Route { method: "delete", ..get("/v1/responses/{id}", "deleteResponse", "Ends and forgets it", JSON) },

@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicU64;
 
 use super::*;
-use crate::protocol::{OnDisconnect, QueueTerms, SamplingParams, StopParams, Tenant};
+use crate::protocol::{OnDisconnect, QueueTerms, SamplingParams, StopParams, Task, Tenant};
 use crate::stream::CancelCause;
 
 struct Bench {
@@ -38,6 +38,7 @@ impl Bench {
             constraint: None,
             leader: None,
             resumed: None,
+            task: Task::Generate,
             id: log.id(),
             tenant: log.tenant(),
             prompt: vec![1; 10],

@@ -2,6 +2,7 @@
 //! that the fused stages are compared with. Matrices stay quantised on a GPU (`QMatMul`); on the CPU they are
 //! dequantised to f32, so that nothing but rounding order separates the two. KV memory is f32.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -132,6 +133,8 @@ pub(super) struct Composed {
     weights: Arc<Weights>,
     /// Per layer, keys and values `[num_blocks * BLOCK_SIZE, num_kv_heads, head_dim]`.
     kv: Vec<(Tensor, Tensor)>,
+    /// `[num_tokens, hidden_size]`, of the last step.
+    h: Option<Tensor>,
 }
 
 impl Composed {
@@ -140,7 +143,7 @@ impl Composed {
         let shape = (num_blocks * BLOCK_SIZE, c.num_kv_heads, c.head_dim);
         let memory = || Tensor::zeros(shape, DType::F32, &weights.device);
         let kv = c.layers.iter().map(|_| Ok((memory()?, memory()?))).collect::<Result<_>>()?;
-        Ok(Self { weights, kv })
+        Ok(Self { weights, kv, h: None })
     }
 
     /// Runs the batch; see `Fused::forward`.
@@ -183,6 +186,7 @@ impl Composed {
             h = (h + post_norm(y, layer.post_ffn_norm.as_ref(), eps)?)?;
             beat.fetch_add(1, Ordering::Relaxed);
         }
+        self.h = Some(h.clone());
         if batch.logits_indices.is_empty() {
             logits.clear();
             return Ok(());
@@ -190,6 +194,14 @@ impl Composed {
         let wanted = Tensor::from_slice(&batch.logits_indices, batch.logits_indices.len(), device)?;
         let rows = rms_norm(&h.index_select(&wanted, 0)?, &weights.final_norm, eps)?;
         *logits = weights.head.forward(&rows)?.flatten_all()?.to_vec1()?;
+        Ok(())
+    }
+
+    /// See `Fused::hidden_states`.
+    pub(super) fn hidden_states(&mut self, rows: Range<usize>, states: &mut Vec<f32>) -> Result<()> {
+        let h = self.h.as_ref().expect("states are asked for after a step");
+        let h = h.narrow(0, rows.start, rows.len())?.contiguous()?;
+        *states = rms_norm(&h, &self.weights.final_norm, self.weights.config.norm_eps)?.flatten_all()?.to_vec1()?;
         Ok(())
     }
 }

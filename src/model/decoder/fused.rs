@@ -286,6 +286,20 @@ impl Fused {
         }
         weights.logits(&step.states.h, batch, step.cpu.into_inner(), logits)
     }
+
+    /// What the step before has left in these rows of `h`, behind the last norm.
+    pub(super) fn hidden_states(&mut self, rows: Range<usize>, states: &mut Vec<f32>) -> Result<()> {
+        let Self { weights, cpu, states: left, .. } = self;
+        let left = left.as_ref().expect("states are asked for after a step");
+        let (storage, layout) = left.h.storage_and_layout();
+        let Storage::Cpu(storage) = &*storage else { unreachable!("fused stages run on the CPU") };
+        let hidden = weights.config.hidden_size;
+        let h = &floats(storage, layout)?[rows.start * hidden..rows.end * hidden];
+        let norm = Norm { weight: &weights.final_norm, eps: weights.config.norm_eps };
+        states.resize(h.len(), 0.0);
+        rms_norm(cpu.isa, &mut cpu.pool, h, norm, states);
+        Ok(())
+    }
 }
 
 /// One step's inputs and states, and a layer's stages over them.

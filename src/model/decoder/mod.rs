@@ -7,6 +7,7 @@ mod fused;
 mod rope;
 mod weights;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -218,6 +219,14 @@ impl Model for Decoder {
         match &mut self.stages {
             Stages::Fused(stages) => stages.forward(batch, &self.angles, &self.tables, &self.beat, logits),
             Stages::Composed(stages) => stages.forward(batch, &self.angles, &self.tables, &self.beat, logits),
+        }
+    }
+
+    fn hidden_states(&mut self, batch: &Batch, rows: Range<usize>, states: &mut Vec<f32>) -> Result<()> {
+        assert!(rows.end <= batch.num_tokens(), "a row outside the batch");
+        match &mut self.stages {
+            Stages::Fused(stages) => stages.hidden_states(rows, states),
+            Stages::Composed(stages) => stages.hidden_states(rows, states),
         }
     }
 }

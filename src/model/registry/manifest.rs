@@ -8,9 +8,10 @@ use serde::Deserialize;
 use crate::error::{Error, Result};
 
 /// The manifests of the top-level `models/` folder, by file name.
-const EMBEDDED: [(&str, &str); 2] = [
+const EMBEDDED: [(&str, &str); 3] = [
     ("smollm2-135m-instruct.toml", include_str!("../../../models/smollm2-135m-instruct.toml")),
     ("gemma-3-270m.toml", include_str!("../../../models/gemma-3-270m.toml")),
+    ("all-minilm-l6-v2.toml", include_str!("../../../models/all-minilm-l6-v2.toml")),
 ];
 
 /// Most manifests read from one directory.
@@ -27,6 +28,9 @@ pub struct Manifest {
     pub aliases: Vec<String>,
     /// One line for people.
     pub description: String,
+    /// What it can do.
+    #[serde(default)]
+    pub kind: ModelKind,
     /// Licence of the weights.
     pub licence: String,
     /// Size of the file.
@@ -38,6 +42,34 @@ pub struct Manifest {
     /// A chat template that replaces the file's own.
     #[serde(default)]
     pub chat_template: Option<String>,
+    /// Further files of an encoder, which stand beside the first.
+    #[serde(default)]
+    pub beside: Vec<Companion>,
+}
+
+/// What a model can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelKind {
+    /// Goes on from a text; one GGUF file.
+    #[default]
+    Decoder,
+    /// Makes vectors of texts; safetensors, with files beside them.
+    Encoder,
+}
+
+/// A file that stands beside a model's first.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Companion {
+    /// Its name.
+    pub file: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Its SHA-256, in lower-case hex.
+    pub sha256: String,
+    /// Where to fetch it from, best first.
+    pub sources: Vec<Source>,
 }
 
 /// One place to fetch a file from.
@@ -101,17 +133,28 @@ impl Manifest {
         for name in self.names() {
             check_word("name", name)?;
         }
-        if self.size_bytes == 0 {
-            return Err(Error::bad_model("`size_bytes` must be greater than 0"));
+        if self.kind == ModelKind::Decoder && !self.beside.is_empty() {
+            return Err(Error::bad_model("`beside` is for encoders: a decoder is one file"));
         }
-        if !is_sha256(&self.sha256) {
-            return Err(Error::bad_model(format!("`sha256` must be 64 lower-case hex digits, is {:?}", self.sha256)));
+        for Companion { file, size_bytes, sha256, sources } in &self.beside {
+            check_word("file beside it", file)?;
+            check_file(*size_bytes, sha256, sources).map_err(|e| e.context(file))?;
         }
-        if self.sources.is_empty() {
-            return Err(Error::bad_model("`sources` must name at least one source"));
-        }
-        self.sources.iter().try_for_each(Source::check)
+        check_file(self.size_bytes, &self.sha256, &self.sources)
     }
+}
+
+fn check_file(size_bytes: u64, sha256: &str, sources: &[Source]) -> Result<()> {
+    if size_bytes == 0 {
+        return Err(Error::bad_model("`size_bytes` must be greater than 0"));
+    }
+    if !is_sha256(sha256) {
+        return Err(Error::bad_model(format!("`sha256` must be 64 lower-case hex digits, is {sha256:?}")));
+    }
+    if sources.is_empty() {
+        return Err(Error::bad_model("`sources` must name at least one source"));
+    }
+    sources.iter().try_for_each(Source::check)
 }
 
 impl Source {
@@ -298,7 +341,7 @@ package = [{ name = "p", version = "1.0", member = "x/y" }]
         std::fs::write(dir.path().join("notes.txt"), "not a manifest").unwrap();
         let manifests = load_manifests(Some(dir.path())).unwrap();
         let names: Vec<&str> = manifests.iter().map(|m| m.name.as_str()).collect();
-        assert_eq!(names, ["smollm2-135m-instruct", "tiny", "Gemma-3-270M"]);
+        assert_eq!(names, ["smollm2-135m-instruct", "all-minilm-l6-v2", "tiny", "Gemma-3-270M"]);
         std::fs::write(dir.path().join("c.toml"), GOOD).unwrap();
         let error = load_manifests(Some(dir.path())).unwrap_err();
         assert!(error.message().contains("c.toml: shares a name with the manifest of `tiny`"), "{error}");

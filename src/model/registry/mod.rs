@@ -26,7 +26,7 @@ use spec::Spec;
 
 pub use cache::CacheDir;
 pub use hub::HubConfig;
-pub use manifest::{HubSource, Manifest, PackagePart, Source, load_manifests};
+pub use manifest::{Companion, HubSource, Manifest, ModelKind, PackagePart, Source, load_manifests};
 pub use package::PackageConfig;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -189,10 +189,24 @@ impl Registry {
                     sources: &manifest.sources,
                 };
                 let path = self.obtain(&wanted, trust, progress)?;
+                for companion in &manifest.beside {
+                    self.find_beside(&path, companion, trust, progress)?;
+                }
                 Ok(ModelFile { name: manifest.name.clone(), path, manifest: Some(manifest.clone()) })
             }
             Spec::Hub { repo, file } => self.find_on_hub(repo, file, trust, progress),
         }
+    }
+
+    fn find_beside(&self, first: &Path, companion: &Companion, trust: Trust, progress: Progress<'_>) -> Result<()> {
+        let Companion { file, size_bytes, sha256, sources } = companion;
+        let wanted = Wanted {
+            title: file,
+            file: CacheFile::new(first.with_file_name(file)),
+            expected: Expected { size_bytes: Some(*size_bytes), sha256: Some(sha256.clone()) },
+            sources,
+        };
+        self.obtain(&wanted, trust, progress).map(drop)
     }
 
     fn find_on_hub(
@@ -309,7 +323,11 @@ impl Registry {
     }
 
     fn manifest_file(&self, manifest: &Manifest) -> CacheFile {
-        CacheFile::new(self.cache.models().join(format!("{}.gguf", manifest.name)))
+        CacheFile::new(match manifest.kind {
+            ModelKind::Decoder => self.cache.models().join(format!("{}.gguf", manifest.name)),
+            // A folder of its own, since every encoder's files are called the same.
+            ModelKind::Encoder => self.cache.models().join(&manifest.name).join("model.safetensors"),
+        })
     }
 
     /// Owner and repository are folders, so that equal file names do not meet.

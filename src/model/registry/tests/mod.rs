@@ -25,6 +25,8 @@ fn manifest(data: &[u8], sources: Vec<Source>) -> Manifest {
         sha256: sha256_hex(data),
         sources,
         chat_template: None,
+        kind: ModelKind::Decoder,
+        beside: Vec::new(),
     }
 }
 

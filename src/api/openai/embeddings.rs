@@ -1,0 +1,116 @@
+//! `POST /v1/embeddings`: one vector for each text. All come in one answer, or none.
+
+use axum::extract::{Request, State};
+use axum::{Extension, Json};
+use base64::prelude::{BASE64_STANDARD, Engine};
+use serde::{Deserialize, Serialize};
+
+use super::completion_types::Prompts;
+use crate::api::auth::Caller;
+use crate::api::problem::Problem;
+use crate::api::{App, body, queue_timeout};
+use crate::error::Error;
+use crate::service::{EmbedRequest, Embedded};
+
+/// The whole of a request. `user` is accepted and changes nothing.
+#[derive(Debug, Deserialize)]
+struct EmbeddingRequest {
+    model: Option<String>,
+    input: Option<Prompts>,
+    encoding_format: Option<String>,
+    dimensions: Option<i64>,
+    /// vLLM's: a lower one goes first.
+    priority: Option<i32>,
+}
+
+/// The answer on the wire.
+#[derive(Debug, Serialize)]
+pub struct EmbeddingList {
+    object: &'static str,
+    data: Vec<EmbeddingObject>,
+    model: String,
+    usage: EmbeddingUsage,
+}
+
+#[derive(Debug, Serialize)]
+struct EmbeddingObject {
+    object: &'static str,
+    index: usize,
+    embedding: Vector,
+}
+
+/// A vector, as it was asked for.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Vector {
+    Floats(Vec<f32>),
+    Base64(String),
+}
+
+#[derive(Debug, Serialize)]
+struct EmbeddingUsage {
+    prompt_tokens: usize,
+    total_tokens: usize,
+}
+
+/// Handles one request.
+///
+/// # Errors
+/// The body's; 400 for `dimensions` and an unknown format; the service's. If the client goes away meanwhile, the server
+/// drops this future, and with it what is under way.
+pub async fn create(
+    State(app): State<App>,
+    Extension(Caller(owner)): Extension<Caller>,
+    request: Request,
+) -> Result<Json<EmbeddingList>, Problem> {
+    let queue_timeout_ms = queue_timeout::from_header(request.headers())?;
+    let json = body::read(request, &app.config).await?;
+    let asked: EmbeddingRequest = body::parse(&json)?;
+    drop(json);
+    let is_base64 = is_base64(asked.encoding_format.as_deref())?;
+    if let Some(dimensions) = asked.dimensions {
+        // A vector that was not trained to be cut says nothing when it is.
+        let rule = format!("is not supported by this model: its vectors have one length, got {dimensions}");
+        return Err(Problem::unsupported("dimensions", &rule));
+    }
+    let inputs = asked.input.ok_or_else(|| Error::invalid("input", "`input` must be given"))?.0;
+    let request = EmbedRequest { owner, model: asked.model, inputs, priority: asked.priority, queue_timeout_ms };
+    let Embedded { model, vectors, prompt_tokens } = app.service.embed(request).await?;
+    let data = vectors.into_iter().enumerate().map(|(index, vector)| EmbeddingObject {
+        object: "embedding",
+        index,
+        embedding: if is_base64 { Vector::Base64(base64_of(&vector)) } else { Vector::Floats(vector) },
+    });
+    let usage = EmbeddingUsage { prompt_tokens, total_tokens: prompt_tokens };
+    Ok(Json(EmbeddingList { object: "list", data: data.collect(), model, usage }))
+}
+
+fn is_base64(format: Option<&str>) -> Result<bool, Error> {
+    match format {
+        None | Some("float") => Ok(false),
+        Some("base64") => Ok(true),
+        Some(other) => {
+            let message = format!("`encoding_format` must be float or base64, got {other:?}");
+            Err(Error::invalid("encoding_format", message))
+        }
+    }
+}
+
+/// A vector's little-endian bytes, as OpenAI's clients ask for them.
+fn base64_of(vector: &[f32]) -> String {
+    let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
+    BASE64_STANDARD.encode(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_as_everybody_writes_it() {
+        assert_eq!(base64_of(&[]), "");
+        assert_eq!(base64_of(&[1.0]), "AACAPw==");
+        assert_eq!(base64_of(&[1.0, -2.5]), "AACAPwAAIMA=");
+        assert_eq!(base64_of(&[1.0, -2.5, 3e-9]), "AACAPwAAIMCPKE4x");
+    }
+}

@@ -1,0 +1,236 @@
+//! Texts to vectors, by the served model or by an encoder beside it; which, the request's `model` says.
+//!
+//! For the served model each text is a generation that samples nothing: it waits in the same queue and is computed in the
+//! same steps as any prompt. Its log is in no table: there is nothing in it to come back for, and it ends with the call.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+use super::Service;
+use super::validate::{self, Limits};
+use crate::engine::encoder::EncoderPool;
+use crate::error::{Error, ErrorKind, Result};
+use crate::protocol::{Event, GenerateRequest, OnDisconnect, Owner, Prompt, StreamId, TokenId, ValidRequest};
+use crate::stream::StreamLog;
+
+/// What is to be embedded.
+#[derive(Debug)]
+pub struct EmbedRequest {
+    /// Whose request it is.
+    pub owner: Arc<Owner>,
+    /// The model asked for; `None` means the one that is served.
+    pub model: Option<String>,
+    /// Texts or tokens.
+    pub inputs: Vec<Prompt>,
+    /// Its place in line; `None` takes the owner's.
+    pub priority: Option<i32>,
+    /// How long it may wait for a worker, in milliseconds; `None` takes the server's default.
+    pub queue_timeout_ms: Option<u64>,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embedded {
+    /// The model that did it.
+    pub model: String,
+    /// One for each input, of length 1.
+    pub vectors: Vec<Vec<f32>>,
+    /// Of all inputs.
+    pub prompt_tokens: usize,
+}
+
+/// An encoder that is served beside the model.
+#[derive(Debug)]
+pub struct ServedEncoder {
+    /// The name requests use for it.
+    pub name: String,
+    /// Other names that requests may use.
+    pub aliases: Vec<String>,
+    /// Where it runs.
+    pub pool: EncoderPool,
+}
+
+impl ServedEncoder {
+    /// Tokens of the longest text.
+    pub fn max_model_len(&self) -> usize {
+        self.pool.encoder().max_model_len()
+    }
+
+    fn answers_to(&self, name: &str) -> bool {
+        self.name == name || self.aliases.iter().any(|alias| alias == name)
+    }
+
+    async fn embed(&self, request: ValidRequest) -> Result<Vec<f32>> {
+        let deadline = request.queue.timeout_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
+        let vector = self.pool.submit(request.prompt, deadline)?.await;
+        vector.unwrap_or_else(|_| Err(Error::new(ErrorKind::Unavailable, "the server is shutting down")))
+    }
+}
+
+impl Service {
+    /// With an encoder beside the model.
+    #[must_use]
+    pub fn with_encoder(self, encoder: ServedEncoder) -> Self {
+        Self { encoder: Some(encoder), ..self }
+    }
+
+    /// The encoder beside the model, if there is one.
+    pub fn encoder(&self) -> Option<&ServedEncoder> {
+        self.encoder.as_ref()
+    }
+
+    /// The same by a name of its own.
+    pub fn encoder_named(&self, name: Option<&str>) -> Option<&ServedEncoder> {
+        self.encoder().filter(|encoder| name.is_some_and(|name| encoder.answers_to(name)))
+    }
+
+    /// Embeds every input. Dropping the returned future cancels what is under way.
+    ///
+    /// # Errors
+    /// As [`Service::start`], and what a generation can end with. One input that fails is all that is told.
+    pub async fn embed(&self, request: EmbedRequest) -> Result<Embedded> {
+        let _under_way = self.embedding.token();
+        self.try_embed(request).await.inspect_err(|e| self.tell_rejected(e))
+    }
+
+    async fn try_embed(&self, request: EmbedRequest) -> Result<Embedded> {
+        let encoder = self.encoder_named(request.model.as_deref());
+        if encoder.is_none() {
+            self.check_embedding_model(request.model.as_deref())?;
+        }
+        self.check_inputs(&request.inputs)?;
+        if encoder.is_none() {
+            // Whoever is to be refused is refused before work goes into it.
+            self.backend.check_room(request.owner.tenant)?;
+        }
+        let owner = request.owner.clone();
+        // However many the inputs are, it is one request to its owner's limits.
+        let _slot = self.quotas.begin(&owner, 1).inspect_err(|e| self.count_limited(e))?;
+        let num_inputs = request.inputs.len();
+        let mut all = Vec::with_capacity(num_inputs);
+        for (index, input) in request.inputs.into_iter().enumerate() {
+            let generate = GenerateRequest {
+                priority: request.priority,
+                queue_timeout_ms: request.queue_timeout_ms,
+                ..GenerateRequest::new(owner.clone(), input)
+            };
+            all.push(self.fit_input(generate, encoder).await.map_err(|e| named(e, index, num_inputs))?);
+        }
+        let prompt_tokens = all.iter().map(|valid| valid.prompt.len()).sum();
+        self.quotas.spend(&owner, prompt_tokens).inspect_err(|e| self.count_limited(e))?;
+        let at_once = self.config.embedding_inputs_at_once.max(1);
+        let embed = async |valid| match encoder {
+            Some(encoder) => encoder.embed(valid).await,
+            None => self.embed_one(valid).await,
+        };
+        let vectors = stream::iter(all).map(embed).buffered(at_once).try_collect().await?;
+        let model = encoder.map_or(&self.config.model_name, |encoder| &encoder.name).clone();
+        Ok(Embedded { model, vectors, prompt_tokens })
+    }
+
+    /// As [`Service::check_model`], with both names where there are two.
+    fn check_embedding_model(&self, name: Option<&str>) -> Result<()> {
+        self.check_model(name).map_err(|e| match (self.encoder(), name) {
+            (Some(encoder), Some(name)) => {
+                let message =
+                    format!("`model` must be {:?} or {:?}, got {name:?}", self.config.model_name, encoder.name);
+                Error::new(e.kind(), message).with_param("model")
+            }
+            _ => e,
+        })
+    }
+
+    fn check_inputs(&self, inputs: &[Prompt]) -> Result<()> {
+        let (num_inputs, max) = (inputs.len(), self.config.embedding_inputs_max);
+        if num_inputs > max {
+            return Err(Error::invalid("input", format!("`input` must have at most {max} texts, got {num_inputs}")));
+        }
+        let is_empty = |input: &Prompt| match input {
+            Prompt::Text(text) => text.is_empty(),
+            Prompt::Tokens(tokens) => tokens.is_empty(),
+            Prompt::Chat(messages) => messages.is_empty(),
+        };
+        match inputs.iter().position(is_empty) {
+            // A model that puts a token before every text would embed that.
+            Some(index) => {
+                let param = param(index, num_inputs);
+                Err(Error::invalid(param.clone(), format!("`{param}` must not be empty")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    async fn fit_input(&self, request: GenerateRequest, encoder: Option<&ServedEncoder>) -> Result<ValidRequest> {
+        let limits = encoder.map_or(self.limits(), |encoder| {
+            let model = encoder.pool.encoder();
+            Limits { config: &self.config, vocab_size: model.vocab_size(), context_len: model.max_model_len() }
+        });
+        validate::parameters(&request, limits)?;
+        let (request, tokens) = match encoder {
+            Some(encoder) => self.tokenise_for(encoder, request).await?,
+            None => self.tokenise(request).await.map(|(request, (tokens, _))| (request, tokens))?,
+        };
+        validate::fit_embedding(StreamId::random(), &request, tokens, limits)
+    }
+
+    /// As [`Service::tokenise`], with the tokens of `encoder`.
+    async fn tokenise_for(
+        &self,
+        encoder: &ServedEncoder,
+        mut request: GenerateRequest,
+    ) -> Result<(GenerateRequest, Vec<TokenId>)> {
+        let text = match &mut request.prompt {
+            Prompt::Text(text) => std::mem::take(text),
+            Prompt::Tokens(tokens) => {
+                let tokens = std::mem::take(tokens);
+                return Ok((request, tokens));
+            }
+            Prompt::Chat(_) => return Err(Error::internal("what is embedded has no messages")),
+        };
+        let model = encoder.pool.encoder().clone();
+        if text.len() <= self.config.inline_bytes_max {
+            return Ok((request, model.tokens(&text)?));
+        }
+        let permit = self.tokenising.clone().acquire_owned().await.map_err(|e| Error::internal(e.to_string()))?;
+        let task = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            model.tokens(&text)
+        });
+        Ok((request, task.await.map_err(|e| Error::internal(format!("tokenising failed: {e}")))??))
+    }
+
+    async fn embed_one(&self, request: ValidRequest) -> Result<Vec<f32>> {
+        self.log_prompt(request.id, &request.prompt);
+        let log = StreamLog::with_clock(request.id, request.tenant, OnDisconnect::Cancel, self.clock.clone());
+        // From the beginning on: dropped with the call, it cancels.
+        let mut reader = log.reader(0);
+        self.backend.submit(request, log)?;
+        let mut vector = None;
+        while let Some((_, event)) = reader.next().await {
+            match event {
+                Event::Embedding { values } => vector = Some(values),
+                Event::Error(info) => return Err(Error::new(info.kind, info.message)),
+                _ => {}
+            }
+        }
+        vector.ok_or_else(|| Error::internal("a text was embedded, and no vector came"))
+    }
+}
+
+/// The request's field of an input: the list is not named where there is none.
+fn param(index: usize, num_inputs: usize) -> String {
+    if num_inputs == 1 { "input".to_owned() } else { format!("input[{index}]") }
+}
+
+/// An error about a prompt, as one about an input.
+fn named(e: Error, index: usize, num_inputs: usize) -> Error {
+    let Some(field) = ["prompt", "tokens"].into_iter().find(|f| e.param().is_some_and(|p| p.starts_with(f))) else {
+        return e;
+    };
+    let (old, input) = (e.param().unwrap_or_default(), param(index, num_inputs));
+    let new = old.replacen(field, &input, 1);
+    let message = e.message().replacen(&format!("`{field}"), &format!("`{input}"), 1);
+    Error::new(e.kind(), message).with_param(new)
+}
