@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::constrain::{self, Constrained, Masks};
-use super::lease::{GaugeValues, Lease};
+use super::lease::{Gauges, Lease};
 use super::output::Output;
 use super::queue::{Entry, Pulled, Queue};
 use super::scheduler::{Planned, Scheduler, SchedulerLimits};
@@ -114,7 +114,7 @@ impl EngineCore {
         let max_num_seqs = parts.limits.max_num_seqs;
         let metrics = parts.metrics.clone();
         let lease = Lease::new(metrics.clone(), num_blocks);
-        let gauges = Gauges { lease: lease.clone(), metrics, num_preemptions: 0 };
+        let gauges = Gauges::new(lease.clone(), metrics);
         Self {
             model,
             lease,
@@ -465,31 +465,5 @@ impl Generation {
             None => metrics.ttft_seconds.observe(since(self.accepted_at)),
             Some(last) => metrics.itl_seconds.observe(since(last)),
         }
-    }
-}
-
-/// This worker's part of the gauges; its lease takes it out again when the core goes away.
-#[derive(Debug)]
-struct Gauges {
-    lease: Arc<Lease>,
-    metrics: Arc<Metrics>,
-    num_preemptions: u64,
-}
-
-impl Gauges {
-    fn set(&mut self, scheduler: &Scheduler) {
-        let pool = scheduler.pool();
-        self.lease.show(GaugeValues {
-            running: scheduler.num_running() as i64,
-            waiting: scheduler.num_waiting() as i64,
-            blocks_used: pool.num_referenced() as i64,
-            blocks_cached: pool.num_cached() as i64,
-        });
-        self.metrics.preemptions.inc_by(scheduler.num_preemptions() - self.num_preemptions);
-        self.num_preemptions = scheduler.num_preemptions();
-    }
-
-    fn clear(&mut self) {
-        self.lease.show(GaugeValues::default());
     }
 }
