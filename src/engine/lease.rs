@@ -128,12 +128,13 @@ pub(super) struct Gauges {
     lease: Arc<Lease>,
     metrics: Arc<Metrics>,
     num_preemptions: u64,
+    num_fair_preemptions: u64,
 }
 
 impl Gauges {
     /// Of a core that has nothing yet.
     pub(super) fn new(lease: Arc<Lease>, metrics: Arc<Metrics>) -> Self {
-        Self { lease, metrics, num_preemptions: 0 }
+        Self { lease, metrics, num_preemptions: 0, num_fair_preemptions: 0 }
     }
 
     /// Shows what the core's scheduler has.
@@ -147,6 +148,8 @@ impl Gauges {
         });
         self.metrics.preemptions.inc_by(scheduler.num_preemptions() - self.num_preemptions);
         self.num_preemptions = scheduler.num_preemptions();
+        self.metrics.fair_preemptions.inc_by(scheduler.num_fair_preemptions() - self.num_fair_preemptions);
+        self.num_fair_preemptions = scheduler.num_fair_preemptions();
     }
 
     /// Shows that it has nothing any more.

@@ -74,6 +74,7 @@ impl Schedule {
             prefill_tokens_per_step_max: r.pick(1..50),
             // The model says; a step has the same rules whatever it is.
             attention_span: usize::MAX,
+            passed_max: r.of(&[1, 2, 64]),
         };
         let num_blocks = r.pick(3..11);
         let num_requests = r.pick(2..12);

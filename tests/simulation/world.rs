@@ -390,6 +390,7 @@ impl Solo {
             max_num_batched_tokens: 512,
             prefill_tokens_per_step_max: 512,
             attention_span: usize::MAX,
+            passed_max: 1,
         };
         let queue = QueueLimits {
             requests_max: 1,
