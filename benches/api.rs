@@ -21,7 +21,7 @@ use serde_json::json;
 use tallow::engine::{Engine, EngineConfig};
 use tallow::error::Result;
 use tallow::metrics::Metrics;
-use tallow::model::decoder::DecoderOptions;
+use tallow::model::decoder::{ActivationType, Compute, DecoderOptions};
 use tallow::model::load::{LoadedModel, load};
 use tallow::model::registry::{CacheDir, list};
 use tallow::model::stub::{StubConfig, StubModel};
@@ -199,7 +199,9 @@ fn text(tokenizer: &Tokenizer, seed: u64) -> String {
 
 fn cached() -> Option<LoadedModel> {
     let found = list(&CacheDir::from_env().ok()?).ok()?.into_iter().find(|model| model.spec == MODEL)?;
-    load(&found.cached?, &DecoderOptions::default()).ok()
+    let compute = Compute::Cpu { num_threads: 1, activations: ActivationType::Int8 };
+    let options = DecoderOptions { compute, max_model_len: Some(2048), kv_bytes_max: 1 << 28, max_num_seqs: 1 };
+    load(&found.cached?, &options).ok()
 }
 
 /// Takes every request and ends it.

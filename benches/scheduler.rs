@@ -6,6 +6,7 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use tallow::cache::HashChain;
 use tallow::engine::scheduler::{Scheduler, SchedulerLimits};
 use tallow::engine::sequence::Sequence;
+use tallow::engine::share::Share;
 use tallow::model::Batch;
 use tallow::protocol::{Tenant, TokenId};
 
@@ -21,6 +22,7 @@ fn decoding(num_seqs: usize) -> Scheduler {
         max_num_batched_tokens: num_seqs * PROMPT,
         prefill_tokens_per_step_max: num_seqs * PROMPT,
         attention_span: usize::MAX,
+        passed_max: 64,
     };
     let mut scheduler = Scheduler::new(limits, num_seqs * 8);
     let mut batch = Batch::default();
@@ -28,7 +30,8 @@ fn decoding(num_seqs: usize) -> Scheduler {
     for slot in 0..num_seqs {
         let prompt: Vec<TokenId> = (0..PROMPT).map(|i| (i * 7919 + slot * 31) as TokenId % 40_000).collect();
         let chain = HashChain::new(Tenant(0), &prompt);
-        scheduler.admit(Sequence::new(slot, Tenant(0), prompt, PROMPT + STEPS + 2, Some(chain)));
+        let share = Share { tenant: Tenant(0), weight: 1 };
+        scheduler.admit(Sequence::new(slot, share, prompt, PROMPT + STEPS + 2, Some(chain)));
     }
     finish(&mut scheduler, &mut batch);
     scheduler

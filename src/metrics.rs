@@ -131,6 +131,8 @@ metrics! {
     requests_limited: Counter = Counter::default(), "Requests over a limit of their key";
     /// Sequences preempted for lack of blocks.
     preemptions: Counter = Counter::default(), "Sequences preempted for lack of blocks";
+    /// Sequences preempted for another owner, which had fewer places in the worker per weight.
+    fair_preemptions: Counter = Counter::default(), "Sequences preempted for an owner with a smaller share";
     /// Workers restarted after a panic.
     worker_restarts: Counter = Counter::default(), "Workers restarted after a panic";
     /// Readers following a stream now.

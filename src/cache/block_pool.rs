@@ -191,6 +191,11 @@ impl BlockPool {
         self.tokens[at..at + BLOCK_SIZE].copy_from_slice(&tokens[index * BLOCK_SIZE..(index + 1) * BLOCK_SIZE]);
     }
 
+    /// How many of a sequence's blocks nobody else holds, so that they would be available without it.
+    pub fn num_held_alone(&self, table: &[BlockId]) -> usize {
+        table.iter().filter(|id| self.block(**id).ref_count == 1).count()
+    }
+
     /// Whether a sequence that holds it may write into the block: it has it alone, and it has no name.
     pub fn is_writable(&self, id: BlockId) -> bool {
         let block = self.block(id);

@@ -7,6 +7,9 @@ use super::scheduler::SchedulerLimits;
 use crate::error::{Error, Result};
 use crate::sampling::grammar::GrammarLimits;
 
+/// Each time a sequence is passed, some of it is computed twice; so often, and it keeps its place.
+const PASSED_MAX: usize = 64;
+
 /// How much the engine takes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineConfig {
@@ -98,6 +101,7 @@ impl EngineConfig {
             max_num_batched_tokens: self.max_num_batched_tokens,
             prefill_tokens_per_step_max: self.prefill_tokens_per_step_max,
             attention_span: usize::MAX,
+            passed_max: PASSED_MAX,
         }
     }
 

@@ -9,18 +9,17 @@
 //! A sequence's slot and blocks are free, and the gauges say so, before its terminal event can be seen.
 
 mod embed;
-mod gauges;
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::constrain::{self, Constrained, Masks};
-use super::lease::Lease;
+use super::lease::{Gauges, Lease};
 use super::output::Output;
 use super::pooling::Pooling;
 use super::queue::{Entry, Pulled, Queue};
-use super::scheduler::{Planned, Scheduler, SchedulerLimits};
+use super::scheduler::{Newcomer, Planned, Scheduler, SchedulerLimits};
 use super::sequence::Sequence;
 use super::writer::Writer;
 use crate::error::{ErrorKind, Result};
@@ -30,7 +29,6 @@ use crate::protocol::{Event, FinishReason, SamplingParams, StreamId, Task, Tenan
 use crate::sampling::grammar::Next;
 use crate::sampling::{Draw, Sampled, Sampler, SeenTokens, TokenMask};
 use crate::text::Tokenizer;
-use gauges::Gauges;
 
 /// One worker's model, sequences and scratch.
 pub struct EngineCore {
@@ -120,16 +118,17 @@ impl EngineCore {
     pub fn new(model: Box<dyn Model>, parts: CoreParts) -> Self {
         let num_blocks = model.spec().num_blocks;
         let limits = SchedulerLimits { attention_span: model.spec().attention_span, ..parts.limits };
-        let max_num_seqs = parts.limits.max_num_seqs;
+        let scheduler = Scheduler::new(limits, num_blocks);
+        let num_slots = scheduler.num_in_flight_max();
         let metrics = parts.metrics.clone();
         let lease = Lease::new(metrics.clone(), num_blocks);
         let gauges = Gauges::new(lease.clone(), metrics);
         Self {
             model,
             lease,
-            scheduler: Scheduler::new(limits, num_blocks),
-            generations: (0..max_num_seqs).map(|_| None).collect(),
-            free_slots: (0..max_num_seqs).rev().collect(),
+            scheduler,
+            generations: (0..num_slots).map(|_| None).collect(),
+            free_slots: (0..num_slots).rev().collect(),
             ended: Vec::new(),
             sampler: Sampler::default(),
             masks: Masks::default(),
@@ -217,20 +216,22 @@ impl EngineCore {
         self.settle();
     }
 
-    /// Takes what there is room for; a message if the engine shuts down.
+    /// Takes what there is room for, from the queue and of what was preempted; a message if the engine shuts down.
     fn pull(&mut self, now: Duration) -> Option<String> {
         loop {
             let (scheduler, generations) = (&self.scheduler, &self.generations);
-            let fits = |entry: &Entry| {
+            let fits = |entry: &Entry, passed: Option<&Entry>| {
                 let Entry { request, chain, .. } = entry;
+                let newcomer = Newcomer { share: entry.share(), prompt: &request.prompt, chain: chain.as_ref() };
                 let leader = slot_of(generations, request.leader);
                 let num_shared = request.num_prompt_tokens() - 1;
-                leader.is_none_or(|slot| !scheduler.is_computing(slot, num_shared))
-                    && scheduler.has_room()
-                    && scheduler.fits(request.tenant, &request.prompt, chain.as_ref())
+                passed.is_none_or(|passed| scheduler.may_pass(newcomer.share, passed.share()))
+                    && leader.is_none_or(|slot| !scheduler.is_computing(slot, num_shared))
+                    && scheduler.admits(newcomer)
             };
             match self.parts.queue.pull(fits) {
                 Pulled::Entry(entry) => self.admit(*entry, now),
+                Pulled::Nothing if self.scheduler.readmit() => {}
                 Pulled::Nothing => return None,
                 Pulled::Stopped(message) => return Some(message),
             }
@@ -238,8 +239,9 @@ impl EngineCore {
     }
 
     fn admit(&mut self, entry: Entry, now: Duration) {
+        let share = entry.share();
         let Entry { request, chain, grammar, mut writer, accepted_at, cancelled_at, .. } = entry;
-        let (tenant, seed, num_tokens_max) = (request.tenant, request.seed(), request.num_tokens_max());
+        let (seed, num_tokens_max) = (request.seed(), request.num_tokens_max());
         let slot = self.free_slots.pop().expect("as many slots as sequences");
         let prompt_tokens = request.num_prompt_tokens();
         let (prompt, emitted) = request.prompt.split_at(prompt_tokens);
@@ -251,7 +253,7 @@ impl EngineCore {
         let emitted_tokens = emitted.len();
         writer.usage.completion_tokens = emitted_tokens;
         let constrained = grammar.map(|grammar| Constrained::new(grammar, emitted, &request.sampling));
-        let mut sequence = Sequence::new(slot, tenant, request.prompt, num_tokens_max, chain);
+        let mut sequence = Sequence::new(slot, share, request.prompt, num_tokens_max, chain);
         // One that goes on after the end of another process has more than the prompt, and goes its own way.
         if let Some(leader) = slot_of(&self.generations, request.leader)
             && emitted_tokens == 0
@@ -281,7 +283,7 @@ impl EngineCore {
         }
         let sampling = request.sampling;
         self.generations[slot] = Some(Box::new(Generation {
-            tenant,
+            tenant: share.tenant,
             writer,
             output,
             sampling,

@@ -5,7 +5,7 @@
 //! push:  ready = now + priority * step       a priority is like having come earlier (-) or later (+) by so much work
 //! order: an owner's requests by ready, then as they came;
 //!        owners by the larger of their own next start and their first request's ready
-//! pop:   begin = max(start, min(ready, now)); now = max(now, begin); start = begin + cost / weight
+//! take:  begin = max(start, min(ready, now)); now = max(now, begin); start = begin + cost / weight
 //! ```
 //!
 //! While several owners want the machine, each gets tokens in proportion to its weight, however many requests it has
@@ -107,12 +107,32 @@ impl<T> FairQueue<T> {
         Some((Ticket { tenant, place: *place }, item))
     }
 
-    /// Takes the item whose turn it is, and charges its owner.
-    pub fn pop(&mut self) -> Option<T> {
-        let tenant = self.next_tenant()?;
-        let flow = self.flows.get_mut(&tenant)?;
-        let (place, (cost, item)) = flow.items.pop_first()?;
-        (self.now, flow.start) = flow.charged(place, cost, self.now, flow.start);
+    /// The first item of each owner, in the order of their turns, of `max` owners at most.
+    pub fn heads(&self, max: usize) -> Vec<(Ticket, &T)> {
+        let mut turns: Vec<_> = self.turns().collect();
+        if turns.len() > max {
+            turns.select_nth_unstable(max);
+            turns.truncate(max);
+        }
+        turns.sort_unstable();
+        let head = |&(_, _, tenant): &(VirtualTime, u64, Tenant)| {
+            let (place, (_, item)) = self.flows.get(&tenant)?.items.first_key_value()?;
+            Some((Ticket { tenant, place: *place }, item))
+        };
+        turns.iter().filter_map(head).collect()
+    }
+
+    /// Takes an item to be served, and charges its owner. Virtual time goes on with the turns; an item that goes
+    /// before its turn does not carry it along, or those who were passed would lose what is due to them.
+    pub fn take(&mut self, ticket: Ticket) -> Option<T> {
+        let is_turn = self.next_tenant() == Some(ticket.tenant);
+        let flow = self.flows.get_mut(&ticket.tenant)?;
+        let (cost, item) = flow.items.remove(&ticket.place)?;
+        let (now, start) = flow.charged(ticket.place, cost, self.now, flow.start);
+        flow.start = start;
+        if is_turn {
+            self.now = now;
+        }
         flow.load.remove(cost);
         self.total.remove(cost);
         self.forget_settled();
@@ -201,11 +221,15 @@ impl<T> FairQueue<T> {
     }
 
     fn next_tenant(&self) -> Option<Tenant> {
-        let turns = self.flows.iter().filter_map(|(tenant, flow)| {
+        self.turns().min().map(|(_, _, tenant)| tenant)
+    }
+
+    /// When each owner's first item begins; the smallest goes first.
+    fn turns(&self) -> impl Iterator<Item = (VirtualTime, u64, Tenant)> {
+        self.flows.iter().filter_map(|(tenant, flow)| {
             let (place, _) = flow.items.first_key_value()?;
             Some((flow.start.max(place.ready), place.seq, *tenant))
-        });
-        turns.min().map(|(_, _, tenant)| tenant)
+        })
     }
 
     /// Forgets owners that would begin no later than the most urgent stranger: only then is nothing owed, or urgent

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::scheduler::Scheduler;
 use super::writer::WriterShared;
 use crate::error::ErrorKind;
 use crate::metrics::Metrics;
@@ -31,11 +32,11 @@ struct State {
 
 /// A core's part of the gauges that all workers add up in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct GaugeValues {
-    pub(super) running: i64,
-    pub(super) waiting: i64,
-    pub(super) blocks_used: i64,
-    pub(super) blocks_cached: i64,
+struct GaugeValues {
+    running: i64,
+    waiting: i64,
+    blocks_used: i64,
+    blocks_cached: i64,
 }
 
 impl Lease {
@@ -70,7 +71,7 @@ impl Lease {
     }
 
     /// Sets the core's part of the gauges.
-    pub(super) fn show(&self, values: GaugeValues) {
+    fn show(&self, values: GaugeValues) {
         let mut state = self.lock();
         if !state.is_revoked {
             self.change(&mut state, values);
@@ -118,5 +119,41 @@ impl Drop for Lease {
             self.show(GaugeValues::default());
             self.metrics.kv_blocks_total.dec_by(self.num_blocks);
         }
+    }
+}
+
+/// A core's part of the gauges; its lease takes it out again when the core goes away.
+#[derive(Debug)]
+pub(super) struct Gauges {
+    lease: Arc<Lease>,
+    metrics: Arc<Metrics>,
+    num_preemptions: u64,
+    num_fair_preemptions: u64,
+}
+
+impl Gauges {
+    /// Of a core that has nothing yet.
+    pub(super) fn new(lease: Arc<Lease>, metrics: Arc<Metrics>) -> Self {
+        Self { lease, metrics, num_preemptions: 0, num_fair_preemptions: 0 }
+    }
+
+    /// Shows what the core's scheduler has.
+    pub(super) fn set(&mut self, scheduler: &Scheduler) {
+        let pool = scheduler.pool();
+        self.lease.show(GaugeValues {
+            running: scheduler.num_running() as i64,
+            waiting: scheduler.num_waiting() as i64,
+            blocks_used: pool.num_referenced() as i64,
+            blocks_cached: pool.num_cached() as i64,
+        });
+        self.metrics.preemptions.inc_by(scheduler.num_preemptions() - self.num_preemptions);
+        self.num_preemptions = scheduler.num_preemptions();
+        self.metrics.fair_preemptions.inc_by(scheduler.num_fair_preemptions() - self.num_fair_preemptions);
+        self.num_fair_preemptions = scheduler.num_fair_preemptions();
+    }
+
+    /// Shows that it has nothing any more.
+    pub(super) fn clear(&mut self) {
+        self.lease.show(GaugeValues::default());
     }
 }

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `queue` | requests that wait, bounded; cancelled ones leave at once |
 //! | `fair` | whose turn it is |
+//! | `share` | whose places in a worker are more than its share |
 //! | `scheduler`, `sequence` | which tokens make up the next step, in which blocks |
 //! | `output` | tokens to text; when it is over |
 //! | `pooling` | hidden states to the vector of a text |
@@ -27,6 +28,7 @@ pub mod queue;
 mod rate;
 pub mod scheduler;
 pub mod sequence;
+pub mod share;
 mod worker;
 mod writer;
 

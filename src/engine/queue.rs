@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::fair::{FairQueue, Load, Ticket};
 use super::rate::ServiceRate;
+use super::share::Share;
 use super::writer::{Writer, WriterShared};
 use crate::cache::HashChain;
 use crate::error::{Error, ErrorKind, Result};
@@ -25,6 +26,9 @@ const OWNER_SHARE: usize = 4;
 
 /// Requests further back are not told of their place: their turn is far, and finding it out would hold up the others.
 const PLACES_TOLD_MAX: usize = 4096;
+
+/// A worker that has no room for the next request looks at the first ones of so many owners, its own among them.
+const OWNERS_SEEN_MAX: usize = 32;
 
 /// A request is told of its place at most as often as to make the pause this part of its waiting time so far, so that
 /// the number of such events grows with the logarithm of that.
@@ -217,9 +221,10 @@ impl Queue {
         true
     }
 
-    /// The next request, if `fits` says that there is room for it. Requests that were cancelled or whose patience is
-    /// over are ended on the way.
-    pub fn pull(&self, mut fits: impl FnMut(&Entry) -> bool) -> Pulled {
+    /// The next request, if `fits` says that there is room for it; else the first of another owner for which it says so
+    /// although it passes the next, its second argument. Requests that were cancelled or whose patience is over are
+    /// ended when it is their turn.
+    pub fn pull(&self, mut fits: impl FnMut(&Entry, Option<&Entry>) -> bool) -> Pulled {
         let now = self.now();
         let mut state = self.lock();
         loop {
@@ -228,19 +233,18 @@ impl Queue {
             }
             let Some((ticket, next)) = state.waiting.peek() else { return Pulled::Nothing };
             // The hook that takes it out is on its way; it would be work for nobody.
-            let (is_cancelled, is_late) = (next.writer.is_cancelled(), next.is_late(now));
-            if !is_cancelled && !is_late && !fits(next) {
-                return Pulled::Nothing;
-            }
-            if is_cancelled || is_late {
-                // Not popped, so that its owner is not charged for it.
+            let is_cancelled = next.writer.is_cancelled();
+            if is_cancelled || next.is_late(now) {
+                // Not as if served, so that its owner is not charged for it.
                 if let Some(entry) = self.take_abandoned(&mut state, ticket) {
                     self.end_unserved(entry, is_cancelled);
                 }
-            } else if let Some(entry) = state.waiting.pop() {
-                self.count_left(&entry);
-                return Pulled::Entry(Box::new(entry));
+                continue;
             }
+            let fit = if fits(next, None) { Some(ticket) } else { state.first_passing(next, now, &mut fits) };
+            let Some(entry) = fit.and_then(|ticket| state.waiting.take(ticket)) else { return Pulled::Nothing };
+            self.count_left(&entry);
+            return Pulled::Entry(Box::new(entry));
         }
     }
 
@@ -380,6 +384,11 @@ impl std::fmt::Debug for Queue {
 }
 
 impl Entry {
+    /// Whose it is.
+    pub(super) fn share(&self) -> Share {
+        Share { tenant: self.request.tenant, weight: self.request.queue.weight }
+    }
+
     /// Whether it hears of its place: not if it has begun already, in an earlier process.
     fn tells_places(&self) -> bool {
         self.request.resumed.is_none_or(|resumed| resumed.cached_tokens.is_none())
@@ -437,6 +446,18 @@ impl State {
             "{requests} requests with {tokens} tokens of this key wait; what is left of the queue is kept for others"
         );
         Some((message, num_tokens))
+    }
+
+    /// The first of another owner's that fits although it passes `next`.
+    fn first_passing(
+        &self,
+        next: &Entry,
+        now: Duration,
+        fits: &mut impl FnMut(&Entry, Option<&Entry>) -> bool,
+    ) -> Option<Ticket> {
+        let heads = self.waiting.heads(OWNERS_SEEN_MAX).into_iter().skip(1);
+        let mut live = heads.filter(|(_, e)| !e.writer.is_cancelled() && !e.is_late(now));
+        live.find(|(_, entry)| fits(entry, Some(next))).map(|(ticket, _)| ticket)
     }
 
     /// Tells a newcomer where it stands.

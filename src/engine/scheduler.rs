@@ -4,15 +4,17 @@
 //! ```text
 //! schedule:  budget = max_num_batched_tokens
 //!            sequences with one token to compute (decoding), oldest first: one token each;
-//!                no block left -> preempt the youngest, maybe itself
+//!                no block left -> preempt another one, maybe itself
 //!            prefill budget = what is left, and if somebody decodes at most 4 for each who does
 //!                (at least 32, at most prefill_tokens_per_step_max)
 //!            running sequences with more to compute (prompts, forced tokens), oldest first: a chunk each
-//!            preempted sequences that fit again, oldest first: a chunk each
-//! admit:     while has_room() and the queue's next fits(): a chunk
+//! admit:     while admits() the next of the queue: a chunk, and who must make way is preempted
+//! readmit:   preempted sequences that have room again: a chunk each
 //! batch:     what was planned, as arrays
 //! commit:    what was planned is computed; blocks that are full get their names
 //! ```
+//!
+//! Whose turn it is to begin, and at whose cost, is in `turns`.
 //!
 //! The prefill bound holds only while somebody decodes: it is there to bound the time between two tokens, and with
 //! nobody waiting for a token a whole budget of prefill is simply faster. It grows with the number who decode because
@@ -25,16 +27,22 @@
 //!
 //! A sequence is admitted only if there are blocks for all its tokens, and takes them at once, so only decoding can
 //! run out of blocks. Tokens that a grammar forces are decoding several at once: they get their blocks as a sampled
-//! one does, and are computed like a prompt's. Admission leaves a block free per running sequence, for the next one each will need: without
-//! that, a newcomer would be preempted a few steps after it came. `running` is ordered by age and the youngest is
-//! preempted, so the oldest always advances, and as any one request fits the pool alone, every request ends.
+//! one does, and are computed like a prompt's. Admission leaves a block free per running sequence, for the next one
+//! each will need: without that, a newcomer would be preempted a few steps after it came. `running` is in order of age
+//! when a step begins, and the oldest is never preempted for want of blocks, so it always advances; as any one request
+//! fits the pool alone, every request ends.
+
+mod turns;
 
 use std::collections::VecDeque;
 
+pub use turns::Newcomer;
+
 use super::sequence::{Sequence, num_blocks_needed};
-use crate::cache::{BLOCK_SIZE, BlockId, BlockPool, HashChain};
+use super::share::Places;
+use crate::cache::{BLOCK_SIZE, BlockId, BlockPool};
 use crate::model::Batch;
-use crate::protocol::{Tenant, TokenId};
+use crate::protocol::TokenId;
 
 /// The scheduler's bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +55,8 @@ pub struct SchedulerLimits {
     pub prefill_tokens_per_step_max: usize,
     /// A token that attends to this many others takes twice the time of one that attends to none.
     pub attention_span: usize,
+    /// A preempted sequence is passed by this many younger ones in its life, and by no more.
+    pub passed_max: usize,
 }
 
 /// Tokens of prompts in a step for each sequence that decodes in it ...
@@ -62,10 +72,12 @@ const WANTED_PER_STEP_MAX: usize = 64;
 pub struct Scheduler {
     limits: SchedulerLimits,
     pool: BlockPool,
-    /// Oldest first.
+    /// Oldest first when a step begins; behind those, whoever began in it.
     running: Vec<Sequence>,
-    /// Preempted, oldest first; all are younger than those that run.
+    /// Preempted, oldest first.
     waiting: VecDeque<Sequence>,
+    /// Of those that run.
+    places: Places,
     plan: Vec<Planned>,
     /// Blocks to be copied before the step being planned.
     copies: Vec<(BlockId, BlockId)>,
@@ -74,6 +86,7 @@ pub struct Scheduler {
     /// Whether somebody decodes in it.
     is_shared: bool,
     num_preemptions: u64,
+    num_fair_preemptions: u64,
     num_admitted: u64,
 }
 
@@ -104,11 +117,13 @@ impl Scheduler {
             pool: BlockPool::new(num_blocks),
             running: Vec::with_capacity(limits.max_num_seqs),
             waiting: VecDeque::with_capacity(limits.max_num_seqs),
+            places: Places::default(),
             plan: Vec::with_capacity(limits.max_num_seqs),
             copies: Vec::new(),
             prefill_budget: 0,
             is_shared: false,
             num_preemptions: 0,
+            num_fair_preemptions: 0,
             num_admitted: 0,
         }
     }
@@ -122,6 +137,7 @@ impl Scheduler {
     /// Begins a step: plans the sequences that are here.
     pub fn schedule(&mut self) {
         self.plan.clear();
+        self.running.sort_by_key(|sequence| sequence.age);
         self.plan_decoding();
         let left = self.limits.max_num_batched_tokens - self.plan.len();
         let share = (PREFILL_TOKENS_PER_DECODE * self.plan.len()).max(PREFILL_TOKENS_MIN);
@@ -133,28 +149,6 @@ impl Scheduler {
                 self.plan_chunk(index);
             }
         }
-        self.readmit();
-    }
-
-    /// Whether a newcomer could take part in the step being planned: preempted sequences come first.
-    pub fn has_room(&self) -> bool {
-        self.waiting.is_empty() && self.prefill_budget > 0 && self.running.len() < self.limits.max_num_seqs
-    }
-
-    /// Whether there are blocks for a newcomer with this prompt.
-    pub fn fits(&self, tenant: Tenant, prompt: &[TokenId], chain: Option<&HashChain>) -> bool {
-        // First without asking the cache, which is rarely needed.
-        self.has_blocks(prompt.len().div_ceil(BLOCK_SIZE))
-            || self.has_blocks(num_blocks_needed(tenant, prompt, chain, &self.pool))
-    }
-
-    /// Takes a newcomer that fits (see [`Scheduler::fits`]) into the step being planned; returns how many of its tokens the
-    /// prefix cache had.
-    pub fn admit(&mut self, mut sequence: Sequence) -> usize {
-        assert!(self.has_room(), "admission without room");
-        sequence.age = self.num_admitted;
-        self.num_admitted += 1;
-        self.start(sequence)
     }
 
     /// Whether the sequence in `slot` runs and has its first `num_tokens` tokens not computed yet: who shares them
@@ -211,7 +205,10 @@ impl Scheduler {
     pub fn remove(&mut self, slot: usize) {
         let running = self.running.iter().position(|s| s.slot() == slot);
         let removed = match running {
-            Some(index) => Some(self.running.remove(index)),
+            Some(index) => {
+                self.places.remove(self.running[index].share().tenant);
+                Some(self.running.remove(index))
+            }
             None => self.waiting.iter().position(|s| s.slot() == slot).and_then(|index| self.waiting.remove(index)),
         };
         removed.expect("the sequence is here").release_blocks(&mut self.pool);
@@ -228,9 +225,24 @@ impl Scheduler {
         self.waiting.len()
     }
 
-    /// Preemptions so far.
+    /// Sequences that take part in steps.
+    pub fn running(&self) -> &[Sequence] {
+        &self.running
+    }
+
+    /// Preempted sequences, oldest first.
+    pub fn waiting(&self) -> impl Iterator<Item = &Sequence> {
+        self.waiting.iter()
+    }
+
+    /// Preemptions for want of blocks so far.
     pub fn num_preemptions(&self) -> u64 {
         self.num_preemptions
+    }
+
+    /// Preemptions for the sake of another owner so far.
+    pub fn num_fair_preemptions(&self) -> u64 {
+        self.num_fair_preemptions
     }
 
     /// The blocks.
@@ -238,15 +250,23 @@ impl Scheduler {
         &self.pool
     }
 
-    /// Checks the pool against the tables of all sequences, and that these are in order of age.
+    /// Checks the pool against the tables of all sequences, and what is noted of these.
     ///
     /// # Panics
     /// If something is wrong.
     pub fn check(&self) {
         self.pool.check(self.tables());
         assert!(self.waiting.iter().all(|s| s.block_table().is_empty()), "a waiting sequence holds blocks");
-        let ages = self.running.iter().chain(&self.waiting).map(|s| s.age);
-        assert!(ages.is_sorted(), "an older sequence stands behind a younger one");
+        assert!(self.waiting.iter().map(|s| s.age).is_sorted(), "an older sequence stands behind a younger one");
+        assert!(self.running.len() + self.waiting.len() <= self.num_in_flight_max(), "too many sequences");
+        let mut all = self.running.iter().chain(&self.waiting);
+        assert!(all.all(|s| s.num_passed() <= self.limits.passed_max), "a sequence was passed too often");
+        for (tenant, num_places) in self.places.counts() {
+            let num_running = self.running.iter().filter(|s| s.share().tenant == tenant).count();
+            assert_eq!(num_places, num_running, "places of {tenant:?}");
+        }
+        let num_places: usize = self.places.counts().map(|(_, num_places)| num_places).sum();
+        assert_eq!(num_places, self.running.len(), "places of somebody who has none");
     }
 
     fn tables(&self) -> impl Iterator<Item = &[BlockId]> {
@@ -256,60 +276,31 @@ impl Scheduler {
     fn plan_decoding(&mut self) {
         let mut index = 0;
         while index < self.running.len() {
-            // Whoever came with its prompt has its blocks; what a grammar forced since then needs some.
-            if self.ensure_blocks(index) && self.running[index].num_remaining() == 1 {
-                self.push_plan(index, 1);
-            }
-            index += 1;
+            index = self.plan_next(index);
         }
     }
 
-    /// Gets sequence `index` blocks for all its tokens, at the cost of the youngest; false if that was itself.
-    fn ensure_blocks(&mut self, index: usize) -> bool {
+    /// Gets sequence `index` blocks for all its tokens, at the cost of others or its own, and plans it if it decodes.
+    /// Returns the index of the one behind it.
+    fn plan_next(&mut self, mut index: usize) -> usize {
+        // Whoever came with its prompt has its blocks; what a grammar forced since then needs some.
         while self.running[index].needs_block() {
             if let Some(id) = self.pool.allocate() {
                 self.running[index].push_block(id);
                 continue;
             }
-            let mut youngest = self.running.pop().expect("one that needs a block");
-            youngest.release_blocks(&mut self.pool);
-            self.waiting.push_front(youngest);
+            let payer = self.payer();
+            self.preempt(payer);
             self.num_preemptions += 1;
-            if self.running.len() == index {
-                return false;
+            if payer == index {
+                return index;
             }
+            index -= usize::from(payer < index);
         }
-        true
-    }
-
-    fn readmit(&mut self) {
-        while self.prefill_budget > 0 && self.running.len() < self.limits.max_num_seqs {
-            let Some(next) = self.waiting.front() else { return };
-            if !self.has_blocks(next.num_blocks_needed(&self.pool)) {
-                return;
-            }
-            let next = self.waiting.pop_front().expect("looked at just now");
-            self.start(next);
+        if self.running[index].num_remaining() == 1 {
+            self.push_plan(index, 1);
         }
-    }
-
-    /// Returns how many of its tokens need not be computed.
-    fn start(&mut self, mut sequence: Sequence) -> usize {
-        sequence.take_blocks(&mut self.pool);
-        let slot = sequence.leader.take();
-        let leader = slot.and_then(|slot| self.running.iter().find(|running| running.slot() == slot));
-        if let Some(leader) = leader.filter(|leader| leader.num_computed_tokens() + 1 >= sequence.num_tokens()) {
-            sequence.share_prompt(leader, &mut self.copies);
-        }
-        let found = sequence.num_computed_tokens();
-        self.running.push(sequence);
-        self.plan_chunk(self.running.len() - 1);
-        found
-    }
-
-    /// Whether `num_blocks` can be taken and the running sequences still get their next block.
-    fn has_blocks(&self, num_blocks: usize) -> bool {
-        num_blocks + self.running.len() <= self.pool.num_available()
+        index + 1
     }
 
     fn plan_chunk(&mut self, index: usize) {

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::share::Share;
 use crate::cache::{BLOCK_SIZE, BlockId, BlockPool, HashChain};
 use crate::model::Batch;
 use crate::protocol::{Tenant, TokenId};
@@ -11,11 +12,15 @@ use crate::protocol::{Tenant, TokenId};
 #[derive(Debug)]
 pub struct Sequence {
     slot: usize,
-    tenant: Tenant,
+    share: Share,
     /// The slot of a sequence with the same prompt, until it was asked for what it has computed.
     pub(super) leader: Option<usize>,
     /// How many were admitted before it; the scheduler counts.
     pub(super) age: u64,
+    /// How many younger ones began while it was preempted.
+    pub(super) num_passed: usize,
+    /// Whether it got a token since it last began.
+    has_advanced: bool,
     /// Prompt, then output.
     tokens: Vec<TokenId>,
     num_computed_tokens: usize,
@@ -35,7 +40,7 @@ impl Sequence {
     /// names the prompt's full blocks.
     pub fn new(
         slot: usize,
-        tenant: Tenant,
+        share: Share,
         mut prompt: Vec<TokenId>,
         num_tokens_max: usize,
         mut chain: Option<HashChain>,
@@ -47,9 +52,11 @@ impl Sequence {
         let block_table = Vec::with_capacity(num_tokens_max.div_ceil(BLOCK_SIZE));
         Self {
             slot,
-            tenant,
+            share,
             leader: None,
             age: 0,
+            num_passed: 0,
+            has_advanced: false,
             tokens: prompt,
             num_computed_tokens: 0,
             block_table,
@@ -99,6 +106,21 @@ impl Sequence {
         self.slot
     }
 
+    /// Whose it is.
+    pub fn share(&self) -> Share {
+        self.share
+    }
+
+    /// How many younger ones began while it was preempted, in all its life.
+    pub fn num_passed(&self) -> usize {
+        self.num_passed
+    }
+
+    /// Whether it got a token since it last began, so that beginning was not for nothing.
+    pub fn has_advanced(&self) -> bool {
+        self.has_advanced
+    }
+
     /// Tokens there are.
     pub fn num_tokens(&self) -> usize {
         self.tokens.len()
@@ -130,7 +152,7 @@ impl Sequence {
 
     /// Blocks that would have to be taken from the free list for all its tokens, cached ones included.
     pub(super) fn num_blocks_needed(&self, pool: &BlockPool) -> usize {
-        num_blocks_needed(self.tenant, &self.tokens, self.chain.as_ref(), pool)
+        num_blocks_needed(self.share.tenant, &self.tokens, self.chain.as_ref(), pool)
     }
 
     /// Takes blocks for all its tokens: what the prefix cache has, and new ones for the rest.
@@ -139,8 +161,9 @@ impl Sequence {
     /// If there are not enough.
     pub(super) fn take_blocks(&mut self, pool: &mut BlockPool) {
         debug_assert!(self.block_table.is_empty() && self.num_computed_tokens == 0);
+        self.has_advanced = false;
         if let Some(chain) = &self.chain {
-            self.num_named_blocks = pool.take_prefix(self.tenant, &self.tokens, chain, &mut self.block_table);
+            self.num_named_blocks = pool.take_prefix(self.share.tenant, &self.tokens, chain, &mut self.block_table);
         }
         self.num_computed_tokens = self.num_named_blocks * BLOCK_SIZE;
         while self.block_table.len() * BLOCK_SIZE < self.tokens.len() {
@@ -196,7 +219,7 @@ impl Sequence {
         chain.extend(&self.tokens);
         while (self.num_named_blocks + 1) * BLOCK_SIZE <= self.num_computed_tokens {
             let index = self.num_named_blocks;
-            pool.register(self.block_table[index], self.tenant, &self.tokens, chain, index);
+            pool.register(self.block_table[index], self.share.tenant, &self.tokens, chain, index);
             self.num_named_blocks += 1;
         }
     }
@@ -204,11 +227,13 @@ impl Sequence {
     /// Adds a sampled token.
     pub(super) fn push_token(&mut self, token: TokenId) {
         debug_assert_eq!(self.num_remaining(), 0, "a token is sampled once all before it are computed");
+        self.has_advanced = true;
         self.tokens.push(token);
     }
 
     /// Adds a token that must come, whatever the logits behind those before it.
     pub(super) fn push_forced(&mut self, token: TokenId) {
+        self.has_advanced = true;
         self.tokens.push(token);
     }
 }

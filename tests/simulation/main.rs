@@ -5,6 +5,7 @@
 //! number is given too. A failure prints the seed that replays it.
 
 mod audience;
+mod fairness;
 mod model;
 #[path = "../common/record.rs"]
 mod record;

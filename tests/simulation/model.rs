@@ -10,7 +10,7 @@ use tallow::error::Result;
 use tallow::model::stub::StubModel;
 use tallow::model::{Batch, Model, ModelSpec};
 
-/// A defect, as the model would see it.
+/// A defect, as the model would see it, or whoever waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mutation {
     /// A token's keys and values go to the slot beside its own.
@@ -27,10 +27,12 @@ pub enum Mutation {
     SharedTenants,
     /// Another token is computed than the one that was sampled.
     WrongToken,
+    /// One owner counts for more than it should.
+    FalseWeight,
 }
 
 impl Mutation {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::WrongSlot,
         Self::LostWrite,
         Self::WrongBlock,
@@ -38,6 +40,7 @@ impl Mutation {
         Self::WriteBehind,
         Self::SharedTenants,
         Self::WrongToken,
+        Self::FalseWeight,
     ];
 }
 
@@ -98,7 +101,7 @@ impl Observed {
                 batch.slot_mapping[0] = behind as u32;
             }
             Some(Mutation::WrongToken) => batch.token_ids[0] = 97,
-            Some(Mutation::SwappedRows | Mutation::SharedTenants) | None => {}
+            Some(Mutation::SwappedRows | Mutation::SharedTenants | Mutation::FalseWeight) | None => {}
         }
         batch
     }

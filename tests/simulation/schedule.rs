@@ -23,6 +23,8 @@ pub struct Schedule {
     pub num_blocks: usize,
     pub num_workers: usize,
     pub prefix_cache: bool,
+    /// By owner.
+    pub weights: [u32; 3],
     pub requests: Vec<Arrival>,
     /// The engine is stopped before this step.
     pub stop_at: Option<usize>,
@@ -74,11 +76,13 @@ impl Schedule {
             prefill_tokens_per_step_max: r.pick(1..50),
             // The model says; a step has the same rules whatever it is.
             attention_span: usize::MAX,
+            passed_max: r.of(&[1, 2, 64]),
         };
         let num_blocks = r.pick(3..11);
         let num_requests = r.pick(2..12);
         let last_at = r.pick(1..60);
-        let requests = (0..num_requests).map(|id| arrival(&mut r, id, num_blocks, last_at)).collect();
+        let weights = std::array::from_fn(|_| r.of(&[1, 1, 5]));
+        let requests = (0..num_requests).map(|id| arrival(&mut r, id, num_blocks, last_at, weights)).collect();
         Self {
             seed,
             limits,
@@ -91,13 +95,14 @@ impl Schedule {
             num_blocks,
             num_workers: r.of(&[1, 1, 2]),
             prefix_cache: !r.one_in(5),
+            weights,
             requests,
             stop_at: r.one_in(25).then(|| r.pick(0..60)),
         }
     }
 }
 
-fn arrival(r: &mut Random, id: usize, num_blocks: usize, last_at: usize) -> Arrival {
+fn arrival(r: &mut Random, id: usize, num_blocks: usize, last_at: usize, weights: [u32; 3]) -> Arrival {
     let mut prompt = prompt(r);
     let mut max_tokens = r.of(&[1, 3, 10, 40, 90, 90]);
     while !Scheduler::can_ever_fit(prompt.len() + max_tokens, num_blocks) {
@@ -109,8 +114,10 @@ fn arrival(r: &mut Random, id: usize, num_blocks: usize, last_at: usize) -> Arri
         prompt[place] = r.of(&[PANIC_TOKEN, NAN_TOKEN, NAN_TOKEN]);
     }
     let at = r.pick(0..last_at);
+    // Half are of the first owner.
+    let owner = r.of(&[0, 0, 0, 1, 1, 2]);
     let queue = QueueTerms {
-        weight: r.of(&[1, 1, 5]),
+        weight: weights[owner],
         priority: r.of(&[0, 0, 0, -3, 2]),
         timeout_ms: r.one_in(12).then(|| r.pick(0..30) as u64),
     };
@@ -120,7 +127,7 @@ fn arrival(r: &mut Random, id: usize, num_blocks: usize, last_at: usize) -> Arri
         resumed: None,
         task: Task::Generate,
         id: StreamId(id as u128),
-        tenant: Tenant(r.pick(0..2) as u64),
+        tenant: Tenant(owner as u64),
         prompt,
         max_tokens,
         sampling: sampling(r),

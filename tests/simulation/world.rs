@@ -15,12 +15,13 @@ use tallow::error::ErrorKind;
 use tallow::metrics::Metrics;
 use tallow::model::Model;
 use tallow::model::stub::{StubConfig, StubFaults, StubModel};
-use tallow::protocol::{Event, FinishReason, TokenEvent, TokenId, Usage, ValidRequest};
+use tallow::protocol::{Event, FinishReason, Tenant, TokenEvent, TokenId, Usage, ValidRequest, WEIGHT_MAX};
 use tallow::sampling::grammar::{Grammar, GrammarCompiler, GrammarLimits};
 use tallow::stream::{CancelCause, StreamLog};
 use tallow::text::Tokenizer;
 
 use super::audience::Audience;
+use super::fairness::Fairness;
 use super::model::{Mutation, Observed, lock};
 use super::schedule::{NAN_TOKEN, PANIC_TOKEN, Random, Schedule};
 
@@ -53,13 +54,16 @@ impl Coverage {
             "cancelled in the queue",
             "ended by length",
             "ended by stop",
+            "fair preemptions",
             "forced tokens",
             "forgotten",
             "left for good",
             "nan",
             "no room in the table",
             "outlingered",
+            "owed a place",
             "panics",
+            "passed as often as may be",
             "places told again",
             "preemptions",
             "prefix hits",
@@ -89,6 +93,7 @@ pub struct World {
     /// Requests that were there when a worker panicked.
     in_panic: Vec<bool>,
     audience: Audience,
+    fairness: Fairness,
     random: Random,
     seen: Coverage,
 }
@@ -108,6 +113,7 @@ impl World {
             mutation,
             metrics,
             audience: Audience::new(schedule.seed, time_ms.clone()),
+            fairness: Fairness::new(num_requests),
             parts,
             time_ms,
             workers,
@@ -166,8 +172,10 @@ impl World {
 
     fn submit(&mut self, index: usize) {
         let mut request = self.schedule.requests[index].request.clone();
-        if self.mutation == Some(Mutation::SharedTenants) {
-            request.tenant = tallow::protocol::Tenant(0);
+        match self.mutation {
+            Some(Mutation::SharedTenants) => request.tenant = Tenant(0),
+            Some(Mutation::FalseWeight) if request.tenant == Tenant(0) => request.queue.weight = WEIGHT_MAX,
+            _ => {}
         }
         let Some(log) = self.audience.open(request.id, request.tenant) else { return };
         let chain = self.schedule.prefix_cache.then(|| HashChain::new(request.tenant, &request.prompt));
@@ -186,6 +194,8 @@ impl World {
     }
 
     fn step(&mut self, which: usize) -> Step {
+        let scheduler = self.workers[which].core.scheduler();
+        let owed = self.fairness.owed(which, &self.schedule, scheduler, &self.logs);
         let core = &mut self.workers[which].core;
         match catch_unwind(AssertUnwindSafe(|| core.step())) {
             Ok(step) => {
@@ -196,6 +206,7 @@ impl World {
                         assert_eq!(other.core.step(), Ok(Step::Stopped));
                     }
                 }
+                self.fairness.check(which, &owed, &self.schedule, &self.logs);
                 step
             }
             Err(panic) => {
@@ -255,9 +266,11 @@ impl World {
         assert_eq!(m.requests_accepted.get(), ended, "every accepted request is counted once");
         assert_eq!([m.num_running.get(), m.num_waiting.get(), m.kv_blocks_used.get()], [0; 3], "all is free");
         self.seen.count("preemptions", m.preemptions.get());
+        self.seen.count("fair preemptions", m.fair_preemptions.get());
         self.seen.count("forced tokens", m.forced_tokens.get());
         self.audience.finish();
-        std::mem::take(&mut self.audience.seen).into_iter().for_each(|what| self.seen.count(what, 1));
+        let seen = std::mem::take(&mut self.audience.seen).into_iter().chain(std::mem::take(&mut self.fairness.seen));
+        seen.for_each(|what| self.seen.count(what, 1));
         let mut solo = Solo::new();
         let mut transcripts = Vec::new();
         for index in 0..self.logs.len() {
@@ -390,6 +403,7 @@ impl Solo {
             max_num_batched_tokens: 512,
             prefill_tokens_per_step_max: 512,
             attention_span: usize::MAX,
+            passed_max: 1,
         };
         let queue = QueueLimits {
             requests_max: 1,

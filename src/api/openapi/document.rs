@@ -18,7 +18,9 @@ pub fn document(model: &str, encoder: Option<&str>) -> Value {
     let mut schemas = Map::new();
     schemas.insert("Error".to_owned(), error_schema());
     schemas.insert("Message".to_owned(), message_schema());
-    let names = |body| [Some(model), encoder.filter(|_| body == Body::Embeddings)].into_iter().flatten().collect();
+    let names = |body| -> Vec<&str> {
+        [Some(model), encoder.filter(|_| body == Body::Embeddings)].into_iter().flatten().collect()
+    };
     schemas.extend(Body::ALL.map(|body| (body.name().to_owned(), body_schema(body, &names(body)))));
     json!({
         "openapi": "3.1.0",

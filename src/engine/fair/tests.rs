@@ -16,6 +16,14 @@ fn queue<T>() -> FairQueue<T> {
     FairQueue::new(STEP_TOKENS)
 }
 
+impl<T> FairQueue<T> {
+    /// Takes the item whose turn it is.
+    fn pop(&mut self) -> Option<T> {
+        let (ticket, _) = self.peek()?;
+        self.take(ticket)
+    }
+}
+
 /// Adds `n` items of `cost` that say whose they are.
 fn fill(queue: &mut FairQueue<u64>, tenant: u64, terms: QueueTerms, cost: usize, n: usize) {
     for _ in 0..n {

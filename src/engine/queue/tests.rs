@@ -52,7 +52,7 @@ impl Bench {
     }
 
     fn pull(&self) -> Option<Box<Entry>> {
-        match self.queue.pull(|_| true) {
+        match self.queue.pull(|_, _| true) {
             Pulled::Entry(entry) => Some(entry),
             Pulled::Nothing => None,
             Pulled::Stopped(message) => panic!("stopped: {message}"),
@@ -86,7 +86,7 @@ fn first_come_first_served_and_positions_say_so() {
 fn what_does_not_fit_stays_and_keeps_its_place() {
     let b = bench(10, 1000);
     let _logs = [b.submit(0, 5), b.submit(1, 5)];
-    assert!(matches!(b.queue.pull(|e| e.request.id.0 == 1), Pulled::Nothing), "the second does not overtake");
+    assert!(matches!(b.queue.pull(|e, _| e.request.id.0 == 1), Pulled::Nothing), "the second does not overtake");
     assert_eq!(b.pull().expect("waits").request.id.0, 0);
 }
 
@@ -178,7 +178,7 @@ fn closing_lets_the_waiting_run_and_stopping_ends_them() {
     assert!(!b.queue.is_open() && !b.queue.is_idle());
     b.queue.stop("over");
     assert_eq!(last_error(&log), ErrorKind::Unavailable);
-    assert!(matches!(b.queue.pull(|_| true), Pulled::Stopped(message) if message == "over"));
+    assert!(matches!(b.queue.pull(|_, _| true), Pulled::Stopped(message) if message == "over"));
     assert!(b.queue.is_idle() && b.queue.wait_stopped(Duration::from_secs(60)));
     b.queue.wait();
 }

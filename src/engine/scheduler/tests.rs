@@ -1,12 +1,16 @@
 //! The scheduler alone, driven step by step; whole schedules are the simulation's.
 
 use super::*;
+use crate::cache::HashChain;
+use crate::engine::share::Share;
+use crate::protocol::Tenant;
 
 const LIMITS: SchedulerLimits = SchedulerLimits {
     max_num_seqs: 4,
     max_num_batched_tokens: 64,
     prefill_tokens_per_step_max: 16,
     attention_span: usize::MAX,
+    passed_max: 3,
 };
 
 struct Driver {
@@ -22,9 +26,13 @@ impl Driver {
 
     /// Admits within the step being planned, if there is room and it fits; gives the cached tokens.
     fn admit(&mut self, slot: usize, prompt: &[TokenId]) -> Option<usize> {
-        let chain = HashChain::new(Tenant(0), prompt);
-        let ok = self.scheduler.has_room() && self.scheduler.fits(Tenant(0), prompt, Some(&chain));
-        ok.then(|| self.scheduler.admit(Sequence::new(slot, Tenant(0), prompt.to_vec(), 500, Some(chain))))
+        self.admit_of(FIRST, slot, prompt)
+    }
+
+    fn admit_of(&mut self, share: Share, slot: usize, prompt: &[TokenId]) -> Option<usize> {
+        let chain = HashChain::new(share.tenant, prompt);
+        let ok = self.scheduler.admits(Newcomer { share, prompt, chain: Some(&chain) });
+        ok.then(|| self.scheduler.admit(Sequence::new(slot, share, prompt.to_vec(), 500, Some(chain))))
     }
 
     /// Runs the planned step; gives (slot, tokens computed) in the batch's order.
@@ -43,9 +51,30 @@ impl Driver {
     /// A step without newcomers.
     fn step(&mut self) -> Vec<(usize, usize)> {
         self.scheduler.schedule();
+        while self.scheduler.readmit() {}
         self.run()
     }
+
+    /// A step with one newcomer, if it is admitted.
+    fn step_with(&mut self, share: Share, slot: usize) -> Vec<(usize, usize)> {
+        self.scheduler.schedule();
+        self.admit_of(share, slot, &prompt(4, slot as u32));
+        while self.scheduler.readmit() {}
+        self.run()
+    }
+
+    fn running(&self) -> Vec<usize> {
+        self.scheduler.running().iter().map(Sequence::slot).collect()
+    }
+
+    fn waiting(&self) -> Vec<usize> {
+        self.scheduler.waiting().map(Sequence::slot).collect()
+    }
 }
+
+const FIRST: Share = Share { tenant: Tenant(0), weight: 1 };
+const SECOND: Share = Share { tenant: Tenant(1), weight: 1 };
+const HEAVY: Share = Share { tenant: Tenant(2), weight: 3 };
 
 fn prompt(n: usize, salt: u32) -> Vec<TokenId> {
     (0..n as u32).map(|i| i + 1000 * salt).collect()
@@ -85,11 +114,10 @@ fn slots_and_blocks_bound_admission() {
     for slot in 0..4 {
         assert_eq!(d.admit(slot, &prompt(4, slot as u32)), Some(0));
     }
-    assert!(!d.scheduler.has_room(), "no slot");
+    assert_eq!(d.admit(4, &prompt(4, 4)), None, "no place");
     let mut d = Driver::new(LIMITS, 3);
     d.scheduler.schedule();
     assert_eq!(d.admit(0, &prompt(40, 0)), Some(0));
-    assert!(d.scheduler.has_room());
     assert_eq!(d.admit(1, &prompt(4, 1)), None, "the last block is the running one's next");
 }
 
@@ -107,8 +135,9 @@ fn the_youngest_is_preempted_keeps_its_tokens_and_comes_back_first() {
     assert_eq!(d.scheduler.pool().num_available(), 0);
     assert_eq!(d.step(), [(0, 1)], "65 tokens need a third block");
     assert_eq!((d.scheduler.num_running(), d.scheduler.num_waiting(), d.scheduler.num_preemptions()), (1, 1, 1));
-    assert!(!d.scheduler.has_room(), "newcomers stand behind the preempted");
-    d.step();
+    d.scheduler.schedule();
+    assert_eq!(d.admit(2, &prompt(1, 2)), None, "newcomers stand behind the preempted");
+    assert_eq!(d.run(), [(0, 1)]);
     assert_eq!(d.scheduler.num_waiting(), 1, "no blocks yet");
     d.scheduler.remove(0);
     // Of its 65 tokens two blocks were full; one of them was taken by the survivor.
@@ -171,6 +200,7 @@ fn a_prompt_gets_a_share_for_each_who_decodes_and_less_the_further_it_is() {
         max_num_batched_tokens: 512,
         prefill_tokens_per_step_max: 100,
         attention_span: 64,
+        passed_max: 3,
     };
     for (num_decoding, first_chunk) in [(1, 32), (8, 32), (16, 64), (30, 100)] {
         let mut d = Driver::new(limits, 128);
@@ -187,4 +217,134 @@ fn a_prompt_gets_a_share_for_each_who_decodes_and_less_the_further_it_is() {
         // Each token of the second chunk attends to `first` others and counts for 1 + first / 64.
         assert_eq!(chunk(d.step()), first_chunk * 64 / (64 + first));
     }
+}
+
+/// The first owner has all four places, and each of its sequences a token.
+fn full(limits: SchedulerLimits) -> Driver {
+    let mut d = Driver::new(limits, 32);
+    d.scheduler.schedule();
+    (0..4).for_each(|slot| assert!(d.admit(slot, &prompt(4, slot as u32)).is_some()));
+    d.run();
+    d
+}
+
+#[test]
+fn an_owner_is_given_its_share_of_the_places_and_no_more() {
+    let mut d = full(SchedulerLimits { passed_max: 64, ..LIMITS });
+    d.step_with(SECOND, 10);
+    assert_eq!((d.running(), d.waiting()), (vec![0, 1, 2, 10], vec![3]));
+    d.step_with(SECOND, 11);
+    assert_eq!((d.running(), d.waiting()), (vec![0, 1, 10, 11], vec![2, 3]));
+    d.step_with(SECOND, 12);
+    assert_eq!((d.running(), d.waiting()), (vec![0, 1, 10, 11], vec![2, 3]), "two each");
+    // The heavy one should have 12 / 5 of 4 places beside two of weight 1.
+    d.step_with(HEAVY, 20);
+    d.step_with(HEAVY, 21);
+    d.step_with(HEAVY, 22);
+    assert_eq!((d.running(), d.waiting()), (vec![0, 10, 20, 21], vec![1, 2, 3, 11]));
+    assert_eq!((d.scheduler.num_fair_preemptions(), d.scheduler.num_preemptions()), (4, 0));
+    d.scheduler.remove(20);
+    assert_eq!(d.step().len(), 4);
+    assert_eq!(d.waiting(), [2, 3, 11], "among equals the oldest comes back first");
+}
+
+#[test]
+fn a_lone_owner_preempts_none_of_its_own() {
+    let mut d = full(LIMITS);
+    let urgent = Share { weight: 100, ..FIRST };
+    d.scheduler.schedule();
+    assert_eq!(d.admit_of(urgent, 10, &prompt(4, 10)), None);
+}
+
+#[test]
+fn nobody_is_preempted_before_it_has_a_token() {
+    let mut d = Driver::new(LIMITS, 32);
+    d.scheduler.schedule();
+    (0..3).for_each(|slot| assert!(d.admit(slot, &prompt(4, slot as u32)).is_some()));
+    d.admit(3, &prompt(60, 3));
+    d.run();
+    d.step_with(SECOND, 10);
+    assert_eq!((d.running(), d.waiting()), (vec![0, 1, 3, 10], vec![2]), "the youngest computes its prompt still");
+    d.scheduler.remove(10);
+    // The preempted one comes back and is not the next to go, as what it computed would be lost.
+    d.scheduler.schedule();
+    assert!(d.scheduler.readmit());
+    assert!(d.admit_of(SECOND, 11, &prompt(4, 11)).is_some());
+    assert_eq!(d.waiting(), [3], "it has its token by now");
+    d.run();
+}
+
+#[test]
+fn who_was_passed_often_keeps_its_place() {
+    let mut d = full(LIMITS);
+    for n in 0..LIMITS.passed_max {
+        d.step_with(SECOND, 10 + n);
+        assert_eq!(d.waiting(), [3]);
+        d.scheduler.remove(10 + n);
+        d.step();
+        assert!(d.waiting().is_empty(), "it comes back when there is a place");
+    }
+    d.step_with(SECOND, 20);
+    assert_eq!(d.waiting(), [2], "now the next one makes way");
+    d.step_with(SECOND, 21);
+    d.step_with(SECOND, 22);
+    assert_eq!((d.running(), d.waiting()), (vec![0, 3, 20, 21], vec![1, 2]));
+}
+
+#[test]
+fn who_waits_long_enough_stands_before_all_newcomers() {
+    let mut d = full(LIMITS);
+    let third = Share { tenant: Tenant(3), weight: 1 };
+    d.step_with(SECOND, 10);
+    d.step_with(third, 11);
+    assert_eq!((d.running(), d.waiting()), (vec![0, 1, 10, 11], vec![2, 3]));
+    // A place becomes free and a newcomer with a smaller claim takes it, but only as often as it may.
+    d.scheduler.remove(11);
+    d.step_with(third, 12);
+    assert_eq!((d.running(), d.waiting()), (vec![0, 1, 10, 12], vec![2, 3]));
+    d.scheduler.remove(12);
+    d.step_with(third, 13);
+    assert_eq!((d.running(), d.waiting()), (vec![0, 1, 10, 3], vec![2]));
+}
+
+#[test]
+fn blocks_are_taken_from_who_has_more_than_its_share() {
+    let limits = SchedulerLimits { max_num_batched_tokens: 256, ..LIMITS };
+    let mut d = Driver::new(limits, 6);
+    d.scheduler.schedule();
+    d.admit(0, &prompt(31, 0));
+    d.admit(1, &prompt(31, 1));
+    d.admit_of(SECOND, 10, &prompt(31, 10));
+    d.run();
+    (0..33).for_each(|_| drop(d.step()));
+    assert_eq!(d.scheduler.pool().num_available(), 0);
+    d.step();
+    assert_eq!((d.running(), d.waiting()), (vec![0, 10], vec![1]), "the youngest has less");
+}
+
+#[test]
+fn a_newcomer_is_given_blocks_if_that_makes_enough_of_them() {
+    let limits = SchedulerLimits { max_num_batched_tokens: 512, prefill_tokens_per_step_max: 512, ..LIMITS };
+    let mut d = Driver::new(limits, 12);
+    d.scheduler.schedule();
+    (0..4).for_each(|slot| assert!(d.admit(slot, &prompt(60, slot as u32)).is_some()));
+    d.run();
+    d.scheduler.schedule();
+    assert_eq!(d.admit_of(SECOND, 10, &prompt(300, 10)), None, "the last of the four is its owner's to keep");
+    assert_eq!(d.scheduler.num_fair_preemptions(), 0, "none makes way in vain");
+    assert!(d.admit_of(SECOND, 11, &prompt(150, 11)).is_some());
+    assert_eq!((d.running(), d.waiting()), (vec![0, 1, 11], vec![2, 3]));
+    d.run();
+}
+
+#[test]
+fn a_preempted_sequence_leaves_the_step_that_is_planned() {
+    let mut d = full(LIMITS);
+    d.scheduler.schedule();
+    assert_eq!(d.scheduler.plan().len(), 4);
+    d.admit_of(SECOND, 10, &prompt(4, 10));
+    assert_eq!(d.run(), [(0, 1), (1, 1), (2, 1), (10, 4)]);
+    d.scheduler.remove(0);
+    assert_eq!(d.step(), [(1, 1), (2, 1), (10, 1), (3, 5)]);
+    assert_eq!(d.step(), [(1, 1), (2, 1), (3, 1), (10, 1)], "in order of age again");
 }

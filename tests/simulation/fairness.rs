@@ -1,0 +1,112 @@
+//! What owners owe each other, told from outside of the scheduler and with the schedule's own weights: where an owner
+//! has so much less than another one that a place is owed to it, and nothing but that stands in its way, it gets one.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tallow::cache::BLOCK_SIZE;
+use tallow::engine::scheduler::Scheduler;
+use tallow::engine::sequence::Sequence;
+use tallow::protocol::{Event, Tenant};
+use tallow::stream::StreamLog;
+
+use super::schedule::Schedule;
+
+/// A worker's steps in a row in which an owner may be owed a place and get none: others may go before it in a step in
+/// which somebody else was cancelled.
+const STEPS_OWED_MAX: usize = 2;
+
+pub struct Fairness {
+    /// By worker and owner.
+    num_steps_owed: HashMap<(usize, Tenant), usize>,
+    /// By request: whether it left the queue.
+    has_left: Vec<bool>,
+    pub seen: Vec<&'static str>,
+}
+
+impl Fairness {
+    pub fn new(num_requests: usize) -> Self {
+        Self { num_steps_owed: HashMap::new(), has_left: vec![false; num_requests], seen: Vec::new() }
+    }
+
+    /// To be called before a worker's step. Gives the requests of which one must begin in it.
+    pub fn owed(
+        &mut self,
+        worker: usize,
+        schedule: &Schedule,
+        scheduler: &Scheduler,
+        logs: &[Option<Arc<StreamLog>>],
+    ) -> Vec<Vec<usize>> {
+        let waiting: Vec<usize> = (0..logs.len()).filter(|&index| self.waits(index, logs)).collect();
+        if scheduler.waiting().any(|s| s.num_passed() == schedule.limits.passed_max) {
+            self.seen.push("passed as often as may be");
+        }
+        let mut owed = Vec::new();
+        for tenant in (0..schedule.weights.len()).map(|tenant| Tenant(tenant as u64)) {
+            let of = |index: &&usize| schedule.requests[**index].request.tenant == tenant;
+            let own: Vec<usize> = waiting.iter().filter(of).copied().collect();
+            if own.is_empty() || !is_owed(tenant, &own, &waiting, schedule, scheduler) {
+                self.num_steps_owed.remove(&(worker, tenant));
+            } else {
+                self.seen.push("owed a place");
+                owed.push(own);
+            }
+        }
+        owed
+    }
+
+    /// To be called after it.
+    pub fn check(&mut self, worker: usize, owed: &[Vec<usize>], schedule: &Schedule, logs: &[Option<Arc<StreamLog>>]) {
+        for own in owed {
+            let tenant = schedule.requests[own[0]].request.tenant;
+            if own.iter().all(|&index| self.waits(index, logs)) {
+                let num_steps = self.num_steps_owed.entry((worker, tenant)).or_default();
+                *num_steps += 1;
+                assert!(*num_steps <= STEPS_OWED_MAX, "{tenant:?} is owed a place and gets none");
+            } else {
+                self.num_steps_owed.remove(&(worker, tenant));
+            }
+        }
+    }
+
+    /// Whether a request is in the queue.
+    fn waits(&mut self, index: usize, logs: &[Option<Arc<StreamLog>>]) -> bool {
+        let Some(log) = &logs[index] else { return false };
+        if !self.has_left[index] {
+            let mut reader = log.reader(0);
+            let mut events = std::iter::from_fn(|| reader.try_next());
+            self.has_left[index] = events.any(|(_, event)| !matches!(event, Event::Queued { .. }));
+        }
+        !self.has_left[index]
+    }
+}
+
+/// Whether all that keeps an owner's requests `own` from beginning is that others have more places than they should.
+fn is_owed(tenant: Tenant, own: &[usize], waiting: &[usize], schedule: &Schedule, scheduler: &Scheduler) -> bool {
+    let request = |index: usize| &schedule.requests[index].request;
+    let running = scheduler.running();
+    let weight = |tenant: Tenant| schedule.weights[tenant.0 as usize] as usize;
+    let places = |tenant: Tenant| running.iter().filter(|s| s.share().tenant == tenant).count();
+    let has_less = |other: Tenant| places(tenant) * weight(other) < places(other) * weight(tenant);
+    let is_next = |other: Tenant| other == tenant || has_less(other);
+    // Others go first, or it has one that was preempted.
+    if !waiting.iter().all(|&index| is_next(request(index).tenant))
+        || !scheduler.waiting().all(|s| s.num_passed() < schedule.limits.passed_max && has_less(s.share().tenant))
+        || running.len() + scheduler.num_waiting() >= scheduler.num_in_flight_max()
+    {
+        return false;
+    }
+    // No prompt uses the step up, and there are blocks for each and what runs.
+    let num_blocks_left = scheduler.pool().num_available().saturating_sub(2 * running.len());
+    let fits = |&index: &usize| {
+        request(index).queue.timeout_ms.is_none() && request(index).prompt.len().div_ceil(BLOCK_SIZE) <= num_blocks_left
+    };
+    let owes = |s: &Sequence| {
+        let other = s.share().tenant;
+        other != tenant && (places(other) - 1) * weight(tenant) >= (places(tenant) + 1) * weight(other)
+    };
+    running.len() == schedule.limits.max_num_seqs
+        && running.iter().all(|s| s.num_remaining() == 1)
+        && own.iter().all(fits)
+        && running.iter().any(|s| owes(s) && s.has_advanced() && s.num_passed() < schedule.limits.passed_max)
+}
