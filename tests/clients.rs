@@ -1,6 +1,10 @@
-//! Clients that people have already, unchanged, against the real binary: OpenAI's and Anthropic's own, with the stub and
-//! with a real model, and a fuzzer that reads our description of the API.
+//! Clients that people have already, unchanged, against the real binary: OpenAI's and Anthropic's own, async-openai and
+//! lm-evaluation-harness, with the stub and with a real model, and a fuzzer that reads our description of the API.
 
+#[path = "clients/async_openai.rs"]
+mod async_openai;
+#[path = "common/pip.rs"]
+mod pip;
 #[path = "common/server.rs"]
 mod server;
 
@@ -10,28 +14,18 @@ use std::sync::OnceLock;
 
 use server::Server;
 
-/// Where the packages are, installed where they are not yet. `.ci/tools` sees to pip. One test process installs at a
-/// time: others wait for the lock's file.
-fn packages() -> PathBuf {
+/// Where the packages are, installed where they are not yet. Python need not compile them before they are used.
+fn packages() -> &'static Path {
     static READY: OnceLock<PathBuf> = OnceLock::new();
-    let install = || {
+    READY.get_or_init(|| {
         let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("clients");
-        let wanted = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/requirements.txt");
-        std::fs::create_dir_all(&to).unwrap();
-        let lock = std::fs::File::create(to.join("lock")).unwrap();
-        lock.lock().unwrap();
-        let mark = to.join("installed.txt");
-        if std::fs::read(&mark).ok() != std::fs::read(&wanted).ok() {
-            let mut pip = Command::new("python3");
-            pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade", "--target"]);
-            let status =
-                pip.arg(&to).arg("-r").arg(&wanted).status().expect("python3 is here: `make tools` installs it");
-            assert!(status.success(), "pip could not install the clients");
-            std::fs::copy(&wanted, &mark).unwrap();
-        }
+        let list = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/requirements.txt");
+        pip::once(&to, &std::fs::read(&list).unwrap(), || {
+            let (to, list) = (to.to_string_lossy(), list.to_string_lossy());
+            pip::run(&["install", "--no-compile", "--upgrade", "--target", &to, "-r", &list]);
+        });
         to
-    };
-    READY.get_or_init(install).clone()
+    })
 }
 
 fn python(args: &[&str]) -> String {
@@ -61,12 +55,34 @@ fn anthropics_client_works_as_it_does_elsewhere() {
     check("anthropic_client.py", &Server::start(&["--model", "stub"]), "stub", 5);
 }
 
+/// Two milliseconds a step, so that what is left in the middle has not come to its end by itself.
+#[tokio::test]
+async fn async_openai_reads_every_answer_into_its_types() {
+    async_openai::check(&Server::start(&["--model", "stub:2"]), "stub").await;
+}
+
+/// As many refusals as clients: each waited as it was told, and was let in then.
+#[tokio::test]
+async fn clients_that_are_refused_come_back() {
+    let server = Server::start(&["--model", "stub:20", "--max-num-seqs", "1", "--queue-requests-max", "1"]);
+    async_openai::comes_back(&server).await;
+    check("retries.py", &server, "stub", 2);
+    assert_eq!(server.metric("tallow_requests_rejected_total").await, 3.0);
+}
+
 #[test]
-fn real_models_serve_both_clients() {
+fn the_evaluation_harness_measures_what_is_served() {
+    check("harness.py", &Server::start(&["--model", "stub"]), "stub", 4);
+}
+
+#[tokio::test]
+async fn real_models_serve_every_client() {
     let model = "smollm2-135m-instruct";
     let server = Server::start(&["--model", model]);
     check("openai_client.py", &server, model, 10);
     check("anthropic_client.py", &server, model, 5);
+    check("harness.py", &server, model, 4);
+    async_openai::check(&server, model).await;
 }
 
 /// Whatever the description allows, and much that it does not: never a server error. Event streams that have no end of

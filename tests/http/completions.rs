@@ -245,3 +245,16 @@ async fn rules_are_told_with_their_field() {
     }
     assert!(server.backend.has_no_job().await);
 }
+
+/// It was told in the digits of an `f64` in one list and of an `f32` in the other, so that to clients that compare them,
+/// as lm-evaluation-harness does, no token was ever the likeliest one.
+#[tokio::test]
+async fn a_log_probability_is_the_same_number_in_both_lists() {
+    let server = real().await;
+    let body = json!({"prompt": "abc", "temperature": 0, "logprobs": 1, "max_tokens": 8, "ignore_eos": true});
+    let logprobs = &answer(&server, body).await["choices"][0]["logprobs"];
+    for i in 0..8 {
+        let (own, top) = (&logprobs["token_logprobs"][i], logprobs["top_logprobs"][i].as_object().unwrap());
+        assert!(own.is_f64() && top.values().all(|p| p == own), "token {i}: {logprobs}");
+    }
+}

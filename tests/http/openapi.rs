@@ -111,6 +111,10 @@ fn references_lead_somewhere() {
     check(&document, &document);
     let ids: BTreeSet<&str> = ROUTES.iter().map(|route| route.id).collect();
     assert_eq!(ids.len(), ROUTES.len(), "operation ids are unique");
+    for link in ROUTES.iter().flat_map(|route| route.links) {
+        let to = ROUTES.iter().find(|route| route.id == link.to).expect("an operation");
+        assert!(to.path.contains("{id}"), "{} has no id in its path", to.id);
+    }
 }
 
 /// `docs/api.md` holds the table between two marks. `TALLOW_DOCS=write` writes it anew.

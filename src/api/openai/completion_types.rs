@@ -114,7 +114,7 @@ impl TextLogprobs {
         self.token_logprobs.push(Some(finite(logprob.logprob)));
         // The token itself is always among them, as OpenAI has it: `logprobs + 1` entries where it is none of the top.
         let own = std::iter::once((logprob.token, logprob.logprob));
-        let top = logprob.top.iter().copied().chain(own).map(|(id, p)| (spelling(id, tokenizer), finite(p).into()));
+        let top = logprob.top.iter().copied().chain(own).map(|(id, p)| (spelling(id, tokenizer), number(finite(p))));
         self.top_logprobs.push(Some(top.collect()));
     }
 
@@ -129,6 +129,11 @@ impl TextLogprobs {
 
 fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob } else { LOGPROB_MIN }
+}
+
+/// With the digits that it has as an `f32`: clients compare the two lists to see whether a token is the likeliest.
+fn number(logprob: f32) -> Value {
+    logprob.to_string().parse::<f64>().map_or(Value::Null, Value::from)
 }
 
 /// A token's text; OpenAI's `bytes:\x..` where it is part of a character, a control token's own spelling.

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::fields::FIELDS;
-use super::routes::{Body, ROUTES, Route};
+use super::routes::{Body, Link, ROUTES, Route};
 
 /// The whole document of a server that serves `model`, and `encoder` beside it.
 ///
@@ -49,6 +49,10 @@ fn operation(route: &Route) -> Value {
     let mut success = json!({"description": "Success"});
     if !content.is_empty() {
         success["content"] = content.into();
+    }
+    if !route.links.is_empty() {
+        let link = |link: &Link| (link.to.to_owned(), json!({"operationId": link.to, "parameters": {"id": link.id}}));
+        success["links"] = route.links.iter().map(link).collect::<Map<_, _>>().into();
     }
     let mut responses = Map::from_iter([(status.to_owned(), success)]);
     responses.extend(route.others.iter().map(|(status, text)| ((*status).to_owned(), json!({"description": text}))));

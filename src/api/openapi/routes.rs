@@ -19,6 +19,17 @@ pub struct Route {
     pub success: (&'static str, &'static [&'static str]),
     /// Further statuses that are no errors of the request, with what they mean.
     pub others: &'static [(&'static str, &'static str)],
+    /// What a success can be asked next.
+    pub links: &'static [Link],
+}
+
+/// An operation on what another one made.
+#[derive(Debug, Clone, Copy)]
+pub struct Link {
+    /// The operation's id.
+    pub to: &'static str,
+    /// Where in the answer the `id` for its path is, in OpenAPI's notation.
+    pub id: &'static str,
 }
 
 /// A kind of request body; its fields are the rows of the table of fields that name it.
@@ -119,17 +130,37 @@ const EITHER: &[&str] = &["application/json", "text/event-stream"];
 const NOTHING: &[&str] = &[];
 const CANCELLED: (&str, &[&str]) = ("204", NOTHING);
 
+/// The stream's id, which answers of every form and dialect have in their head.
+const HEAD_ID: &str = "$response.header.x-stream-id";
+const BODY_ID: &str = "$response.body#/id";
+const fn link(to: &'static str, id: &'static str) -> Link {
+    Link { to, id }
+}
+const STREAM_LINKS: &[Link] = &[link("followStream", BODY_ID), link("cancelStream", BODY_ID)];
+const MESSAGE_LINKS: &[Link] = &[link("followStream", HEAD_ID), link("cancelStream", HEAD_ID)];
+const CHAT_LINKS: &[Link] = &[link("followStream", HEAD_ID), link("cancelChatCompletion", HEAD_ID)];
+const COMPLETION_LINKS: &[Link] = &[link("followStream", HEAD_ID), link("cancelCompletion", HEAD_ID)];
+const RESPONSE_LINKS: &[Link] = &[
+    link("getResponse", BODY_ID),
+    link("listInputItems", BODY_ID),
+    link("cancelResponse", BODY_ID),
+    link("deleteResponse", BODY_ID),
+];
+
 const fn get(path: &'static str, id: &'static str, summary: &'static str, types: &'static [&'static str]) -> Route {
-    Route { method: "get", path, id, summary, body: None, success: ("200", types), others: &[] }
+    Route { method: "get", path, id, summary, body: None, success: ("200", types), others: &[], links: &[] }
 }
 
 const fn post(path: &'static str, id: &'static str, summary: &'static str, body: Body) -> Route {
-    Route { method: "post", path, id, summary, body: Some(body), success: ("200", EITHER), others: &[] }
+    Route { method: "post", path, id, summary, body: Some(body), success: ("200", EITHER), others: &[], links: &[] }
 }
 
 /// All routes.
 pub const ROUTES: &[Route] = &[
-    post("/v1/chat/completions", "createChatCompletion", "Answers a conversation, streamed or whole", Body::Chat),
+    Route {
+        links: CHAT_LINKS,
+        ..post("/v1/chat/completions", "createChatCompletion", "Answers a conversation, streamed or whole", Body::Chat)
+    },
     Route {
         success: CANCELLED,
         body: None,
@@ -140,14 +171,20 @@ pub const ROUTES: &[Route] = &[
             Body::Chat,
         )
     },
-    post("/v1/completions", "createCompletion", "Continues texts, or measures them", Body::Completions),
+    Route {
+        links: COMPLETION_LINKS,
+        ..post("/v1/completions", "createCompletion", "Continues texts, or measures them", Body::Completions)
+    },
     Route {
         success: CANCELLED,
         body: None,
         ..post("/v1/completions/{id}/cancel", "cancelCompletion", "Cancels one and its choices", Body::Completions)
     },
     Route { success: ("200", JSON), ..post("/v1/embeddings", "createEmbedding", "Texts as vectors", Body::Embeddings) },
-    post("/v1/responses", "createResponse", "Answers, and keeps the answer", Body::Responses),
+    Route {
+        links: RESPONSE_LINKS,
+        ..post("/v1/responses", "createResponse", "Answers, and keeps the answer", Body::Responses)
+    },
     get("/v1/responses/{id}", "getResponse", "The response as it stands, or with `stream` its events", EITHER),
     Route { method: "delete", ..get("/v1/responses/{id}", "deleteResponse", "Ends and forgets it", JSON) },
     Route {
@@ -155,7 +192,10 @@ pub const ROUTES: &[Route] = &[
         ..get("/v1/responses/{id}/cancel", "cancelResponse", "Cancels one that runs in the background", JSON)
     },
     get("/v1/responses/{id}/input_items", "listInputItems", "What it answers", JSON),
-    post("/v1/messages", "createMessage", "Anthropic's Messages, streamed or whole", Body::Messages),
+    Route {
+        links: MESSAGE_LINKS,
+        ..post("/v1/messages", "createMessage", "Anthropic's Messages, streamed or whole", Body::Messages)
+    },
     Route {
         success: ("200", JSON),
         ..post("/v1/messages/count_tokens", "countTokens", "How many tokens it would begin with", Body::CountTokens)
@@ -166,6 +206,7 @@ pub const ROUTES: &[Route] = &[
     get("/v1/models/{model}", "retrieveModel", "One model by name", JSON),
     Route {
         success: ("201", JSON),
+        links: STREAM_LINKS,
         ..post("/v1/streams", "createStream", "Starts a generation that has a name", Body::Streams)
     },
     get("/v1/streams", "listStreams", "The caller's own streams, newest first", JSON),
