@@ -4,8 +4,8 @@
 //!
 //! The suite comes with the source package of Python's `jsonschema`; `.ci/tools` sees to pip.
 
-#[path = "common/pip.rs"]
-mod pip;
+#[path = "common/packages.rs"]
+mod packages;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -186,10 +186,10 @@ fn groups() -> Vec<(String, Group)> {
 fn suite() -> PathBuf {
     let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("schema-suite");
     let wanted = format!("{PACKAGE}=={VERSION}");
-    pip::once(&to, wanted.as_bytes(), || {
+    packages::once(&to, wanted.as_bytes(), || {
         let archive = to.join(format!("{PACKAGE}-{VERSION}.tar.gz"));
-        pip::run(&["download", "--no-deps", "--no-binary", PACKAGE, &wanted, "--dest", &to.to_string_lossy()]);
-        pip::python(&["-m", "tarfile", "-e", &archive.to_string_lossy(), &to.to_string_lossy()]);
+        packages::pip(&["download", "--no-deps", "--no-binary", PACKAGE, &wanted, "--dest", &to.to_string_lossy()]);
+        packages::python(&["-m", "tarfile", "-e", &archive.to_string_lossy(), &to.to_string_lossy()]);
     });
     to
 }

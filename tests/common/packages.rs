@@ -1,4 +1,5 @@
-//! Packages from Python's registry, fetched once for all test processes. `.ci/tools` sees to pip.
+//! Packages of other languages, fetched once for all test processes. `.ci/tools` sees to pip and npm.
+#![allow(dead_code)] // Each test binary uses a part.
 
 use std::path::Path;
 use std::process::Command;
@@ -16,7 +17,7 @@ pub fn once(to: &Path, wanted: &[u8], install: impl FnOnce()) {
 }
 
 /// `python3 -m pip` with these arguments.
-pub fn run(args: &[&str]) {
+pub fn pip(args: &[&str]) {
     python(&[&["-m", "pip", "--quiet", "--disable-pip-version-check"], args].concat());
 }
 
@@ -24,4 +25,16 @@ pub fn run(args: &[&str]) {
 pub fn python(args: &[&str]) {
     let status = Command::new("python3").args(args).status().expect("python3 is here: `make tools` installs it");
     assert!(status.success(), "python3 {}", args.join(" "));
+}
+
+/// What the lock file in `from` names, in `to`, with the files that use it.
+pub fn npm(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.join(path.file_name().expect("a file"))).unwrap();
+    }
+    let mut npm = Command::new("npm");
+    npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]).current_dir(to);
+    let status = npm.status().expect("npm is here: `make tools` installs it");
+    assert!(status.success(), "npm could not install what {} names", from.display());
 }
