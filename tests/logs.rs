@@ -20,7 +20,7 @@ async fn log_of(args: &[&str]) -> (String, String) {
         .post(format!("{}/v1/chat/completions", server.url))
         .header("x-request-id", "req-of-the-test")
         .header("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
-        .json(&json!({"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 5}))
+        .json(&json!({"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 5, "ignore_eos": true}))
         .send()
         .await
         .unwrap();

@@ -248,9 +248,10 @@ impl Drop for CompileSlot {
     }
 }
 
-/// What llguidance says, in one sentence.
+/// What llguidance says, in one sentence, without advice that only whoever calls it can follow.
 fn explain(cause: &impl Display) -> String {
     let text = cause.to_string().replace("<non-verbose/>", "");
+    let text = text.replace(". Enable 'coerce_one_of' option to approximate oneOf with anyOf", ", anyOf is");
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 

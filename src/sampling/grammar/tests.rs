@@ -106,6 +106,10 @@ fn what_cannot_be_compiled_is_refused_with_the_reason() {
     refused(&schema("false"), "nothing satisfies");
     refused(&schema(r#"{"type": "integer", "minimum": 3, "maximum": 2}"#), "nsatisfiable");
     refused(&schema(r#"{"type": "object", "if": {}}"#), "Unimplemented keys");
+    refused(
+        &schema(r#"{"oneOf": [{"type": "integer"}, {"minimum": 2}]}"#),
+        "oneOf constraints are not supported, anyOf is",
+    );
     refused(&schema(r#"{"$ref": "https://example.com/schema"}"#), "");
     refused(&Constraint::Regex("(".to_owned()), "");
     refused(&Constraint::Regex(r"(?=a)b".to_owned()), "");
