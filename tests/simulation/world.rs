@@ -113,7 +113,7 @@ impl World {
             mutation,
             metrics,
             audience: Audience::new(schedule.seed, time_ms.clone()),
-            fairness: Fairness::new(num_requests),
+            fairness: Fairness::default(),
             parts,
             time_ms,
             workers,
