@@ -87,8 +87,13 @@ fn is_owed(tenant: Tenant, own: &[usize], waiting: &[usize], schedule: &Schedule
     {
         return false;
     }
-    // No prompt uses the step up, and there are blocks for each and what runs.
-    let num_blocks_left = scheduler.pool().num_available().saturating_sub(2 * running.len());
+    // There are blocks for each, beside what those that run take in this step and are to find in the next ...
+    let num_taken: usize = running.iter().map(|s| 2 + s.num_remaining() / BLOCK_SIZE).sum();
+    let num_blocks_left = scheduler.pool().num_available().saturating_sub(num_taken);
+    // ... and these leave something of the step.
+    let limits = schedule.limits;
+    let num_tokens_min = limits.prefill_tokens_per_step_max.min(limits.max_num_batched_tokens - running.len()).min(32);
+    let num_remaining: usize = running.iter().map(Sequence::num_remaining).filter(|n| *n > 1).sum();
     let fits = |&index: &usize| {
         request(index).queue.timeout_ms.is_none() && request(index).prompt.len().div_ceil(BLOCK_SIZE) <= num_blocks_left
     };
@@ -96,8 +101,8 @@ fn is_owed(tenant: Tenant, own: &[usize], waiting: &[usize], schedule: &Schedule
         let other = s.share().tenant;
         other != tenant && (places(other) - 1) * weight(tenant) >= (places(tenant) + 1) * weight(other)
     };
-    running.len() == schedule.limits.max_num_seqs
-        && running.iter().all(|s| s.num_remaining() == 1)
+    running.len() == limits.max_num_seqs
+        && num_remaining < num_tokens_min
         && own.iter().all(fits)
-        && running.iter().any(|s| owes(s) && s.has_advanced() && s.num_passed() < schedule.limits.passed_max)
+        && running.iter().any(|s| owes(s) && s.has_advanced() && s.num_passed() < limits.passed_max)
 }
