@@ -7,8 +7,8 @@ use std::sync::Arc;
 use tallow::cache::BLOCK_SIZE;
 use tallow::engine::scheduler::Scheduler;
 use tallow::engine::sequence::Sequence;
-use tallow::protocol::{Event, Tenant};
-use tallow::stream::StreamLog;
+use tallow::protocol::Tenant;
+use tallow::stream::{StreamLog, StreamStatus};
 
 use super::schedule::Schedule;
 
@@ -16,19 +16,14 @@ use super::schedule::Schedule;
 /// which somebody else was cancelled.
 const STEPS_OWED_MAX: usize = 2;
 
+#[derive(Default)]
 pub struct Fairness {
     /// By worker and owner.
     num_steps_owed: HashMap<(usize, Tenant), usize>,
-    /// By request: whether it left the queue.
-    has_left: Vec<bool>,
     pub seen: Vec<&'static str>,
 }
 
 impl Fairness {
-    pub fn new(num_requests: usize) -> Self {
-        Self { num_steps_owed: HashMap::new(), has_left: vec![false; num_requests], seen: Vec::new() }
-    }
-
     /// To be called before a worker's step. Gives the requests of which one must begin in it.
     pub fn owed(
         &mut self,
@@ -37,7 +32,7 @@ impl Fairness {
         scheduler: &Scheduler,
         logs: &[Option<Arc<StreamLog>>],
     ) -> Vec<Vec<usize>> {
-        let waiting: Vec<usize> = (0..logs.len()).filter(|&index| self.waits(index, logs)).collect();
+        let waiting = waiting(logs);
         if scheduler.waiting().any(|s| s.num_passed() == schedule.limits.passed_max) {
             self.seen.push("passed as often as may be");
         }
@@ -57,9 +52,10 @@ impl Fairness {
 
     /// To be called after it.
     pub fn check(&mut self, worker: usize, owed: &[Vec<usize>], schedule: &Schedule, logs: &[Option<Arc<StreamLog>>]) {
+        let waiting = waiting(logs);
         for own in owed {
             let tenant = schedule.requests[own[0]].request.tenant;
-            if own.iter().all(|&index| self.waits(index, logs)) {
+            if own.iter().all(|index| waiting.contains(index)) {
                 let num_steps = self.num_steps_owed.entry((worker, tenant)).or_default();
                 *num_steps += 1;
                 assert!(*num_steps <= STEPS_OWED_MAX, "{tenant:?} is owed a place and gets none");
@@ -68,17 +64,12 @@ impl Fairness {
             }
         }
     }
+}
 
-    /// Whether a request is in the queue.
-    fn waits(&mut self, index: usize, logs: &[Option<Arc<StreamLog>>]) -> bool {
-        let Some(log) = &logs[index] else { return false };
-        if !self.has_left[index] {
-            let mut reader = log.reader(0);
-            let mut events = std::iter::from_fn(|| reader.try_next());
-            self.has_left[index] = events.any(|(_, event)| !matches!(event, Event::Queued { .. }));
-        }
-        !self.has_left[index]
-    }
+/// The requests that are in the queue. A log's status tells it; a reader's leaving would mean something.
+fn waiting(logs: &[Option<Arc<StreamLog>>]) -> Vec<usize> {
+    let waits = |log: &Arc<StreamLog>| log.status() == StreamStatus::Queued;
+    (0..logs.len()).filter(|&index| logs[index].as_ref().is_some_and(waits)).collect()
 }
 
 /// Whether all that keeps an owner's requests `own` from beginning is that others have more places than they should.
@@ -96,8 +87,13 @@ fn is_owed(tenant: Tenant, own: &[usize], waiting: &[usize], schedule: &Schedule
     {
         return false;
     }
-    // No prompt uses the step up, and there are blocks for each and what runs.
-    let num_blocks_left = scheduler.pool().num_available().saturating_sub(2 * running.len());
+    // There are blocks for each, beside what those that run take in this step and are to find in the next ...
+    let num_taken: usize = running.iter().map(|s| 2 + s.num_remaining() / BLOCK_SIZE).sum();
+    let num_blocks_left = scheduler.pool().num_available().saturating_sub(num_taken);
+    // ... and these leave something of the step.
+    let limits = schedule.limits;
+    let num_tokens_min = limits.prefill_tokens_per_step_max.min(limits.max_num_batched_tokens - running.len()).min(32);
+    let num_remaining: usize = running.iter().map(Sequence::num_remaining).filter(|n| *n > 1).sum();
     let fits = |&index: &usize| {
         request(index).queue.timeout_ms.is_none() && request(index).prompt.len().div_ceil(BLOCK_SIZE) <= num_blocks_left
     };
@@ -105,8 +101,8 @@ fn is_owed(tenant: Tenant, own: &[usize], waiting: &[usize], schedule: &Schedule
         let other = s.share().tenant;
         other != tenant && (places(other) - 1) * weight(tenant) >= (places(tenant) + 1) * weight(other)
     };
-    running.len() == schedule.limits.max_num_seqs
-        && running.iter().all(|s| s.num_remaining() == 1)
+    running.len() == limits.max_num_seqs
+        && num_remaining < num_tokens_min
         && own.iter().all(fits)
-        && running.iter().any(|s| owes(s) && s.has_advanced() && s.num_passed() < schedule.limits.passed_max)
+        && running.iter().any(|s| owes(s) && s.has_advanced() && s.num_passed() < limits.passed_max)
 }

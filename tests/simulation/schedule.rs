@@ -78,7 +78,8 @@ impl Schedule {
             attention_span: usize::MAX,
             passed_max: r.of(&[1, 2, 64]),
         };
-        let num_blocks = r.pick(3..11);
+        // Too few for all, or enough for whoever has a place.
+        let num_blocks = if r.one_in(3) { r.pick(20..40) } else { r.pick(3..11) };
         let num_requests = r.pick(2..12);
         let last_at = r.pick(1..60);
         let weights = std::array::from_fn(|_| r.of(&[1, 1, 5]));

@@ -15,7 +15,7 @@ use tallow::error::ErrorKind;
 use tallow::metrics::Metrics;
 use tallow::model::Model;
 use tallow::model::stub::{StubConfig, StubFaults, StubModel};
-use tallow::protocol::{Event, FinishReason, Tenant, TokenEvent, TokenId, Usage, ValidRequest, WEIGHT_MAX};
+use tallow::protocol::{ErrorInfo, Event, FinishReason, Tenant, TokenEvent, TokenId, Usage, ValidRequest, WEIGHT_MAX};
 use tallow::sampling::grammar::{Grammar, GrammarCompiler, GrammarLimits};
 use tallow::stream::{CancelCause, StreamLog};
 use tallow::text::Tokenizer;
@@ -113,7 +113,7 @@ impl World {
             mutation,
             metrics,
             audience: Audience::new(schedule.seed, time_ms.clone()),
-            fairness: Fairness::new(num_requests),
+            fairness: Fairness::default(),
             parts,
             time_ms,
             workers,
@@ -336,7 +336,13 @@ impl World {
             let has_it = |(other, t): &(usize, Transcript)| {
                 let mut all = request(*other).prompt.clone();
                 all.extend(t.tokens.iter().flat_map(|e| &e.tokens));
-                other != index && request(*other).tenant == request(*index).tenant && all.starts_with(beginning)
+                // What a stop string cut off was computed, and nobody was told of it.
+                let num_computed = request(*other).prompt.len() + t.num_completion_tokens();
+                let num_told = all.len().min(beginning.len());
+                other != index
+                    && request(*other).tenant == request(*index).tenant
+                    && all.starts_with(&beginning[..num_told])
+                    && num_computed >= beginning.len()
             };
             assert!(transcripts.iter().any(has_it), "request {index} was given a stranger's blocks");
             num_hits += 1;
@@ -356,6 +362,13 @@ struct Transcript {
 }
 
 impl Transcript {
+    fn num_completion_tokens(&self) -> usize {
+        match &self.end {
+            Event::Done { usage, .. } | Event::Error(ErrorInfo { usage, .. }) => usage.completion_tokens,
+            other => panic!("it ended with {other:?}"),
+        }
+    }
+
     /// Checks the order of events on the way.
     fn read(log: &Arc<StreamLog>) -> Self {
         let mut reader = log.reader(0);
