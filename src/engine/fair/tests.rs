@@ -255,3 +255,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_item_taken_before_its_turn_is_charged_and_takes_nothing_from_the_others() {
+    let mut q = queue();
+    fill(&mut q, 1, terms(1, 0), 100, 10);
+    fill(&mut q, 2, terms(1, 0), 100, 10);
+    pops(&mut q, 2);
+    for _ in 0..4 {
+        let ticket = q.heads(9).into_iter().map(|(ticket, _)| ticket).find(|t| t.tenant == Tenant(2));
+        assert_eq!(q.take(ticket.expect("waits")), Some(2));
+    }
+    assert_eq!(pops(&mut q, 4), [1; 4], "those that were passed catch up");
+    fill(&mut q, 3, terms(1, 0), 100, 1);
+    let owners: Vec<u64> = q.heads(2).into_iter().map(|(_, owner)| *owner).collect();
+    assert_eq!(owners.len(), 2, "no more than are asked for");
+    assert_eq!(Some(owners[0]), q.pop(), "in the order of their turns");
+}

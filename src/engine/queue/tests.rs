@@ -294,3 +294,19 @@ fn owners_take_turns_and_positions_say_so() {
     let order: Vec<_> = (0..7).map(|_| b.pull().expect("waits").request.id.0).collect();
     assert_eq!(order.iter().position(|id| *id == 100), Some(position));
 }
+
+#[test]
+fn what_does_not_fit_is_passed_by_another_owners_first_if_the_worker_wants_it() {
+    let b = bench(100, 100_000);
+    for (tenant, id) in [(1, 0), (1, 1), (2, 10), (2, 11), (3, 20)] {
+        b.submit_to(&log_of(tenant, id), 5).expect("room");
+    }
+    let mut asked = Vec::new();
+    let pulled = b.queue.pull(|entry, passed| {
+        asked.push((entry.request.id.0, passed.map(|passed| passed.request.id.0)));
+        entry.request.id.0 == 20
+    });
+    assert!(matches!(pulled, Pulled::Entry(entry) if entry.request.id.0 == 20));
+    assert_eq!(asked, [(0, None), (10, Some(0)), (20, Some(0))], "the first of each owner, in turn");
+    assert_eq!(b.pull().expect("waits").request.id.0, 0, "and the next stays so");
+}
