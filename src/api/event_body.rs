@@ -2,6 +2,7 @@
 //! the stream; what that means is the stream's own policy.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -11,6 +12,7 @@ use bytes::Bytes;
 use futures_util::future::select_all;
 use futures_util::stream;
 use prometheus_client::metrics::gauge::Gauge;
+use tokio::time::{Instant, Sleep};
 
 use super::sse::{self, SseWriter};
 use crate::protocol::Event;
@@ -53,7 +55,7 @@ pub fn respond(reader: StreamReader, dialect: impl Dialect, heartbeat: Duration,
 pub fn respond_many<D: Dialect>(parts: Vec<(StreamReader, D)>, heartbeat: Duration, readers: &Gauge) -> Response {
     let parts =
         parts.into_iter().map(|(reader, dialect)| Part { reader, dialect, is_opened: false, has_end: false }).collect();
-    let reading = Reading { parts, heartbeat, _count: Counted::new(readers) };
+    let reading = Reading { parts, silence: Silence::new(heartbeat), _count: Counted::new(readers) };
     let body = Body::from_stream(stream::unfold(reading, |mut reading| async move {
         let bytes = reading.next_bytes().await?;
         Some((Ok::<_, Infallible>(bytes), reading))
@@ -70,7 +72,7 @@ pub fn respond_many<D: Dialect>(parts: Vec<(StreamReader, D)>, heartbeat: Durati
 struct Reading<D> {
     /// Those that may have more to come.
     parts: Vec<Part<D>>,
-    heartbeat: Duration,
+    silence: Silence,
     _count: Counted,
 }
 
@@ -99,26 +101,22 @@ impl<D: Dialect> Reading<D> {
         loop {
             self.take_ready(&mut out);
             if !out.is_empty() {
+                self.silence.is_broken();
                 return Some(out.take());
             }
             if self.parts.is_empty() {
                 return None;
             }
-            match tokio::time::timeout(self.heartbeat, self.ready()).await {
-                Ok(None) => {}
-                Ok(Some(index)) => self.leave(index, &mut out),
-                Err(_elapsed) => out.heartbeat(),
-            }
-        }
-    }
-
-    /// Waits until there is something to take, or a part has nothing more to come, which is told then.
-    async fn ready(&mut self) -> Option<usize> {
-        match &mut self.parts[..] {
-            [part] => (!part.reader.ready().await).then_some(0),
-            parts => {
-                let (is_ready, index, _) = select_all(parts.iter_mut().map(|p| Box::pin(p.reader.ready()))).await;
-                (!is_ready).then_some(index)
+            let over = tokio::select! {
+                biased;
+                over = ready(&mut self.parts) => over,
+                () = self.silence.is_too_long() => {
+                    out.heartbeat();
+                    None
+                }
+            };
+            if let Some(index) = over {
+                self.leave(index, &mut out);
             }
         }
     }
@@ -147,6 +145,47 @@ impl<D: Dialect> Reading<D> {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Waits until there is something to take, or a part has nothing more to come, which is told then.
+async fn ready<D>(parts: &mut [Part<D>]) -> Option<usize> {
+    match parts {
+        [part] => (!part.reader.ready().await).then_some(0),
+        parts => {
+            let (is_ready, index, _) = select_all(parts.iter_mut().map(|p| Box::pin(p.reader.ready()))).await;
+            (!is_ready).then_some(index)
+        }
+    }
+}
+
+/// How long nothing was written. Its timer is set anew when it rings and not with every write: with thousands of readers
+/// the clockwork would be most of the work.
+struct Silence {
+    max: Duration,
+    since: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Silence {
+    fn new(max: Duration) -> Self {
+        Self { max, since: Instant::now(), timer: Box::pin(tokio::time::sleep(max)) }
+    }
+
+    fn is_broken(&mut self) {
+        self.since = Instant::now();
+    }
+
+    /// Waits until it is.
+    async fn is_too_long(&mut self) {
+        loop {
+            self.timer.as_mut().await;
+            let due = self.since + self.max;
+            if due <= Instant::now() {
+                return;
+            }
+            self.timer.as_mut().reset(due);
         }
     }
 }
