@@ -36,10 +36,10 @@ use tallow::text::Tokenizer;
 const MODEL: &str = "smollm2-135m-instruct";
 const NUM_STREAMS: usize = 64;
 /// 64 tokens in 6 ms are 10,667 a second.
-const STEP_MS: u64 = 6;
+const STEP_MS: u64 = 1;
 const MEASURED: Duration = Duration::from_secs(10);
 /// More than are said while it is measured.
-const MAX_TOKENS: usize = 4096;
+const MAX_TOKENS: usize = 3800;
 const PROMPT_TOKENS: usize = 1000;
 const NUM_CHATS: usize = 500;
 

@@ -36,8 +36,10 @@ fn events_of(bytes: &[u8]) -> &[u8] {
     &bytes[first + blank(&bytes[first..])..]
 }
 
-/// Follows from behind `last_id` to the end; notes for each event that came live how late it was.
-async fn read(mut wire: Wire, delays_ms: Arc<Vec<AtomicU64>>) -> Vec<u8> {
+/// Follows from behind `last_id` to the end; notes for each event that came live how late it was. The connection is given
+/// back: clients keep one alive when an answer is over, and two thousand that close it in the same moment would be what is
+/// measured in the last token.
+async fn read(mut wire: Wire, delays_ms: Arc<Vec<AtomicU64>>) -> (Wire, Vec<u8>) {
     let (mut all, mut parser) = (Vec::new(), SseParser::default());
     let joined_ms = now_ms();
     while let Some(bytes) = wire.some().await.expect("it is not cut") {
@@ -50,7 +52,7 @@ async fn read(mut wire: Wire, delays_ms: Arc<Vec<AtomicU64>>) -> Vec<u8> {
         }
         all.extend(bytes);
     }
-    all
+    (wire, all)
 }
 
 /// Milliseconds that the same bytes take to as many readers without a server: a loop of writes, and tasks that do
@@ -120,10 +122,13 @@ async fn p5_every_reader_of_a_stream_sees_the_same_bytes() {
             (cursor == "0", read(wire, delays_ms).await)
         }));
     }
-    let mut answers = Vec::new();
+    let (mut answers, mut wires) = (Vec::new(), Vec::new());
     for reader in readers {
-        answers.push(reader.await.unwrap());
+        let (is_behind_first, (wire, bytes)) = reader.await.unwrap();
+        answers.push((is_behind_first, bytes));
+        wires.push(wire);
     }
+    drop(wires);
     let whole = http(server.address, "GET", &path, &[], "").await.unwrap().body;
     let (all, num_events) = (events_of(&whole), SseParser::parse(&whole).len());
     let after_first = &all[all.windows(2).position(|w| w == b"\n\n").unwrap() + 2..];

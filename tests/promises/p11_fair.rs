@@ -208,8 +208,5 @@ fn p11_a_key_with_few_requests_at_once_has_its_half_of_the_machine() {
     }
     .record();
     // It waits for its own requests only, but for the steps in which it is given its places.
-    assert!(
-        beside <= alone_in_half + PLACES as f64,
-        "{beside} steps beside, {alone_in_half} alone in half of it"
-    );
+    assert!(beside <= alone_in_half + PLACES as f64, "{beside} steps beside, {alone_in_half} alone in half of it");
 }
