@@ -112,14 +112,21 @@ impl Host<'_> {
         assert_eq!(usage.completion_tokens, whole.usage.unwrap().completion_tokens);
     }
 
-    /// The log of the same generation, which says how it ended, is what is waited for.
+    /// Nobody else may follow it meanwhile: a reader that came before the other is seen to have left would keep it alive. So
+    /// the count of cancellations is what is waited for, a look at a time, and then the log is read.
     async fn cancels_a_stream_that_is_dropped(&self) {
         // A schema that forbids an early end.
         let long = json!({"type": "string", "minLength": 1000, "maxLength": 1100});
         let fields = json!({"max_completion_tokens": 1200, "response_format": form(&long)});
         let mut stream = self.client.chat().create_stream(self.chat(&fields)).await.unwrap();
         let first = stream.next().await.expect("it begins").unwrap();
+        let before = self.server.metric("tallow_requests_cancelled_total").await;
         drop(stream);
+        let mut num_looks = 0;
+        while self.server.metric("tallow_requests_cancelled_total").await == before {
+            num_looks += 1;
+            assert!(num_looks < 1000, "it still runs");
+        }
         let id = first.id.strip_prefix("chatcmpl-").expect("a chat's id");
         let log = self.server.http.get(format!("{}/v1/streams/{id}", self.server.url)).send().await.unwrap();
         let log = log.text().await.unwrap();
