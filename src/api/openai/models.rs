@@ -1,4 +1,5 @@
-//! `GET /v1/models`: the model that is served, and the encoder beside it if there is one. Anthropic's clients ask the same route, and get their own shape.
+//! `GET /v1/models`: the model that is served, and the encoder beside it if there is one. Anthropic's clients ask the
+//! same route, and get their own shape.
 
 use axum::Json;
 use axum::extract::{Path, State};
