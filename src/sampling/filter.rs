@@ -1,43 +1,16 @@
 //! The tokens that can still be drawn, with integer weights, in order of id, and the filters that drop some.
 
-use super::math::exp_f32;
-use super::top;
+use super::math::ln_f32;
+use super::weights::{Row, draw_at, weight};
 use crate::protocol::TokenId;
 
-/// The weight of the most probable token, 2^40: small enough that a vocabulary's sum fits 64 bits.
-pub(super) const WEIGHT_ONE: f64 = 1_099_511_627_776.0;
-
-/// Above this distance the weight is 0: 40 ln 2 is 27.73.
-const DISTANCE_MAX: f32 = 27.75;
-
-/// Logits that are weighed together: enough for the exponentials to be computed as vectors.
-const CHUNK: usize = 32;
-
-/// Weight of a token whose scaled logit is `distance >= 0` below the largest.
-#[inline]
-pub(super) fn weight(distance: f32) -> u64 {
-    if distance < DISTANCE_MAX { (exp_f32(-distance) * WEIGHT_ONE as f32) as u64 } else { 0 }
-}
-
-/// The sum of all weights of a row, before any filter.
-pub(super) fn total_weight(row: &[f32], max: f32) -> u64 {
-    row.chunks(CHUNK).map(|logits| weigh(logits, max, 1.0).1.iter().sum::<u64>()).sum()
-}
-
-/// Distances and weights of up to [`CHUNK`] logits; those that are not there weigh nothing.
-#[inline]
-fn weigh(logits: &[f32], max: f32, temperature: f32) -> ([f32; CHUNK], [u64; CHUNK]) {
-    let mut distances = [f32::INFINITY; CHUNK];
-    for (distance, logit) in distances.iter_mut().zip(logits) {
-        *distance = (max - logit) / temperature;
-    }
-    (distances, distances.map(weight))
-}
-
-/// Never empty once filled; rising ids.
+/// What the filters so far have left.
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
+    /// Never empty once taken; rising ids. Right after one of the `take_for_` it lacks tokens that the filter would drop.
     list: Vec<Candidate>,
+    /// What all weigh, those that the list lacks too.
+    total: u64,
     scratch: Vec<Ranked>,
 }
 
@@ -69,62 +42,84 @@ impl Candidate {
 }
 
 impl Candidates {
-    /// Takes every token that weighs something and does not stand behind `last`.
-    pub(super) fn fill(&mut self, row: &[f32], max: f32, temperature: f32, last: Option<(f32, TokenId)>) {
+    /// Takes every token that weighs something.
+    pub(super) fn take_all(&mut self, row: &Row<'_>) {
+        self.take_near(row, f32::INFINITY);
+        self.total = self.sum();
+    }
+
+    /// Takes those of `top` that weigh something.
+    pub(super) fn take_top(&mut self, row: &Row<'_>, top: &mut [(f32, TokenId)]) {
+        top.sort_unstable_by_key(|&(_, id)| id);
+        let candidates = top.iter().map(|&(logit, id)| {
+            let distance = row.distance(logit);
+            Candidate { id, distance, weight: weight(distance) }
+        });
         self.list.clear();
-        for (index, logits) in row.chunks(CHUNK).enumerate() {
-            let (distances, weights) = weigh(logits, max, temperature);
-            for (lane, &logit) in logits.iter().enumerate() {
-                let id = (index * CHUNK + lane) as TokenId;
-                let stays = weights[lane] > 0 && last.is_none_or(|last| top::order(&(logit, id), &last).is_le());
-                if stays {
-                    self.list.push(Candidate { id, distance: distances[lane], weight: weights[lane] });
-                }
+        self.list.extend(candidates.filter(|c| c.weight > 0));
+        self.total = self.sum();
+    }
+
+    /// Takes all that [`Self::keep_top_p`] may keep: most often a few near the top are enough.
+    pub(super) fn take_for_top_p(&mut self, row: &Row<'_>, top_p: f32) {
+        self.total = row.total();
+        let target = part_of(self.total, top_p);
+        for distance_max in [3.0, 8.0, f32::INFINITY] {
+            self.take_near(row, distance_max);
+            if self.sum() >= target {
+                break;
             }
         }
     }
 
+    /// Takes all that [`Self::keep_min_p`] may keep.
+    pub(super) fn take_for_min_p(&mut self, row: &Row<'_>, min_p: f32) {
+        // Weights of `min_p` are at this distance but for rounding, which one more is far beyond.
+        self.take_near(row, 1.0 - ln_f32(min_p));
+    }
+
+    /// Takes every token that weighs something and is within `distance_max`.
+    fn take_near(&mut self, row: &Row<'_>, distance_max: f32) {
+        self.list.clear();
+        row.for_each_near(distance_max, |id, distance, weight| {
+            if weight > 0 {
+                self.list.push(Candidate { id, distance, weight });
+            }
+        });
+    }
+
     /// Keeps the fewest most probable tokens that together reach `top_p`.
     pub(super) fn keep_top_p(&mut self, top_p: f32) {
-        let target = part_of(self.total(), top_p);
-        // Most often a few tokens near the top are enough; only these are then ranked.
-        for distance_max in [3.0, 8.0, f32::INFINITY] {
-            let near = self.list.iter().filter(|c| c.distance <= distance_max);
-            self.scratch.clear();
-            self.scratch.extend(near.map(|c| Ranked { rank: c.rank(), weight: c.weight }));
-            if self.scratch.iter().map(|r| r.weight).sum::<u64>() >= target {
-                break;
-            }
-        }
-        let last = last_needed(&mut self.scratch, target);
-        self.list.retain(|c| c.rank() <= last);
+        self.scratch.clear();
+        self.scratch.extend(self.list.iter().map(|c| Ranked { rank: c.rank(), weight: c.weight }));
+        let last = last_needed(&mut self.scratch, part_of(self.total, top_p));
+        self.keep(|c| c.rank() <= last);
     }
 
     /// Keeps the fewest tokens that together reach `typical_p`, beginning with those whose information is nearest to
     /// the distribution's entropy (Meister et al., arXiv:2202.00666). Information is distance plus a constant, and
     /// entropy is the mean distance plus the same constant, so the constant is never computed.
     pub(super) fn keep_typical(&mut self, typical_p: f32) {
-        let total = self.total();
+        let total = self.total;
         let sum: u128 = self.list.iter().map(|c| u128::from(c.weight) * u128::from(c.distance_fixed())).sum();
         let mean = (sum / u128::from(total)) as u64;
         let rank = |c: &Candidate| (c.distance_fixed().abs_diff(mean) << 32) | u64::from(c.id);
         self.scratch.clear();
         self.scratch.extend(self.list.iter().map(|c| Ranked { rank: rank(c), weight: c.weight }));
         let last = last_needed(&mut self.scratch, part_of(total, typical_p));
-        self.list.retain(|c| rank(c) <= last);
+        self.keep(|c| rank(c) <= last);
     }
 
     /// Keeps tokens at least `min_p` times as probable as the most probable one left.
     pub(super) fn keep_min_p(&mut self, min_p: f32) {
         let largest = self.list.iter().map(|c| c.weight).max().expect("never empty");
         let least = part_of(largest, min_p);
-        self.list.retain(|c| c.weight >= least);
+        self.keep(|c| c.weight >= least);
     }
 
     /// The token that 64 random bits choose.
     pub(super) fn draw(&self, random: u64) -> TokenId {
-        // Scaled down, not taken modulo: the bias is below 2^-6 of the least weight there is.
-        let mut at = ((u128::from(random) * u128::from(self.total())) >> 64) as u64;
+        let mut at = draw_at(random, self.total);
         for c in &self.list {
             if at < c.weight {
                 return c.id;
@@ -139,7 +134,12 @@ impl Candidates {
         (self.list.capacity(), self.scratch.capacity())
     }
 
-    fn total(&self) -> u64 {
+    fn keep(&mut self, stays: impl Fn(&Candidate) -> bool) {
+        self.list.retain(stays);
+        self.total = self.sum();
+    }
+
+    fn sum(&self) -> u64 {
         self.list.iter().map(|c| c.weight).sum()
     }
 }

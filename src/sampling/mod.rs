@@ -25,11 +25,13 @@ pub mod math;
 mod philox;
 mod seen;
 mod top;
+mod weights;
 
 use filter::Candidates;
 pub use mask::TokenMask;
 pub use philox::random_u64;
 pub use seen::SeenTokens;
+use weights::Row;
 
 use crate::error::{Error, Result};
 use crate::protocol::{SamplingParams, TokenId, TokenLogprob};
@@ -43,6 +45,7 @@ pub struct Sampler {
     /// The row without the tokens that a grammar does not allow.
     masked: Vec<f32>,
     top: Vec<(f32, TokenId)>,
+    sums: Vec<u64>,
 }
 
 /// What one draw depends on besides the logits.
@@ -115,15 +118,23 @@ impl Sampler {
             return Err(Error::internal("bias, penalties, bans and grammar leave no token that can be chosen"));
         }
         if params.temperature == 0.0 {
-            let best = row.iter().position(|&logit| logit == max).expect("the maximum is in the row");
-            return Ok(best as TokenId);
+            return Ok(first_of(row, max));
         }
+        let row = Row { logits: row, max, temperature: params.temperature };
+        let random = random_u64(draw.seed, draw.position);
         let candidates = &mut self.candidates;
-        if (1..row.len()).contains(&params.top_k) {
-            top::select_top(row, params.top_k, &mut self.top);
-            candidates.fill(row, max, params.temperature, self.top.last().copied());
+        // The first filter looks at the row itself, so that little more than it leaves becomes a list.
+        if (1..row.logits.len()).contains(&params.top_k) {
+            top::select_top(row.logits, params.top_k, &mut self.top);
+            candidates.take_top(&row, &mut self.top);
+        } else if params.typical_p < 1.0 {
+            candidates.take_all(&row);
+        } else if params.top_p < 1.0 {
+            candidates.take_for_top_p(&row, params.top_p);
+        } else if params.min_p > 0.0 {
+            candidates.take_for_min_p(&row, params.min_p);
         } else {
-            candidates.fill(row, max, params.temperature, None);
+            return Ok(row.draw(random, &mut self.sums));
         }
         if params.typical_p < 1.0 {
             candidates.keep_typical(params.typical_p);
@@ -134,14 +145,14 @@ impl Sampler {
         if params.min_p > 0.0 {
             candidates.keep_min_p(params.min_p);
         }
-        Ok(candidates.draw(random_u64(draw.seed, draw.position)))
+        Ok(candidates.draw(random))
     }
 
     /// Log-probabilities before temperature and filters, from the raw row.
     fn logprob(&mut self, row: &[f32], token: TokenId, num_top: usize) -> TokenLogprob {
         let max = max(row);
-        let sum = filter::total_weight(row, max);
-        let ln_sum = math::ln_f32((sum as f64 / filter::WEIGHT_ONE) as f32);
+        let sum = Row { logits: row, max, temperature: 1.0 }.total();
+        let ln_sum = math::ln_f32((sum as f64 / weights::WEIGHT_ONE) as f32);
         let logprob = |logit: f32| (logit - max) - ln_sum;
         top::select_top(row, num_top, &mut self.top);
         self.top.sort_unstable_by(top::order);
@@ -152,9 +163,9 @@ impl Sampler {
 
 fn check(row: &[f32]) -> Result<()> {
     // Neither NaN nor infinity is less than infinity.
-    let bad = row.iter().fold(0u32, |bad, &logit| bad + u32::from(!is_below_infinity(logit)));
-    if bad > 0 {
-        return Err(Error::internal(format!("the model gave {bad} logits that are NaN or infinite")));
+    let num_bad: u32 = row.iter().map(|&logit| u32::from(!is_below_infinity(logit))).sum();
+    if num_bad > 0 {
+        return Err(Error::internal(format!("the model gave {num_bad} logits that are NaN or infinite")));
     }
     if max(row) == f32::NEG_INFINITY {
         return Err(Error::internal("the model gave no token a logit"));
@@ -190,6 +201,14 @@ fn adjust(row: &mut [f32], draw: &Draw<'_>, touched: &mut Vec<(TokenId, f32)>) {
     for &id in draw.banned {
         change(id, &|_| f32::NEG_INFINITY);
     }
+}
+
+/// The lowest id with this logit, which is there. By chunks first: a search that may end at any logit is no vector loop.
+fn first_of(row: &[f32], logit: f32) -> TokenId {
+    let has = |chunk: &[f32]| chunk.iter().map(|&l| u32::from(l == logit)).sum::<u32>() > 0;
+    let chunk = row.chunks(64).position(has).expect("it is there");
+    let lane = row[64 * chunk..].iter().position(|&l| l == logit).expect("and in its chunk");
+    (64 * chunk + lane) as TokenId
 }
 
 /// The largest logit. Sixteen running maxima, so that the loop is a vector loop on any CPU.

@@ -199,7 +199,7 @@ fn naive(row: &[f32], p: &SamplingParams, random: u64) -> TokenId {
         .iter()
         .map(|&l| (max - l) / p.temperature)
         .enumerate()
-        .map(|(i, d)| (d, i as u32, filter::weight(d)))
+        .map(|(i, d)| (d, i as u32, weights::weight(d)))
         .collect();
     list.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
     if p.top_k > 0 {
