@@ -11,65 +11,14 @@ use std::mem::size_of;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
-use tokio::sync::watch;
-
 use super::feed::{Feed, Happening};
-use super::{StreamReader, StreamStore};
+use super::progress::Progress;
+use super::{CancelCause, StreamReader, StreamStatus, StreamStore};
 use crate::error::ErrorKind;
 use crate::protocol::{Event, OnDisconnect, StreamId, Tenant, TokenLogprob};
 
 /// Milliseconds since the Unix epoch, never going back. Handed in, so that nothing here reads a clock.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
-
-/// Why a generation was told to stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum CancelCause {
-    /// Its last reader left, and its policy says stop.
-    ReaderLeft,
-    /// Its owner asked.
-    Requested,
-    /// The server is going down.
-    Shutdown,
-}
-
-impl CancelCause {
-    /// Its word in metrics and feeds.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::ReaderLeft => "reader_left",
-            Self::Requested => "requested",
-            Self::Shutdown => "shutdown",
-        }
-    }
-}
-
-/// How far a generation has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum StreamStatus {
-    /// Accepted, no worker has begun.
-    Queued,
-    /// A worker is on it.
-    Running,
-    /// Ended as it should.
-    Done,
-    /// Ended because somebody cancelled it.
-    Cancelled,
-    /// Ended by a failure.
-    Failed,
-}
-
-impl StreamStatus {
-    /// The wire word.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Running => "running",
-            Self::Done => "done",
-            Self::Cancelled => "cancelled",
-            Self::Failed => "failed",
-        }
-    }
-}
 
 /// One event with its place and time, as readers get it.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -97,8 +46,8 @@ pub struct StreamLog {
     num_bytes: AtomicUsize,
     /// Most of them; beyond, the oldest events go. The table sets it.
     num_bytes_max: AtomicUsize,
-    /// Number of events; readers wait on it.
-    pub(super) len: watch::Sender<usize>,
+    /// What readers may see, for them to look at and wait on.
+    pub(super) progress: Progress,
     /// Choices of the same request, which end with it when somebody asks for its end by name.
     followers: OnceLock<Vec<Weak<StreamLog>>>,
     /// Where its events are kept, if anywhere but here.
@@ -143,6 +92,11 @@ impl State {
         self.undurable.front().map_or(end, |first| end.min(*first))
     }
 
+    /// Whether readers get nothing beyond what they may see now.
+    fn is_over(&self) -> bool {
+        self.suspended_at.is_some() || self.terminal().is_some() && self.num_visible() == self.num_events()
+    }
+
     /// Drops the oldest events until the rest fit, or only the last is left; returns the bytes that are kept.
     fn trim(&mut self, mut num_bytes: usize, num_bytes_max: usize) -> usize {
         while num_bytes > num_bytes_max && self.entries.len() > 1 {
@@ -163,23 +117,7 @@ impl StreamLog {
     /// An empty log that stamps its events with `clock`.
     pub fn with_clock(id: StreamId, tenant: Tenant, on_disconnect: OnDisconnect, clock: Clock) -> Arc<Self> {
         let created_ms = clock();
-        let (state, num_bytes, len) = (Mutex::default(), AtomicUsize::default(), watch::Sender::new(0));
-        let num_bytes_max = AtomicUsize::new(usize::MAX);
-        let store = OnceLock::new();
-        Arc::new(Self {
-            id,
-            tenant,
-            on_disconnect,
-            created_ms,
-            clock,
-            state,
-            num_bytes,
-            num_bytes_max,
-            len,
-            followers: OnceLock::new(),
-            store,
-            feed: OnceLock::new(),
-        })
+        Self::restored(id, tenant, on_disconnect, clock, created_ms, Vec::new())
     }
 
     /// The log of a stream of an earlier process, with the events it had. Nobody reads it yet, whoever did before.
@@ -196,8 +134,9 @@ impl StreamLog {
         let is_cancelled =
             entries.last().is_some_and(|e| matches!(&e.event, Event::Error(info) if info.kind == ErrorKind::Cancelled));
         let cancelled = is_cancelled.then_some(CancelCause::Requested);
-        let len = watch::Sender::new(entries.len());
         let state = State { entries: entries.into(), started, cancelled, ..State::default() };
+        let progress = Progress::default();
+        progress.set(state.num_visible(), state.is_over());
         Arc::new(Self {
             id,
             tenant,
@@ -207,7 +146,7 @@ impl StreamLog {
             state: Mutex::new(state),
             num_bytes: AtomicUsize::new(num_bytes),
             num_bytes_max: AtomicUsize::new(usize::MAX),
-            len,
+            progress,
             followers: OnceLock::new(),
             store: OnceLock::new(),
             feed: OnceLock::new(),
@@ -242,9 +181,9 @@ impl StreamLog {
         while state.undurable.front().is_some_and(|first| *first <= seq) {
             state.undurable.pop_front();
         }
-        let num_events = state.num_events();
+        self.progress.set(state.num_visible(), state.is_over());
         drop(state);
-        self.len.send_replace(num_events as usize);
+        self.progress.wake();
     }
 
     /// Sends its readers away when they have what there is: the stream goes on in another process.
@@ -252,8 +191,9 @@ impl StreamLog {
         let mut state = self.lock();
         let num_events = state.num_events();
         state.suspended_at.get_or_insert(num_events);
+        self.progress.set(state.num_visible(), state.is_over());
         drop(state);
-        self.len.send_replace(num_events as usize);
+        self.progress.wake();
     }
 
     /// Whether it goes on in another process.
@@ -263,14 +203,14 @@ impl StreamLog {
 
     /// Waits until its request is where it outlives the process, if it is to be kept at all. Not a reader.
     pub async fn accepted(&self) {
-        let mut len = self.len.subscribe();
+        let mut progress = self.progress.subscribe();
         loop {
             let is_waiting = {
                 let state = self.lock();
                 state.num_visible() == 0 && state.num_events() > 0 && state.suspended_at.is_none()
             };
             // The sender lives in `self`, so this cannot fail while we wait.
-            if !is_waiting || len.changed().await.is_err() {
+            if !is_waiting || progress.changed().await.is_err() {
                 return;
             }
         }
@@ -344,6 +284,7 @@ impl StreamLog {
         let num_bytes = self.num_bytes.load(Ordering::Relaxed) + num_bytes;
         let num_bytes = state.trim(num_bytes, self.num_bytes_max.load(Ordering::Relaxed));
         self.num_bytes.store(num_bytes, Ordering::Relaxed);
+        self.progress.set(state.num_visible(), state.is_over());
         drop(state);
         if let Some((feed, happening)) = happening {
             feed.publish(ts_ms, Some(self.id), happening);
@@ -356,7 +297,7 @@ impl StreamLog {
                 self.on_durable(u64::MAX);
             }
         }
-        self.len.send_replace(seq as usize + 1);
+        self.progress.wake();
         seq
     }
 
@@ -387,10 +328,10 @@ impl StreamLog {
 
     /// Waits for the terminal event without being a reader: it neither keeps the stream alive nor ends it.
     pub async fn finished(&self) {
-        let mut len = self.len.subscribe();
+        let mut progress = self.progress.subscribe();
         while !self.is_finished() {
             // The sender lives in `self`, so this cannot fail while we wait.
-            if len.changed().await.is_err() {
+            if progress.changed().await.is_err() {
                 return;
             }
         }

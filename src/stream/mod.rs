@@ -4,12 +4,15 @@
 
 mod feed;
 mod log;
+mod progress;
 mod reader;
+mod status;
 mod store;
 mod table;
 
 pub use feed::{Feed, FeedEvent, FeedRead, FeedReader, Happening};
-pub use log::{CancelCause, Clock, Entry, StreamLog, StreamStatus};
+pub use log::{Clock, Entry, StreamLog};
 pub use reader::{Gap, Read, StreamReader};
+pub use status::{CancelCause, StreamStatus};
 pub use store::{StoreLimits, StoredStream, StreamRecord, StreamStore};
 pub use table::{StreamTable, TableLimits};

@@ -18,7 +18,7 @@ const MERGED_EVENTS_MAX: usize = 256;
 pub struct StreamReader {
     log: Arc<StreamLog>,
     next_seq: u64,
-    len: watch::Receiver<usize>,
+    changed: watch::Receiver<()>,
 }
 
 /// What a reader gets.
@@ -52,22 +52,20 @@ impl Gap {
 
 impl StreamReader {
     pub(super) fn new(log: Arc<StreamLog>, next_seq: u64) -> Self {
-        let len = log.len.subscribe();
-        Self { log, next_seq, len }
+        let changed = log.progress.subscribe();
+        Self { log, next_seq, changed }
     }
 
     /// Waits until an event is there to take; `false` once the terminal event was given. Cancel-safe.
     pub async fn ready(&mut self) -> bool {
         loop {
-            let (num_events, ended) = {
-                let state = self.log.lock();
-                (state.num_visible(), is_ended(&state))
-            };
-            if num_events > self.next_seq {
-                return true;
+            match self.log.progress.has(self.next_seq) {
+                Some(true) => return true,
+                None => return false,
+                Some(false) => {}
             }
             // The sender lives in the log that this reader holds, so waiting cannot fail.
-            if ended || self.len.changed().await.is_err() {
+            if self.changed.changed().await.is_err() {
                 return false;
             }
         }
@@ -102,18 +100,18 @@ impl StreamReader {
     /// With `backlog_min`, when at least that many token events have piled up in a row, many come as one, with the
     /// sequence number and time of the last: a reader that lags catches up in few frames.
     pub fn read(&mut self, backlog_min: Option<usize>) -> Option<Read> {
-        let log = self.log.clone();
-        let state = log.lock();
-        if self.next_seq < state.num_trimmed {
-            let num_lost = state.num_trimmed - self.next_seq;
-            self.next_seq = state.num_trimmed;
-            let ts_ms = state.entries.front().map_or(0, |e| e.ts_ms);
-            return Some(Read::Gap(Gap { next_seq: self.next_seq, num_lost, ts_ms }));
-        }
-        if self.next_seq >= state.num_visible() {
+        let Self { log, next_seq, .. } = self;
+        if *next_seq >= log.progress.num_visible() {
             return None;
         }
-        let index = usize::try_from(self.next_seq - state.num_trimmed).ok()?;
+        let state = log.lock();
+        if *next_seq < state.num_trimmed {
+            let num_lost = state.num_trimmed - *next_seq;
+            *next_seq = state.num_trimmed;
+            let ts_ms = state.entries.front().map_or(0, |e| e.ts_ms);
+            return Some(Read::Gap(Gap { next_seq: *next_seq, num_lost, ts_ms }));
+        }
+        let index = usize::try_from(*next_seq - state.num_trimmed).ok()?;
         let entry = match backlog_min {
             Some(backlog_min) => merged(&state, index, backlog_min.max(2)),
             None => None,
@@ -122,7 +120,7 @@ impl StreamReader {
             Some(entry) => entry,
             None => state.entries.get(index)?.clone(),
         };
-        self.next_seq = entry.seq + 1;
+        *next_seq = entry.seq + 1;
         Some(Read::Entry(entry))
     }
 
@@ -137,9 +135,10 @@ impl StreamReader {
     }
 }
 
-/// The run of token events from `index` on as one event, if it is `backlog_min` long.
+/// The run of visible token events from `index` on as one event, if it is `backlog_min` long.
 fn merged(state: &State, index: usize, backlog_min: usize) -> Option<Entry> {
-    let rest = state.entries.range(index.min(state.entries.len())..);
+    let num_visible = (state.num_visible() - state.num_trimmed) as usize;
+    let rest = state.entries.range(index..num_visible);
     let run = rest.clone().take(MERGED_EVENTS_MAX).take_while(|e| matches!(e.event, Event::Token(_))).count();
     if run < backlog_min {
         return None;
@@ -154,11 +153,6 @@ fn merged(state: &State, index: usize, backlog_min: usize) -> Option<Entry> {
     }
     let last = &state.entries[index + run - 1];
     Some(Entry { seq: last.seq, ts_ms: last.ts_ms, event: Event::Token(merged) })
-}
-
-fn is_ended(state: &State) -> bool {
-    let is_over = state.entries.back().is_some_and(|e| e.event.is_terminal());
-    state.suspended_at.is_some() || is_over && state.num_visible() == state.num_events()
 }
 
 impl Drop for StreamReader {
