@@ -4,11 +4,17 @@
 //! dispatches: by the letter it resets the cursor of a fresh connection, and it makes clients that parse every block
 //! as JSON fail. Payloads are JSON on one line, so no field ever holds a line break.
 
+use std::fmt::Display;
+use std::io::Write;
+
 use bytes::Bytes;
 use serde::Serialize;
 
 /// The media type.
 pub const CONTENT_TYPE: &str = "text/event-stream";
+
+/// Room for a token's event, so that its buffer does not grow by and by.
+const EVENT_BYTES: usize = 256;
 
 /// Collects frames into one buffer.
 #[derive(Debug, Default)]
@@ -18,14 +24,14 @@ pub struct SseWriter {
 
 impl SseWriter {
     /// A block of an id and nothing else: moves the client's cursor, fires no event.
-    pub fn cursor(&mut self, id: impl std::fmt::Display) {
-        self.field("id", &id.to_string());
+    pub fn cursor(&mut self, id: impl Display) {
+        self.field("id", id);
         self.end();
     }
 
     /// How long a client should wait before it reconnects.
     pub fn retry(&mut self, retry_ms: u64) {
-        self.field("retry", &retry_ms.to_string());
+        self.field("retry", retry_ms);
         self.end();
     }
 
@@ -54,8 +60,8 @@ impl SseWriter {
     }
 
     /// An event with id and name.
-    pub fn event(&mut self, id: impl std::fmt::Display, name: &'static str, payload: &impl Serialize) {
-        self.field("id", &id.to_string());
+    pub fn event(&mut self, id: impl Display, name: &'static str, payload: &impl Serialize) {
+        self.field("id", id);
         self.field("event", name);
         self.json(payload);
         self.end();
@@ -76,15 +82,18 @@ impl SseWriter {
         Bytes::from(std::mem::take(&mut self.buf))
     }
 
-    fn field(&mut self, name: &'static str, value: &str) {
-        debug_assert!(!value.contains(['\n', '\r', '\0']), "{name}: {value:?}");
+    fn field(&mut self, name: &'static str, value: impl Display) {
+        self.buf.reserve(EVENT_BYTES);
         self.buf.extend_from_slice(name.as_bytes());
         self.buf.extend_from_slice(b": ");
-        self.buf.extend_from_slice(value.as_bytes());
+        let began = self.buf.len();
+        write!(self.buf, "{value}").expect("a Vec never refuses");
+        debug_assert!(!self.buf[began..].iter().any(|b| b"\n\r\0".contains(b)), "{name}: {value}");
         self.buf.push(b'\n');
     }
 
     fn json(&mut self, payload: &impl Serialize) {
+        self.buf.reserve(EVENT_BYTES);
         self.buf.extend_from_slice(b"data: ");
         // Compact JSON escapes every line break. Our payloads have string keys and a Vec never refuses.
         serde_json::to_writer(&mut self.buf, payload).expect("wire types serialise");

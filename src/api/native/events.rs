@@ -8,7 +8,7 @@ use super::cursor::{Cursor, GapReason, Resume};
 use crate::api::event_body::Dialect;
 use crate::api::problem::ErrorBody;
 use crate::api::sse::SseWriter;
-use crate::protocol::{Epoch, ErrorInfo, Event, EventId, StreamId, TokenEvent, TokenId, TokenLogprob, Usage};
+use crate::protocol::{Epoch, ErrorInfo, Event, EventId, TokenEvent, TokenId, TokenLogprob, Usage};
 use crate::stream::{Entry, Gap};
 use crate::text::Tokenizer;
 
@@ -17,7 +17,8 @@ const MERGE_BACKLOG: usize = 64;
 
 /// One client's view of a generation as native events.
 pub(super) struct NativeEvents {
-    pub(super) stream: StreamId,
+    /// The stream's name, spelled once.
+    pub(super) stream: String,
     pub(super) epoch: Epoch,
     pub(super) resume: Resume,
     /// Jittered by the caller, so that a restarted server is not met by all clients at once.
@@ -32,8 +33,8 @@ pub(super) struct NativeEvents {
 
 /// What every event's data begins with.
 #[derive(Debug, Serialize)]
-struct Data<T> {
-    stream: String,
+struct Data<'a, T> {
+    stream: &'a str,
     /// Its place in the log; for `gap`, which is not in the log, the place of the event that follows.
     seq: u64,
     #[serde(rename = "type")]
@@ -176,8 +177,8 @@ impl NativeEvents {
         out.event(self.id(entry.seq), name, &self.data(name, entry.seq, entry.ts_ms, more));
     }
 
-    fn data<T>(&self, event_type: &'static str, seq: u64, ts: u64, more: T) -> Data<T> {
-        Data { stream: self.stream.to_string(), seq, event_type, ts, more }
+    fn data<T>(&self, event_type: &'static str, seq: u64, ts: u64, more: T) -> Data<'_, T> {
+        Data { stream: &self.stream, seq, event_type, ts, more }
     }
 
     fn id(&self, seq: u64) -> Cursor {

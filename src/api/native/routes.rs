@@ -146,7 +146,7 @@ pub async fn follow(
         return Ok(with_stream_id(content_type.into_response(), log.id()));
     }
     let dialect = NativeEvents {
-        stream: log.id(),
+        stream: log.id().to_string(),
         epoch,
         resume,
         retry_ms: retry_ms(),
