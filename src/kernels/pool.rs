@@ -44,6 +44,8 @@ struct Shared {
     homes: Box<[Home]>,
     num_tiles: AtomicUsize,
     num_done: AtomicUsize,
+    /// Counts claims that were run, of all jobs.
+    beat: Arc<AtomicU64>,
     /// The job's function as an erased closure and the shim that calls it.
     closure: AtomicPtr<()>,
     call: AtomicPtr<()>,
@@ -83,6 +85,7 @@ impl Pool {
             homes: (0..num_threads).map(|_| Home { claim: AtomicU64::new(TILE_MASK) }).collect(),
             num_tiles: AtomicUsize::new(0),
             num_done: AtomicUsize::new(0),
+            beat: Arc::default(),
             closure: AtomicPtr::default(),
             call: AtomicPtr::default(),
             ahead: Default::default(),
@@ -105,6 +108,11 @@ impl Pool {
     /// Number of threads, the caller included.
     pub fn num_threads(&self) -> usize {
         self.helpers.len() + 1
+    }
+
+    /// A count that rises several times in every job, so that a long one is told from one that hangs.
+    pub fn beat(&self) -> Arc<AtomicU64> {
+        self.shared.beat.clone()
     }
 
     /// Says what the next job will read: each tile its part of each range. Threads that wait fetch it meanwhile.
@@ -132,6 +140,7 @@ impl Pool {
         if self.helpers.is_empty() || num_tiles <= 1 {
             if num_tiles > 0 {
                 f(0..num_tiles);
+                self.shared.beat.fetch_add(1, Ordering::Relaxed);
             }
             return;
         }
@@ -236,6 +245,7 @@ impl Shared {
         if let Err(panic) = result {
             self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
         }
+        self.beat.fetch_add(1, Ordering::Relaxed);
         // SeqCst orders this against `caller_parked`: one side always sees the other.
         let is_last = self.num_done.fetch_add(n, Ordering::SeqCst) + n == num_tiles;
         if is_last
@@ -413,6 +423,19 @@ mod tests {
                 sum.fetch_add(tile, Ordering::Relaxed);
             });
             assert_eq!(sum.into_inner(), 45);
+        }
+    }
+
+    #[test]
+    fn the_beat_rises_within_a_job() {
+        for (num_threads, least) in [(1, 1), (2, 8), (3, 12)] {
+            let mut pool = Pool::new(num_threads);
+            let beat = pool.beat();
+            for _ in 0..20 {
+                let before = beat.load(Ordering::Relaxed);
+                pool.run(60, |_| {});
+                assert!(beat.load(Ordering::Relaxed) >= before + least, "{num_threads} threads");
+            }
         }
     }
 

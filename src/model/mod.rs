@@ -52,8 +52,8 @@ pub trait Model: Send {
     /// If the device fails. Another batch than the last is a bug.
     fn hidden_states(&mut self, batch: &Batch, rows: Range<usize>, states: &mut Vec<f32>) -> Result<()>;
 
-    /// A count that rises several times within `forward`, with every layer for instance: a long step is told from one
-    /// that hangs by it. Without one, a step that takes long counts as hung.
+    /// A count that rises many times within `forward`, with every part of a matrix for instance: a long step is told from
+    /// one that hangs by it. Without one, a step that takes long counts as hung.
     fn beat(&self) -> Option<Arc<AtomicU64>> {
         None
     }

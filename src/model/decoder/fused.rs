@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, InplaceOp2, Layout, Result as CandleResult, Storage, Tensor};
 
@@ -252,14 +252,17 @@ impl Fused {
         })
     }
 
-    /// Runs the batch; `angles` has the cosines and sines of each rope, `tables` the block tables as numbers; `beat` counts
-    /// layers.
+    /// See [`crate::model::Model::beat`].
+    pub(super) fn beat(&self) -> Arc<AtomicU64> {
+        self.cpu.pool.beat()
+    }
+
+    /// Runs the batch; `angles` has the cosines and sines of each rope, `tables` the block tables as numbers.
     pub(super) fn forward(
         &mut self,
         batch: &Batch,
         angles: &[(Vec<f32>, Vec<f32>)],
         tables: &[u32],
-        beat: &AtomicU64,
         logits: &mut Vec<f32>,
     ) -> Result<()> {
         let Self { weights, kv, cpu, states } = self;
@@ -282,7 +285,6 @@ impl Fused {
             step.attn_output(layer)?;
             step.norm_gate_up(layer)?;
             step.down(layer, next)?;
-            beat.fetch_add(1, Ordering::Relaxed);
         }
         weights.logits(&step.states.h, batch, step.cpu.into_inner(), logits)
     }

@@ -140,7 +140,11 @@ impl DecoderWeights {
         };
         let ropes: Vec<Rope> = self.config.ropes.iter().map(|r| Rope::new(r, self.config.rope_dim)).collect();
         let angles = vec![Default::default(); ropes.len()];
-        Ok(Decoder { spec: self.spec.clone(), ropes, stages, angles, tables: Vec::new(), beat: Arc::default() })
+        let beat = match &stages {
+            Stages::Fused(stages) => stages.beat(),
+            Stages::Composed(_) => Arc::default(),
+        };
+        Ok(Decoder { spec: self.spec.clone(), ropes, stages, angles, tables: Vec::new(), beat })
     }
 }
 
@@ -187,7 +191,7 @@ pub struct Decoder {
     angles: Vec<(Vec<f32>, Vec<f32>)>,
     /// The step's block tables as plain numbers.
     tables: Vec<u32>,
-    /// Layers computed.
+    /// Parts of jobs that were computed; layers, where candle's own operations compute them.
     beat: Arc<AtomicU64>,
 }
 
@@ -217,7 +221,7 @@ impl Model for Decoder {
         self.tables.clear();
         self.tables.extend(batch.block_tables.iter().map(|block| block.0));
         match &mut self.stages {
-            Stages::Fused(stages) => stages.forward(batch, &self.angles, &self.tables, &self.beat, logits),
+            Stages::Fused(stages) => stages.forward(batch, &self.angles, &self.tables, logits),
             Stages::Composed(stages) => stages.forward(batch, &self.angles, &self.tables, &self.beat, logits),
         }
     }
