@@ -52,7 +52,7 @@ bench: ## benchmarks
 # The promises alone come last and one at a time: they measure, and the machine should do nothing else.
 prove: tools ## every proof at the length that PROMISES.md names, then the table of promises
 	@rm -rf target/promises
-	@TALLOW_SIM_SCHEDULES=$${TALLOW_SIM_SCHEDULES:-1000000} TALLOW_FUZZ_CASES=$${TALLOW_FUZZ_CASES:-1000000} \
+	@TALLOW_SIM_SCHEDULES=$${TALLOW_SIM_SCHEDULES:-200000} TALLOW_FUZZ_CASES=$${TALLOW_FUZZ_CASES:-1000000} \
 	  PROPTEST_CASES=$${PROPTEST_CASES:-20000} TALLOW_GOLDEN_PROMPTS=$${TALLOW_GOLDEN_PROMPTS:-64} TALLOW_PROMISES=long \
 	  TALLOW_RESTARTS=$${TALLOW_RESTARTS:-100} TALLOW_RESTARTS_REAL=$${TALLOW_RESTARTS_REAL:-10} \
 	  cargo test --locked --profile fast --lib --tests -- \

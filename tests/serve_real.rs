@@ -54,7 +54,7 @@ async fn real_streams_share_steps_and_each_equals_its_solo_run() {
     let requests: Vec<Value> = (0..32)
         .map(|i| {
             let prompt = format!("Write {} about the number {i}.{}", ["a poem", "a list", "a story"][i % 3], " Please.".repeat(i));
-            body(&prompt, 12 + i * 3, &json!({ "temperature": if i % 4 == 0 { 0.0 } else { 0.9 }, "top_p": 0.95, "seed": i, "ignore_eos": true }))
+            body(&prompt, 12 + i, &json!({ "temperature": if i % 4 == 0 { 0.0 } else { 0.9 }, "top_p": 0.95, "seed": i, "ignore_eos": true }))
         })
         .collect();
     let mut alone = Vec::new();

@@ -9,6 +9,7 @@ mod binary;
 mod common;
 mod p01_browser;
 mod p01_bytes;
+mod p02_batch;
 mod p03_resume;
 mod p03_store;
 mod p04_loss;

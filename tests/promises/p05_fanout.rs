@@ -13,7 +13,8 @@ use crate::common::host::{create, native};
 use crate::common::{ChildServer, Figure, Options, Random, SseParser, Wire, http, quantile, scale};
 
 const SEED: u64 = 105;
-const MAX_TOKENS: usize = 60;
+/// In the long version so many that the 99th percentile is not the worst of all.
+const NUM_TOKENS: (usize, usize) = (60, 400);
 /// Ten tokens a second, as one reads.
 const STEP_MS: u64 = 100;
 /// Tokens after which nobody joins any more, so that everybody is there for the last ones.
@@ -96,11 +97,11 @@ async fn bare_ms(num_readers: usize, num_tokens: usize, frame: &[u8]) -> Vec<f64
 
 #[tokio::test(flavor = "multi_thread")]
 async fn p5_every_reader_of_a_stream_sees_the_same_bytes() {
-    let num_readers = scale(300, 2_000);
+    let (num_readers, num_tokens) = (scale(300, 2_000), scale(NUM_TOKENS.0, NUM_TOKENS.1));
     println!("seed {SEED}");
     let options = Options { step_delay_us: STEP_MS * 1000, ..Options::default() };
     let server = ChildServer::start(&options);
-    let path = create(server.address, &native(MAX_TOKENS, 1, &json!("detach"))).await;
+    let path = create(server.address, &native(num_tokens, 1, &json!("detach"))).await;
     let epoch = {
         let (mut wire, _) = Wire::open(server.address, "GET", &path, &[], "").await.unwrap();
         let mut parser = SseParser::default();
@@ -109,7 +110,7 @@ async fn p5_every_reader_of_a_stream_sees_the_same_bytes() {
         }
         parser.last_id.split_once('-').unwrap().0.to_owned()
     };
-    let delays_ms: Arc<Vec<AtomicU64>> = Arc::new((0..MAX_TOKENS + 10).map(|_| AtomicU64::new(0)).collect());
+    let delays_ms: Arc<Vec<AtomicU64>> = Arc::new((0..num_tokens + 10).map(|_| AtomicU64::new(0)).collect());
     let mut random = Random::new(SEED);
     let mut readers = Vec::new();
     for _ in 0..num_readers {
@@ -152,9 +153,10 @@ async fn p5_every_reader_of_a_stream_sees_the_same_bytes() {
     let frame = &all[all.len().saturating_sub(200)..];
     let mut bare_ms = bare_ms(num_readers, to_all_ms.len(), frame).await;
     let measured = format!(
-        "{p99_ms} ms p99, {} ms median, of {} tokens to {num_readers} readers; bare writes and reads of as many bytes: \
+        "{p99_ms} ms p99, {} ms median, {} ms at most, of {} tokens to {num_readers} readers; bare writes and reads of as many bytes: \
          {:.0} ms p99, {:.0} ms median",
         quantile(&mut to_all_ms, 0.5),
+        quantile(&mut to_all_ms, 1.0),
         to_all_ms.len(),
         quantile(&mut bare_ms, 0.99),
         quantile(&mut bare_ms, 0.5)

@@ -115,19 +115,20 @@ impl Server {
         }
     }
 
-    /// Steps from each of ten requests that come at once to its first token, the worst of a hundred.
+    /// Steps from each of ten requests that come at once to its first token, the worst of them. Where others run they come
+    /// in the middle of a step, which counts in full.
     fn ttft_at_once(&mut self) -> f64 {
+        let is_busy = self.is_busy();
         let logs: Vec<_> = (0..FEW).map(|i| self.submit_few(i)).collect();
         self.finish(&logs);
-        quantile(&mut logs.iter().map(ttft_steps).collect::<Vec<_>>(), 0.99)
+        quantile(&mut logs.iter().map(ttft_steps).collect::<Vec<_>>(), 0.99) + f64::from(u8::from(is_busy))
     }
 
-    /// The same for ten of which each comes when the one before has ended, in the middle of a step if there is one. That
-    /// step counts in full.
+    /// The same for ten of which each comes when the one before has ended.
     fn ttft_one_by_one(&mut self) -> f64 {
         let mut steps = Vec::new();
         for i in 0..FEW {
-            let is_busy = self.metrics.num_running.get() > 0;
+            let is_busy = self.is_busy();
             if is_busy {
                 self.step();
             }
@@ -136,6 +137,10 @@ impl Server {
             steps.push(ttft_steps(&log) + f64::from(u8::from(is_busy)));
         }
         quantile(&mut steps, 0.99)
+    }
+
+    fn is_busy(&self) -> bool {
+        self.metrics.num_running.get() > 0
     }
 
     /// Tokens of the many, so far.
@@ -195,7 +200,9 @@ fn p11_a_key_with_few_requests_at_once_does_not_wait_for_one_with_many() {
         promise: "P11",
         what: "TTFT p99 of 10 requests at once beside another key's 1,000",
         asked: "<= 2x of alone",
-        measured: format!("{ratio:.2}x ({beside} steps beside, {alone} alone; {num_places} places, the default)"),
+        measured: format!(
+            "{ratio:.2}x ({beside} steps beside, with the one under way, {alone} alone; {num_places} places, the default)"
+        ),
         is_reached: ratio <= RATIO_MAX,
     }
     .record();

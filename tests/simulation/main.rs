@@ -12,7 +12,9 @@ mod record;
 mod schedule;
 mod world;
 
+use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use model::Mutation;
 use record::Figure;
@@ -38,6 +40,34 @@ fn run(seed: u64, mutation: Option<Mutation>) -> Coverage {
     World::new(Schedule::random(seed), mutation).run()
 }
 
+/// Those of so many seeds, on all processors.
+///
+/// # Panics
+/// With the seed of one that failed.
+fn run_all(first: u64, num_schedules: u64) -> Coverage {
+    let next = AtomicU64::new(first);
+    let run_some = || {
+        let mut coverage = Coverage::default();
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + num_schedules {
+                return coverage;
+            }
+            match catch_unwind(AssertUnwindSafe(|| run(seed, None))) {
+                Ok(seen) => coverage.add(&seen),
+                Err(_) => panic!("schedule failed; replay with TALLOW_SIM_SEED={seed} cargo test --test simulation"),
+            }
+        }
+    };
+    let num_threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..num_threads).map(|_| scope.spawn(run_some)).collect();
+        let mut coverage = Coverage::default();
+        threads.into_iter().for_each(|thread| coverage.add(&thread.join().expect("every schedule is as it should be")));
+        coverage
+    })
+}
+
 fn env(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
     Some(value.parse().unwrap_or_else(|_| panic!("{name} must be a number, got {value}")))
@@ -49,13 +79,7 @@ fn random_schedules_keep_every_invariant() {
     let seed = env("TALLOW_SIM_SEED");
     let num_schedules = env("TALLOW_SIM_SCHEDULES").unwrap_or(if seed.is_some() { 1 } else { NUM_SCHEDULES });
     let first = seed.unwrap_or(FIRST_SEED);
-    let mut coverage = Coverage::default();
-    for seed in first..first + num_schedules {
-        match catch_unwind(AssertUnwindSafe(|| run(seed, None))) {
-            Ok(seen) => coverage.add(&seen),
-            Err(_) => panic!("schedule failed; replay with TALLOW_SIM_SEED={seed} cargo test --test simulation"),
-        }
-    }
+    let coverage = run_all(first, num_schedules);
     println!("{num_schedules} schedules from seed {first}: {coverage:?}");
     // Every output was compared with its solo run, or this would not be reached.
     let measured = format!("0 in {num_schedules} schedules with {} readers", coverage.count_of("readers"));
