@@ -128,6 +128,10 @@ async fn cancel_queued(host: &Host, case: Case, num: usize, base: u64) -> u64 {
     host.arrived(base + 1).await;
     for n in 0..num {
         let mut victim = Victim::send(host, n, case).await;
+        // It is counted as accepted a moment before it is counted as waiting.
+        while host.metrics().num_waiting.get() == 0 {
+            tokio::task::yield_now().await;
+        }
         let holder_id = holder.log.id();
         let mut others = host.service.table().live().into_iter().filter(|log| log.id() != holder_id);
         victim.log = others.next().expect("one waits");
