@@ -1,20 +1,22 @@
 //! The engine on the real decoder with tiny random models: a generation must be the same to the bit of every
 //! log-probability when it runs alone, in a batch, after a prefix hit, in chunks, and after preemption.
 
+#[path = "common/gated.rs"]
+mod gated;
 #[path = "common/tiny.rs"]
 mod tiny;
 
-use std::ops::Range;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 
 use candle_core::quantized::GgmlDType;
+use gated::gated;
 use tallow::engine::{Engine, EngineConfig};
-use tallow::error::Result;
 use tallow::metrics::Metrics;
 use tallow::model::decoder::{ActivationType, Compute, DecoderOptions, DecoderWeights};
 use tallow::model::gguf::Gguf;
-use tallow::model::{Batch, Model, ModelFactory, ModelSpec};
+use tallow::model::stub::StubGate;
+use tallow::model::{Model, ModelFactory};
 use tallow::protocol::{
     Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Task, Tenant, ValidRequest,
 };
@@ -37,45 +39,6 @@ fn factory(path: &Path, activations: ActivationType, num_blocks: usize) -> Model
     let options = DecoderOptions { kv_bytes_max: num_blocks * block_bytes, ..options };
     let weights = DecoderWeights::load(&gguf, &options).unwrap();
     Arc::new(move || Ok(Box::new(weights.decoder()?) as Box<dyn Model>))
-}
-
-/// A model whose first step waits for the gate, so that requests of one time share steps however fast it is.
-struct Gated {
-    model: Box<dyn Model>,
-    gate: Arc<Gate>,
-}
-
-#[derive(Default)]
-struct Gate {
-    is_open: Mutex<bool>,
-    opened: Condvar,
-}
-
-impl Gate {
-    fn open(&self) {
-        *self.is_open.lock().unwrap() = true;
-        self.opened.notify_all();
-    }
-
-    fn pass(&self) {
-        let is_open = self.opened.wait_while(self.is_open.lock().unwrap(), |is_open| !*is_open);
-        assert!(*is_open.unwrap());
-    }
-}
-
-impl Model for Gated {
-    fn spec(&self) -> &ModelSpec {
-        self.model.spec()
-    }
-
-    fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()> {
-        self.gate.pass();
-        self.model.forward(batch, logits)
-    }
-
-    fn hidden_states(&mut self, batch: &Batch, rows: Range<usize>, states: &mut Vec<f32>) -> Result<()> {
-        self.model.hidden_states(batch, rows, states)
-    }
 }
 
 /// Six prompts of which each begins like the one before.
@@ -126,15 +89,13 @@ struct Run {
 
 /// Runs all requests; one after another, or at once.
 fn run(config: EngineConfig, factory: ModelFactory, at_once: bool) -> Run {
-    let (metrics, gate) = (Arc::new(Metrics::default()), Arc::new(Gate::default()));
-    let gated = {
-        let gate = gate.clone();
-        Arc::new(move || Ok(Box::new(Gated { model: factory()?, gate: gate.clone() }) as Box<dyn Model>))
-    };
+    // Shut until all are there: they are to share steps however fast the model is.
+    let (metrics, gate) = (Arc::new(Metrics::default()), StubGate::new());
     if !at_once {
         gate.open();
     }
-    let engine = Engine::start(config, gated, Arc::new(Tokenizer::byte_level()), metrics.clone()).unwrap();
+    let factory = gated(factory, gate.clone());
+    let engine = Engine::start(config, factory, Arc::new(Tokenizer::byte_level()), metrics.clone()).unwrap();
     let submit = |number| {
         let request = request(number);
         let log = StreamLog::new(request.id, request.tenant, request.on_disconnect);

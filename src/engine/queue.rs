@@ -189,9 +189,10 @@ impl Queue {
         if request.resumed.is_none() {
             state.admit(&self.limits, tenant, num_tokens, now).inspect_err(|e| self.count_refused(e))?;
         }
-        metrics.requests_accepted.inc();
+        // Who sees it counted as accepted sees it wait.
         metrics.num_waiting.inc();
         metrics.queue_tokens.inc_by(num_tokens as i64);
+        metrics.requests_accepted.inc();
         let writer = Writer::new(log, &self.shared);
         let next_note_at = now + self.limits.note_interval;
         let entry =

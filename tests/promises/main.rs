@@ -7,6 +7,8 @@
 #[path = "../common/server.rs"]
 mod binary;
 mod common;
+#[path = "../common/gated.rs"]
+mod gated;
 mod p01_browser;
 mod p01_bytes;
 mod p02_batch;

@@ -2,18 +2,17 @@
 //! by a reset, and by asking; of a streamed answer and of a whole one. Steps are counted at a gate, not timed: between
 //! the cancellation and the free slot no step may begin. The real model stands at the same gate.
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use tallow::error::Result;
 use tallow::model::decoder::{ActivationType, Compute, DecoderOptions};
+use tallow::model::load;
 use tallow::model::stub::StubGate;
-use tallow::model::{Batch, Model, ModelSpec, load};
 use tallow::protocol::Event;
 use tallow::stream::StreamLog;
 
 use crate::common::host::{CHAT, OtherModel, STREAMS, chat};
 use crate::common::{Figure, Host, Options, Wire, http, scale};
+use crate::gated::gated;
 use crate::real;
 
 /// Smaller than the long prompts below, so that these take several steps.
@@ -128,10 +127,6 @@ async fn cancel_queued(host: &Host, case: Case, num: usize, base: u64) -> u64 {
     host.arrived(base + 1).await;
     for n in 0..num {
         let mut victim = Victim::send(host, n, case).await;
-        // It is counted as accepted a moment before it is counted as waiting.
-        while host.metrics().num_waiting.get() == 0 {
-            tokio::task::yield_now().await;
-        }
         let holder_id = holder.log.id();
         let mut others = host.service.table().live().into_iter().filter(|log| log.id() != holder_id);
         victim.log = others.next().expect("one waits");
@@ -215,27 +210,6 @@ async fn p8_a_cancelled_request_is_gone_within_a_step() {
     );
 }
 
-/// A model that waits at the gate before each step.
-struct Gated {
-    model: Box<dyn Model>,
-    gate: Arc<StubGate>,
-}
-
-impl Model for Gated {
-    fn spec(&self) -> &ModelSpec {
-        self.model.spec()
-    }
-
-    fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()> {
-        self.gate.pass(|| {});
-        self.model.forward(batch, logits)
-    }
-
-    fn hidden_states(&mut self, batch: &Batch, rows: Range<usize>, states: &mut Vec<f32>) -> Result<()> {
-        self.model.hidden_states(batch, rows, states)
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn p8_a_cancelled_request_of_a_real_model_is_gone_within_a_step() {
     let path = real::path(real::SMOLLM2);
@@ -243,9 +217,7 @@ async fn p8_a_cancelled_request_of_a_real_model_is_gone_within_a_step() {
     let options = DecoderOptions { compute, max_model_len: None, kv_bytes_max: 64 << 20, max_num_seqs: 1 };
     let loaded = load::load(&path, &options).unwrap();
     let gate = StubGate::new();
-    let (factory, at) = (loaded.factory, gate.clone());
-    let factory = Arc::new(move || Ok(Box::new(Gated { model: factory()?, gate: at.clone() }) as Box<dyn Model>));
-    let model = OtherModel { factory, tokenizer: loaded.tokenizer };
+    let model = OtherModel { factory: gated(loaded.factory, gate.clone()), tokenizer: loaded.tokenizer };
     let host = Host::with_model(&self::options(), model, gate).await;
     let (num_cancelled, _) = cancel_everywhere(&host, scale(2, 50)).await;
     record("the same with SmolLM2", "free within a step, 0 leaked in 50 each", num_cancelled);
