@@ -1,5 +1,5 @@
 //! Request fields that dialects share: sampling and stopping, as OpenAI, vLLM and llama.cpp name them, and the fields
-//! that would change the output and are not implemented, which are refused by name rather than ignored.
+//! that would change the output and are not supported, which are refused by name rather than ignored.
 //!
 //! A body is parsed once per group of fields, each time from the same bytes. Merging the groups with serde's `flatten`
 //! would buffer the values and lose the paths that errors are reported with.
@@ -88,7 +88,7 @@ pub fn check_supported(json: &[u8], supported: &[&str]) -> Result<(), Problem> {
 /// is no object is found.
 ///
 /// # Errors
-/// 400 for a wrong type, a rule that only JSON can break, or a field that is not implemented.
+/// 400 for a wrong type, a rule that only JSON can break, or a field that is not supported.
 pub fn sampling(json: &[u8]) -> Result<(SamplingParams, StopParams), Problem> {
     sampling_beside(json, &[])
 }

@@ -53,7 +53,7 @@ impl Problem {
         &self.error.message
     }
 
-    /// A field that is known, would change the output, and is not implemented.
+    /// A field that is known, would change the output, and is not supported.
     pub fn unsupported(param: &str, rule: &str) -> Self {
         let message = format!("`{param}` {rule}");
         let mut problem = Self::http(StatusCode::BAD_REQUEST, Some("unsupported_parameter"), message);
