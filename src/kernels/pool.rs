@@ -25,6 +25,8 @@ const SPINS_BEFORE_PARK: u32 = if cfg!(miri) { 4 } else { 2_000 };
 
 /// Of what is left at home a thread claims one part in so many, elsewhere one in as many for every thread.
 const PARTS: usize = 2;
+/// A thread that has no helpers takes a job in so many parts: one beat for each, as often as one of two threads.
+const PARTS_ALONE: usize = 4;
 
 /// Tiles of rows are this much smaller than even shares.
 const ROW_TILES_PER_THREAD: usize = 4;
@@ -137,8 +139,9 @@ impl Pool {
     /// As `run`.
     pub fn run_ranges<F: Fn(Range<usize>) + Sync>(&mut self, num_tiles: usize, f: F) {
         if self.helpers.is_empty() || num_tiles <= 1 {
-            if num_tiles > 0 {
-                f(0..num_tiles);
+            let part = num_tiles.div_ceil(PARTS_ALONE).max(1);
+            for start in (0..num_tiles).step_by(part) {
+                f(start..num_tiles.min(start + part));
                 self.beat.fetch_add(1, Ordering::Relaxed);
             }
             return;
