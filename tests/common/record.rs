@@ -36,6 +36,16 @@ pub struct Figure<'a> {
 impl Figure<'_> {
     /// Prints it and writes it down.
     pub fn record(&self) {
+        self.write(None);
+    }
+
+    /// The same for one that may be missed for a reason that was measured too; the test asserts the bound that follows
+    /// from the reason.
+    pub fn record_with_reason(&self, reason: &str) {
+        self.write((!self.is_reached).then_some(reason));
+    }
+
+    fn write(&self, reason: Option<&str>) {
         let Self { promise, what, asked, measured, is_reached } = self;
         println!("{promise}: {what}: {measured}, asked {asked}: {}", if *is_reached { "reached" } else { "missed" });
         let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("promises");
@@ -44,7 +54,7 @@ impl Figure<'_> {
         let scale = if is_long() { "long" } else { "short" };
         let line = json!({
             "promise": promise, "what": what, "asked": asked, "measured": measured, "reached": is_reached,
-            "scale": scale, "build": if cfg!(debug_assertions) { "debug" } else { "release" },
+            "reason": reason, "scale": scale, "build": if cfg!(debug_assertions) { "debug" } else { "optimised" },
         });
         std::fs::write(folder.join(format!("{promise}-{slug}.json")), format!("{line}\n")).unwrap();
     }

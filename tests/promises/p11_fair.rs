@@ -222,12 +222,10 @@ fn p11_a_key_with_few_requests_at_once_has_its_half_of_a_small_machine() {
         promise: "P11",
         what,
         asked: "<= 2x of alone",
-        measured: format!(
-            "{ratio:.2}x ({beside} steps beside, {alone} alone), since their half is too few for ten: alone with 4 it is {alone_in_half}"
-        ),
+        measured: format!("{ratio:.2}x ({beside} steps beside, {alone} alone)"),
         is_reached: ratio <= RATIO_MAX,
     }
-    .record();
+    .record_with_reason(&format!("half of 8 places is too few for ten: alone with 4 it is {alone_in_half} steps"));
     // It waits for its own requests only, but for the steps in which it is given its places.
     assert!(beside <= alone_in_half + PLACES as f64, "{beside} steps beside, {alone_in_half} alone in half of it");
 }
