@@ -15,6 +15,7 @@ use std::fmt;
 use std::path::Path;
 
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::protocol::{OwnerLimits, PRIORITY_MAX, PRIORITY_MIN, WEIGHT_MAX, WEIGHT_MIN};
@@ -22,6 +23,8 @@ use crate::protocol::{OwnerLimits, PRIORITY_MAX, PRIORITY_MIN, WEIGHT_MAX, WEIGH
 /// More would make telling keys apart slow, as each request is compared with all of them.
 const KEYS_MAX: usize = 4096;
 const NAME_LEN_MAX: usize = 64;
+/// Two of `KEYS_MAX` keys have the same with a chance of one in thirty million.
+const NAME_DIGEST_BYTES: usize = 6;
 const SECRET_LEN_MIN: usize = 8;
 const SECRET_LEN_MAX: usize = 512;
 /// A file longer than this is no list of keys.
@@ -40,7 +43,7 @@ impl fmt::Debug for Secret {
 /// One API key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyConfig {
-    /// Its owner's name; streams belong to the name, so a key can be replaced.
+    /// Its owner's name; streams belong to the name, so a key can be replaced. One that was not given follows from the key.
     pub name: String,
     /// What is sent.
     pub secret: Secret,
@@ -179,7 +182,7 @@ fn parse_line(line: &str) -> Result<Entry, String> {
 impl Entry {
     fn check(self, index: usize, defaults: OwnerLimits) -> Result<KeyConfig, String> {
         let number = index + 1;
-        let name = self.name.unwrap_or_else(|| format!("key-{number}"));
+        let name = self.name.unwrap_or_else(|| name_of(&self.key));
         let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '@');
         if name.is_empty() || name.len() > NAME_LEN_MAX || !name.chars().all(is_name) {
             let rule = format!("must have 1 to {NAME_LEN_MAX} letters, digits and -_.@");
@@ -206,6 +209,13 @@ impl Entry {
         let (secret, is_admin) = (Secret(self.key), self.admin.unwrap_or(false));
         Ok(KeyConfig { name, secret, weight, priority, is_admin, limits })
     }
+}
+
+/// Of a key without a name. It follows from the key alone: were it the key's place among others, who gets the place of
+/// one that was taken away would get its streams too.
+fn name_of(key: &str) -> String {
+    let digest = Sha256::digest(format!("tallow key {key}"));
+    digest.iter().take(NAME_DIGEST_BYTES).fold("key-".to_owned(), |name, byte| format!("{name}{byte:02x}"))
 }
 
 #[cfg(test)]
@@ -250,7 +260,9 @@ mod tests {
         let typed = ["alice:sk-secret-1".to_owned(), "sk-secret-2".to_owned()];
         let keys = collect(&typed, None, DEFAULTS).expect("good keys");
         let named: Vec<_> = keys.iter().map(|k| (k.name.as_str(), k.secret.0.as_str())).collect();
-        assert_eq!(named, [("alice", "sk-secret-1"), ("key-2", "sk-secret-2")]);
+        assert_eq!(named, [("alice", "sk-secret-1"), (name_of("sk-secret-2").as_str(), "sk-secret-2")]);
+        // Wherever it stands.
+        assert_eq!(collect(&typed[1..], None, DEFAULTS).expect("a good key"), keys[1..]);
     }
 
     #[test]
