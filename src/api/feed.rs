@@ -68,9 +68,10 @@ pub async fn follow(
         source: format!("tallow/{:x}", epoch.0),
         heartbeat: app.config.heartbeat,
         opening: Some((from, is_gap)),
+        opened_ms: app.service.now_ms(),
     };
     let body = Body::from_stream(stream::unfold(following, |mut following| async move {
-        let bytes = following.next_bytes().await;
+        let bytes = following.next_bytes().await?;
         Some((Ok::<_, Infallible>(bytes), following))
     }));
     let mut response = body.into_response();
@@ -88,33 +89,38 @@ struct Following {
     heartbeat: Duration,
     /// Where it begins, and whether that is not where the client stood; until it is said.
     opening: Option<(u64, bool)>,
+    /// When it came, in milliseconds since the Unix epoch.
+    opened_ms: u64,
 }
 
 impl Following {
-    async fn next_bytes(&mut self) -> Bytes {
+    /// `None` when the server ends: the client is to come back to the next one.
+    async fn next_bytes(&mut self) -> Option<Bytes> {
         let mut out = SseWriter::default();
         if let Some((from, is_gap)) = self.opening.take() {
             out.cursor(self.before(from));
             out.retry(retry_ms());
             if is_gap {
-                self.gap(from, &mut out);
+                self.gap(from, self.opened_ms, &mut out);
             }
-            return out.take();
+            return Some(out.take());
         }
         while out.is_empty() {
-            if tokio::time::timeout(self.heartbeat, self.reader.ready()).await.is_err() {
-                out.heartbeat();
+            match tokio::time::timeout(self.heartbeat, self.reader.ready()).await {
+                Ok(true) => {}
+                Ok(false) => return None,
+                Err(_elapsed) => out.heartbeat(),
             }
             while out.len() < FRAME_BYTES_MAX
                 && let Some(read) = self.reader.read()
             {
                 match read {
                     FeedRead::Event(event) => self.event(&event, &mut out),
-                    FeedRead::Gap { next_seq } => self.gap(next_seq, &mut out),
+                    FeedRead::Gap { next_seq, ts_ms } => self.gap(next_seq, ts_ms, &mut out),
                 }
             }
         }
-        out.take()
+        Some(out.take())
     }
 
     fn event(&self, event: &FeedEvent, out: &mut SseWriter) {
@@ -129,9 +135,9 @@ impl Following {
         out.event(self.id(event.seq), name, &envelope);
     }
 
-    fn gap(&self, next_seq: u64, out: &mut SseWriter) {
+    fn gap(&self, next_seq: u64, time: u64, out: &mut SseWriter) {
         let data = json!({ "next": next_seq });
-        let envelope = Envelope { event_type: "gap", time: 0, source: &self.source, stream: None, data };
+        let envelope = Envelope { event_type: "gap", time, source: &self.source, stream: None, data };
         out.event(self.before(next_seq), "gap", &envelope);
     }
 

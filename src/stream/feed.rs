@@ -118,6 +118,8 @@ pub struct Feed {
 struct Ring {
     events: VecDeque<FeedEvent>,
     num_events: u64,
+    /// Nothing comes any more.
+    is_closed: bool,
 }
 
 impl Feed {
@@ -137,6 +139,12 @@ impl Feed {
         ring.num_events += 1;
         drop(ring);
         self.len.send_replace(seq + 1);
+    }
+
+    /// Sends readers away once they have what there is. What is published from here on may find nobody.
+    pub fn close(&self) {
+        self.lock().is_closed = true;
+        self.len.send_modify(|_| ());
     }
 
     /// Number of events so far, those that are no longer kept too.
@@ -172,16 +180,25 @@ pub enum FeedRead {
     Gap {
         /// The oldest that is kept.
         next_seq: u64,
+        /// When it happened.
+        ts_ms: u64,
     },
 }
 
 impl FeedReader {
-    /// Waits until there is something to read. Cancel-safe.
-    pub async fn ready(&mut self) {
-        while self.feed.num_events() <= self.next_seq {
+    /// Waits until there is something to read; `false` if nothing will come. Cancel-safe.
+    pub async fn ready(&mut self) -> bool {
+        loop {
+            let (num_events, is_closed) = {
+                let ring = self.feed.lock();
+                (ring.num_events, ring.is_closed)
+            };
+            if num_events > self.next_seq {
+                return true;
+            }
             // The sender lives in the feed that this reader holds.
-            if self.len.changed().await.is_err() {
-                return;
+            if is_closed || self.len.changed().await.is_err() {
+                return false;
             }
         }
     }
@@ -189,10 +206,11 @@ impl FeedReader {
     /// What comes next, if it is there already.
     pub fn read(&mut self) -> Option<FeedRead> {
         let ring = self.feed.lock();
-        let first = ring.events.front()?.seq;
+        let oldest = ring.events.front()?;
+        let first = oldest.seq;
         if self.next_seq < first {
             self.next_seq = first;
-            return Some(FeedRead::Gap { next_seq: first });
+            return Some(FeedRead::Gap { next_seq: first, ts_ms: oldest.ts_ms });
         }
         let event = ring.events.get((self.next_seq - first) as usize)?.clone();
         self.next_seq += 1;
@@ -211,8 +229,8 @@ mod tests {
         for i in 0..5 {
             feed.publish(i, None, Happening::WorkerRestarted { num_restarts: i });
         }
-        early.ready().await;
-        assert_eq!(early.read(), Some(FeedRead::Gap { next_seq: 2 }));
+        assert!(early.ready().await);
+        assert_eq!(early.read(), Some(FeedRead::Gap { next_seq: 2, ts_ms: 2 }));
         let seqs: Vec<u64> = std::iter::from_fn(|| early.read())
             .map(|read| match read {
                 FeedRead::Event(e) => e.seq,
@@ -222,10 +240,16 @@ mod tests {
         assert_eq!(seqs, [2, 3, 4]);
         assert_eq!(feed.reader(9).read(), None);
         let waiting = tokio::spawn(async move {
-            early.ready().await;
-            early.read()
+            assert!(early.ready().await);
+            (early.read(), early)
         });
         feed.publish(7, None, Happening::Rejected { reason: "full".to_owned() });
-        assert!(matches!(waiting.await.expect("no panic"), Some(FeedRead::Event(e)) if e.seq == 5));
+        let (read, mut early) = waiting.await.expect("no panic");
+        assert!(matches!(read, Some(FeedRead::Event(e)) if e.seq == 5));
+        feed.publish(8, None, Happening::WorkerRestarted { num_restarts: 8 });
+        feed.close();
+        assert!(early.ready().await, "what there is comes first");
+        assert!(early.read().is_some());
+        assert!(!early.ready().await);
     }
 }
