@@ -5,6 +5,8 @@
 //! Its clock is given to it, and it draws nothing at random. The lock is held for operations on the order and appends
 //! to logs; a log's hook is never called with the log's own lock held, so the order queue, then log, holds.
 
+mod places;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -16,7 +18,7 @@ use super::writer::{Writer, WriterShared};
 use crate::cache::HashChain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Metrics, RejectLabel};
-use crate::protocol::{Event, StreamId, Tenant, ValidRequest};
+use crate::protocol::{StreamId, Tenant, ValidRequest};
 use crate::sampling::grammar::Grammar;
 use crate::stream::StreamLog;
 
@@ -24,15 +26,8 @@ use crate::stream::StreamLog;
 /// another still finds room. Does not hold where there are no keys, and all are one owner.
 const OWNER_SHARE: usize = 4;
 
-/// Requests further back are not told of their place: their turn is far, and finding it out would hold up the others.
-const PLACES_TOLD_MAX: usize = 4096;
-
 /// A worker that has no room for the next request looks at the first ones of so many owners, its own among them.
 const OWNERS_SEEN_MAX: usize = 32;
-
-/// A request is told of its place at most as often as to make the pause this part of its waiting time so far, so that
-/// the number of such events grows with the logarithm of that.
-const NOTE_PAUSE_PART: u32 = 8;
 
 /// The time since some beginning; it never goes back. A test or a simulation brings its own.
 pub type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
@@ -99,6 +94,8 @@ struct State {
     waiting: FairQueue<Entry>,
     rate: ServiceRate,
     phase: Phase,
+    /// How many were under way when a worker last had no room for the next.
+    full_at: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -116,7 +113,7 @@ impl Queue {
         let shared = Arc::new(WriterShared { metrics, num_live: AtomicUsize::new(0) });
         let rate = ServiceRate::default();
         let waiting = FairQueue::new(limits.priority_step_tokens);
-        let state = State { waiting, rate, phase: Phase::Open };
+        let state = State { waiting, rate, phase: Phase::Open, full_at: None };
         let (wake, stopped) = (Condvar::new(), Condvar::new());
         Arc::new(Self { limits, clock, shared, state: Mutex::new(state), wake, stopped })
     }
@@ -199,7 +196,8 @@ impl Queue {
             Entry { request, chain, grammar, writer, accepted_at: now, cancelled_at, position: 0, next_note_at };
         state.rate.on_accepted(now);
         let ticket = state.waiting.push(tenant, terms, num_tokens, entry);
-        state.tell_first_place(ticket, now);
+        let num_running = self.num_running(&state);
+        state.tell_first_place(ticket, num_running, now);
         drop(state);
         self.wake.notify_one();
         Ok(())
@@ -243,7 +241,13 @@ impl Queue {
                 continue;
             }
             let fit = if fits(next, None) { Some(ticket) } else { state.first_passing(next, now, &mut fits) };
-            let Some(entry) = fit.and_then(|ticket| state.waiting.take(ticket)) else { return Pulled::Nothing };
+            let num_running = self.num_running(&state);
+            let Some(entry) = fit.and_then(|ticket| state.waiting.take(ticket)) else {
+                state.full_at = Some(num_running);
+                return Pulled::Nothing;
+            };
+            // There was room after all.
+            state.full_at = state.full_at.filter(|full_at| num_running < *full_at);
             self.count_left(&entry);
             return Pulled::Entry(Box::new(entry));
         }
@@ -257,7 +261,8 @@ impl Queue {
         let late: Vec<Ticket> =
             state.waiting.iter().filter(|(_, e)| e.is_late(now)).map(|(ticket, _)| ticket).collect();
         let late: Vec<Entry> = late.into_iter().filter_map(|t| self.take_abandoned(&mut state, t)).collect();
-        state.tell_places(self.limits.note_interval, now);
+        let num_running = self.num_running(&state);
+        state.tell_places(self.limits.note_interval, num_running, now);
         drop(state);
         for entry in late {
             self.end_unserved(entry, false);
@@ -343,6 +348,11 @@ impl Queue {
     pub fn depth(&self) -> (usize, usize) {
         let Load { requests, tokens } = self.lock().waiting.load();
         (requests, tokens)
+    }
+
+    /// Requests that workers have.
+    fn num_running(&self, state: &State) -> usize {
+        self.shared.num_live.load(Ordering::SeqCst).saturating_sub(state.waiting.load().requests)
     }
 
     fn fail_waiting(&self, mut state: MutexGuard<'_, State>, message: &str) {
@@ -459,35 +469,6 @@ impl State {
         let heads = self.waiting.heads(OWNERS_SEEN_MAX).into_iter().skip(1);
         let mut live = heads.filter(|(_, e)| !e.writer.is_cancelled() && !e.is_late(now));
         live.find(|(_, entry)| fits(entry, Some(next))).map(|(ticket, _)| ticket)
-    }
-
-    /// Tells a newcomer where it stands.
-    fn tell_first_place(&mut self, ticket: Ticket, now: Duration) {
-        let order = self.waiting.order(PLACES_TOLD_MAX);
-        let position = order.iter().position(|t| *t == ticket).unwrap_or(self.waiting.load().requests - 1);
-        let ahead = order.iter().take(position).filter_map(|t| self.waiting.get(*t));
-        let wait_ms = self.rate.wait_ms(ahead.map(|e| e.request.num_tokens_max()).sum(), now);
-        if let Some(entry) = self.waiting.get_mut(ticket) {
-            entry.position = position;
-            if entry.tells_places() {
-                entry.writer.append(Event::Queued { position, wait_ms });
-            }
-        }
-    }
-
-    /// Tells those who wait where they stand, if that has changed and they have not heard of it lately.
-    fn tell_places(&mut self, interval: Duration, now: Duration) {
-        let mut num_tokens_ahead = 0;
-        for (position, ticket) in self.waiting.order(PLACES_TOLD_MAX).into_iter().enumerate() {
-            let wait_ms = self.rate.wait_ms(num_tokens_ahead, now);
-            let Some(entry) = self.waiting.get_mut(ticket) else { continue };
-            num_tokens_ahead += entry.request.num_tokens_max();
-            if entry.position != position && now >= entry.next_note_at && entry.tells_places() {
-                let pause = interval.max(now.saturating_sub(entry.accepted_at) / NOTE_PAUSE_PART);
-                (entry.position, entry.next_note_at) = (position, now + pause);
-                entry.writer.append(Event::Queued { position, wait_ms });
-            }
-        }
     }
 }
 

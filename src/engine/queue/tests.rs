@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicU64;
 
 use super::*;
-use crate::protocol::{OnDisconnect, QueueTerms, SamplingParams, StopParams, Task, Tenant};
+use crate::protocol::{Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, Task, Tenant};
 use crate::stream::CancelCause;
 
 struct Bench {
@@ -261,6 +261,23 @@ fn the_wait_told_is_work_ahead_over_measured_rate() {
     b.submit(2, 190).expect("room");
     let log = b.submit(3, 5).expect("room");
     assert_eq!(events(&log), [Event::Queued { position: 1, wait_ms: Some(2000) }]);
+}
+
+/// Where there is no room, as much must end as the request needs itself.
+#[test]
+fn the_wait_told_counts_what_must_end_before_there_is_room() {
+    let b = bench(10, 10_000);
+    let told = |id: u128, num_tokens: usize| events(&b.submit(id, num_tokens).expect("room"));
+    told(1, 90);
+    let first = b.pull().expect("waits");
+    b.time_ms.store(1000, Ordering::Relaxed);
+    b.queue.on_served(Tenant(0), 100, 100);
+    assert_eq!(told(2, 190), [Event::Queued { position: 0, wait_ms: Some(0) }], "nobody has said that it is full");
+    assert!(matches!(b.queue.pull(|_, _| false), Pulled::Nothing));
+    assert_eq!(told(3, 40), [Event::Queued { position: 1, wait_ms: Some(2500) }], "200 of the other's, 50 of its own");
+    let second = b.pull().expect("room after all");
+    assert_eq!(told(4, 40), [Event::Queued { position: 1, wait_ms: Some(500) }]);
+    drop((first, second));
 }
 
 #[test]
