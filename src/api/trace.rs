@@ -14,6 +14,7 @@ pub(super) struct RequestSpan {
     began: Instant,
     /// Asked every few seconds by whoever watches; not worth a line each.
     is_quiet: bool,
+    is_answered: bool,
 }
 
 impl RequestSpan {
@@ -25,17 +26,27 @@ impl RequestSpan {
             span.record("trace", trace);
         }
         let is_quiet = path.starts_with("/health/") || path == "/metrics";
-        Self { span, began: Instant::now(), is_quiet }
+        Self { span, began: Instant::now(), is_quiet, is_answered: false }
     }
 
     /// Logs what came of it. A stream has only begun by now; its end is logged where the generation ends.
-    pub(super) fn answered(&self, response: &Response) {
+    pub(super) fn answered(mut self, response: &Response) {
+        self.is_answered = true;
         let (status, ms) = (response.status().as_u16(), self.began.elapsed().as_millis() as u64);
         let stream = response.headers().get("x-stream-id").and_then(|v| v.to_str().ok());
         if self.is_quiet {
             tracing::debug!(parent: &self.span, status, ms, "answered");
         } else {
             tracing::info!(parent: &self.span, status, ms, stream, "answered");
+        }
+    }
+}
+
+impl Drop for RequestSpan {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            let ms = self.began.elapsed().as_millis() as u64;
+            tracing::info!(parent: &self.span, ms, "left before the answer");
         }
     }
 }
