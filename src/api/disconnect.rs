@@ -25,12 +25,7 @@ const RULE: &str = "must be cancel, linger, linger=SECONDS or detach";
 pub fn from_header(headers: &HeaderMap) -> Result<Option<OnDisconnect>, Problem> {
     let Some(value) = headers.get(HEADER) else { return Ok(None) };
     let text = value.to_str().unwrap_or("?").trim();
-    let policy = match text.split_once('=') {
-        None => word(text),
-        Some(("linger", seconds)) => seconds.trim().parse().ok().and_then(linger),
-        Some(_) => None,
-    };
-    match policy {
+    match policy(text) {
         Some(policy) => Ok(Some(policy)),
         None => Err(Error::invalid(HEADER, format!("`{HEADER}` {RULE}, got {text:?}")).into()),
     }
@@ -45,7 +40,7 @@ pub fn to_json(policy: OnDisconnect) -> serde_json::Value {
     }
 }
 
-/// The body field: `"cancel"`, `"linger"`, `{"linger": seconds}` or `"detach"`.
+/// The body field: what the header says, or `{"linger": seconds}`.
 #[derive(Debug, Clone, Copy)]
 pub struct OnDisconnectField(pub OnDisconnect);
 
@@ -59,7 +54,7 @@ impl<'de> Deserialize<'de> for OnDisconnectField {
             }
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
                 let unknown = || E::invalid_value(serde::de::Unexpected::Str(text), &self);
-                word(text).map(OnDisconnectField).ok_or_else(unknown)
+                policy(text).map(OnDisconnectField).ok_or_else(unknown)
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 use serde::de::Error;
@@ -77,11 +72,12 @@ impl<'de> Deserialize<'de> for OnDisconnectField {
     }
 }
 
-fn word(text: &str) -> Option<OnDisconnect> {
-    match text {
-        "cancel" => Some(OnDisconnect::Cancel),
-        "linger" => Some(LINGER_DEFAULT),
-        "detach" => Some(OnDisconnect::Detach),
+fn policy(text: &str) -> Option<OnDisconnect> {
+    match text.split_once('=') {
+        None if text == "cancel" => Some(OnDisconnect::Cancel),
+        None if text == "linger" => Some(LINGER_DEFAULT),
+        None if text == "detach" => Some(OnDisconnect::Detach),
+        Some(("linger", seconds)) => linger(seconds.trim().parse().ok()?),
         _ => None,
     }
 }
