@@ -49,16 +49,18 @@ doc: ## the crate's documentation, warnings are errors
 bench: ## benchmarks
 	@cargo bench --locked --bench '*'
 
-# The promises alone come last and one at a time: they measure, and the machine should do nothing else.
+# The promises alone come last and one at a time: they measure, and the machine should do nothing else. The table is
+# printed whatever failed, and the end is 1 if anything did.
 prove: tools ## every proof at the length that PROMISES.md names, then the table of promises
-	@rm -rf target/promises
-	@TALLOW_SIM_SCHEDULES=$${TALLOW_SIM_SCHEDULES:-200000} TALLOW_FUZZ_CASES=$${TALLOW_FUZZ_CASES:-1000000} \
+	@rm -rf target/promises; status=0; \
+	TALLOW_SIM_SCHEDULES=$${TALLOW_SIM_SCHEDULES:-200000} TALLOW_FUZZ_CASES=$${TALLOW_FUZZ_CASES:-1000000} \
 	  PROPTEST_CASES=$${PROPTEST_CASES:-20000} TALLOW_GOLDEN_PROMPTS=$${TALLOW_GOLDEN_PROMPTS:-64} TALLOW_PROMISES=long \
 	  TALLOW_RESTARTS=$${TALLOW_RESTARTS:-100} TALLOW_RESTARTS_REAL=$${TALLOW_RESTARTS_REAL:-10} \
-	  cargo test --locked --profile fast --lib --tests -- \
-	  $(patsubst tests/promises/%.rs,--skip %::,$(wildcard tests/promises/p[0-9]*.rs))
-	@TALLOW_PROMISES=long cargo test --locked --profile fast --test promises -- --test-threads 1 --nocapture
-	@tests/promises/table
+	  cargo test --locked --profile fast --no-fail-fast --lib --tests -- \
+	  $(patsubst tests/promises/%.rs,--skip %::,$(wildcard tests/promises/p[0-9]*.rs)) || status=1; \
+	TALLOW_PROMISES=long cargo test --locked --profile fast --test promises -- --test-threads 1 --nocapture || status=1; \
+	tests/promises/table || status=1; \
+	exit $$status
 
 soak: tools ## clients of every manner for TALLOW_SOAK_SECONDS (600), after which nothing may be held
 	@TALLOW_PROMISES=long cargo test --locked --profile fast --test promises p18_ -- --nocapture
