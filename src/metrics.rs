@@ -25,12 +25,18 @@ impl RejectLabel {
     pub const STREAMS_FULL: Self = Self { reason: "streams_full" };
     /// An owner is over a limit of its own.
     pub const OWNER_LIMIT: Self = Self { reason: "owner_limit" };
+    /// As many grammars are being compiled as may be at once.
+    pub const GRAMMARS_FULL: Self = Self { reason: "grammars_full" };
+    /// As many responses as may be kept are still running.
+    pub const RESPONSES_FULL: Self = Self { reason: "responses_full" };
+    /// The server is about to end, or has no worker left.
+    pub const UNAVAILABLE: Self = Self { reason: "unavailable" };
 }
 
 /// Who cancelled a generation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CancelLabel {
-    /// `reader_left`, `requested` or `shutdown`.
+    /// `reader_left` or `requested`.
     pub cause: &'static str,
 }
 

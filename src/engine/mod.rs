@@ -49,7 +49,7 @@ use crate::cache::{BLOCK_SIZE, HashChain};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::{ModelFactory, ModelSpec};
-use crate::protocol::{Event, Task, Tenant, TokenId, Usage, ValidRequest};
+use crate::protocol::{Event, FinishReason, Task, Tenant, TokenId, Usage, ValidRequest};
 use crate::sampling::grammar::{Grammar, GrammarCompiler};
 use crate::stream::StreamLog;
 use crate::text::Tokenizer;
@@ -198,11 +198,15 @@ impl Engine {
         let mut output = Output::new(request.stop.clone(), request.max_tokens, &parts.end_of_generation);
         let prompt_tokens = request.num_prompt_tokens();
         let emitted = &request.prompt[prompt_tokens..];
-        let reason = output.replay(emitted, &parts.tokenizer);
+        let replayed = output.replay(emitted, &parts.tokenizer);
         let is_complete = grammar.is_some_and(|g| constrain::is_complete(g, emitted, &request.sampling));
+        // What was held back has been shown: by a token that ended the text, is counted, and is no part of it.
+        let is_stopped = replayed.text_bytes < resumed.text_bytes;
+        let reason = replayed.end.or(is_stopped.then_some(FinishReason::Stop));
         let Some(finish_reason) = constrain::end(reason, is_complete, &mut output) else { return false };
         let cached_tokens = resumed.cached_tokens.unwrap_or_default();
-        let usage = Usage { prompt_tokens, cached_tokens, completion_tokens: resumed.num_emitted };
+        let num_ends = usize::from(is_stopped && replayed.end.is_none() && !is_complete);
+        let usage = Usage { prompt_tokens, cached_tokens, completion_tokens: resumed.num_emitted + num_ends };
         let stop = output.stop_string().map(str::to_owned);
         log.append(Event::Done { finish_reason, usage, stop });
         true

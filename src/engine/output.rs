@@ -20,6 +20,15 @@ pub struct Output {
     banned: Vec<TokenId>,
 }
 
+/// What tokens of an earlier process come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Replayed {
+    /// Why the text is over with them, if it is.
+    pub end: Option<FinishReason>,
+    /// Length of the text that they show.
+    pub text_bytes: usize,
+}
+
 impl Output {
     /// Nothing sampled yet. `end_of_generation` are the vocabulary's own stop tokens.
     pub fn new(stop: StopParams, max_tokens: usize, end_of_generation: &[TokenId]) -> Self {
@@ -41,16 +50,17 @@ impl Output {
         }
     }
 
-    /// Adds tokens whose events an earlier process has made, up to and with the last of them. `Some` if the text is
-    /// over with that.
-    pub fn replay(&mut self, tokens: &[TokenId], tokenizer: &Tokenizer) -> Option<FinishReason> {
-        let mut reason = None;
+    /// Adds tokens whose events an earlier process has made, up to and with the last of them, and where that leads.
+    pub fn replay(&mut self, tokens: &[TokenId], tokenizer: &Tokenizer) -> Replayed {
+        let mut replayed = Replayed::default();
         for &token in tokens {
-            debug_assert_eq!(reason, None, "tokens after the end");
-            reason = self.push(Sampled { token, logprob: None }, tokenizer);
-            self.take_event();
+            debug_assert_eq!(replayed.end, None, "tokens after the end");
+            replayed.end = self.push(Sampled { token, logprob: None }, tokenizer);
+            replayed.text_bytes += self.take_event().map_or(0, |event| event.text.len());
         }
-        reason
+        // The last may have shown nothing, where a grammar forced it: its event was that of the token before.
+        self.next = TokenEvent::default();
+        replayed
     }
 
     /// Tokens sampled so far.
@@ -217,6 +227,25 @@ mod tests {
             logprobs: Vec::new(),
         };
         assert_eq!(events, [event("\u{20ac}", &[0xe2, 0x82, 0xac]), event("a", &[0x61])]);
+    }
+
+    #[test]
+    fn replayed_tokens_are_not_told_again() {
+        let tokenizer = Tokenizer::byte_level();
+        let push =
+            |output: &mut Output, token: u8| output.push(Sampled { token: token.into(), logprob: None }, &tokenizer);
+        let mut output = Output::new(stop_at(&["bz"]), 9, &[256]);
+        // As when a grammar forces the second: one event has both, and the text of one.
+        let [a, b, c] = *b"abc";
+        assert_eq!((push(&mut output, a), push(&mut output, b)), (None, None));
+        assert_eq!(output.take_event().map(|e| (e.text, e.tokens)), Some(("a".to_owned(), vec![a.into(), b.into()])));
+        let mut again = Output::new(stop_at(&["bz"]), 9, &[256]);
+        let replayed = again.replay(&[a.into(), b.into()], &tokenizer);
+        assert_eq!(replayed, Replayed { end: None, text_bytes: 1 });
+        for output in [&mut output, &mut again] {
+            assert_eq!(push(output, c), None);
+            assert_eq!(output.take_event().map(|e| (e.text, e.tokens)), Some(("bc".to_owned(), vec![c.into()])));
+        }
     }
 
     #[test]

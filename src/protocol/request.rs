@@ -200,6 +200,8 @@ pub enum Task {
 pub struct Resumed {
     /// So many tokens at the end of the prompt were sampled, and shown.
     pub num_emitted: usize,
+    /// Length of the text that was shown with them.
+    pub text_bytes: usize,
     /// Tokens of the prompt that came from the prefix cache then, if a worker had begun on it.
     pub cached_tokens: Option<usize>,
 }

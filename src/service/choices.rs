@@ -1,7 +1,5 @@
 //! Several answers to one request: each a stream of its own, all of them or none.
 
-use std::sync::Arc;
-
 use super::Started;
 use crate::error::Result;
 use crate::protocol::{StreamId, ValidRequest};
@@ -24,7 +22,7 @@ pub(super) fn all_or_none(
     if let [first, others @ ..] = &all[..]
         && !others.is_empty()
     {
-        first.log.lead(others.iter().map(|started| Arc::downgrade(&started.log)));
+        first.log.lead(others.iter().map(|started| &started.log));
     }
     Ok(all)
 }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::Service;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::metrics::RejectLabel;
 use crate::protocol::GenerateRequest;
 use crate::sampling::grammar::Grammar;
 
@@ -23,6 +24,9 @@ impl Service {
         let (compiler, constraint) = (self.grammars.clone(), constraint.clone());
         let task = tokio::task::spawn_blocking(move || compiler.compile(&constraint));
         let compiled = task.await.map_err(|e| Error::internal(format!("compiling a grammar failed: {e}")))?;
+        if compiled.as_ref().is_err_and(|e| e.kind() == ErrorKind::Overloaded) {
+            self.count_rejected(&RejectLabel::GRAMMARS_FULL);
+        }
         let grammar = compiled.map_err(|e| e.context(format!("`{param}` cannot be used")).with_param(param))?;
         Ok(Some(grammar))
     }

@@ -165,7 +165,8 @@ impl Service {
     async fn fit_input(&self, request: GenerateRequest, encoder: Option<&ServedEncoder>) -> Result<ValidRequest> {
         let limits = encoder.map_or(self.limits(), |encoder| {
             let model = encoder.pool.encoder();
-            Limits { config: &self.config, vocab_size: model.vocab_size(), context_len: model.max_model_len() }
+            let (vocab_size, context_len) = (model.vocab_size(), model.max_model_len());
+            Limits { config: &self.config, vocab_size, context_len, unasked_len: usize::MAX }
         });
         validate::parameters(&request, limits)?;
         let (request, tokens) = match encoder {

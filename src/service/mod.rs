@@ -9,6 +9,7 @@ mod constrain;
 mod embed;
 mod local;
 mod quota;
+mod refuse;
 mod restore;
 mod template;
 mod tokens;
@@ -134,13 +135,6 @@ impl Service {
         self.try_start(request, num_choices).await.inspect_err(|e| self.tell_rejected(e))
     }
 
-    fn tell_rejected(&self, e: &Error) {
-        if matches!(e.kind(), ErrorKind::Overloaded | ErrorKind::RateLimited) {
-            let reason = e.message().to_owned();
-            self.table.feed().publish(self.now_ms(), None, Happening::Rejected { reason });
-        }
-    }
-
     async fn try_start(&self, request: GenerateRequest, num_choices: usize) -> Result<Vec<Started>> {
         self.check_model(request.model.as_deref())?;
         validate::choices(num_choices, &self.config)?;
@@ -153,9 +147,13 @@ impl Service {
         // Held until the backend has it: what is in use stays in the cache.
         let _grammar = self.compile(&request).await?;
         // No await from here on: the streams are either running and in the caller's hands, or were never there.
-        let first = validate::fit(StreamId::random(), request, prompt, random_seed(), self.limits())?;
-        self.quotas.spend(&owner, first.num_tokens_max() * num_choices).inspect_err(|e| self.count_limited(e))?;
-        let all = choices::all_or_none(&first, num_choices, |valid| self.accept(valid, format.clone()))?;
+        let unasked_len = owner.limits.tokens_per_minute.map_or(usize::MAX, |max| max as usize / num_choices);
+        let limits = validate::Limits { unasked_len, ..self.limits() };
+        let first = validate::fit(StreamId::random(), request, prompt, random_seed(), limits)?;
+        let num_tokens = first.num_tokens_max() * num_choices;
+        self.quotas.spend(&owner, num_tokens).inspect_err(|e| self.count_limited(e))?;
+        let all = choices::all_or_none(&first, num_choices, |valid| self.accept(valid, format.clone()))
+            .inspect_err(|_| self.quotas.give_back(&owner, num_tokens))?;
         slot.occupy(all.iter().map(|started| &started.log));
         Ok(all)
     }
@@ -167,10 +165,7 @@ impl Service {
         }
         let log = StreamLog::with_clock(id, valid.tenant, valid.on_disconnect, self.clock.clone());
         let (prompt_tokens, seed) = (valid.prompt.len(), valid.seed());
-        self.table.insert(log.clone()).inspect_err(|_| {
-            self.metrics.requests_rejected.inc();
-            self.metrics.rejects.get_or_create(&RejectLabel::STREAMS_FULL).inc();
-        })?;
+        self.table.insert(log.clone()).inspect_err(|_| self.count_rejected(&RejectLabel::STREAMS_FULL))?;
         let mut inserted = Inserted { table: &self.table, log: log.clone(), id: Some(id) };
         if let Some(store) = self.table.store() {
             let record = StreamRecord {
@@ -182,6 +177,7 @@ impl Service {
         }
         self.backend.submit(valid, log.clone())?;
         inserted.id = None;
+        tracing::info!(stream = %id, prompt_tokens, "accepted");
         Ok(Started { log, prompt_tokens, seed, format })
     }
 
@@ -198,6 +194,9 @@ impl Service {
         let kept = async {
             // Not a mark beside the stream: after a crash its end must not stand where a reader has seen a token.
             log.finished().await;
+            for follower in log.followers() {
+                follower.finished().await;
+            }
             store.flushed().await;
         };
         let is_kept = tokio::time::timeout(Duration::from_millis(self.config.cancel_wait_ms), kept).await.is_ok();
@@ -314,18 +313,12 @@ impl Service {
         }
         self.encoder().inspect(|encoder| encoder.pool.shutdown());
         self.backend.shutdown(message);
-    }
-
-    fn count_limited(&self, e: &Error) {
-        if e.kind() == ErrorKind::RateLimited {
-            self.metrics.requests_limited.inc();
-            self.metrics.rejects.get_or_create(&RejectLabel::OWNER_LIMIT).inc();
-        }
+        self.table.feed().close();
     }
 
     fn limits(&self) -> validate::Limits<'_> {
         let (vocab_size, context_len) = (self.spec.vocab_size, self.context_len());
-        validate::Limits { config: &self.config, vocab_size, context_len }
+        validate::Limits { config: &self.config, vocab_size, context_len, unasked_len: usize::MAX }
     }
 
     /// The request's prompt as tokens with the form of its answer, and the request back. A large text is worked on

@@ -2,7 +2,7 @@
 //! that fills evenly over the minute, so a quiet owner may use a minute's worth at once), on the service's own clock.
 //!
 //! Tokens are counted as they are reserved, prompt and `max_tokens`, because that is known before the work: an answer
-//! that turns out short gives nothing back.
+//! that turns out short gives nothing back, a request that is refused does.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -128,6 +128,20 @@ impl Quotas {
         }
     }
 
+    /// Takes back what was spent for a request that was refused then.
+    pub(super) fn give_back(&self, owner: &Owner, num_tokens: usize) {
+        if let Some(tokens) = self.by_tenant.get(&owner.tenant).and_then(|quota| quota.tokens.as_ref()) {
+            tokens.give_back(num_tokens);
+        }
+    }
+
+    /// A generation that an earlier process has accepted counts like others.
+    pub(super) fn occupy(&self, log: &Arc<StreamLog>) {
+        if let Some(quota) = self.by_tenant.get(&log.tenant()) {
+            QuotaSlot { quota: Some(quota), num_choices: 0 }.occupy(std::iter::once(log));
+        }
+    }
+
     pub(super) fn state(&self, owner: &Owner) -> Option<QuotaState> {
         let quota = self.by_tenant.get(&owner.tenant)?;
         let left = |bucket: &Option<Bucket>| bucket.as_ref().map(Bucket::left);
@@ -188,6 +202,12 @@ impl Bucket {
         let wait = until.wait_time_from(clock::Clock::now(&self.time));
         let message = format!("this key's limit of {} {what} a minute is used up", self.limit);
         Err(Error::rate_limited(message, wait.as_millis().max(1) as u64))
+    }
+
+    fn give_back(&self, n: usize) {
+        let time = MINUTE / self.limit.get() * u32::try_from(n).unwrap_or(u32::MAX);
+        let mut state = self.state.lock();
+        *state = state.map(|full_at| Duration::from_nanos(full_at.as_u64()).saturating_sub(time).into());
     }
 
     /// What is left, without taking any.

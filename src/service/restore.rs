@@ -24,10 +24,12 @@ impl Service {
     /// Takes the streams of the store that its table was made with.
     pub fn restore(&self, stored: Vec<StoredStream>) -> Restored {
         let mut restored = Restored::default();
+        let mut followers = Vec::new();
         for stream in stored {
             let StoredStream { record, entries } = stream;
             let request = record.request;
             let (id, tenant, policy) = (request.id, request.tenant, request.on_disconnect);
+            let leader = request.leader;
             let resumed = resumed(request, &entries.iter().map(|e| &e.event).collect::<Vec<_>>());
             let log = StreamLog::restored(id, tenant, policy, self.clock.clone(), record.created_ms, entries);
             if let Err(e) = self.table.insert(log.clone()) {
@@ -43,6 +45,8 @@ impl Service {
             if let Some(store) = self.table.store() {
                 store.follow(&log);
             }
+            self.quotas.occupy(&log);
+            followers.extend(leader.map(|leader| (leader, log.clone())));
             match self.go_on(resumed, record.fingerprint, &log) {
                 Ok(()) => restored.num_resumed += 1,
                 Err(message) => {
@@ -50,6 +54,12 @@ impl Service {
                     let kind = ErrorKind::Unavailable;
                     log.append(Event::Error(ErrorInfo { kind, message, usage: Usage::default() }));
                 }
+            }
+        }
+        for (leader, follower) in followers {
+            // Without its leader it can still be ended by its own name.
+            if let Ok(leader) = self.table.get(leader, follower.tenant()) {
+                leader.lead(std::iter::once(&follower));
             }
         }
         restored
@@ -73,6 +83,7 @@ fn resumed(mut request: ValidRequest, events: &[&Event]) -> ValidRequest {
             Event::Started { cached_tokens, .. } => resumed.cached_tokens = Some(*cached_tokens),
             Event::Token(token) => {
                 resumed.num_emitted += token.tokens.len();
+                resumed.text_bytes += token.text.len();
                 request.prompt.extend_from_slice(&token.tokens);
             }
             // Told once.

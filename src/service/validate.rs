@@ -19,6 +19,8 @@ pub struct Limits<'a> {
     pub vocab_size: usize,
     /// Longest sequence, prompt and output together.
     pub context_len: usize,
+    /// Longest of a request that does not say how long: more would be refused, and nobody has asked for it.
+    pub unasked_len: usize,
 }
 
 /// Checks everything that needs no tokens, so that a wrong parameter costs no tokenising.
@@ -81,7 +83,8 @@ pub fn fit(
         return Err(Error::new(ErrorKind::ContextLengthExceeded, message).with_param(param));
     }
     let room = context - num_prompt;
-    let default = limits.config.max_tokens_default.unwrap_or(room).clamp(1, room);
+    let affordable = limits.unasked_len.saturating_sub(num_prompt);
+    let default = limits.config.max_tokens_default.unwrap_or(room).min(affordable).clamp(1, room);
     let max_tokens = request.stop.max_tokens.unwrap_or(default);
     if max_tokens > room {
         let message = format!(

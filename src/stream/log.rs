@@ -39,6 +39,8 @@ pub struct StreamLog {
     tenant: Tenant,
     on_disconnect: OnDisconnect,
     created_ms: u64,
+    /// Whether an earlier process has begun it.
+    is_restored: bool,
     clock: Clock,
     // A std mutex: it is held for a push or a clone, never across an await.
     state: Mutex<State>,
@@ -49,7 +51,7 @@ pub struct StreamLog {
     /// What readers may see, for them to look at and wait on.
     pub(super) progress: Progress,
     /// Choices of the same request, which end with it when somebody asks for its end by name.
-    followers: OnceLock<Vec<Weak<StreamLog>>>,
+    followers: Mutex<Vec<Weak<StreamLog>>>,
     /// Where its events are kept, if anywhere but here.
     store: OnceLock<Weak<StreamStore>>,
     /// Who hears of its beginning and its end.
@@ -129,6 +131,7 @@ impl StreamLog {
         created_ms: u64,
         entries: Vec<Entry>,
     ) -> Arc<Self> {
+        let is_restored = !entries.is_empty();
         let num_bytes = entries.iter().map(|e| event_bytes(&e.event)).sum();
         let started = entries.iter().any(|e| matches!(e.event, Event::Started { .. }));
         let is_cancelled =
@@ -142,12 +145,13 @@ impl StreamLog {
             tenant,
             on_disconnect,
             created_ms,
+            is_restored,
             clock,
             state: Mutex::new(state),
             num_bytes: AtomicUsize::new(num_bytes),
             num_bytes_max: AtomicUsize::new(usize::MAX),
             progress,
-            followers: OnceLock::new(),
+            followers: Mutex::default(),
             store: OnceLock::new(),
             feed: OnceLock::new(),
         })
@@ -168,6 +172,11 @@ impl StreamLog {
     /// Weak, because the store's thread may be the last to hold a log, and cannot wait for its own end.
     fn open_store(&self) -> Option<Arc<StreamStore>> {
         self.store.get().and_then(Weak::upgrade).filter(|store| store.is_open())
+    }
+
+    /// Whether readers of an earlier process may have seen more of it than is here.
+    pub fn may_be_behind_readers(&self) -> bool {
+        self.is_restored && self.is_kept()
     }
 
     /// Whether another process will go on with it if this one dies.
@@ -273,8 +282,9 @@ impl StreamLog {
         let seq = state.num_events();
         // Under the lock, so that times rise with sequence numbers.
         let ts_ms = (self.clock)();
-        let happening = self.feed.get().and_then(|feed| Some((feed, Happening::of(seq, &event, state.cancelled)?)));
         // What comes after it was handed over is computed again by whoever has it now.
+        let feed = self.feed.get().filter(|_| state.suspended_at.is_none());
+        let happening = feed.and_then(|feed| Some((feed, Happening::of(seq, &event, state.cancelled)?)));
         let store = self.open_store().filter(|_| state.suspended_at.is_none());
         let kept = store.map(|store| (store, Entry { seq, ts_ms, event: event.clone() }));
         if kept.is_some() && !event.is_repeatable() {
@@ -356,18 +366,26 @@ impl StreamLog {
             hook(cause);
         }
         if cause == CancelCause::Requested {
-            let followers = self.followers.get().into_iter().flatten().filter_map(Weak::upgrade);
-            for follower in followers {
+            for follower in self.followers() {
                 follower.cancel(cause);
             }
         }
         true
     }
 
-    /// Whoever asks for its end asks for theirs too. Of use once.
-    pub fn lead(&self, followers: impl Iterator<Item = Weak<StreamLog>>) {
-        // Set by the service, which makes all of them.
-        let _ = self.followers.set(followers.collect());
+    /// Whoever asks for its end asks for theirs too.
+    pub fn lead<'a>(&self, followers: impl Iterator<Item = &'a Arc<StreamLog>>) {
+        self.lock_followers().extend(followers.map(Arc::downgrade));
+    }
+
+    /// Whose end is asked for with its own.
+    pub fn followers(&self) -> Vec<Arc<StreamLog>> {
+        self.lock_followers().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn lock_followers(&self) -> MutexGuard<'_, Vec<Weak<StreamLog>>> {
+        // A list that only grows: a panic leaves it whole.
+        self.followers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Calls `hook` once on cancellation (at once if it has happened). The engine uses it to take a waiting request
@@ -399,9 +417,10 @@ impl StreamLog {
     pub(super) fn has_outlingered(&self, now_ms: u64, unread_grace_ms: u64) -> bool {
         let mut state = self.lock();
         let grace_ms = match self.on_disconnect {
+            // Whoever made it has yet to come.
+            OnDisconnect::Cancel | OnDisconnect::Linger { grace_ms: 0 } if !state.was_read => unread_grace_ms,
             OnDisconnect::Linger { grace_ms } => grace_ms,
             // Once read, its reader's leaving has cancelled it.
-            OnDisconnect::Cancel if !state.was_read => unread_grace_ms,
             OnDisconnect::Cancel | OnDisconnect::Detach => return false,
         };
         if state.num_readers > 0 || state.cancelled.is_some() || state.terminal().is_some() {
@@ -424,14 +443,18 @@ impl std::fmt::Debug for StreamLog {
 }
 
 fn event_bytes(event: &Event) -> usize {
-    let payload = match event {
+    size_of::<Entry>() + payload_bytes(event)
+}
+
+/// What an event holds beside itself.
+pub(super) fn payload_bytes(event: &Event) -> usize {
+    match event {
         Event::Token(t) => t.text.len() + 4 * t.tokens.len() + logprobs_bytes(&t.logprobs),
         Event::Prompt { logprobs } => logprobs_bytes(logprobs),
         Event::Embedding { values } => size_of_val(values.as_slice()),
         Event::Error(info) => info.message.len(),
         Event::Queued { .. } | Event::Started { .. } | Event::Done { .. } => 0,
-    };
-    size_of::<Entry>() + payload
+    }
 }
 
 fn logprobs_bytes(logprobs: &[TokenLogprob]) -> usize {

@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::log::{Entry, StreamLog};
+use super::log::{Entry, StreamLog, payload_bytes};
 use super::{CancelCause, log::State};
 use crate::error::ErrorKind;
 use crate::protocol::{ErrorInfo, Event, OnDisconnect, TokenEvent, Usage};
 
-/// Most events that come as one. It bounds what a lagging reader holds at a time: 256 tokens with all their rivals'
-/// log-probabilities are some hundred kilobytes on the wire, without them a few.
+/// Most events that come as one, and most of their memory: what a lagging reader holds at a time is bounded with it. On
+/// the wire a rival's log-probability takes eight times its memory, so that is 128 KiB at most, for text a few.
 const MERGED_EVENTS_MAX: usize = 256;
+const MERGED_BYTES_MAX: usize = 16 << 10;
 
 /// A cursor into a log. Dropping it leaves the stream, which may cancel it (see [`OnDisconnect`]).
 #[derive(Debug)]
@@ -139,7 +140,12 @@ impl StreamReader {
 fn merged(state: &State, index: usize, backlog_min: usize) -> Option<Entry> {
     let num_visible = (state.num_visible() - state.num_trimmed) as usize;
     let rest = state.entries.range(index..num_visible);
-    let run = rest.clone().take(MERGED_EVENTS_MAX).take_while(|e| matches!(e.event, Event::Token(_))).count();
+    let mut num_bytes = 0;
+    let is_room = |entry: &&Entry| {
+        num_bytes += payload_bytes(&entry.event);
+        num_bytes <= MERGED_BYTES_MAX && matches!(entry.event, Event::Token(_))
+    };
+    let run = rest.clone().take(MERGED_EVENTS_MAX).take_while(is_room).count();
     if run < backlog_min {
         return None;
     }

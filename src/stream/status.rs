@@ -7,8 +7,6 @@ pub enum CancelCause {
     ReaderLeft,
     /// Its owner asked.
     Requested,
-    /// The server is going down.
-    Shutdown,
 }
 
 impl CancelCause {
@@ -17,7 +15,6 @@ impl CancelCause {
         match self {
             Self::ReaderLeft => "reader_left",
             Self::Requested => "requested",
-            Self::Shutdown => "shutdown",
         }
     }
 }

@@ -89,15 +89,11 @@ pub(super) fn resume(log: &StreamLog, epoch: Epoch, cursor: Option<Cursor>) -> R
             // The end first: were it asked second, an event between the two questions would look like one missed.
             let is_finished = log.is_finished();
             let num_events = log.len() as u64;
-            if id.seq >= num_events && !is_finished && log.is_kept() {
+            match id.seq.checked_add(1) {
+                Some(next) if next == num_events && is_finished => Resume::Complete,
                 // Shown by an earlier process, and not yet computed again by this one.
-                Resume::From(id.seq + 1)
-            } else if id.seq >= num_events {
-                Resume::Gap { from: first_seq, reason: GapReason::PastEnd }
-            } else if is_finished && id.seq + 1 == num_events {
-                Resume::Complete
-            } else {
-                Resume::From(id.seq + 1)
+                Some(next) if next <= num_events || !is_finished && log.may_be_behind_readers() => Resume::From(next),
+                _ => Resume::Gap { from: first_seq, reason: GapReason::PastEnd },
             }
         }
     }

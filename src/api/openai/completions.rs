@@ -22,7 +22,7 @@ use crate::api::{App, body, event_body, fields, fold, head, structured, with_str
 use crate::error::Error;
 use crate::protocol::{GenerateRequest, OnDisconnect, Prompt, SamplingParams, StopParams, Usage};
 use crate::service::{Service, Started};
-use crate::stream::StreamReader;
+use crate::stream::{CancelCause, StreamReader};
 use crate::text::Tokenizer;
 
 /// A completion is named as its first stream, behind this.
@@ -90,19 +90,34 @@ pub async fn create(
             constraint_param: structured.param,
             ..GenerateRequest::new(owner.clone(), prompt)
         };
-        let started = app.service.start_choices(generate, wanted.best_of).await.map_err(named)?;
-        all.extend(started.into_iter().map(|started| Running {
+        let started = app.service.start_choices(generate, wanted.best_of).await.inspect_err(|_| {
+            // Nobody wants the texts of some of the prompts.
+            for running in &all {
+                let Running { started, .. } = running;
+                started.log.cancel(CancelCause::Requested);
+            }
+        });
+        all.extend(started.map_err(named)?.into_iter().map(|started| Running {
             reader: started.log.reader(0),
             started,
             prompt: number,
             echo: echo.clone(),
         }));
     }
+    lead(&all);
     if stream {
         head::wait(&app, all.iter().map(|r| &r.started.log)).await?;
         Ok(chunks(&app, all, &wanted, usage))
     } else {
         whole(&app, all, &wanted).await
+    }
+}
+
+/// The end of the first by name is the end of all, as the choices of one prompt have it already.
+fn lead(all: &[Running]) {
+    if let Some(first) = all.first() {
+        let others = all.iter().filter(|running| running.prompt > 0);
+        first.started.log.lead(others.map(|running| &running.started.log));
     }
 }
 

@@ -20,6 +20,7 @@ use crate::api::opening::Opening;
 use crate::api::problem::Problem;
 use crate::api::{App, event_body, head, with_stream_id};
 use crate::error::Error;
+use crate::metrics::RejectLabel;
 use crate::protocol::{ChatMessage, GenerateRequest, OnDisconnect, Prompt, Tenant};
 use crate::service::Started;
 use crate::stream::{StreamLog, StreamReader};
@@ -69,6 +70,8 @@ pub async fn create(
     {
         // Nobody could ever ask for it, so it must not run either.
         app.service.cancel(started.log.id(), tenant).await?;
+        app.service.count_rejected(&RejectLabel::RESPONSES_FULL);
+        app.service.tell_rejected(&e);
         return Err(e.into());
     }
     answer(&app, &started, described, reader, fields.stream == Some(true)).await
@@ -140,8 +143,9 @@ pub async fn delete(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Problem> {
     let (described, log) = find(&app, id, owner.tenant)?;
-    app.responses.remove(log.id());
+    // First: should this have to be asked again, it must still be there.
     app.service.cancel(log.id(), owner.tenant).await?;
+    app.responses.remove(log.id());
     log.finished().await;
     app.service.table().remove(log.id());
     let deleted = json!({"id": described.response_id(), "object": "response", "deleted": true});
