@@ -87,6 +87,8 @@ metrics! {
     steps: Counter = Counter::default(), "Steps run by all workers";
     /// Sequences that took part in a step, summed over steps; divided by `steps` it is the mean batch size.
     step_sequences: Counter = Counter::default(), "Sequences in a step, summed over steps";
+    /// Sequences in a step.
+    batch_sequences: Histogram = Histogram::new(exponential_buckets(1.0, 2.0, 11)), "Sequences in a step";
     /// Sequences per step since the start; set when rendered.
     mean_batch_size: Gauge<f64, AtomicU64> = Gauge::default(), "Sequences per step since the start";
     /// Tokens computed (prompt and output), summed over steps.

@@ -23,6 +23,7 @@ mod opening;
 mod page;
 mod peer;
 mod problem;
+mod query;
 mod queue_timeout;
 mod quota_headers;
 mod responses;

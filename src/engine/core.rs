@@ -340,6 +340,7 @@ impl EngineCore {
         let metrics = &self.parts.metrics;
         metrics.steps.inc();
         metrics.step_sequences.inc_by(self.batch.num_seqs() as u64);
+        metrics.batch_sequences.observe(self.batch.num_seqs() as f64);
         metrics.step_tokens.inc_by(self.batch.num_tokens() as u64);
         metrics.step_seconds.observe(took.as_secs_f64());
     }

@@ -14,6 +14,7 @@ use crate::api::disconnect::{self, LINGER_DEFAULT, OnDisconnectField};
 use crate::api::fields::{self, MessageFields};
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;
+use crate::api::query::{self, Pairs};
 use crate::api::{App, body, event_body, sse, structured, with_stream_id};
 use crate::error::{Error, ErrorKind};
 use crate::protocol::{GenerateRequest, Prompt, StreamId, TokenId};
@@ -111,12 +112,28 @@ pub async fn create(
     Ok(with_stream_id(response, started.log.id()))
 }
 
-/// `GET /v1/streams`: the caller's own, newest first.
-pub async fn list(State(app): State<App>, Extension(Caller(owner)): Extension<Caller>) -> Json<StreamList> {
+/// `GET /v1/streams`: the caller's own, newest first; `limit` of them, those older than the one named `after`.
+///
+/// # Errors
+/// 400 for a query that breaks a rule.
+pub async fn list(
+    State(app): State<App>,
+    Extension(Caller(owner)): Extension<Caller>,
+    query: Pairs,
+) -> Result<Json<StreamList>, Problem> {
+    let pairs = query::pairs(query)?;
+    let limit = query::limit(&pairs, LIST_MAX, LIST_MAX)?;
     let logs = app.service.table().list(owner.tenant);
-    let has_more = logs.len() > LIST_MAX;
-    let data = logs.iter().take(LIST_MAX).map(|log| describe(&app, log)).collect();
-    Json(StreamList { object: "list", data, has_more })
+    let from = match query::value(&pairs, "after") {
+        None => 0,
+        Some(text) => {
+            let id = text.parse().ok();
+            let at = logs.iter().position(|log| Some(log.id()) == id);
+            at.ok_or_else(|| query::broken("after", "the id of a stream of yours that is kept", text))? + 1
+        }
+    };
+    let data = logs.iter().skip(from).take(limit).map(|log| describe(&app, log)).collect();
+    Ok(Json(StreamList { object: "list", data, has_more: logs.len() > from + limit }))
 }
 
 /// `GET /v1/streams/{id}`: the events from the cursor on, live.

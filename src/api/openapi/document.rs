@@ -65,11 +65,10 @@ fn operation(route: &Route) -> Value {
     let names = route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
     let parameters: Vec<Value> = names
         .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string", "minLength": 1}}))
-        .chain(
-            route.id.starts_with("follow").then(
-                || json!({"name": "last_event_id", "in": "query", "required": false, "schema": {"type": "string"}}),
-            ),
-        )
+        .chain(query(route.id).iter().map(|name| {
+            let schema_type = if *name == "limit" { "integer" } else { "string" };
+            json!({"name": name, "in": "query", "required": false, "schema": {"type": schema_type}})
+        }))
         .collect();
     if !parameters.is_empty() {
         operation["parameters"] = parameters.into();
@@ -79,6 +78,15 @@ fn operation(route: &Route) -> Value {
         operation["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": schema}}});
     }
     operation
+}
+
+/// What an operation takes in its query.
+fn query(id: &str) -> &'static [&'static str] {
+    match id {
+        "followStream" | "followEvents" => &["last_event_id"],
+        "listStreams" | "listInputItems" => &["limit", "after"],
+        _ => &[],
+    }
 }
 
 fn body_schema(body: Body, models: &[&str]) -> Value {

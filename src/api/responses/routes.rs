@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -18,6 +18,7 @@ use crate::api::auth::Caller;
 use crate::api::disconnect::{self, LINGER_DEFAULT};
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;
+use crate::api::query::{self, Pairs, broken, pairs, value};
 use crate::api::{App, event_body, head, with_stream_id};
 use crate::error::Error;
 use crate::metrics::RejectLabel;
@@ -28,8 +29,6 @@ use crate::stream::{StreamLog, StreamReader};
 /// Items in one answer: the most, and if nobody says.
 const ITEMS_MAX: usize = 100;
 const ITEMS_DEFAULT: usize = 20;
-
-type Pairs = Result<Query<Vec<(String, String)>>, QueryRejection>;
 
 /// `POST /v1/responses`.
 ///
@@ -164,13 +163,7 @@ pub async fn input_items(
 ) -> Result<Response, Problem> {
     let (described, _) = find(&app, id, owner.tenant)?;
     let pairs = pairs(query)?;
-    let limit = match value(&pairs, "limit") {
-        None => ITEMS_DEFAULT,
-        Some(text) => match text.parse() {
-            Ok(limit) if (1..=ITEMS_MAX).contains(&limit) => limit,
-            _ => return Err(broken("limit", &format!("a number from 1 to {ITEMS_MAX}"), text)),
-        },
-    };
+    let limit = query::limit(&pairs, ITEMS_DEFAULT, ITEMS_MAX)?;
     let mut items: Vec<&Value> = described.items.iter().collect();
     match value(&pairs, "order") {
         Some("asc") => {}
@@ -274,7 +267,7 @@ async fn answer(
 ) -> Result<Response, Problem> {
     let log = &started.log;
     if described.is_background {
-        // A name that was given out must still mean something after a crash.
+        // The stream's name must still mean something after a crash; the response's own does not (docs/api.md).
         log.accepted().await;
     }
     if is_stream {
@@ -329,17 +322,4 @@ fn find(
 ) -> Result<(Arc<Described>, Arc<StreamLog>), Problem> {
     let text = id.map(|Path(text)| text).unwrap_or_default();
     Ok(app.responses.get(&text, tenant, app.service.table())?)
-}
-
-fn pairs(query: Pairs) -> Result<Vec<(String, String)>, Problem> {
-    let Query(pairs) = query.map_err(|e| Error::invalid("query", e.body_text()))?;
-    Ok(pairs)
-}
-
-fn value<'a>(pairs: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    pairs.iter().rfind(|(n, value)| n == name && !value.is_empty()).map(|(_, value)| value.as_str())
-}
-
-fn broken(name: &str, rule: &str, value: &str) -> Problem {
-    Error::invalid(name, format!("`{name}` must be {rule}, got {value:?}")).into()
 }
