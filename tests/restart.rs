@@ -3,8 +3,12 @@
 //!
 //! `TALLOW_RESTARTS` is the number of kills with the stub (12), `TALLOW_RESTARTS_REAL` with the real model (2).
 
+#[path = "restart/kills.rs"]
+mod kills;
 #[path = "common/real.rs"]
 mod real;
+#[path = "common/record.rs"]
+mod record;
 #[path = "common/server.rs"]
 mod server;
 
@@ -16,6 +20,9 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use server::Server;
+
+/// Where a text ends if a request does not say otherwise.
+const STOP: &[&str] = &["zq", "the end"];
 
 /// What a client of one stream has: its events by number, and its cursor.
 #[derive(Debug, Default, Clone)]
@@ -65,12 +72,17 @@ impl Seen {
 /// Requests that use what must be rebuilt: draws, penalties, stop strings, log-probabilities, held-back text, grammars.
 fn requests(num: usize, max_tokens: usize) -> Vec<Value> {
     let request = |i: usize| {
+        // Each `a` forces a `b`, which is held back, since the stop string might begin with it.
+        let (guided, stop) = match i % 8 {
+            3 | 7 => (Some("([a-z ]{3,40}[.] And then, all of a sudden: )+"), STOP),
+            4 => (Some("(ab[cd])+"), &["bz"][..]),
+            _ => (None, STOP),
+        };
         json!({
             "prompt": format!("The {i}th story begins with a very long road and ").repeat(1 + i % 3),
             "seed": i, "max_tokens": max_tokens + i, "temperature": if i.is_multiple_of(3) { 0.0 } else { 0.9 },
             "repetition_penalty": if i % 2 == 1 { 1.2 } else { 1.0 }, "frequency_penalty": 0.3 * (i % 4) as f64,
-            "stop": ["zq", "the end"], "ignore_eos": true, "on_disconnect": "detach",
-            "guided_regex": (i % 4 == 3).then_some("([a-z ]{3,40}[.] And then, all of a sudden: )+"),
+            "stop": stop, "ignore_eos": true, "on_disconnect": "detach", "guided_regex": guided,
             "logprobs": i % 5 == 2, "top_logprobs": (i % 5 == 2).then_some(2),
         })
     };
@@ -103,87 +115,8 @@ async fn follow(server: &Server, path: &str, seen: &mut Seen) {
     }
 }
 
-/// Not random, but irregular.
-fn irregular(i: usize, below: u64) -> u64 {
-    ((i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % below.max(1)
-}
-
 fn count(name: &str, default: usize) -> usize {
     std::env::var(name).map_or(default, |n| n.parse().expect("a number"))
-}
-
-/// Streams that are followed while the server is killed `num_kills` times, beside the same ones left in peace.
-async fn check(model: &[&str], requests: &[Value], num_kills: usize, up_ms: u64) {
-    let peace = Server::start(model);
-    let mut expected = Vec::new();
-    for request in requests {
-        let mut seen = Seen::default();
-        let path = create(&peace, request).await;
-        follow(&peace, &path, &mut seen).await;
-        assert!(seen.is_over, "{path}");
-        expected.push(seen.transcript());
-    }
-    drop(peace);
-
-    let mut num_done = 0;
-    let mut kill = 0;
-    while kill < num_kills {
-        // A folder for as many kills as it takes until these streams are over.
-        let dir = tempfile::tempdir().unwrap();
-        let store = dir.path().to_str().unwrap().to_owned();
-        let args: Vec<&str> = model.iter().copied().chain(["--stream-store", &store, "--max-num-seqs", "4"]).collect();
-        let mut server = Server::start(&args);
-        let paths = join_all(requests.iter().map(|request| create(&server, request))).await;
-        let mut all = vec![Seen::default(); paths.len()];
-        while all.iter().any(|seen| !seen.is_over) {
-            let up = Duration::from_millis(1 + irregular(kill, up_ms));
-            let is_killed = kill < num_kills;
-            {
-                let follows = paths.iter().zip(&mut all).map(|(path, seen)| follow(&server, path, seen));
-                let killed = async {
-                    if is_killed {
-                        tokio::time::sleep(up).await;
-                        server.signal("KILL");
-                    }
-                };
-                tokio::join!(join_all(follows), killed);
-            }
-            if is_killed {
-                kill += 1;
-                drop(server);
-                server = Server::start(&args);
-            }
-        }
-        for ((seen, expected), path) in all.iter().zip(&expected).zip(&paths) {
-            let (text, tokens, mut done) = seen.transcript();
-            let mut expected = expected.clone();
-            // How many events waited in the queue, and what the cache had, is not the text's.
-            for end in [&mut done, &mut expected.2] {
-                end["seq"].take();
-                end["usage"]["cached_tokens"].take();
-            }
-            assert_eq!((&text, &tokens, &done), (&expected.0, &expected.1, &expected.2), "{path} after {kill} kills");
-            num_done += 1;
-        }
-        // And once more from the beginning, from what is on the disk alone.
-        for (path, seen) in paths.iter().zip(&all) {
-            let mut again = Seen::default();
-            follow(&server, path, &mut again).await;
-            assert_eq!(again.transcript().0, seen.transcript().0, "{path} replayed");
-        }
-    }
-    println!("{num_kills} kills, {num_done} streams, 0 differences");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn streams_go_on_after_kill_9_as_if_nothing_had_happened() {
-    check(&["--model", "stub:2"], &requests(7, 150), count("TALLOW_RESTARTS", 12), 400).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn real_streams_go_on_after_kill_9_as_if_nothing_had_happened() {
-    real::path(real::SMOLLM2);
-    check(&["--model", real::SMOLLM2], &requests(5, 120), count("TALLOW_RESTARTS_REAL", 2), 1500).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

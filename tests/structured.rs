@@ -269,7 +269,9 @@ fn a_constrained_text_goes_on_after_a_restart_from_any_event() {
             let emitted = tokens_of(&whole[..cut]);
             let mut request = mixed(number);
             request.prompt.extend_from_slice(&emitted);
-            request.resumed = Some(Resumed { num_emitted: emitted.len(), cached_tokens: Some(0) });
+            let shown = whole[..cut].iter().map(|e| if let Event::Token(t) = e { t.text.len() } else { 0 });
+            let (num_emitted, text_bytes) = (emitted.len(), shown.sum());
+            request.resumed = Some(Resumed { num_emitted, text_bytes, cached_tokens: Some(0) });
             let rest = events(&server.submit(request));
             assert_eq!(tokens_of(&rest), tokens_of(&whole[cut..]), "request {number} behind event {cut}");
             let reason = |events: &[Event]| match events.last() {

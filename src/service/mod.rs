@@ -147,7 +147,7 @@ impl Service {
         // Held until the backend has it: what is in use stays in the cache.
         let _grammar = self.compile(&request).await?;
         // No await from here on: the streams are either running and in the caller's hands, or were never there.
-        let unasked_len = owner.limits.tokens_per_minute.map_or(usize::MAX, |max| max as usize / num_choices);
+        let unasked_len = self.quotas.tokens_max(&owner) / num_choices;
         let limits = validate::Limits { unasked_len, ..self.limits() };
         let first = validate::fit(StreamId::random(), request, prompt, random_seed(), limits)?;
         let num_tokens = first.num_tokens_max() * num_choices;

@@ -128,6 +128,12 @@ impl Quotas {
         }
     }
 
+    /// Most tokens that one request of `owner` can have.
+    pub(super) fn tokens_max(&self, owner: &Owner) -> usize {
+        let tokens = self.by_tenant.get(&owner.tenant).and_then(|quota| quota.tokens.as_ref());
+        tokens.map_or(usize::MAX, |tokens| tokens.limit.get() as usize)
+    }
+
     /// Takes back what was spent for a request that was refused then.
     pub(super) fn give_back(&self, owner: &Owner, num_tokens: usize) {
         if let Some(tokens) = self.by_tenant.get(&owner.tenant).and_then(|quota| quota.tokens.as_ref()) {

@@ -140,15 +140,16 @@ impl StreamReader {
 fn merged(state: &State, index: usize, backlog_min: usize) -> Option<Entry> {
     let num_visible = (state.num_visible() - state.num_trimmed) as usize;
     let rest = state.entries.range(index..num_visible);
+    let tokens = rest.clone().take(MERGED_EVENTS_MAX).take_while(|e| matches!(e.event, Event::Token(_)));
     let mut num_bytes = 0;
     let is_room = |entry: &&Entry| {
         num_bytes += payload_bytes(&entry.event);
-        num_bytes <= MERGED_BYTES_MAX && matches!(entry.event, Event::Token(_))
+        num_bytes <= MERGED_BYTES_MAX
     };
-    let run = rest.clone().take(MERGED_EVENTS_MAX).take_while(is_room).count();
-    if run < backlog_min {
+    if tokens.clone().take(backlog_min).count() < backlog_min {
         return None;
     }
+    let run = tokens.take_while(is_room).count().max(1);
     let mut merged = TokenEvent::default();
     for entry in rest.take(run) {
         if let Event::Token(token) = &entry.event {
@@ -177,7 +178,7 @@ impl Drop for StreamReader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{FinishReason, StreamId, Tenant, Usage};
+    use crate::protocol::{FinishReason, StreamId, Tenant, TokenLogprob, Usage};
     use std::sync::atomic::{AtomicU64, Ordering};
 
     fn log(policy: OnDisconnect) -> Arc<StreamLog> {
@@ -282,6 +283,26 @@ mod tests {
         assert_eq!(read(&mut reader, 2).map(|e| e.seq), Some(MERGED_EVENTS_MAX as u64 - 1));
         assert_eq!(read(&mut reader, 2).map(|e| e.seq), Some(MERGED_EVENTS_MAX as u64));
         assert_eq!(read(&mut reader, 2), None);
+    }
+
+    #[test]
+    fn one_event_holds_a_bounded_number_of_bytes() {
+        let log = log(OnDisconnect::Detach);
+        let logprob = TokenLogprob { token: 7, logprob: -1.0, top: vec![(7, -1.0); 100] };
+        let rich = TokenEvent { text: "a".to_owned(), tokens: vec![7], logprobs: vec![logprob] };
+        let num_events = MERGED_EVENTS_MAX;
+        for _ in 0..num_events {
+            log.append(Event::Token(rich.clone()));
+        }
+        let mut reader = log.reader(0);
+        let mut next_seq = 0;
+        while let Some(entry) = read(&mut reader, num_events - next_seq as usize) {
+            let num_merged = entry.seq + 1 - next_seq;
+            assert!(num_merged > 1 || next_seq + 1 == num_events as u64, "{num_merged} from {next_seq} on");
+            assert!(payload_bytes(&entry.event) <= MERGED_BYTES_MAX);
+            next_seq = entry.seq + 1;
+        }
+        assert_eq!(next_seq, num_events as u64);
     }
 
     #[test]

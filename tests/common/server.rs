@@ -1,10 +1,13 @@
 //! The real binary, serving on a free port; ended when the value is dropped.
 #![allow(dead_code)] // Each test binary uses a part.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
+
+/// What begins the line that a server says when it is ready.
+const READY: &str = "ready: ";
 
 /// A running `tallow serve`.
 pub struct Server {
@@ -41,22 +44,8 @@ impl Server {
         (server, log)
     }
 
-    fn spawn(mut command: Command, args: &[&str], env: &[(&str, &str)], log: Stdio) -> Self {
-        // None of this machine's settings but the place of the weights.
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("TALLOW_") && name != "TALLOW_CACHE_DIR" {
-                command.env_remove(name);
-            }
-        }
-        let mut child = command
-            .args(["serve", "--host", "127.0.0.1", "--port", "0"])
-            .args(args)
-            .envs(env.iter().copied())
-            .current_dir(env!("CARGO_TARGET_TMPDIR"))
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+    fn spawn(command: Command, args: &[&str], env: &[(&str, &str)], log: Stdio) -> Self {
+        let mut child = launch(command, args, env, log);
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut url = String::new();
         loop {
@@ -64,7 +53,7 @@ impl Server {
             if let Some(address) = line.strip_prefix("listening on ") {
                 url = address.to_owned();
             }
-            if line.starts_with("ready: ") {
+            if line.starts_with(READY) {
                 break;
             }
         }
@@ -104,8 +93,45 @@ impl Server {
     }
 }
 
+/// A `tallow serve` that nobody has waited for.
+pub struct Launched(Child);
+
+impl Launched {
+    /// Starts the binary with these arguments after `serve --port 0`.
+    pub fn start(args: &[&str]) -> Self {
+        Self(launch(command(), args, &[], Stdio::inherit()))
+    }
+
+    /// Kills it as it stands; says whether it was ready.
+    pub fn kill(mut self) -> bool {
+        self.0.kill().unwrap();
+        let mut said = String::new();
+        self.0.stdout.take().expect("a pipe").read_to_string(&mut said).unwrap();
+        self.0.wait().unwrap();
+        said.lines().any(|line| line.starts_with(READY))
+    }
+}
+
 fn command() -> Command {
     Command::new(env!("CARGO_BIN_EXE_tallow"))
+}
+
+fn launch(mut command: Command, args: &[&str], env: &[(&str, &str)], log: Stdio) -> Child {
+    // None of this machine's settings but the place of the weights.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("TALLOW_") && name != "TALLOW_CACHE_DIR" {
+            command.env_remove(name);
+        }
+    }
+    command
+        .args(["serve", "--host", "127.0.0.1", "--port", "0"])
+        .args(args)
+        .envs(env.iter().copied())
+        .current_dir(env!("CARGO_TARGET_TMPDIR"))
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .unwrap()
 }
 
 impl Drop for Server {

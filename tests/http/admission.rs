@@ -15,7 +15,8 @@ async fn narrow(config: EngineConfig) -> (TestServer<tallow::service::LocalBacke
     (engine::start(EngineConfig { max_num_seqs: 1, ..config }, stub, Setup::default()).await, gate)
 }
 
-async fn arrived(gate: &std::sync::Arc<StubGate>, n: u64) {
+/// Waits until so many steps in all have come to the gate.
+pub async fn arrived(gate: &std::sync::Arc<StubGate>, n: u64) {
     let gate = gate.clone();
     tokio::task::spawn_blocking(move || gate.wait_arrived(n)).await.unwrap();
 }

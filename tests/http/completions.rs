@@ -3,12 +3,15 @@
 use serde_json::{Value, json};
 use tallow::engine::EngineConfig;
 use tallow::error::ErrorKind;
-use tallow::model::stub::StubConfig;
+use tallow::model::stub::{StubConfig, StubGate};
 use tallow::service::LocalBackend;
+use tallow::stream::CancelCause;
 
+use crate::admission::arrived;
 use crate::common::sse::{SseEvent, SseParser};
-use crate::common::{Client, Setup, TestServer, post};
+use crate::common::{Client, Setup, TestServer, post, request};
 use crate::engine::start;
+use crate::feed::{happenings, metric};
 
 const PATH: &str = "/v1/completions";
 
@@ -210,6 +213,75 @@ async fn cancelling_by_name_cancels_every_choice() {
         job.cancelled().await;
     }
     client.rest().await;
+}
+
+#[tokio::test]
+async fn cancelling_by_name_cancels_the_texts_of_every_prompt() {
+    for (num_choices, is_stream) in [(1, false), (1, true), (2, false), (2, true)] {
+        let server = TestServer::start().await;
+        let body = json!({"prompt": ["a", "b", "c"], "n": num_choices, "stream": is_stream, "max_tokens": 100});
+        let mut client = Client::connect(server.address).await;
+        client.send(&request("POST", PATH, &[], &body.to_string())).await;
+        if is_stream {
+            assert_eq!(client.head().await.status, 200);
+        }
+        let mut jobs = Vec::new();
+        for _ in 0..3 * num_choices {
+            jobs.push(server.backend.job().await);
+        }
+        let path = format!("{PATH}/cmpl-{}/cancel", jobs[0].log.id());
+        assert_eq!(post(server.address, &path, &json!({})).await.status, 204);
+        for job in &mut jobs {
+            assert_eq!(job.cancelled().await, CancelCause::Requested, "{body}");
+        }
+        if is_stream {
+            assert!(client.rest().await.contains("\"code\":\"cancelled\""), "{body}");
+        } else {
+            assert_eq!(client.head().await.status, 499, "{body}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_answer_to_several_prompts_leaves_nothing_running() {
+    let gate = StubGate::new();
+    let stub = StubConfig { gate: Some(gate.clone()), ..StubConfig::default() };
+    let server = start(EngineConfig::default(), stub, Setup::default()).await;
+    let body = json!({"prompt": ["a", "b", "c"], "max_tokens": 4000, "ignore_eos": true});
+    let mut client = Client::connect(server.address).await;
+    client.send(&request("POST", PATH, &[], &body.to_string())).await;
+    let mut num_steps = 1;
+    arrived(&gate, num_steps).await;
+    while server.service.metrics().num_running.get() < 3 {
+        gate.allow(1);
+        num_steps += 1;
+        arrived(&gate, num_steps).await;
+    }
+    // The answer is named as the first of its streams, which only the feed tells before there is an answer.
+    let path = format!("/v1/events?last_event_id={:x}-start", server.service.table().feed_epoch().0);
+    let (mut feed, _) = Client::open(server.address, &path, &[]).await;
+    let told = happenings(&feed.until("event: queued").await);
+    let first = told.into_iter().find(|(name, _)| name == "queued").and_then(|(_, stream)| stream).unwrap();
+    assert_eq!(post(server.address, &format!("{PATH}/cmpl-{first}/cancel"), &json!({})).await.status, 204);
+    gate.open();
+    assert_eq!(client.head().await.status, 499);
+    server.service.drained().await;
+    assert_eq!(metric(&server, "tallow_cancels_total{cause=\"requested\"}").await, 3.0);
+    for name in ["num_running", "num_waiting", "kv_blocks_used", "requests_done_total", "requests_failed_total"] {
+        assert_eq!(metric(&server, &format!("tallow_{name}")).await, 0.0, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_prompt_that_is_refused_takes_those_before_it_along() {
+    let server = TestServer::with(|s| s.table.num_streams_max = 2).await;
+    let body = json!({"prompt": ["a", "b", "c"]}).to_string();
+    let text = request("POST", PATH, &[("x-stream-on-disconnect", "detach")], &body);
+    let refused = Client::connect(server.address).await.exchange(&text).await;
+    assert_eq!((refused.status, refused.headers.contains_key("retry-after")), (429, true), "{}", refused.body);
+    for _ in 0..2 {
+        assert_eq!(server.backend.job().await.cancelled().await, CancelCause::Requested);
+    }
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use crate::common::{Client, Setup, TestServer, get, post, request};
 use crate::engine;
 
 /// Type and stream of each event, without the opening.
-fn happenings(text: &str) -> Vec<(String, Option<String>)> {
+pub fn happenings(text: &str) -> Vec<(String, Option<String>)> {
     let events = SseParser::parse(text).events;
     let of = |data: Value| {
         assert!(data["source"].as_str().unwrap().starts_with("tallow/") && data["time"].is_u64(), "{data}");
@@ -60,13 +60,16 @@ async fn the_feed_tells_of_every_stream_in_one_envelope_and_resumes() {
     assert!(text.contains("the queue is full: 9 requests wait") && text.contains("\"cause\":\"requested\""), "{text}");
 
     // From the very beginning: the model came first.
-    let start = resumed_at.split_once('-').unwrap().0.to_owned() + "-start";
-    let (mut all, _) = Client::open(server.address, &format!("/v1/events?last_event_id={start}"), &[]).await;
+    let epoch = resumed_at.split_once('-').unwrap().0;
+    let (mut all, _) = Client::open(server.address, &format!("/v1/events?last_event_id={epoch}-start"), &[]).await;
     let all = all.until("event: failed").await;
     assert_eq!(happenings(&all)[0].0, "model_loaded");
-    // Of another life: everything that is kept, after saying so.
-    let (mut foreign, _) = Client::open(server.address, "/v1/events?last_event_id=ab-1", &[]).await;
-    assert_eq!(happenings(&foreign.until("event: failed").await)[0].0, "gap");
+    // Of another life, or past what there is: everything that is kept, after saying so.
+    for cursor in ["ab-1".to_owned(), format!("{epoch}-999999"), format!("{epoch}-{}", u64::MAX)] {
+        let (mut lost, _) = Client::open(server.address, &format!("/v1/events?last_event_id={cursor}"), &[]).await;
+        let told = happenings(&lost.until("event: failed").await);
+        assert_eq!((told[0].0.as_str(), told[1].0.as_str()), ("gap", "model_loaded"), "{cursor}");
+    }
     assert_eq!(get(server.address, "/v1/events?last_event_id=x", &[]).await.status, 400);
 }
 
@@ -85,7 +88,7 @@ async fn what_is_no_longer_kept_is_a_gap() {
 }
 
 /// The value of a line of the metrics.
-async fn metric(server: &TestServer<tallow::service::LocalBackend>, name: &str) -> f64 {
+pub async fn metric<B>(server: &TestServer<B>, name: &str) -> f64 {
     let text = get(server.address, "/metrics", &[]).await.body;
     let line = text.lines().find(|line| line.split(' ').next() == Some(name));
     line.unwrap_or_else(|| panic!("no {name} in\n{text}")).rsplit_once(' ').unwrap().1.parse().unwrap()
@@ -111,6 +114,7 @@ async fn every_metric_of_a_streams_life_moves() {
         "step_sequences_total",
         "step_tokens_total",
         "step_seconds_count",
+        "batch_sequences_count",
         "mean_batch_size",
         "prompt_tokens_total",
         "cached_tokens_total",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tallow::engine::{Engine, EngineConfig};
 use tallow::metrics::Metrics;
 use tallow::model::Model;
@@ -13,7 +13,9 @@ use tallow::model::stub::{StubConfig, StubFaults, StubGate, StubModel};
 use tallow::service::LocalBackend;
 use tallow::text::Tokenizer;
 
+use crate::common::sse::SseParser;
 use crate::common::{Client, Setup, TestServer, get, post};
+use crate::feed::happenings;
 
 /// A server whose first `num_hanging` models hang in their second step, at a gate that stays shut.
 async fn start(num_hanging: usize, config: EngineConfig) -> (TestServer<LocalBackend>, Arc<StubGate>) {
@@ -60,7 +62,7 @@ async fn ready_becomes(server: &TestServer<LocalBackend>, wanted: u16) {
     }
 }
 
-fn body() -> serde_json::Value {
+fn body() -> Value {
     json!({"prompt": "hi", "max_tokens": 5, "on_disconnect": "detach", "ignore_eos": true})
 }
 
@@ -87,6 +89,19 @@ async fn a_worker_that_hangs_is_seen_given_up_and_replaced() {
     let m = server.service.metrics();
     assert_eq!((m.requests_done.get(), m.requests_failed.get(), m.requests_cancelled.get()), (2, 1, 0));
     assert_eq!((m.num_running.get(), m.kv_blocks_used.get(), m.kv_blocks_total.get()), (0, 0, blocks));
+}
+
+#[tokio::test]
+async fn operators_hear_of_a_worker_that_was_replaced() {
+    let (server, _gate) = start(1, quick()).await;
+    let (mut feed, _) = Client::open(server.address, "/v1/events", &[]).await;
+    let opening = feed.until("retry: ").await;
+    assert_eq!(post(server.address, "/v1/streams", &body()).await.status, 201);
+    let text = opening + &feed.until("event: worker_restarted").await;
+    let names: Vec<String> = happenings(&text).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["queued", "started", "failed", "worker_restarted"]);
+    let told = SseParser::parse(&text).events.last().unwrap().json();
+    assert_eq!((&told["stream"], &told["data"]), (&Value::Null, &json!({"restarts": 1})), "it is no stream's");
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use crate::common::sse::{SseEvent, SseParser};
 use crate::common::{Client, Job, Reply, TestServer, get, post, request};
 
 /// Posts a stream and returns its path and job.
-async fn create(server: &TestServer, on_disconnect: Value) -> (String, Job) {
+pub async fn create(server: &TestServer, on_disconnect: Value) -> (String, Job) {
     let body = json!({"prompt": "hi", "on_disconnect": on_disconnect});
     let reply = post(server.address, "/v1/streams", &body).await;
     assert_eq!(reply.status, 201, "{}", reply.body);
@@ -104,6 +104,43 @@ async fn a_new_stream_is_described() {
 }
 
 #[tokio::test]
+async fn the_list_comes_by_pages() {
+    let server = TestServer::start().await;
+    for _ in 0..5 {
+        create(&server, json!("detach")).await;
+    }
+    let page = async |query: &str| get(server.address, &format!("/v1/streams?{query}"), &[]).await;
+    let ids = |list: &Value| -> Vec<String> {
+        list["data"].as_array().unwrap().iter().map(|stream| stream["id"].as_str().unwrap().to_owned()).collect()
+    };
+    let all = ids(&page("").await.json());
+    assert_eq!(all.len(), 5);
+    let (mut seen, mut after) = (Vec::new(), String::new());
+    for has_more in [true, true, false] {
+        let list = page(&format!("limit=2&after={after}")).await.json();
+        assert_eq!(list["has_more"], has_more, "{list}");
+        seen.extend(ids(&list));
+        after.clone_from(&seen[seen.len() - 1]);
+    }
+    assert_eq!(seen, all, "none twice, none left out");
+    for (query, param) in [("limit=0", "limit"), ("limit=101", "limit"), ("after=nonsense", "after")] {
+        let reply = page(query).await;
+        assert_eq!((reply.status, &reply.json()["error"]["param"]), (400, &json!(param)), "{query}");
+    }
+}
+
+#[tokio::test]
+async fn a_policy_is_spelled_in_the_body_as_in_the_header_too() {
+    let server = TestServer::start().await;
+    let (_, job) = create(&server, json!("linger=1.5")).await;
+    assert_eq!(job.request.on_disconnect, OnDisconnect::Linger { grace_ms: 1500 });
+    for bad in ["linger=", "linger=-1", "linger=soon", "cancel=1", "stay"] {
+        let reply = post(server.address, "/v1/streams", &json!({"prompt": "hi", "on_disconnect": bad})).await;
+        assert_eq!((reply.status, &reply.json()["error"]["param"]), (400, &json!("on_disconnect")), "{bad}");
+    }
+}
+
+#[tokio::test]
 async fn the_default_policy_lingers_half_a_minute() {
     let server = TestServer::start().await;
     post(server.address, "/v1/streams", &json!({"prompt": "hi"})).await;
@@ -154,7 +191,8 @@ async fn a_cursor_that_cannot_be_honoured_gets_a_gap_and_everything() {
     let epoch = server.service.table().epoch().0;
     let whole = frames(&get(server.address, &path, &[]).await.body).1;
     let foreign = (format!("{:x}-2", epoch ^ 1), "foreign_epoch");
-    for (id, reason) in [foreign, (format!("{epoch:x}-5"), "past_end"), (format!("{epoch:x}-99"), "past_end")] {
+    let past_end = [5, 99, 999_999, u64::MAX].map(|seq| (format!("{epoch:x}-{seq}"), "past_end"));
+    for (id, reason) in std::iter::once(foreign).chain(past_end) {
         let reply = get(server.address, &path, &[("last-event-id", &id)]).await;
         assert_eq!(reply.status, 200);
         let events = SseParser::parse(&reply.body).events;
@@ -168,6 +206,37 @@ async fn a_cursor_that_cannot_be_honoured_gets_a_gap_and_everything() {
     // Nothing was had, so nothing was missed.
     let start = get(server.address, &path, &[("last-event-id", &format!("{:x}-start", epoch ^ 1))]).await;
     assert_eq!(frames(&start.body).1, whole);
+}
+
+/// Comes to a live stream with cursors that it is far from: each reader is told so, and gets everything, to the end.
+pub async fn follow_from_far_ahead(server: &TestServer) {
+    let (path, job) = create(server, json!("detach")).await;
+    job.start();
+    job.say("before ");
+    let epoch = server.service.table().epoch().0;
+    let mut readers = Vec::new();
+    for seq in [999_999, u64::MAX] {
+        let id = format!("{epoch:x}-{seq}");
+        let (reader, head) = Client::open(server.address, &path, &[("last-event-id", &id)]).await;
+        assert_eq!(head.status, 200, "{id}");
+        readers.push(reader);
+    }
+    job.say("after");
+    job.finish(FinishReason::Stop);
+    let (start, whole) = frames(&get(server.address, &path, &[]).await.body);
+    for mut reader in readers {
+        let body = reader.whole_rest().await;
+        let first = SseParser::parse(&body).events[0].clone();
+        let gap = first.json();
+        assert_eq!((first.name.as_str(), first.last_id.as_str()), ("gap", start.as_str()), "{body}");
+        assert_eq!((gap["reason"].as_str(), gap["seq"].as_u64()), (Some("past_end"), Some(0)));
+        assert!(body.ends_with(&whole), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_cursor_far_ahead_of_a_live_stream_gets_a_gap_and_everything() {
+    follow_from_far_ahead(&TestServer::start().await).await;
 }
 
 #[tokio::test]
@@ -280,6 +349,25 @@ async fn a_lingering_stream_ends_after_its_grace_and_a_detached_one_does_not() {
     reader.close();
     assert_eq!(job.cancelled().await, CancelCause::ReaderLeft);
     assert_eq!(detached.log.cancelled(), None);
+}
+
+/// Its grace was over before anybody could have come, so that it was cancelled unread.
+#[tokio::test]
+async fn a_stream_that_does_not_linger_waits_for_its_first_reader_and_for_no_other() {
+    // Swept when the test says so.
+    let server = TestServer::with(|s| s.api.sweep_interval = Duration::from_secs(3600)).await;
+    let (path, mut job) = create(&server, json!({"linger": 0})).await;
+    (0..3).for_each(|_| server.service.sweep());
+    assert_eq!(job.log.cancelled(), None, "who made it has yet to come");
+    let (reader, _) = Client::open(server.address, &path, &[]).await;
+    server.service.sweep();
+    assert_eq!(job.log.cancelled(), None, "somebody reads");
+    reader.close();
+    while server.service.metrics().readers.get() > 0 {
+        tokio::task::yield_now().await;
+    }
+    server.service.sweep();
+    assert_eq!(job.cancelled().await, CancelCause::ReaderLeft);
 }
 
 #[tokio::test]

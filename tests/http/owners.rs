@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tallow::api::ApiKey;
+use tallow::api::openapi::ROUTES;
 use tallow::engine::EngineConfig;
 use tallow::model::stub::StubConfig;
 use tallow::protocol::{Owner, OwnerLimits, StreamId, Tenant};
@@ -14,6 +15,9 @@ use crate::engine;
 
 const ANN: &str = "sk-ann-0123";
 const BOB: &str = "sk-bob-0123";
+const OPS: &str = "sk-ops-0123";
+/// Whether the process lives, and the page's own files: what needs no key.
+const OPEN: [&str; 7] = ["/health/live", "/", "/app.js", "/style.css", "/docs", "/docs.js", "/openapi.json"];
 const BODY: &str = r#"{"prompt": "the same words for everybody, and enough of them to fill a block", "max_tokens": 4}"#;
 
 fn owner(tenant: u64, limits: OwnerLimits) -> Arc<Owner> {
@@ -44,34 +48,72 @@ async fn ask<B>(server: &TestServer<B>, key: &str, method: &str, path: &str, bod
 #[tokio::test]
 async fn every_route_but_liveness_and_the_page_needs_a_key() {
     let server = TestServer::with(with_keys(OwnerLimits::default())).await;
-    let id = StreamId::random();
-    for (method, path) in [
-        ("GET", "/health/ready"),
-        ("GET", "/metrics"),
-        ("GET", "/v1/models"),
-        ("GET", "/v1/streams"),
-        ("POST", "/v1/streams"),
-        ("GET", &format!("/v1/streams/{id}")),
-        ("DELETE", &format!("/v1/streams/{id}")),
-        ("POST", "/v1/chat/completions"),
-        ("POST", &format!("/v1/chat/completions/{id}/cancel")),
-        ("GET", "/nowhere"),
-    ] {
+    let id = StreamId::random().to_string();
+    let mut routes = vec![("GET".to_owned(), "/nowhere".to_owned())];
+    for route in ROUTES.iter().filter(|route| !OPEN.contains(&route.path)) {
+        routes.push((route.method.to_uppercase(), route.path.replace("{id}", &id).replace("{model}", "stub")));
+    }
+    assert!(routes.contains(&("GET".to_owned(), "/v1/events".to_owned())), "{routes:?}");
+    for (method, path) in &routes {
         for headers in [&[][..], &[("authorization", "Bearer sk-ann-0124")], &[("x-api-key", "")]] {
-            let reply = Client::connect(server.address).await.exchange(&request(method, path, headers, "")).await;
-            assert_eq!(reply.status, 401, "{method} {path} {headers:?}");
-            assert_eq!(reply.headers["www-authenticate"], "Bearer");
-            assert_eq!(reply.json()["error"]["code"], "invalid_api_key");
-            assert!(!reply.body.contains("sk-ann"), "{}", reply.body);
+            let mut client = Client::connect(server.address).await;
+            client.send(&request(method, path, headers, "")).await;
+            // Before the body: what is let through may have none that ends.
+            let head = client.head().await;
+            assert_eq!(head.status, 401, "{method} {path} {headers:?}");
+            assert_eq!(head.headers["www-authenticate"], "Bearer");
+            let body = client.body(&head.headers).await;
+            assert!(!body.contains("sk-ann"), "{body}");
+            let error = serde_json::from_str::<Value>(&body).unwrap()["error"].clone();
+            // Anthropic's errors have no code.
+            let is_anthropic = path.starts_with("/v1/messages");
+            let (field, word) =
+                if is_anthropic { ("type", "authentication_error") } else { ("code", "invalid_api_key") };
+            assert_eq!(error[field], word, "{method} {path}");
         }
     }
-    for path in ["/health/live", "/", "/app.js", "/style.css"] {
+    for path in OPEN {
         assert_eq!(get(server.address, path, &[]).await.status, 200, "{path}");
     }
     let cookie = format!("theme=dark; tallow-key={ANN}");
     for header in [("authorization", format!("bearer {ANN}")), ("x-api-key", ANN.to_owned()), ("cookie", cookie)] {
         let reply = get(server.address, "/v1/models", &[(header.0, &header.1)]).await;
         assert_eq!(reply.status, 200, "{header:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_everybody_does_is_shown_to_an_admins_key_alone() {
+    let server = TestServer::with(|setup| {
+        with_keys(OwnerLimits::default())(setup);
+        let ops = Owner { tenant: Tenant(3), name: "ops".to_owned(), is_admin: true, ..Owner::anonymous() };
+        let ops = Arc::new(ops);
+        setup.api.keys.push(ApiKey::new(OPS, ops.clone()));
+        setup.service.owners.push(ops);
+    })
+    .await;
+    let bearer = |key: &str| format!("Bearer {key}");
+    let (ann, ops, nobody) = (bearer(ANN), bearer(OPS), bearer("sk-nobody-0123"));
+    for (headers, status, code) in [
+        (vec![], 401, "invalid_api_key"),
+        (vec![("authorization", nobody.as_str())], 401, "invalid_api_key"),
+        (vec![("authorization", ann.as_str())], 403, "not_admin"),
+        (vec![("x-api-key", BOB)], 403, "not_admin"),
+    ] {
+        let (mut client, head) = Client::open(server.address, "/v1/events", &headers).await;
+        assert_eq!(head.status, status, "{headers:?}");
+        let body: Value = serde_json::from_str(&client.body(&head.headers).await).unwrap();
+        assert_eq!(body["error"]["code"], code, "{headers:?}");
+    }
+    let cookie = format!("tallow-key={OPS}");
+    for header in [("authorization", ops.as_str()), ("x-api-key", OPS), ("cookie", cookie.as_str())] {
+        let (mut live, head) = Client::open(server.address, "/v1/events", &[header]).await;
+        assert_eq!((head.status, head.headers["content-type"].as_str()), (200, "text/event-stream"), "{header:?}");
+        live.until("retry: ").await;
+        assert_eq!(ask(&server, ANN, "POST", "/v1/streams", BODY).await.status, 201);
+        let id = server.backend.job().await.log.id().to_string();
+        let told = live.until("event: queued").await;
+        assert!(told.contains(&id), "{told}");
     }
 }
 

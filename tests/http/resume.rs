@@ -59,6 +59,8 @@ async fn a_stream_that_ends_with_its_last_reader_ends_without_one_too() {
         s.api.sweep_interval = Duration::from_millis(1);
     })
     .await;
-    post(server.address, "/v1/streams", &json!({"prompt": "hi", "on_disconnect": "cancel"})).await;
-    assert_eq!(server.backend.job().await.cancelled().await, CancelCause::ReaderLeft, "nobody ever came");
+    for policy in [json!("cancel"), json!({"linger": 0})] {
+        post(server.address, "/v1/streams", &json!({"prompt": "hi", "on_disconnect": policy})).await;
+        assert_eq!(server.backend.job().await.cancelled().await, CancelCause::ReaderLeft, "nobody ever came");
+    }
 }

@@ -22,7 +22,9 @@ mod p08_cancel;
 mod p09_policy;
 mod p10_overload;
 mod p11_fair;
+mod p11_real;
 mod p12_health;
+mod p15_templates;
 mod p18_soak;
 mod p19_stop;
 #[path = "../common/real.rs"]

@@ -93,6 +93,12 @@ async fn p1_a_scripted_generation_has_golden_bytes() {
     let id = path.rsplit_once('/').unwrap().1;
     check_golden("native_error.sse", &named(&body(&host, "GET", &path, None).await, id, &epoch));
 
+    let foreign = format!("{:x}-0", host.service.table().epoch().0.wrapping_add(1));
+    for (cursor, reason) in [(foreign, "foreign_epoch"), (format!("{epoch}-99"), "past_end")] {
+        let bytes = body(&host, "GET", &format!("{path}?last_event_id={cursor}"), None).await;
+        check_golden("native_gap.sse", &named(&bytes, id, &epoch).replace(reason, "REASON"));
+    }
+
     let mut request = chat("hi", 50, true);
     request["stream_options"] = json!({"include_usage": true});
     let (bytes, id) = tokio::join!(body(&host, "POST", CHAT, Some(request)), async {
@@ -101,6 +107,29 @@ async fn p1_a_scripted_generation_has_golden_bytes() {
         job.log.id().to_string()
     });
     check_golden("chat.sse", &named(&bytes, &id, &epoch));
+}
+
+#[tokio::test]
+async fn p1_a_heartbeat_is_a_line_between_blocks() {
+    let backend = GatedBackend::new();
+    let host = Host::around(&Options { heartbeat_ms: 20, ..Options::default() }, backend.clone()).await;
+    let epoch = format!("{:x}", host.service.table().epoch().0);
+    let path = create(host.address, &native(50, 1, &json!("detach"))).await;
+    let id = path.rsplit_once('/').unwrap().1;
+    let job = backend.job().await;
+    let (mut wire, _) = Wire::open(host.address, "GET", &path, &[], "").await.unwrap();
+    let mut bytes = Vec::<u8>::new();
+    while !bytes.ends_with(b"\n:\n") {
+        bytes.extend(wire.some().await.unwrap().expect("the generation has not begun"));
+    }
+    let first = bytes.windows(3).position(|window| window == b"\n:\n").expect("one has come") + 3;
+    check_golden("native_heartbeat.sse", &named(&bytes[..first], id, &epoch));
+    script(&job);
+    bytes.extend(wire.rest().await.unwrap());
+    SseParser::parse(&bytes);
+    let text = named(&bytes, id, &epoch);
+    let without: String = text.split_inclusive('\n').filter(|line| *line != ":\n").collect();
+    check_golden("native.sse", &without);
 }
 
 /// Events by our own client.

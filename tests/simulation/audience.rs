@@ -26,6 +26,7 @@ pub struct Audience {
 struct Watched {
     log: Arc<StreamLog>,
     num_readers: usize,
+    was_read: bool,
     orphaned_at_ms: Option<u64>,
     /// Whether the last reader's leaving should have cancelled it.
     is_left: bool,
@@ -74,7 +75,7 @@ impl Audience {
     pub fn settle(&mut self, log: &Arc<StreamLog>, is_accepted: bool) {
         if is_accepted {
             let log = log.clone();
-            self.streams.push(Watched { log, num_readers: 0, orphaned_at_ms: None, is_left: false });
+            self.streams.push(Watched { log, num_readers: 0, was_read: false, orphaned_at_ms: None, is_left: false });
         } else {
             self.table.remove(log.id());
         }
@@ -121,6 +122,7 @@ impl Audience {
             Ok(log) => {
                 assert!(Arc::ptr_eq(&log, &watched.log), "another stream of that name");
                 watched.num_readers += 1;
+                watched.was_read = true;
                 watched.orphaned_at_ms = None;
                 Some(log.reader(from_seq))
             }
@@ -182,6 +184,10 @@ impl Audience {
         let now_ms = self.now_ms();
         for watched in &mut self.streams {
             let OnDisconnect::Linger { grace_ms } = watched.log.on_disconnect() else { continue };
+            // Without any grace it waits for its first reader, for longer than a schedule is.
+            if grace_ms == 0 && !watched.was_read {
+                continue;
+            }
             if watched.num_readers > 0 || watched.log.is_finished() || watched.log.cancelled().is_some() {
                 continue;
             }

@@ -130,7 +130,8 @@ impl Client {
         Head { status, headers: headers.collect() }
     }
 
-    async fn body(&mut self, headers: &BTreeMap<String, String>) -> String {
+    /// The body that follows a head with these headers.
+    pub async fn body(&mut self, headers: &BTreeMap<String, String>) -> String {
         let Some(len) = headers.get("content-length") else { return self.rest().await };
         let len: usize = len.parse().unwrap();
         while self.received.len() < len {
@@ -141,6 +142,11 @@ impl Client {
 
     /// The next chunk of a chunked body; `None` after the last, and when the connection ends without one.
     pub async fn chunk(&mut self) -> Option<String> {
+        self.any_chunk().await.filter(|chunk| !chunk.is_empty())
+    }
+
+    /// The same, but the last, which is empty, is one too; `None` only when the connection ends without it.
+    async fn any_chunk(&mut self) -> Option<String> {
         let size = self.take_through("\r\n").await?;
         let size = usize::from_str_radix(size.trim_end(), 16).expect("a chunk size");
         while self.received.len() < size + 2 {
@@ -150,7 +156,7 @@ impl Client {
         }
         let chunk: Vec<u8> = self.received.drain(..size).collect();
         self.received.drain(..2);
-        (size > 0).then(|| String::from_utf8(chunk).expect("no half characters in a write"))
+        Some(String::from_utf8(chunk).expect("no half characters in a write"))
     }
 
     /// Chunks until `text` has come.
@@ -169,6 +175,18 @@ impl Client {
             all.push_str(&chunk);
         }
         all
+    }
+
+    /// The rest of a chunked body that must end as a whole one does.
+    pub async fn whole_rest(&mut self) -> String {
+        let mut all = String::new();
+        loop {
+            let chunk = self.any_chunk().await.unwrap_or_else(|| panic!("the body was cut after {all:?}"));
+            if chunk.is_empty() {
+                return all;
+            }
+            all.push_str(&chunk);
+        }
     }
 
     /// Whether the server closes the connection; anything it still sends is dropped.

@@ -8,7 +8,7 @@ use tallow::api::{self, ApiConfig};
 use tallow::metrics::Metrics;
 use tallow::model::ModelSpec;
 use tallow::service::{Backend, ChatTemplate, Service, ServiceConfig};
-use tallow::stream::{StreamTable, TableLimits};
+use tallow::stream::{StreamStore, StreamTable, TableLimits};
 use tallow::text::Tokenizer;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -33,6 +33,8 @@ pub struct TestServer<B = GatedBackend> {
 pub struct Setup {
     pub api: ApiConfig,
     pub table: TableLimits,
+    /// Where streams are kept, if not in memory alone.
+    pub store: Option<Arc<StreamStore>>,
     pub service: ServiceConfig,
     pub spec: ModelSpec,
     pub with_template: bool,
@@ -45,6 +47,7 @@ impl Default for Setup {
             // Heads at once: most tests decide only after the head when tokens come.
             api: ApiConfig { head_wait: Duration::ZERO, ..ApiConfig::default() },
             table: TableLimits::default(),
+            store: None,
             service: ServiceConfig { model_name: "stub".to_owned(), ..ServiceConfig::default() },
             spec: ModelSpec { vocab_size: 257, max_model_len: 256, num_blocks: 64, attention_span: usize::MAX },
             with_template: true,
@@ -93,7 +96,10 @@ impl<B: Backend + 'static> TestServer<B> {
 
 fn service(setup: &Setup, backend: Arc<dyn Backend>, metrics: Arc<Metrics>) -> Arc<Service> {
     let template = setup.with_template.then(|| ChatTemplate::new(setup.template, "", "").unwrap());
-    let (tokenizer, table) = (Arc::new(Tokenizer::byte_level()), Arc::new(StreamTable::new(setup.table)));
-    let (config, spec) = (setup.service.clone(), setup.spec.clone());
-    Arc::new(Service::new(config, tokenizer, template, spec, backend, table, metrics))
+    let table = match &setup.store {
+        Some(store) => StreamTable::with_store(setup.table, store.clone()),
+        None => StreamTable::new(setup.table),
+    };
+    let (config, spec, tokenizer) = (setup.service.clone(), setup.spec.clone(), Arc::new(Tokenizer::byte_level()));
+    Arc::new(Service::new(config, tokenizer, template, spec, backend, Arc::new(table), metrics))
 }

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tallow::api::{self, ApiConfig};
+use tallow::api::{self, ApiConfig, ApiKey};
 use tallow::engine::{Engine, EngineConfig};
 use tallow::error::Result;
 use tallow::metrics::Metrics;
 use tallow::model::stub::{StubConfig, StubGate, StubModel};
 use tallow::model::{Model, ModelFactory, ModelSpec};
+use tallow::protocol::{Owner, Tenant};
 use tallow::service::{Backend, ChatTemplate, LocalBackend, Service, ServiceConfig};
 use tallow::stream::{StreamTable, TableLimits};
 use tallow::text::Tokenizer;
@@ -24,8 +25,6 @@ use super::{Reply, http};
 /// ChatML, as the stub's template.
 pub const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
                             {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
-/// So many in each token's event make a long stream of few tokens.
-pub const NUM_RIVALS_MAX: usize = 250;
 pub const CHAT: &str = "/v1/chat/completions";
 pub const STREAMS: &str = "/v1/streams";
 
@@ -50,6 +49,10 @@ pub struct Options {
     pub retention_ms: u64,
     pub num_streams_max: usize,
     pub connections_max: usize,
+    /// Each is another owner's; without any everybody is one.
+    pub keys: Vec<String>,
+    /// What makes prompts of chats.
+    pub template: String,
 }
 
 impl Default for Options {
@@ -71,6 +74,8 @@ impl Default for Options {
             retention_ms: 600_000,
             num_streams_max: 4096,
             connections_max: 4096,
+            keys: Vec::new(),
+            template: TEMPLATE.to_owned(),
         }
     }
 }
@@ -102,8 +107,17 @@ impl Options {
         }
     }
 
+    fn owners(&self) -> Vec<Arc<Owner>> {
+        let owner = |n: usize| {
+            let (tenant, name) = (Tenant(n as u64), format!("owner-{n}"));
+            Arc::new(Owner { tenant, name, is_admin: false, ..Owner::anonymous() })
+        };
+        (1..=self.keys.len()).map(owner).collect()
+    }
+
     fn api(&self) -> ApiConfig {
         ApiConfig {
+            keys: self.keys.iter().zip(self.owners()).map(|(key, owner)| ApiKey::new(key, owner)).collect(),
             heartbeat: Duration::from_millis(self.heartbeat_ms),
             head_wait: Duration::from_millis(self.head_wait_ms),
             sweep_interval: Duration::from_millis(self.sweep_ms),
@@ -222,9 +236,11 @@ fn service(
     backend: Arc<dyn Backend>,
     metrics: Arc<Metrics>,
 ) -> Arc<Service> {
-    let template = Some(ChatTemplate::new(TEMPLATE, "", "").unwrap());
-    let config =
-        ServiceConfig { model_name: "stub".to_owned(), top_logprobs_max: NUM_RIVALS_MAX, ..ServiceConfig::default() };
+    let template = Some(ChatTemplate::new(&options.template, "", "").unwrap());
+    let mut config = ServiceConfig { model_name: "stub".to_owned(), ..ServiceConfig::default() };
+    if !options.keys.is_empty() {
+        config.owners = options.owners();
+    }
     let table = Arc::new(StreamTable::new(options.table()));
     Arc::new(Service::new(config, tokenizer, template, spec, backend, table, metrics))
 }
