@@ -8,8 +8,11 @@ use minijinja::{Error, ErrorKind, State, Value};
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
-/// No prompt has use for more; also bounds the walk over lists that hold one list many times.
+/// No prompt has use for more.
 const JSON_BYTES_MAX: usize = 4 << 20;
+/// Brackets, separators, values and pieces between escapes. Bounds the walk over lists that hold one list many times: so
+/// many take 50 ms.
+const JSON_PIECES_MAX: usize = 512 << 10;
 /// Wider indentation is an attack on memory.
 const INDENT_MAX: usize = 16;
 
@@ -62,22 +65,25 @@ fn rule(message: String) -> Error {
 }
 
 fn to_string(value: &impl Serialize, style: PythonStyle) -> Result<String, Error> {
-    let mut serializer = Serializer::with_formatter(Capped(Vec::new()), style);
+    let mut serializer = Serializer::with_formatter(Capped::default(), style);
     value.serialize(&mut serializer).map_err(|e| rule(format!("tojson failed: {e}")))?;
-    String::from_utf8(serializer.into_inner().0).map_err(|_| rule("tojson made invalid UTF-8".to_owned()))
+    String::from_utf8(serializer.into_inner().bytes).map_err(|_| rule("tojson made invalid UTF-8".to_owned()))
 }
 
-struct Capped(Vec<u8>);
+#[derive(Default)]
+struct Capped {
+    bytes: Vec<u8>,
+    num_pieces: usize,
+}
 
 impl Write for Capped {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > JSON_BYTES_MAX {
-            return Err(io::Error::new(
-                io::ErrorKind::FileTooLarge,
-                format!("more than {JSON_BYTES_MAX} bytes of JSON"),
-            ));
+        self.num_pieces += 1;
+        if self.bytes.len() + bytes.len() > JSON_BYTES_MAX || self.num_pieces > JSON_PIECES_MAX {
+            let message = format!("more than {JSON_BYTES_MAX} bytes or {JSON_PIECES_MAX} pieces of JSON");
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
         }
-        self.0.extend_from_slice(bytes);
+        self.bytes.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
