@@ -1,8 +1,6 @@
 //! P5: many readers of one stream see the same bytes, and soon. They join at random, with and without a cursor.
 
 use std::io::Write;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
@@ -10,13 +8,15 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
 use crate::common::host::{create, native};
-use crate::common::{ChildServer, Figure, Options, Random, SseParser, Wire, http, quantile, scale};
+use crate::common::{ChildServer, Figure, Options, Random, SseParser, Wire, http, is_long, quantile, scale};
 
 const SEED: u64 = 105;
 /// In the long version so many that the 99th percentile is not the worst of all.
 const NUM_TOKENS: (usize, usize) = (60, 400);
 /// Ten tokens a second, as one reads.
 const STEP_MS: u64 = 100;
+/// Of the medians, with a server and without: what a slow machine may excuse, and what not.
+const RATIO_MAX: f64 = 3.0;
 /// Tokens after which nobody joins any more, so that everybody is there for the last ones.
 const NUM_JOINING: u64 = 30;
 
@@ -24,8 +24,7 @@ fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
 }
 
-/// A live token's number, and when the server made it. By no parser: thousands of readers share this machine with the
-/// server, and what they do beside reading would be measured as its slowness.
+/// A live token's number, and when the server made it.
 fn token_of(block: &[u8]) -> Option<(usize, u64)> {
     let text = std::str::from_utf8(block).expect("text");
     let (id, rest) = text.strip_prefix("id: ")?.split_once("\nevent: token\n")?;
@@ -41,25 +40,44 @@ fn events_of(bytes: &[u8]) -> &[u8] {
     &bytes[first + blank(&bytes[first..])..]
 }
 
-/// Follows from behind `last_id` to the end; notes for each event that came live how late it was. The connection is given
-/// back: clients keep one alive when an answer is over, and two thousand that close it in the same moment would be what is
-/// measured in the last token.
-async fn read(mut wire: Wire, delays_ms: Arc<Vec<AtomicU64>>) -> (Wire, Vec<u8>) {
-    let (mut all, mut num_read) = (Vec::with_capacity(32 << 10), 0);
+/// Follows to the end, doing nothing but reading: thousands of readers share this machine with the server, and what they do
+/// beside reading would be measured as its slowness. The connection is given back: clients keep one alive when an answer is
+/// over, and two thousand that close it in the same moment would be what is measured in the last token.
+async fn read(mut wire: Wire) -> (Wire, Answer) {
     let joined_ms = now_ms();
-    while let Some(bytes) = wire.some().await.expect("it is not cut") {
-        let came_ms = now_ms();
-        all.extend(bytes);
-        while let Some(len) = all[num_read..].windows(2).position(|pair| pair == b"\n\n") {
-            if let Some((seq, ts_ms)) = token_of(&all[num_read..num_read + len])
-                && ts_ms > joined_ms
-            {
-                delays_ms[seq].fetch_max(came_ms.saturating_sub(ts_ms) + 1, Ordering::Relaxed);
+    let (mut bytes, mut came) = (Vec::with_capacity(128 << 10), Vec::with_capacity(1 << 10));
+    while let Some(more) = wire.some().await.expect("it is not cut") {
+        bytes.extend(more);
+        came.push((bytes.len(), now_ms()));
+    }
+    (wire, Answer { joined_ms, bytes, came })
+}
+
+/// What a reader got.
+struct Answer {
+    joined_ms: u64,
+    bytes: Vec<u8>,
+    /// Bytes in all, and when the last of them had come.
+    came: Vec<(usize, u64)>,
+}
+
+impl Answer {
+    /// Notes for each event that came live how late it was, in milliseconds and one more.
+    fn note(&self, delays_ms: &mut [u64]) {
+        let (mut at, mut came) = (0, self.came.iter());
+        let mut next = came.next();
+        while let Some(len) = self.bytes[at..].windows(2).position(|pair| pair == b"\n\n") {
+            let block = &self.bytes[at..at + len];
+            at += len + 2;
+            while next.is_some_and(|(num_bytes, _)| *num_bytes < at) {
+                next = came.next();
             }
-            num_read += len + 2;
+            let (Some((_, came_ms)), Some((seq, ts_ms))) = (next, token_of(block)) else { continue };
+            if ts_ms > self.joined_ms {
+                delays_ms[seq] = delays_ms[seq].max(came_ms.saturating_sub(ts_ms) + 1);
+            }
         }
     }
-    (wire, all)
 }
 
 /// Milliseconds that the same bytes take to as many readers without a server: a loop of writes, and tasks that do
@@ -110,7 +128,7 @@ async fn p5_every_reader_of_a_stream_sees_the_same_bytes() {
         }
         parser.last_id.split_once('-').unwrap().0.to_owned()
     };
-    let delays_ms: Arc<Vec<AtomicU64>> = Arc::new((0..num_tokens + 10).map(|_| AtomicU64::new(0)).collect());
+    let mut delays_ms = vec![0; num_tokens + 10];
     let mut random = Random::new(SEED);
     let mut readers = Vec::new();
     for _ in 0..num_readers {
@@ -118,7 +136,7 @@ async fn p5_every_reader_of_a_stream_sees_the_same_bytes() {
         let wait = Duration::from_millis(random.below((NUM_JOINING * STEP_MS) as usize) as u64);
         // Behind an event that surely exists: `queued`; the beginning; or nothing said.
         let cursor = random.of(&["0", "start", ""]);
-        let (to, path, delays_ms) = (server.address, path.clone(), delays_ms.clone());
+        let (to, path) = (server.address, path.clone());
         let id = format!("{epoch}-{cursor}");
         readers.push(tokio::spawn(async move {
             tokio::time::sleep(wait).await;
@@ -126,43 +144,51 @@ async fn p5_every_reader_of_a_stream_sees_the_same_bytes() {
             let headers = if cursor.is_empty() { &[][..] } else { &headers };
             let (wire, head) = Wire::open(to, "GET", &path, headers, "").await.unwrap();
             assert_eq!(head.status, 200);
-            (cursor == "0", read(wire, delays_ms).await)
+            (cursor == "0", read(wire).await)
         }));
     }
     let (mut answers, mut wires) = (Vec::new(), Vec::new());
     for reader in readers {
-        let (is_behind_first, (wire, bytes)) = reader.await.unwrap();
-        answers.push((is_behind_first, bytes));
+        let (is_behind_first, (wire, answer)) = reader.await.unwrap();
+        answers.push((is_behind_first, answer));
         wires.push(wire);
     }
     drop(wires);
+    answers.iter().for_each(|(_, answer)| answer.note(&mut delays_ms));
     let whole = http(server.address, "GET", &path, &[], "").await.unwrap().body;
     let (all, num_events) = (events_of(&whole), SseParser::parse(&whole).len());
     let after_first = &all[all.windows(2).position(|w| w == b"\n\n").unwrap() + 2..];
     let num_different = answers
         .iter()
-        .filter(|(is_behind_first, bytes)| events_of(bytes) != if *is_behind_first { after_first } else { all })
+        .filter(|(is_behind_first, answer)| {
+            events_of(&answer.bytes) != if *is_behind_first { after_first } else { all }
+        })
         .count();
     let measured = format!("{num_different} of {num_readers} readers of {num_events} events");
     let (what, asked) = ("readers whose bytes differ", "0 of 2,000");
     Figure { promise: "P5", what, asked, measured, is_reached: num_different == 0 }.record();
 
-    let seen = delays_ms.iter().map(|d| d.load(Ordering::Relaxed)).filter(|&d| d > 0);
+    let seen = delays_ms.into_iter().filter(|&d| d > 0);
     let mut to_all_ms: Vec<f64> = seen.map(|d| (d - 1) as f64).collect();
     let p99_ms = quantile(&mut to_all_ms, 0.99);
     let frame = &all[all.len().saturating_sub(200)..];
     let mut bare_ms = bare_ms(num_readers, to_all_ms.len(), frame).await;
+    let (median_ms, bare_median_ms) = (quantile(&mut to_all_ms, 0.5), quantile(&mut bare_ms, 0.5));
+    let ratio = median_ms / bare_median_ms;
     let measured = format!(
-        "{p99_ms} ms p99, {} ms median, {} ms at most, of {} tokens to {num_readers} readers; bare writes and reads of as many bytes: \
-         {:.0} ms p99, {:.0} ms median",
-        quantile(&mut to_all_ms, 0.5),
+        "{p99_ms} ms p99, {median_ms} ms median, {} ms at most, of {} tokens to {num_readers} readers",
         quantile(&mut to_all_ms, 1.0),
         to_all_ms.len(),
-        quantile(&mut bare_ms, 0.99),
-        quantile(&mut bare_ms, 0.5)
     );
+    let reason = format!(
+        "as many bytes written and read without a server take this machine {:.0} ms p99 and {bare_median_ms:.0} ms median, and \
+         that is {ratio:.1} times as long",
+        quantile(&mut bare_ms, 0.99),
+    );
+    println!("P5: {reason}");
     let (what, asked) = ("one token to all readers", "<= 30 ms p99");
-    Figure { promise: "P5", what, asked, measured, is_reached: p99_ms <= 30.0 }.record();
+    Figure { promise: "P5", what, asked, measured, is_reached: p99_ms <= 30.0 }.record_with_reason(&reason);
     assert_eq!(num_different, 0);
+    assert!(!is_long() || ratio <= RATIO_MAX, "{ratio:.1} times what bare writes and reads take");
     assert!(to_all_ms.len() > 20);
 }
