@@ -166,6 +166,12 @@ metrics! {
 }
 
 impl Metrics {
+    /// Counts a request that a bound or the server's state has refused.
+    pub fn reject(&self, label: &RejectLabel) {
+        self.requests_rejected.inc();
+        self.rejects.get_or_create(label).inc();
+    }
+
     /// The registry as OpenMetrics text.
     pub fn render(&self) -> String {
         if self.steps.get() > 0 {

@@ -204,10 +204,12 @@ impl Queue {
     }
 
     fn count_refused(&self, e: &Error) {
-        if e.kind() == ErrorKind::Overloaded {
-            self.shared.metrics.requests_rejected.inc();
-            self.shared.metrics.rejects.get_or_create(&RejectLabel::QUEUE_FULL).inc();
-        }
+        let label = match e.kind() {
+            ErrorKind::Overloaded => RejectLabel::QUEUE_FULL,
+            ErrorKind::Unavailable => RejectLabel::UNAVAILABLE,
+            _ => return,
+        };
+        self.shared.metrics.reject(&label);
     }
 
     /// Ends a request that still waits; false if it does not (any more).

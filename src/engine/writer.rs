@@ -103,29 +103,30 @@ impl Writer {
         }
     }
 
+    fn count_end(&self, event: &Event) {
+        let metrics = &self.shared.metrics;
+        match event {
+            Event::Done { .. } => metrics.requests_done.inc(),
+            Event::Error(info) if info.kind == ErrorKind::Cancelled => {
+                metrics.requests_cancelled.inc();
+                let cause = self.log.cancelled().map_or("requested", CancelCause::as_str);
+                metrics.cancels.get_or_create(&CancelLabel::new(cause)).inc()
+            }
+            _ => metrics.requests_failed.inc(),
+        };
+    }
+
     fn end(&mut self, event: Event) {
         self.is_ended = true;
         if self.lease.as_ref().is_some_and(|lease| lease.is_revoked()) {
             return; // Whoever took the right away has ended it and counted it.
         }
-        let metrics = &self.shared.metrics;
-        if !self.log.is_suspended() {
+        // What is handed over goes on in the next process, where its end is told and counted.
+        if self.log.is_suspended() {
+            tracing::info!(stream = %self.log.id(), "left to the next process");
+        } else {
             self.log_end(&event);
-        }
-        match &event {
-            // It goes on in the next process, where its end is counted.
-            _ if self.log.is_suspended() => tracing::info!(stream = %self.log.id(), "left to the next process"),
-            Event::Done { .. } => {
-                metrics.requests_done.inc();
-            }
-            Event::Error(info) if info.kind == ErrorKind::Cancelled => {
-                metrics.requests_cancelled.inc();
-                let cause = self.log.cancelled().map_or("requested", CancelCause::as_str);
-                metrics.cancels.get_or_create(&CancelLabel::new(cause)).inc();
-            }
-            _ => {
-                metrics.requests_failed.inc();
-            }
+            self.count_end(&event);
         }
         // Before the event, so that whoever has seen it finds the engine idle.
         self.shared.num_live.fetch_sub(1, Ordering::SeqCst);

@@ -25,7 +25,7 @@ impl Service {
         let task = tokio::task::spawn_blocking(move || compiler.compile(&constraint));
         let compiled = task.await.map_err(|e| Error::internal(format!("compiling a grammar failed: {e}")))?;
         if compiled.as_ref().is_err_and(|e| e.kind() == ErrorKind::Overloaded) {
-            self.count_rejected(&RejectLabel::GRAMMARS_FULL);
+            self.metrics.reject(&RejectLabel::GRAMMARS_FULL);
         }
         let grammar = compiled.map_err(|e| e.context(format!("`{param}` cannot be used")).with_param(param))?;
         Ok(Some(grammar))

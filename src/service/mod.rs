@@ -165,7 +165,7 @@ impl Service {
         }
         let log = StreamLog::with_clock(id, valid.tenant, valid.on_disconnect, self.clock.clone());
         let (prompt_tokens, seed) = (valid.prompt.len(), valid.seed());
-        self.table.insert(log.clone()).inspect_err(|_| self.count_rejected(&RejectLabel::STREAMS_FULL))?;
+        self.table.insert(log.clone()).inspect_err(|_| self.metrics.reject(&RejectLabel::STREAMS_FULL))?;
         let mut inserted = Inserted { table: &self.table, log: log.clone(), id: Some(id) };
         if let Some(store) = self.table.store() {
             let record = StreamRecord {

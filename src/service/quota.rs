@@ -112,9 +112,7 @@ impl Quotas {
     /// [`crate::error::ErrorKind::RateLimited`] with the time to come back;
     /// [`crate::error::ErrorKind::InvalidRequest`] for more than a minute's worth, which no waiting helps.
     pub(super) fn spend(&self, owner: &Owner, num_tokens: usize) -> Result<()> {
-        let Some(tokens) = self.by_tenant.get(&owner.tenant).and_then(|quota| quota.tokens.as_ref()) else {
-            return Ok(());
-        };
+        let Some(tokens) = self.tokens_of(owner) else { return Ok(()) };
         let limit = tokens.limit.get();
         match u32::try_from(num_tokens).ok().and_then(NonZeroU32::new) {
             Some(n) if n <= tokens.limit => tokens.take(n, "tokens"),
@@ -130,21 +128,24 @@ impl Quotas {
 
     /// Most tokens that one request of `owner` can have.
     pub(super) fn tokens_max(&self, owner: &Owner) -> usize {
-        let tokens = self.by_tenant.get(&owner.tenant).and_then(|quota| quota.tokens.as_ref());
-        tokens.map_or(usize::MAX, |tokens| tokens.limit.get() as usize)
+        self.tokens_of(owner).map_or(usize::MAX, |tokens| tokens.limit.get() as usize)
     }
 
     /// Takes back what was spent for a request that was refused then.
     pub(super) fn give_back(&self, owner: &Owner, num_tokens: usize) {
-        if let Some(tokens) = self.by_tenant.get(&owner.tenant).and_then(|quota| quota.tokens.as_ref()) {
+        if let Some(tokens) = self.tokens_of(owner) {
             tokens.give_back(num_tokens);
         }
+    }
+
+    fn tokens_of(&self, owner: &Owner) -> Option<&Bucket> {
+        self.by_tenant.get(&owner.tenant)?.tokens.as_ref()
     }
 
     /// A generation that an earlier process has accepted counts like others.
     pub(super) fn occupy(&self, log: &Arc<StreamLog>) {
         if let Some(quota) = self.by_tenant.get(&log.tenant()) {
-            QuotaSlot { quota: Some(quota), num_choices: 0 }.occupy(std::iter::once(log));
+            quota.hold(std::iter::once(log));
         }
     }
 
@@ -164,10 +165,8 @@ pub(super) struct QuotaSlot<'a> {
 impl QuotaSlot<'_> {
     /// From here on it counts until `logs` have ended.
     pub(super) fn occupy<'l>(self, logs: impl Iterator<Item = &'l Arc<StreamLog>>) {
-        if let Some(quota) = self.quota
-            && quota.concurrency_max < usize::MAX
-        {
-            quota.lock().logs.extend(logs.cloned());
+        if let Some(quota) = self.quota {
+            quota.hold(logs);
         }
     }
 }
@@ -181,6 +180,13 @@ impl Drop for QuotaSlot<'_> {
 }
 
 impl OwnerQuota {
+    /// Counts logs as under way until they have ended, where anybody asks.
+    fn hold<'l>(&self, logs: impl Iterator<Item = &'l Arc<StreamLog>>) {
+        if self.concurrency_max < usize::MAX {
+            self.lock().logs.extend(logs.cloned());
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Live> {
         // Counters and a list; a panic elsewhere leaves them whole.
         self.live.lock().unwrap_or_else(PoisonError::into_inner)

@@ -6,22 +6,12 @@ use crate::metrics::RejectLabel;
 use crate::stream::Happening;
 
 impl Service {
-    /// Tells the feed of a request that was refused for what the server has to do, and counts those that nothing further
-    /// in has counted.
+    /// Tells the feed of a request that was refused for what the server has to do. It is counted where it is refused.
     pub(crate) fn tell_rejected(&self, e: &Error) {
-        match e.kind() {
-            ErrorKind::Overloaded | ErrorKind::RateLimited => {}
-            ErrorKind::Unavailable => self.count_rejected(&RejectLabel::UNAVAILABLE),
-            _ => return,
+        if matches!(e.kind(), ErrorKind::Overloaded | ErrorKind::RateLimited | ErrorKind::Unavailable) {
+            let reason = e.message().to_owned();
+            self.table.feed().publish(self.now_ms(), None, Happening::Rejected { reason });
         }
-        let reason = e.message().to_owned();
-        self.table.feed().publish(self.now_ms(), None, Happening::Rejected { reason });
-    }
-
-    /// Counts a request that a bound or the server's state has refused.
-    pub(crate) fn count_rejected(&self, label: &RejectLabel) {
-        self.metrics.requests_rejected.inc();
-        self.metrics.rejects.get_or_create(label).inc();
     }
 
     /// Counts a request over a limit of its owner. The server had room for it: it is no other kind of refusal.

@@ -76,7 +76,7 @@ pub async fn create(
     let (sampling, stop) = (params(shared.sampling, &wanted), shared.stop);
     let max_tokens = if wanted.is_silent { 1 } else { stop.max_tokens.unwrap_or(MAX_TOKENS_DEFAULT) };
     let stop = StopParams { max_tokens: Some(max_tokens), ..stop };
-    let mut all = Vec::new();
+    let mut all: Vec<Running> = Vec::new();
     for (number, prompt) in prompts.into_iter().enumerate() {
         let echo = wanted.is_echo.then(|| echo(&prompt, &app.service)).transpose()?;
         let generate = GenerateRequest {
@@ -93,8 +93,7 @@ pub async fn create(
         let started = app.service.start_choices(generate, wanted.best_of).await.inspect_err(|_| {
             // Nobody wants the texts of some of the prompts.
             for running in &all {
-                let Running { started, .. } = running;
-                started.log.cancel(CancelCause::Requested);
+                running.started.log.cancel(CancelCause::Requested);
             }
         });
         all.extend(started.map_err(named)?.into_iter().map(|started| Running {

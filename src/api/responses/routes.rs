@@ -69,7 +69,7 @@ pub async fn create(
     {
         // Nobody could ever ask for it, so it must not run either.
         app.service.cancel(started.log.id(), tenant).await?;
-        app.service.count_rejected(&RejectLabel::RESPONSES_FULL);
+        app.service.metrics().reject(&RejectLabel::RESPONSES_FULL);
         app.service.tell_rejected(&e);
         return Err(e.into());
     }

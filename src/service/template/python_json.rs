@@ -11,7 +11,7 @@ use serde_json::ser::{Formatter, Serializer};
 /// No prompt has use for more.
 const JSON_BYTES_MAX: usize = 4 << 20;
 /// Brackets, separators, values and pieces between escapes. Bounds the walk over lists that hold one list many times: so
-/// many take 50 ms.
+/// many took 30 ms where P15 was measured.
 const JSON_PIECES_MAX: usize = 512 << 10;
 /// Wider indentation is an attack on memory.
 const INDENT_MAX: usize = 16;
