@@ -51,7 +51,7 @@ bench: ## benchmarks
 
 # The promises alone come last and one at a time: they measure, and the machine should do nothing else. The table is
 # printed whatever failed, and the end is 1 if anything did.
-prove: tools ## every proof at the length that PROMISES.md names, then the table of promises
+prove: tools ## every proof at its full length, then the table of promises
 	@rm -rf target/promises; status=0; \
 	TALLOW_SIM_SCHEDULES=$${TALLOW_SIM_SCHEDULES:-200000} TALLOW_FUZZ_CASES=$${TALLOW_FUZZ_CASES:-1000000} \
 	  PROPTEST_CASES=$${PROPTEST_CASES:-20000} TALLOW_GOLDEN_PROMPTS=$${TALLOW_GOLDEN_PROMPTS:-64} TALLOW_PROMISES=long \

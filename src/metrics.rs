@@ -14,7 +14,7 @@ use prometheus_client::registry::Registry;
 /// What refused a request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RejectLabel {
-    /// `queue_full`, `streams_full` or `owner_limit`.
+    /// One of the words below.
     pub reason: &'static str,
 }
 

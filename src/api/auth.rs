@@ -15,9 +15,9 @@ use super::problem::Problem;
 use super::{App, quota_headers};
 use crate::protocol::Owner;
 
-/// What needs no key: whoever restarts a dead process has none, and the page must be there to be told one. Its files
-/// hold nothing that is not in the program.
-const OPEN_PATHS: [&str; 7] = ["/health/live", "/", "/app.js", "/style.css", "/docs", "/docs.js", "/openapi.json"];
+/// What needs no key: whoever restarts a dead process has none, and the pages must be there to be told one. Their
+/// files hold nothing that is not in the program; `/openapi.json`, which names the model, is none of them.
+const OPEN_PATHS: [&str; 6] = ["/health/live", "/", "/app.js", "/style.css", "/docs", "/docs.js"];
 
 /// Where the page keeps its key: an `EventSource` sends no headers of its own. The page sets it `SameSite=Strict`, so
 /// that no other site's requests carry it.

@@ -19,7 +19,7 @@ use crate::protocol::{ChatMessage, SamplingParams, StopParams, TokenId};
 
 /// Fields that would change the output, with the one value each that asks for nothing (beside `null`, `false`, `0` and
 /// empty ones, which never do).
-const UNSUPPORTED: [(&str, Option<&str>); 25] = [
+const UNSUPPORTED: [(&str, Option<&str>); 27] = [
     ("add_generation_prompt", Some("true")),
     ("allowed_token_ids", None),
     ("audio", None),
@@ -35,6 +35,7 @@ const UNSUPPORTED: [(&str, Option<&str>); 25] = [
     ("functions", None),
     ("grammar", None),
     ("guided_whitespace_pattern", None),
+    ("include_stop_str_in_output", None),
     ("json_schema", None),
     ("mirostat", None),
     ("modalities", Some("[\"text\"]")),
@@ -42,6 +43,7 @@ const UNSUPPORTED: [(&str, Option<&str>); 25] = [
     ("suffix", None),
     ("tool_choice", Some("\"none\"")),
     ("tools", None),
+    ("truncate_prompt_tokens", None),
     ("use_beam_search", None),
     ("web_search_options", None),
     ("xtc_probability", None),

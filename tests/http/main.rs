@@ -8,6 +8,7 @@ mod backpressure;
 mod chat;
 mod completions;
 mod connection;
+mod docs;
 mod embeddings;
 mod engine;
 mod errors;

@@ -29,7 +29,7 @@ pub async fn create(
     request: Request,
 ) -> Result<Response, Problem> {
     let Opening { policy, queue_timeout_ms, json } = Opening::read(request, &app).await?;
-    let message: MessagesRequest = body::parse(&json)?;
+    let message = MessagesRequest::read(&json)?;
     drop(json);
     message.check_generation()?;
     let is_stream = message.stream.unwrap_or(false);
@@ -61,7 +61,7 @@ pub async fn count_tokens(
     request: Request,
 ) -> Result<Response, Problem> {
     let json = body::read(request, &app.config).await?;
-    let message: MessagesRequest = body::parse(&json)?;
+    let message = MessagesRequest::read(&json)?;
     drop(json);
     let generate = message.into_generate(owner)?;
     let tokens = app.service.prompt_tokens(generate).await.map_err(in_own_words)?;

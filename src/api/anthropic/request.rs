@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::content::{self, Content, Turn, required, wrong, wrong_value};
 use crate::api::problem::Problem;
+use crate::api::{body, fields};
 use crate::protocol::{Function, GenerateRequest, Owner, Prompt, SamplingParams, StopParams, Tool, ToolChoice};
 
 /// The fields that mean something here. `metadata`, `service_tier` and `cache_control` are accepted and change nothing.
@@ -57,6 +58,15 @@ struct Thinking {
 }
 
 impl MessagesRequest {
+    /// The request in a body.
+    ///
+    /// # Errors
+    /// 400 for a wrong type, or a field of other dialects that would change the answer.
+    pub(super) fn read(json: &[u8]) -> Result<Self, Problem> {
+        fields::check_supported(json, &["tools", "tool_choice"])?;
+        body::parse(json)
+    }
+
     /// The rules of a request that generates, beyond those of one that is counted.
     ///
     /// # Errors

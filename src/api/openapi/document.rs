@@ -17,6 +17,7 @@ pub fn document(model: &str, encoder: Option<&str>) -> Value {
     }
     let mut schemas = Map::new();
     schemas.insert("Error".to_owned(), error_schema());
+    schemas.insert("AnthropicError".to_owned(), anthropic_error_schema());
     schemas.insert("Message".to_owned(), message_schema());
     let names = |body| -> Vec<&str> {
         [Some(model), encoder.filter(|_| body == Body::Embeddings)].into_iter().flatten().collect()
@@ -56,7 +57,8 @@ fn operation(route: &Route) -> Value {
     }
     let mut responses = Map::from_iter([(status.to_owned(), success)]);
     responses.extend(route.others.iter().map(|(status, text)| ((*status).to_owned(), json!({"description": text}))));
-    let error = json!({"schema": {"$ref": "#/components/schemas/Error"}});
+    let error = if route.path.starts_with("/v1/messages") { "AnthropicError" } else { "Error" };
+    let error = json!({"schema": {"$ref": format!("#/components/schemas/{error}")}});
     responses.insert(
         "default".to_owned(),
         json!({"description": "What is wrong, by name, rule and value", "content": {"application/json": error}}),
@@ -65,10 +67,8 @@ fn operation(route: &Route) -> Value {
     let names = route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
     let parameters: Vec<Value> = names
         .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string", "minLength": 1}}))
-        .chain(query(route.id).iter().map(|name| {
-            let schema_type = if *name == "limit" { "integer" } else { "string" };
-            json!({"name": name, "in": "query", "required": false, "schema": {"type": schema_type}})
-        }))
+        .chain(query(route.id).iter().map(|(name, schema)| optional(name, "query", schema)))
+        .chain(headers(route).iter().map(|(name, schema)| optional(name, "header", schema)))
         .collect();
     if !parameters.is_empty() {
         operation["parameters"] = parameters.into();
@@ -80,11 +80,33 @@ fn operation(route: &Route) -> Value {
     operation
 }
 
-/// What an operation takes in its query.
-fn query(id: &str) -> &'static [&'static str] {
+fn optional(name: &str, place: &str, schema: &str) -> Value {
+    let schema: Value = serde_json::from_str(schema).expect("a schema in the table is JSON");
+    json!({"name": name, "in": place, "required": false, "schema": schema})
+}
+
+const STRING: &str = r#"{"type":"string"}"#;
+const INTEGER: &str = r#"{"type":"integer"}"#;
+
+/// What an operation takes in its query, each with its schema.
+fn query(id: &str) -> &'static [(&'static str, &'static str)] {
     match id {
-        "followStream" | "followEvents" => &["last_event_id"],
-        "listStreams" | "listInputItems" => &["limit", "after"],
+        "followStream" | "followEvents" => &[("last_event_id", STRING)],
+        "listStreams" => &[("limit", INTEGER), ("after", STRING)],
+        "listInputItems" => &[("limit", INTEGER), ("after", STRING), ("order", r#"{"enum":["asc","desc"]}"#)],
+        "getResponse" => &[("stream", r#"{"type":"boolean"}"#), ("starting_after", INTEGER)],
+        _ => &[],
+    }
+}
+
+/// What it takes in its head, each with its schema.
+fn headers(route: &Route) -> &'static [(&'static str, &'static str)] {
+    match (route.id, route.body) {
+        ("followStream" | "followEvents", _) => &[("last-event-id", STRING)],
+        (_, Some(body)) if Body::GENERATING.contains(&body) => &[
+            ("x-stream-on-disconnect", r#"{"type":"string","examples":["cancel","linger","linger=30","detach"]}"#),
+            ("x-queue-timeout", r#"{"type":"number","minimum":0}"#),
+        ],
         _ => &[],
     }
 }
@@ -123,6 +145,16 @@ fn message_schema() -> Value {
             "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": part}]},
         },
         "required": ["role", "content"],
+    })
+}
+
+fn anthropic_error_schema() -> Value {
+    let text = json!({"type": "string"});
+    let error = json!({"type": "object", "properties": {"type": text, "message": text}, "required": ["type", "message"]});
+    json!({
+        "type": "object",
+        "properties": {"type": {"const": "error"}, "error": error},
+        "required": ["type", "error"],
     })
 }
 

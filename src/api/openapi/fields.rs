@@ -49,8 +49,8 @@ const PROMPTS: &str = r#"{"anyOf":[{"type":"string"},{"type":"array","items":{"t
 const STOP: &str = r#"{"anyOf":[{"type":"null"},{"type":"string"},{"type":"array","items":{"type":"string"}}]}"#;
 const BIAS: &str =
     r#"{"type":["object","null"],"additionalProperties":{"type":"number","minimum":-100,"maximum":100}}"#;
-const OPTIONS: &str = r#"{"type":["object","null"],"properties":{"include_usage":{"type":["boolean","null"]}}}"#;
-const POLICY: &str = r#"{"anyOf":[{"type":"null"},{"enum":["cancel","linger","detach"]},{"type":"object","properties":{"linger":{"type":"number","minimum":0}},"required":["linger"],"additionalProperties":false}]}"#;
+const OPTIONS: &str = r#"{"type":["object","null"],"properties":{"include_usage":{"type":["boolean","null"]},"continuous_usage_stats":{"type":["boolean","null"]}}}"#;
+const POLICY: &str = r#"{"anyOf":[{"type":"null"},{"enum":["cancel","linger","detach"]},{"type":"string","pattern":"^linger=[0-9]+(\\.[0-9]+)?$"},{"type":"object","properties":{"linger":{"type":"number","minimum":0}},"required":["linger"],"additionalProperties":false}]}"#;
 const ANY: &str = "{}";
 
 const OBJECT: &str = r#"{"type":["object","null"]}"#;
@@ -153,7 +153,7 @@ pub const FIELDS: &[Field] = &[
     field("logprobs", CHATS, FLAG, "true", "The log-probability of every token"),
     field("top_logprobs", CHATS, COUNT, "0", "And of so many rivals"),
     field("logprobs", &[Completions], COUNT, "2", "Log-probabilities, of so many rivals too"),
-    field("top_logprobs", &[Responses], COUNT, "1", "Log-probabilities of so many rivals, with `include`"),
+    field("top_logprobs", &[Responses], COUNT, "1", "Log-probabilities, of so many rivals too"),
     field(
         "include",
         &[Responses],
