@@ -292,6 +292,46 @@ async fn a_full_disk_ends_the_keeping_and_nothing_else() {
     assert_eq!(server.metric("tallow_stream_store_failed").await, 0.0);
 }
 
+/// What was under way when the disk failed went on in memory, past what is on disk. Nobody may get the old state for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_failed_disk_has_only_in_part_does_not_come_back_to_life() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--model", "stub:20", "--stream-store", dir.path().to_str().unwrap()];
+    let (mut server, _log) = Server::start_bounded("trap '' XFSZ; ulimit -f 512", &args);
+    let long = requests(1, 2000)[0].clone();
+    let (read, cancelled) = (create(&server, &long).await, create(&server, &long).await);
+    let mut num_streams = 0;
+    while server.metric("tallow_stream_store_failed").await == 0.0 {
+        assert!(num_streams < 400, "the disk is never full");
+        let mut request = requests(1, 1)[0].clone();
+        request["prompt"] = "a long way ".repeat(300).into();
+        num_streams += join_all((0..8).map(|_| create(&server, &request))).await.len();
+    }
+    let answer = server.http.delete(format!("{}{cancelled}", server.url)).send().await.unwrap();
+    assert_eq!(answer.status(), 204);
+    let mut reading = server.http.get(format!("{}{read}", server.url)).send().await.unwrap().bytes_stream();
+    let (mut text, mut seen) = (String::new(), Seen::default());
+    while seen.events.len() < 20 {
+        text += std::str::from_utf8(&reading.next().await.expect("more").expect("bytes")).unwrap();
+        seen.take(&mut text);
+    }
+    assert!(!seen.is_over, "it was under way");
+    server.signal("KILL");
+    server.wait();
+
+    let server = Server::start(&args);
+    for (path, is_gap) in [(&read, true), (&cancelled, false)] {
+        let mut request = server.http.get(format!("{}{path}", server.url));
+        if is_gap {
+            request = request.header("last-event-id", &seen.last_id);
+        }
+        let text = request.send().await.unwrap().text().await.unwrap();
+        assert_eq!(text.contains("event: gap") && text.contains("foreign_epoch"), is_gap, "{text}");
+        assert!(text.contains("event: error") && text.contains("the text cannot go on"), "{text}");
+    }
+    assert_eq!(server.metric("tallow_num_running").await, 0.0, "none came back to life");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_bound_on_open_files_is_raised_and_one_that_is_too_low_is_told() {
     let soft = |server: &Server| {

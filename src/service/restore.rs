@@ -66,6 +66,9 @@ impl Service {
     }
 
     fn go_on(&self, request: ValidRequest, fingerprint: u64, log: &Arc<StreamLog>) -> Result<(), String> {
+        if self.table.store().is_some_and(|store| !store.was_whole()) {
+            return Err("the disk failed before it was over, so the text cannot go on".to_owned());
+        }
         if fingerprint != self.config.fingerprint {
             return Err(
                 "the server came back with another model or other arithmetic, so the text cannot go on".to_owned()

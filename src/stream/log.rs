@@ -184,6 +184,13 @@ impl StreamLog {
         self.open_store().is_some()
     }
 
+    /// Blocks while the disk that keeps it is far behind. For its writer, who may wait, while it holds nothing.
+    pub fn wait_for_disk(&self) {
+        if let Some(store) = self.open_store() {
+            store.wait_for_disk();
+        }
+    }
+
     /// The store has everything up to this event.
     pub(super) fn on_durable(&self, seq: u64) {
         let mut state = self.lock();
@@ -197,9 +204,13 @@ impl StreamLog {
 
     /// Sends its readers away when they have what there is: the stream goes on in another process.
     pub fn suspend(&self) {
+        self.suspend_at(u64::MAX);
+    }
+
+    fn suspend_at(&self, seq: u64) {
         let mut state = self.lock();
-        let num_events = state.num_events();
-        state.suspended_at.get_or_insert(num_events);
+        let seq = seq.min(state.num_events());
+        state.suspended_at.get_or_insert(seq);
         self.progress.set(state.num_visible(), state.is_over());
         drop(state);
         self.progress.wake();
@@ -208,6 +219,13 @@ impl StreamLog {
     /// Whether it goes on in another process.
     pub fn is_suspended(&self) -> bool {
         self.lock().suspended_at.is_some()
+    }
+
+    /// Waits until its end is what readers are told, on disk where it must be, or it is left to another process.
+    pub async fn settled(&self) {
+        let mut progress = self.progress.subscribe();
+        // The sender lives in `self`, so this cannot fail while we wait.
+        while !self.progress.is_over() && progress.changed().await.is_ok() {}
     }
 
     /// Waits until its request is where it outlives the process, if it is to be kept at all. Not a reader.
@@ -282,10 +300,19 @@ impl StreamLog {
         let seq = state.num_events();
         // Under the lock, so that times rise with sequence numbers.
         let ts_ms = (self.clock)();
+        let store = self.store.get().and_then(Weak::upgrade);
+        match &store {
+            Some(store) if store.has_failed() => state.undurable.clear(),
+            // It was not told that it goes on in another process, and it does: this event is not on disk.
+            Some(store) if !store.is_open() => {
+                state.suspended_at.get_or_insert(seq);
+            }
+            _ => {}
+        }
         // What comes after it was handed over is computed again by whoever has it now.
         let feed = self.feed.get().filter(|_| state.suspended_at.is_none());
         let happening = feed.and_then(|feed| Some((feed, Happening::of(seq, &event, state.cancelled)?)));
-        let store = self.open_store().filter(|_| state.suspended_at.is_none());
+        let store = store.filter(|store| store.is_open() && state.suspended_at.is_none());
         let kept = store.map(|store| (store, Entry { seq, ts_ms, event: event.clone() }));
         if kept.is_some() && !event.is_repeatable() {
             state.undurable.push_back(seq);
@@ -303,8 +330,11 @@ impl StreamLog {
             // Not under the lock, which the store's thread takes: it may have to wait for the disk. The events of a log
             // are appended one after another, so they arrive in order.
             store.append(self.id, entry);
-            if !store.is_open() {
+            if store.has_failed() {
                 self.on_durable(u64::MAX);
+            } else if !store.is_open() {
+                // Closed in this moment, perhaps before this event came: from here on it is another process's.
+                self.suspend_at(seq);
             }
         }
         self.progress.wake();
@@ -352,14 +382,16 @@ impl StreamLog {
         self.lock().cancelled
     }
 
-    /// Asks for the end. The first cause stays; a finished log ignores it. Returns whether this call was the one.
+    /// Asks for the end. The first cause stays; a finished log ignores it, but those that it leads may still run.
+    /// Returns whether this call was the one.
     pub fn cancel(&self, cause: CancelCause) -> bool {
         let mut state = self.lock();
-        if state.cancelled.is_some() || state.terminal().is_some() {
-            return false;
+        let is_first = state.cancelled.is_none() && state.terminal().is_none();
+        let mut hook = None;
+        if is_first {
+            state.cancelled = Some(cause);
+            hook = state.cancel_hook.take();
         }
-        state.cancelled = Some(cause);
-        let hook = state.cancel_hook.take();
         // Outside the lock: the hook takes the queue's lock and may append the terminal event.
         drop(state);
         if let Some(hook) = hook {
@@ -370,7 +402,7 @@ impl StreamLog {
                 follower.cancel(cause);
             }
         }
-        true
+        is_first
     }
 
     /// Whoever asks for its end asks for theirs too.

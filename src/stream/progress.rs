@@ -29,6 +29,11 @@ impl Progress {
         self.packed.load(Ordering::Acquire) >> 1
     }
 
+    /// Whether no more may be seen than may be now.
+    pub(super) fn is_over(&self) -> bool {
+        self.packed.load(Ordering::Acquire) & 1 == 1
+    }
+
     /// Whether the event with this number may be seen; `None` if it never will be.
     pub(super) fn has(&self, seq: u64) -> Option<bool> {
         let packed = self.packed.load(Ordering::Acquire);

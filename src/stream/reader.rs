@@ -226,6 +226,22 @@ mod tests {
     }
 
     #[test]
+    fn asking_for_its_end_ends_those_that_it_leads_though_it_has_ended() {
+        let (ended, left) = (log(OnDisconnect::Detach), log(OnDisconnect::Detach));
+        let followers = [log(OnDisconnect::Detach), log(OnDisconnect::Detach)];
+        for leader in [&ended, &left] {
+            leader.lead(followers.iter());
+        }
+        ended.append(done());
+        left.cancel(CancelCause::ReaderLeft);
+        assert!(!left.cancel(CancelCause::ReaderLeft));
+        assert_eq!(followers[0].cancelled(), None, "readers leave each for themselves");
+        assert!(!ended.cancel(CancelCause::Requested));
+        assert!(followers.iter().all(|log| log.cancelled() == Some(CancelCause::Requested)));
+        assert_eq!((ended.cancelled(), left.cancelled()), (None, Some(CancelCause::ReaderLeft)));
+    }
+
+    #[test]
     fn a_reader_that_was_sent_away_does_not_cancel() {
         let log = log(OnDisconnect::Cancel);
         let reader = log.reader(0);

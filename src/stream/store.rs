@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! begin, append, forget -> a bounded channel -> the thread: gather -> write -> commit (fsync) -> tell the logs
-//!                          (who appends waits if the disk does)
+//!                          (workers wait between steps if the disk does)
 //! ```
 //! Most events need not be on disk before a reader sees them: a token that was shown and lost is computed again, bit for
 //! bit and under the same number (see [`Event::is_repeatable`]). The others - a place in the queue, the start, a failure -
@@ -18,9 +18,9 @@ mod writer;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -34,8 +34,12 @@ use crate::protocol::{Epoch, Event, StreamId};
 
 /// The file in the store's folder.
 const FILE_NAME: &str = "streams.redb";
-/// Changes on their way to the thread; who brings more waits.
+/// Is there while [`FILE_NAME`] has all that readers were shown. It goes when the disk fails, which asks for no room.
+const WHOLE_FILE_NAME: &str = "streams.whole";
+/// Changes on their way to the thread; who brings more waits, whatever it holds.
 const NUM_CHANGES_MAX: usize = 16_384;
+/// Beyond so many, workers begin no step: what is left is for those who must not wait for a disk.
+const NUM_CHANGES_HIGH: usize = NUM_CHANGES_MAX / 2;
 
 /// The store's bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,9 +54,36 @@ pub struct StoreLimits {
 pub struct StreamStore {
     epoch: Epoch,
     changes: SyncSender<Change>,
-    /// Whether changes are still taken: not after [`StreamStore::close`] or a failure of the disk.
-    is_open: Arc<AtomicBool>,
+    /// Whether an earlier process kept all that it had shown.
+    was_whole: bool,
+    health: Arc<Health>,
     thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// How the store is.
+#[derive(Debug)]
+struct Health {
+    /// Whether changes are still taken: not after [`StreamStore::close`] or a failure.
+    is_open: AtomicBool,
+    /// Whether the disk, or the database on it, has failed. Set before the store is no longer open.
+    has_failed: AtomicBool,
+    /// Changes on their way.
+    num_changes: AtomicUsize,
+    /// Held to wait for fewer, and to say that there are.
+    waiting: Mutex<()>,
+    has_fewer: Condvar,
+}
+
+impl Health {
+    fn taken(&self, num_changes: usize) {
+        self.num_changes.fetch_sub(num_changes, Ordering::SeqCst);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        drop(self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        self.has_fewer.notify_all();
+    }
 }
 
 /// What the thread is told.
@@ -78,6 +109,9 @@ enum Change {
         _passed: oneshot::Sender<()>,
     },
     Close,
+    /// What a defect of the database does, or a disk that stalls.
+    #[cfg(test)]
+    Run(Box<dyn FnOnce() + Send>),
 }
 
 impl StreamStore {
@@ -89,19 +123,34 @@ impl StreamStore {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir.display(), e))?;
         let path = dir.join(FILE_NAME);
         // redb's assertions are made for files that it wrote itself, and not all damage is an error to it.
-        let opened = catch_unwind(AssertUnwindSafe(|| records::open(&path)));
+        let whole_path = dir.join(WHOLE_FILE_NAME);
+        let was_whole = whole_path.exists() || !path.exists();
+        let opened = catch_unwind(AssertUnwindSafe(|| records::open(&path, was_whole)));
         let (database, epoch, stored) =
             opened.unwrap_or_else(|_| Err(Error::io(path.display(), "the stream store is damaged")))?;
+        std::fs::write(&whole_path, "").map_err(|e| Error::io(whole_path.display(), e))?;
         let (changes, received) = sync_channel(NUM_CHANGES_MAX);
-        let is_open = Arc::new(AtomicBool::new(true));
-        let writer = writer::StoreWriter::new(database, path, limits, is_open.clone(), &stored);
-        let thread = spawn(writer, received)?;
-        Ok((Arc::new(Self { epoch, changes, is_open, thread: Mutex::new(Some(thread)) }), stored))
+        let health = Arc::new(Health {
+            is_open: AtomicBool::new(true),
+            has_failed: AtomicBool::new(false),
+            num_changes: AtomicUsize::new(0),
+            waiting: Mutex::default(),
+            has_fewer: Condvar::new(),
+        });
+        let writer = writer::StoreWriter::new(database, (path, whole_path), limits, health.clone(), &stored);
+        let thread = Mutex::new(Some(spawn(writer, received)?));
+        Ok((Arc::new(Self { epoch, changes, was_whole, health, thread }), stored))
     }
 
-    /// The number under which events' ids are told from another store's; it stays for the life of the store.
+    /// The number under which events' ids are told from another store's. It stays for the life of the store, or until
+    /// the store has failed: what was shown then is not here, and its numbers may stand for other events.
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// Whether what was not finished when it was opened can go on: not after the store had failed.
+    pub fn was_whole(&self) -> bool {
+        self.was_whole
     }
 
     /// Keeps a new stream: its request now, its events as they come.
@@ -131,9 +180,9 @@ impl StreamStore {
 
     /// Commits what has come and takes nothing more: what is not finished now goes on when the store is opened again.
     pub fn close(&self) {
-        if self.is_open.swap(false, Ordering::SeqCst) {
-            // Fails only if the thread is gone already.
-            let _ = self.changes.send(Change::Close);
+        if self.health.is_open.swap(false, Ordering::SeqCst) {
+            self.hand_over(Change::Close);
+            self.health.wake();
         }
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread
@@ -143,9 +192,25 @@ impl StreamStore {
         }
     }
 
-    /// Whether events are kept: not after it was closed, or its disk has failed.
+    /// Whether events are kept: not after it was closed, or has failed.
     pub fn is_open(&self) -> bool {
-        self.is_open.load(Ordering::SeqCst)
+        self.health.is_open.load(Ordering::SeqCst)
+    }
+
+    /// Whether the disk, or the database on it, has failed.
+    pub fn has_failed(&self) -> bool {
+        self.health.has_failed.load(Ordering::SeqCst)
+    }
+
+    /// Blocks while the disk is far behind.
+    pub(super) fn wait_for_disk(&self) {
+        let waiting = self.health.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.health.has_fewer.wait_while(waiting, |()| self.is_behind());
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn is_behind(&self) -> bool {
+        self.is_open() && self.health.num_changes.load(Ordering::SeqCst) > NUM_CHANGES_HIGH
     }
 
     pub(super) fn append(&self, id: StreamId, entry: Entry) {
@@ -154,9 +219,14 @@ impl StreamStore {
 
     fn send(&self, change: Change) {
         if self.is_open() {
-            // Fails only if the thread has ended, which has said why.
-            let _ = self.changes.send(change);
+            self.hand_over(change);
         }
+    }
+
+    fn hand_over(&self, change: Change) {
+        self.health.num_changes.fetch_add(1, Ordering::SeqCst);
+        // Fails only if the thread has ended, which has said why.
+        let _ = self.changes.send(change);
     }
 }
 

@@ -70,8 +70,8 @@ fn checksum(id: u128, first: u64, bytes: &[u8]) -> u64 {
     hasher.digest()
 }
 
-/// The database, its epoch and its streams.
-pub(super) fn open(path: &Path) -> Result<(Database, Epoch, Vec<StoredStream>)> {
+/// The database, its epoch and its streams. The epoch is a new one unless the file `is_whole`.
+pub(super) fn open(path: &Path, is_whole: bool) -> Result<(Database, Epoch, Vec<StoredStream>)> {
     let failed = |e: &dyn std::fmt::Display| Error::io(path.display(), e);
     let database = Database::create(path).map_err(|e| match e {
         DatabaseError::DatabaseAlreadyOpen => {
@@ -79,20 +79,20 @@ pub(super) fn open(path: &Path) -> Result<(Database, Epoch, Vec<StoredStream>)> 
         }
         e => failed(&e),
     })?;
-    let epoch = prepare(&database, path)?;
+    let epoch = prepare(&database, path, is_whole)?;
     let stored = read(&database, path)?;
     Ok((database, epoch, stored))
 }
 
 /// Makes the tables where there are none, checks the format, and returns the epoch.
-fn prepare(database: &Database, path: &Path) -> Result<Epoch> {
+fn prepare(database: &Database, path: &Path, is_whole: bool) -> Result<Epoch> {
     let transaction = || -> Result<(u64, u64), redb::Error> {
         let write = database.begin_write()?;
         write.open_table(STREAMS)?;
         write.open_table(EVENTS)?;
         let mut meta = write.open_table(META)?;
         let format = meta.get("format")?.map(|v| v.value());
-        let epoch = meta.get("epoch")?.map_or_else(|| Epoch::random().0, |v| v.value());
+        let epoch = meta.get("epoch")?.map(|v| v.value()).filter(|_| is_whole).unwrap_or_else(|| Epoch::random().0);
         if format.is_none() {
             meta.insert("format", FORMAT)?;
         }

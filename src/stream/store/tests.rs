@@ -157,6 +157,94 @@ async fn readers_of_a_suspended_stream_leave_without_an_end() {
     assert_eq!(stored[0].entries.len(), 2, "nor is it kept");
 }
 
+#[tokio::test]
+async fn what_comes_once_the_store_is_closed_is_nobodys_to_see() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = StreamStore::open(dir.path(), LIMITS).unwrap();
+    let log = begin(&store, 1);
+    log.append(Event::Queued { position: 0, wait_ms: None });
+    store.close();
+    log.append(Event::Started { prompt_tokens: 3, cached_tokens: 0 });
+    log.append(done());
+    let mut reader = log.reader(0);
+    assert!(matches!(reader.next().await, Some((0, Event::Queued { .. }))));
+    assert_eq!(reader.next().await, None, "the next process starts it, perhaps elsewhere");
+    log.settled().await;
+    assert!(log.is_suspended());
+}
+
+#[test]
+fn a_disk_that_stalls_holds_up_who_may_wait_and_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = StreamStore::open(dir.path(), LIMITS).unwrap();
+    let log = begin(&store, 1);
+    log.wait_for_disk();
+    let (go_on, told) = std::sync::mpsc::channel();
+    store.hand_over(Change::Run(Box::new(move || told.recv().unwrap())));
+    // More than a worker brings in a step, and none of it waits.
+    for i in 0..NUM_CHANGES_HIGH as u32 + 1000 {
+        assert!(!store.is_behind() || i + 1 >= NUM_CHANGES_HIGH as u32);
+        log.append(token(i));
+    }
+    assert!(store.is_behind());
+    let worker = {
+        let (log, store) = (log.clone(), store.clone());
+        std::thread::spawn(move || {
+            log.wait_for_disk();
+            store.is_behind()
+        })
+    };
+    go_on.send(()).unwrap();
+    assert!(!worker.join().unwrap(), "it went on while the disk was behind");
+    log.append(done());
+    drop(store);
+    let (_store, stored) = StreamStore::open(dir.path(), StoreLimits { num_bytes_max: 1 << 30, ..LIMITS }).unwrap();
+    assert_eq!(stored[0].entries.len(), NUM_CHANGES_HIGH + 1001);
+}
+
+#[tokio::test]
+async fn a_defect_of_the_database_costs_the_keeping_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = StreamStore::open(dir.path(), LIMITS).unwrap();
+    let next = async |log: &Arc<StreamLog>| {
+        let seq = log.len() as u64 - 1;
+        let mut reader = log.reader(seq);
+        let next = tokio::time::timeout(Duration::from_secs(30), reader.next()).await;
+        assert!(matches!(next, Ok(Some((got, _))) if got == seq), "event {seq} never came: {next:?}");
+    };
+    let before = begin(&store, 1);
+    before.append(Event::Queued { position: 0, wait_ms: None });
+    before.accepted().await;
+    assert!(store.was_whole() && !store.has_failed());
+    // Restored ones whose first change stands behind what breaks the thread.
+    let restored: Vec<_> = (2..200).map(|id| begin(&store, id)).collect();
+    store.flushed().await;
+    store.hand_over(Change::Run(Box::new(|| panic!("told to"))));
+    for log in &restored {
+        store.follow(log);
+        log.append(Event::Queued { position: 0, wait_ms: None });
+    }
+    for log in restored.iter().chain([&before]) {
+        log.append(Event::Started { prompt_tokens: 3, cached_tokens: 0 });
+        next(log).await;
+        let failure = ErrorInfo { kind: ErrorKind::Cancelled, message: "no".to_owned(), usage: Usage::default() };
+        log.append(Event::Error(failure));
+        next(log).await;
+        log.settled().await;
+        assert!(!log.is_suspended());
+    }
+    assert!(store.has_failed() && !store.is_open());
+    let epoch = store.epoch();
+    drop(store);
+    let (store, stored) = StreamStore::open(dir.path(), LIMITS).unwrap();
+    assert!(!store.was_whole() && stored.len() == 199);
+    assert_ne!(store.epoch(), epoch, "ids of what is not here must not name what will be");
+    let epoch = store.epoch();
+    drop(store);
+    let (store, _) = StreamStore::open(dir.path(), LIMITS).unwrap();
+    assert!(store.was_whole() && store.epoch() == epoch, "once is enough");
+}
+
 #[test]
 fn beyond_its_bound_the_store_forgets_what_ended_first() {
     let dir = tempfile::tempdir().unwrap();

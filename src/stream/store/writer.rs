@@ -1,8 +1,10 @@
 //! The thread that owns the database.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -11,7 +13,7 @@ use redb::Database;
 use tokio::sync::oneshot;
 
 use super::records::{EVENTS, STREAMS, StoredStream, seal};
-use super::{Change, StoreLimits};
+use super::{Change, Health, StoreLimits};
 use crate::protocol::StreamId;
 use crate::stream::StreamLog;
 
@@ -21,8 +23,10 @@ const NUM_CHANGES_PER_COMMIT_MAX: usize = 8_192;
 pub(super) struct StoreWriter {
     database: Database,
     path: PathBuf,
+    /// The mark that goes with a failure.
+    whole_path: PathBuf,
     limits: StoreLimits,
-    is_open: Arc<AtomicBool>,
+    health: Arc<Health>,
     /// Live streams, to be told what is durable.
     logs: HashMap<StreamId, Weak<StreamLog>>,
     num_bytes: HashMap<StreamId, u64>,
@@ -52,9 +56,9 @@ struct Commit {
 impl StoreWriter {
     pub(super) fn new(
         database: Database,
-        path: PathBuf,
+        (path, whole_path): (PathBuf, PathBuf),
         limits: StoreLimits,
-        is_open: Arc<AtomicBool>,
+        health: Arc<Health>,
         stored: &[StoredStream],
     ) -> Self {
         let num_bytes: HashMap<_, _> = stored.iter().map(|s| (s.record.request.id, s.num_bytes())).collect();
@@ -65,25 +69,27 @@ impl StoreWriter {
             .collect();
         ended.sort_unstable();
         let ended = ended.into_iter().map(|(_, id)| id).collect();
-        Self { database, path, limits, is_open, logs: HashMap::new(), num_bytes, num_bytes_all, ended }
+        Self { database, path, whole_path, limits, health, logs: HashMap::new(), num_bytes, num_bytes_all, ended }
     }
 
+    /// Commits until the store is closed, or fails.
     pub(super) fn run(&mut self, changes: &Receiver<Change>) {
+        // Damage that opening did not find can show in an assertion of redb's.
+        match catch_unwind(AssertUnwindSafe(|| self.commit_all(changes))) {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => self.fail(&e, changes),
+            Err(_panic) => self.fail(&"the database is damaged, or has a defect", changes),
+        }
+    }
+
+    fn commit_all(&mut self, changes: &Receiver<Change>) -> Result<(), redb::Error> {
         loop {
             let mut commit = self.gather(changes);
-            let is_last = commit.is_last;
-            if let Err(e) = self.write(&mut commit) {
-                tracing::error!(
-                    "{}: {e}; streams go on in memory alone and will not outlive the process",
-                    self.path.display()
-                );
-                self.is_open.store(false, Ordering::SeqCst);
-                self.give_up(changes);
-                return;
-            }
+            self.health.taken(commit.num_changes);
+            self.write(&mut commit)?;
             self.tell(&commit);
-            if is_last {
-                return;
+            if commit.is_last {
+                return Ok(());
             }
         }
     }
@@ -147,6 +153,8 @@ impl StoreWriter {
             Change::Forget { id } => self.forget(id, commit),
             Change::Barrier { _passed } => commit.barriers.push(_passed),
             Change::Close => commit.is_last = true,
+            #[cfg(test)]
+            Change::Run(act) => act(),
         }
     }
 
@@ -217,11 +225,23 @@ impl StoreWriter {
         }
     }
 
-    /// Nothing will be durable any more: readers get everything there is.
-    fn give_up(&mut self, changes: &Receiver<Change>) {
+    /// Nothing will be durable any more: readers get everything there is. First what is on disk is said not to be all:
+    /// the next process must not take it for what readers have seen.
+    fn fail(&mut self, reason: &dyn Display, changes: &Receiver<Change>) {
+        let path = self.path.display();
+        tracing::error!("{path}: {reason}; streams go on in memory alone and will not outlive the process");
+        if let Err(e) = std::fs::remove_file(&self.whole_path) {
+            let mark = self.whole_path.display();
+            tracing::error!("{mark}: {e}; remove it by hand, or the next process takes old streams for whole ones");
+        }
+        self.health.has_failed.store(true, Ordering::SeqCst);
+        self.health.is_open.store(false, Ordering::SeqCst);
+        self.health.wake();
         for change in changes.try_iter() {
-            if let Change::Begin { log, record } = change {
-                self.logs.insert(record.request.id, log);
+            match change {
+                Change::Begin { log, record } => drop(self.logs.insert(record.request.id, log)),
+                Change::Follow { log, id } => drop(self.logs.insert(id, log)),
+                _ => {}
             }
         }
         for log in self.logs.drain().filter_map(|(_, log)| log.upgrade()) {
