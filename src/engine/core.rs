@@ -152,6 +152,9 @@ impl EngineCore {
             self.fail_all(ErrorKind::Unavailable, &message);
             return Ok(Step::Stopped);
         }
+        if self.lease.is_revoked() {
+            return Ok(Step::Revoked);
+        }
         self.gauges.set(&self.scheduler);
         if self.scheduler.plan().is_empty() {
             debug_assert_eq!(
@@ -187,7 +190,8 @@ impl EngineCore {
     pub fn fail_all(&mut self, kind: ErrorKind, message: &str) {
         self.gauges.clear();
         for generation in self.generations.iter_mut().filter_map(Option::take) {
-            self.parts.queue.on_lost();
+            let num_computed = generation.writer.usage.num_computed();
+            self.parts.queue.on_lost(generation.tenant, generation.num_tokens_max, num_computed);
             generation.writer.failed(kind, message.to_owned());
         }
     }
@@ -218,7 +222,7 @@ impl EngineCore {
 
     /// Takes what there is room for, from the queue and of what was preempted; a message if the engine shuts down.
     fn pull(&mut self, now: Duration) -> Option<String> {
-        loop {
+        while !self.lease.is_revoked() {
             let (scheduler, generations) = (&self.scheduler, &self.generations);
             let fits = |entry: &Entry, passed: Option<&Entry>| {
                 let Entry { request, chain, .. } = entry;
@@ -236,12 +240,19 @@ impl EngineCore {
                 Pulled::Stopped(message) => return Some(message),
             }
         }
+        None
     }
 
     fn admit(&mut self, entry: Entry, now: Duration) {
         let share = entry.share();
         let Entry { request, chain, grammar, mut writer, accepted_at, cancelled_at, .. } = entry;
         let (seed, num_tokens_max) = (request.seed(), request.num_tokens_max());
+        if !writer.lease(&self.lease, num_tokens_max) {
+            // Given up between the two. Whoever did that did not find this one.
+            self.parts.queue.on_lost(share.tenant, num_tokens_max, 0);
+            writer.failed(ErrorKind::Internal, "the worker hung before it began and was given up".to_owned());
+            return;
+        }
         let slot = self.free_slots.pop().expect("as many slots as sequences");
         let prompt_tokens = request.num_prompt_tokens();
         let (prompt, emitted) = request.prompt.split_at(prompt_tokens);
@@ -277,7 +288,6 @@ impl EngineCore {
         metrics.prompt_tokens.inc_by(prompt_tokens as u64);
         metrics.cached_tokens.inc_by(found_tokens as u64);
         metrics.queue_wait_seconds.observe(now.saturating_sub(accepted_at).as_secs_f64());
-        writer.lease(&self.lease);
         if cached_before.is_none() {
             writer.append(Event::Started { prompt_tokens, cached_tokens });
         }
@@ -354,8 +364,7 @@ impl EngineCore {
         self.gauges.set(&self.scheduler);
         for (slot, end) in self.ended.drain(..) {
             let generation = self.generations[slot].take().expect("a sequence ends once");
-            let usage = generation.writer.usage;
-            let num_computed = usage.prompt_tokens - usage.cached_tokens + usage.completion_tokens;
+            let num_computed = generation.writer.usage.num_computed();
             self.parts.queue.on_served(generation.tenant, generation.num_tokens_max, num_computed);
             match end {
                 End::Done(reason) => {

@@ -11,7 +11,7 @@ use super::scheduler::Scheduler;
 use super::writer::WriterShared;
 use crate::error::ErrorKind;
 use crate::metrics::Metrics;
-use crate::protocol::{ErrorInfo, Event, StreamId, Usage};
+use crate::protocol::{ErrorInfo, Event, StreamId, Tenant, Usage};
 use crate::stream::StreamLog;
 
 /// One core's right to write to logs and gauges.
@@ -25,8 +25,8 @@ pub struct Lease {
 #[derive(Debug, Default)]
 struct State {
     is_revoked: bool,
-    /// Sequences that the core holds.
-    live: HashMap<StreamId, Arc<StreamLog>>,
+    /// Sequences that the core holds, with the tokens that each has reserved.
+    live: HashMap<StreamId, (Arc<StreamLog>, usize)>,
     shown: GaugeValues,
 }
 
@@ -52,9 +52,20 @@ impl Lease {
         self.lock().is_revoked
     }
 
-    /// The core has taken a sequence.
-    pub(super) fn hold(&self, log: &Arc<StreamLog>) {
-        self.lock().live.insert(log.id(), log.clone());
+    /// The core has taken a sequence; `false` if the right is gone, and nobody has ended this one.
+    pub(super) fn hold(&self, log: &Arc<StreamLog>, num_reserved: usize) -> bool {
+        let mut state = self.lock();
+        if !state.is_revoked {
+            state.live.insert(log.id(), (log.clone(), num_reserved));
+        }
+        !state.is_revoked
+    }
+
+    /// Blocks while the disk that keeps the core's streams is far behind: within a step it would look as if it hung.
+    pub(super) fn wait_for_disk(&self) {
+        // Any will do, as there is one store; and without the lock, which others want.
+        let log = self.lock().live.values().next().map(|(log, _)| log.clone());
+        log.inspect(|log| log.wait_for_disk());
     }
 
     /// Appends an event; `false` if the right is gone.
@@ -78,24 +89,24 @@ impl Lease {
         }
     }
 
-    /// Takes the right away, and ends every sequence with an error event. Returns how many there were; no further call
-    /// finds any.
-    pub(super) fn revoke(&self, message: &str, shared: &WriterShared) -> usize {
+    /// Takes the right away, and ends every sequence with an error event. Returns whose they were and what they had
+    /// reserved; no further call finds any.
+    pub(super) fn revoke(&self, message: &str, shared: &WriterShared) -> Vec<(Tenant, usize)> {
         let mut state = self.lock();
         if state.is_revoked {
-            return 0;
+            return Vec::new();
         }
         state.is_revoked = true;
         self.change(&mut state, GaugeValues::default());
         self.metrics.kv_blocks_total.dec_by(self.num_blocks);
         let live = std::mem::take(&mut state.live);
-        for log in live.values() {
+        for (log, _) in live.values() {
             self.metrics.requests_failed.inc();
             shared.num_live.fetch_sub(1, Ordering::SeqCst);
             let (kind, message) = (ErrorKind::Internal, message.to_owned());
             log.append(Event::Error(ErrorInfo { kind, message, usage: Usage::default() }));
         }
-        live.len()
+        live.values().map(|(log, num_reserved)| (log.tenant(), *num_reserved)).collect()
     }
 
     fn change(&self, state: &mut State, values: GaugeValues) {

@@ -291,10 +291,13 @@ impl Queue {
         state.waiting.give_back(tenant, num_reserved.saturating_sub(num_computed));
     }
 
-    /// A worker lost a request that it had pulled: it no longer counts as work under way.
-    pub fn on_lost(&self) {
+    /// A worker lost a request of `tenant` that it had pulled: it no longer counts as work under way, and what was not
+    /// computed of the reserved tokens is not its owner's to pay.
+    pub fn on_lost(&self, tenant: Tenant, num_reserved: usize, num_computed: usize) {
         let now = self.now();
-        self.lock().rate.on_abandoned(now);
+        let mut state = self.lock();
+        state.rate.on_abandoned(now);
+        state.waiting.give_back(tenant, num_reserved.saturating_sub(num_computed));
     }
 
     /// Blocks until there is a request or the end.

@@ -13,6 +13,7 @@
 //! only slowed down; a model that does not load any more is given up after a number of attempts.
 
 use std::any::Any;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
@@ -113,8 +114,12 @@ impl Shared {
     fn replace(self: &Arc<Self>, index: usize, status: &Status) -> Option<JoinHandle<()>> {
         let current = status.lock().take()?;
         let message = "the worker hung in a step and was given up";
-        let num_ended = current.lease.revoke(message, self.parts.queue.writer_shared());
-        (0..num_ended).for_each(|_| self.parts.queue.on_lost());
+        let ended = current.lease.revoke(message, self.parts.queue.writer_shared());
+        let num_ended = ended.len();
+        for (tenant, num_reserved) in ended {
+            // What the worker has computed of them, only it knows.
+            self.parts.queue.on_lost(tenant, num_reserved, 0);
+        }
         status.has_model.store(false, Ordering::Release);
         status.step_began.store(0, Ordering::Release);
         let num_abandoned = self.parts.metrics.workers_abandoned.inc() + 1;
@@ -133,7 +138,19 @@ impl Shared {
             let worker = Worker { shared: &shared, index, status: &shared.statuses[index] };
             worker.reload(1).map_or(Left::Ended, |model| worker.live(model)).leave(exit);
         });
-        spawned.inspect_err(|e| tracing::error!(worker = index, "no thread for another worker: {e}")).ok()
+        self.started(index, spawned)
+    }
+
+    /// The thread that counts in the place of a worker that was given up; if there is none, that worker is counted out.
+    fn started(&self, index: usize, spawned: io::Result<JoinHandle<()>>) -> Option<JoinHandle<()>> {
+        match spawned {
+            Ok(thread) => Some(thread),
+            Err(e) => {
+                tracing::error!(worker = index, "no thread for another worker: {e}");
+                drop(Exit { shared: self, is_replaced: false });
+                None
+            }
+        }
     }
 
     /// Waits until all workers have ended; false if one has not after `time`.
@@ -240,6 +257,7 @@ impl Worker<'_> {
         let queue = &self.shared.parts.queue;
         let mut has_worked = false;
         loop {
+            core.lease().wait_for_disk();
             self.status.step_began.store(queue.now().as_micros() as u64 + 1, Ordering::Release);
             let step = catch_unwind(AssertUnwindSafe(|| core.step()));
             if core.lease().is_revoked() {
@@ -310,4 +328,44 @@ pub(super) fn spawn(
         .name(format!("worker-{index}"))
         .spawn(move || run(&shared, index, loaded))
         .map_err(|e| Error::io("cannot start a worker thread", e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::queue::Queue;
+    use crate::metrics::Metrics;
+    use crate::model::stub::{StubConfig, StubModel};
+    use crate::text::Tokenizer;
+
+    /// With one worker, whose thread is not started.
+    fn shared() -> Shared {
+        let (config, metrics) = (EngineConfig::default(), Arc::new(Metrics::default()));
+        let parts = CoreParts {
+            limits: config.scheduler_limits(),
+            queue: Queue::new(config.queue_limits(), metrics.clone(), Arc::new(|| Duration::ZERO)),
+            tokenizer: Arc::new(Tokenizer::byte_level()),
+            end_of_generation: Arc::default(),
+            metrics,
+        };
+        Shared {
+            config,
+            factory: StubModel::factory(StubConfig::default()),
+            parts,
+            statuses: vec![Status::default()],
+            num_alive: AtomicUsize::new(1),
+            num_exited: Mutex::new(0),
+            exited: Condvar::new(),
+        }
+    }
+
+    /// It counted as alive for ever: the queue was kept open for nobody, and the shutdown waited for it.
+    #[test]
+    fn a_worker_that_gets_no_thread_is_counted_out() {
+        let shared = shared();
+        assert!(shared.started(0, Err(io::Error::other("there are no more"))).is_none());
+        assert_eq!(shared.num_alive.load(Ordering::SeqCst), 0);
+        assert!(!shared.parts.queue.is_open(), "nobody will serve it");
+        assert!(shared.wait_exited(Duration::ZERO));
+    }
 }

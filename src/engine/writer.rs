@@ -43,10 +43,12 @@ impl Writer {
         &self.log
     }
 
-    /// From here on it writes only while `lease` holds.
-    pub(super) fn lease(&mut self, lease: &Arc<Lease>) {
-        lease.hold(&self.log);
-        self.lease = Some(lease.clone());
+    /// From here on it writes only while `lease` holds; `false` if that is gone already, and nothing has changed.
+    #[must_use]
+    pub(super) fn lease(&mut self, lease: &Arc<Lease>, num_reserved: usize) -> bool {
+        let is_held = lease.hold(&self.log, num_reserved);
+        self.lease = is_held.then(|| lease.clone());
+        is_held
     }
 
     /// Whether somebody asked for the end.
@@ -149,5 +151,26 @@ impl Drop for Writer {
         if !self.is_ended {
             self.end_with_error(ErrorKind::Internal, "the worker failed".to_owned());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{OnDisconnect, StreamId, Tenant};
+
+    #[test]
+    fn what_came_after_the_right_was_taken_away_ends_too() {
+        let shared = Arc::new(WriterShared { metrics: Arc::default(), num_live: AtomicUsize::new(0) });
+        let lease = Lease::new(shared.metrics.clone(), 4);
+        let logs = [1, 2].map(|id| StreamLog::new(StreamId(id), Tenant(0), OnDisconnect::Detach));
+        let [mut held, mut late] = [0, 1].map(|i| Writer::new(logs[i].clone(), &shared));
+        assert!(held.lease(&lease, 9));
+        assert_eq!(lease.revoke("it hung", &shared), [(Tenant(0), 9)]);
+        assert!(!late.lease(&lease, 9));
+        drop((held, late));
+        assert!(logs.iter().all(|log| log.is_finished() && log.len() == 1));
+        assert_eq!(shared.num_live.load(Ordering::SeqCst), 0);
+        assert_eq!(shared.metrics.requests_failed.get(), 2);
     }
 }

@@ -117,6 +117,13 @@ pub struct Usage {
     pub completion_tokens: usize,
 }
 
+impl Usage {
+    /// Tokens that a worker had to compute for it.
+    pub fn num_computed(&self) -> usize {
+        self.prompt_tokens - self.cached_tokens + self.completion_tokens
+    }
+}
+
 /// Why a generation ended without finishing.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ErrorInfo {

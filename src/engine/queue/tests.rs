@@ -147,6 +147,26 @@ fn a_request_cancelled_before_it_came_never_runs() {
 }
 
 #[test]
+fn an_owner_does_not_pay_for_what_a_worker_lost() {
+    for is_lost in [false, true] {
+        let b = bench(10, 10_000);
+        let submit = |id: u128, tenant: u64, max_tokens| {
+            let log = StreamLog::new(StreamId(id), Tenant(tenant), OnDisconnect::Detach);
+            b.submit_to(&log, max_tokens).expect("room");
+        };
+        submit(1, 1, 900);
+        let lost = b.pull().expect("waits");
+        if is_lost {
+            b.queue.on_lost(Tenant(1), lost.request.num_tokens_max(), 0);
+        }
+        submit(2, 1, 5);
+        submit(3, 2, 5);
+        let first = b.pull().expect("waits").request.id.0;
+        assert_eq!(first, if is_lost { 2 } else { 3 }, "lost {is_lost}");
+    }
+}
+
+#[test]
 fn a_cancellation_after_the_pull_is_the_worker_s() {
     let b = bench(10, 1000);
     let log = b.submit(1, 5).expect("room");
