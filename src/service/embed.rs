@@ -4,6 +4,7 @@
 //! same steps as any prompt. Its log is in no table: there is nothing in it to come back for, and it ends with the call.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -121,11 +122,25 @@ impl Service {
         let prompt_tokens = all.iter().map(|valid| valid.prompt.len()).sum();
         self.quotas.spend(&owner, prompt_tokens).inspect_err(|e| self.count_limited(e))?;
         let at_once = self.config.embedding_inputs_at_once.max(1);
-        let embed = async |valid| match encoder {
-            Some(encoder) => encoder.embed(valid).await,
-            None => self.embed_one(valid).await,
+        let num_unanswered = AtomicUsize::new(prompt_tokens);
+        let embed = async |valid: ValidRequest| {
+            let num_tokens = valid.prompt.len();
+            let vector = match encoder {
+                Some(encoder) => encoder.embed(valid).await,
+                None => self.embed_one(valid).await,
+            };
+            if vector.is_ok() {
+                num_unanswered.fetch_sub(num_tokens, Ordering::Relaxed);
+            }
+            vector
         };
-        let vectors = stream::iter(all).map(embed).buffered(at_once).try_collect().await?;
+        let vectors: Result<Vec<_>> = stream::iter(all).map(embed).buffered(at_once).try_collect().await;
+        let vectors = vectors.inspect_err(|e| {
+            if matches!(e.kind(), ErrorKind::Overloaded | ErrorKind::Unavailable) {
+                // What was computed before a later text was refused has been worked for.
+                self.quotas.give_back(&owner, num_unanswered.load(Ordering::Relaxed));
+            }
+        })?;
         let model = encoder.map_or(&self.config.model_name, |encoder| &encoder.name).clone();
         Ok(Embedded { model, vectors, prompt_tokens })
     }

@@ -71,6 +71,8 @@ pub struct Started {
     pub log: Arc<StreamLog>,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// The first of them.
+    pub first_token: Option<TokenId>,
     /// The seed of its draws: the request's, or the one drawn for it. Asking again with it gives the same text.
     pub seed: u64,
     /// How its text is to be read.
@@ -164,7 +166,7 @@ impl Service {
             self.log_prompt(id, &valid.prompt);
         }
         let log = StreamLog::with_clock(id, valid.tenant, valid.on_disconnect, self.clock.clone());
-        let (prompt_tokens, seed) = (valid.prompt.len(), valid.seed());
+        let (prompt_tokens, first_token, seed) = (valid.prompt.len(), valid.prompt.first().copied(), valid.seed());
         self.table.insert(log.clone()).inspect_err(|_| self.metrics.reject(&RejectLabel::STREAMS_FULL))?;
         let mut inserted = Inserted { table: &self.table, log: log.clone(), id: Some(id) };
         if let Some(store) = self.table.store() {
@@ -178,7 +180,7 @@ impl Service {
         self.backend.submit(valid, log.clone())?;
         inserted.id = None;
         tracing::info!(stream = %id, prompt_tokens, "accepted");
-        Ok(Started { log, prompt_tokens, seed, format })
+        Ok(Started { log, prompt_tokens, first_token, seed, format })
     }
 
     /// Cancels the tenant's stream; one that has ended stays as it is. Where streams are kept, this is over when no crash
@@ -191,16 +193,16 @@ impl Service {
         let log = self.table.get(id, tenant)?;
         log.cancel(CancelCause::Requested);
         let Some(store) = self.table.store() else { return Ok(()) };
+        let all = [vec![log.clone()], log.followers()].concat();
         let kept = async {
             // Not a mark beside the stream: after a crash its end must not stand where a reader has seen a token.
-            log.finished().await;
-            for follower in log.followers() {
-                follower.finished().await;
+            for log in &all {
+                log.settled().await;
             }
             store.flushed().await;
         };
         let is_kept = tokio::time::timeout(Duration::from_millis(self.config.cancel_wait_ms), kept).await.is_ok();
-        if is_kept && !log.is_suspended() {
+        if is_kept && !all.iter().any(|log| log.is_suspended()) {
             return Ok(());
         }
         let message = format!("stream {id} was told to stop, but that is not kept yet; ask again");

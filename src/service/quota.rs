@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use governor::middleware::NoOpMiddleware;
@@ -40,8 +40,9 @@ struct OwnerQuota {
 struct Live {
     /// Requests on their way to a log.
     num_starting: usize,
-    /// At most as many as may be at once; ended ones leave when the next request comes.
-    logs: Vec<Arc<StreamLog>>,
+    /// At most as many as may be at once; ended ones leave when the next request comes. Weak, or the last ones of an
+    /// owner that falls silent would be kept past their time. Until it ends, a log is held by whoever writes it.
+    logs: Vec<Weak<StreamLog>>,
 }
 
 /// What an owner has left.
@@ -88,7 +89,7 @@ impl Quotas {
     pub(super) fn begin(&self, owner: &Owner, num_choices: usize) -> Result<QuotaSlot<'_>> {
         let Some(quota) = self.by_tenant.get(&owner.tenant) else { return Ok(QuotaSlot { quota: None, num_choices }) };
         let mut live = quota.lock();
-        live.logs.retain(|log| !log.is_finished());
+        live.logs.retain(|log| log.upgrade().is_some_and(|log| !log.is_finished()));
         let max = quota.concurrency_max;
         if num_choices > max {
             let message = format!("this key may have {max} generations at once, got a request for {num_choices}");
@@ -183,7 +184,7 @@ impl OwnerQuota {
     /// Counts logs as under way until they have ended, where anybody asks.
     fn hold<'l>(&self, logs: impl Iterator<Item = &'l Arc<StreamLog>>) {
         if self.concurrency_max < usize::MAX {
-            self.lock().logs.extend(logs.cloned());
+            self.lock().logs.extend(logs.map(Arc::downgrade));
         }
     }
 
@@ -338,6 +339,20 @@ mod tests {
         log.append(Event::Done { finish_reason: FinishReason::Stop, usage: Usage::default(), stop: None });
         quotas.begin(&owner, 1).expect("the log has ended");
         drop(starting);
+    }
+
+    #[test]
+    fn a_log_that_has_ended_is_not_kept_by_an_owner_that_falls_silent() {
+        let limits = OwnerLimits { concurrency_max: Some(1), ..OwnerLimits::default() };
+        let (quotas, owner, _) = quotas(limits);
+        let log = StreamLog::new(StreamId(1), owner.tenant, OnDisconnect::Detach);
+        quotas.begin(&owner, 1).expect("room").occupy([&log].into_iter());
+        refused(quotas.begin(&owner, 1));
+        log.append(Event::Done { finish_reason: FinishReason::Stop, usage: Usage::default(), stop: None });
+        let kept = Arc::downgrade(&log);
+        drop(log);
+        assert!(kept.upgrade().is_none(), "nobody else has it");
+        quotas.begin(&owner, 1).expect("the log has ended");
     }
 
     #[test]

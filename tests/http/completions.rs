@@ -330,3 +330,29 @@ async fn a_log_probability_is_the_same_number_in_both_lists() {
         assert!(own.is_f64() && top.values().all(|p| p == own), "token {i}: {logprobs}");
     }
 }
+
+#[tokio::test]
+async fn every_echo_is_of_its_own_prompt() {
+    let server = real().await;
+    let body = json!({"prompt": [[97, 98], "xyz"], "echo": true, "logprobs": 0, "max_tokens": 0, "n": 2});
+    let answer = answer(&server, body).await;
+    assert_eq!(texts(&answer), ["ab", "ab", "xyz", "xyz"]);
+    let (ab, xyz) = (json!(["a", "b"]), json!(["x", "y", "z"]));
+    for (index, tokens) in [&ab, &ab, &xyz, &xyz].into_iter().enumerate() {
+        assert_eq!(&answer["choices"][index]["logprobs"]["tokens"], tokens, "choice {index}");
+    }
+}
+
+/// What is echoed of a prompt was made before the prompt was looked at.
+#[tokio::test]
+async fn a_prompt_to_be_echoed_that_is_refused_takes_those_before_it_along() {
+    let server = TestServer::start().await;
+    for wrong in [json!([97, 999_999]), json!("x".repeat(300))] {
+        let body = json!({"prompt": ["a", wrong], "echo": true}).to_string();
+        let text = request("POST", PATH, &[("x-stream-on-disconnect", "detach")], &body);
+        let refused = Client::connect(server.address).await.exchange(&text).await;
+        assert_eq!(refused.status, 400, "{}", refused.body);
+        assert_eq!(server.backend.job().await.cancelled().await, CancelCause::Requested);
+        assert!(server.backend.has_no_job().await);
+    }
+}

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use tallow::api::ApiKey;
 use tallow::error::{Error, ErrorKind};
-use tallow::protocol::{Owner, OwnerLimits, Tenant};
+use tallow::protocol::{Event, FinishReason, Owner, OwnerLimits, Tenant};
 
 use crate::common::{Client, Reply, TestServer, request};
 
 const KEY: &str = "sk-ann-0123";
 const STREAMS: &str = "/v1/streams";
+const EMBEDDINGS: &str = "/v1/embeddings";
 /// So few that one takes ten seconds to come back: the numbers stand still while a test looks at them.
 const FEW: u32 = 6;
 
@@ -32,7 +33,11 @@ async fn keyed(num_tokens: u32) -> TestServer {
 }
 
 async fn ask(server: &TestServer, body: &Value) -> Reply {
-    let text = request("POST", STREAMS, &[("x-api-key", KEY)], &body.to_string());
+    ask_at(server, STREAMS, body).await
+}
+
+async fn ask_at(server: &TestServer, path: &str, body: &Value) -> Reply {
+    let text = request("POST", path, &[("x-api-key", KEY)], &body.to_string());
     Client::connect(server.address).await.exchange(&text).await
 }
 
@@ -145,4 +150,45 @@ async fn what_the_table_has_no_room_for_is_given_back() {
     let refused = ask(&server, &asking(1)).await;
     check(&refused, 429, "4");
     assert_eq!(refused.json()["error"]["code"], "overloaded", "{}", refused.body);
+}
+
+#[tokio::test]
+async fn texts_to_embed_that_the_queue_refuses_are_given_back() {
+    let server = keyed(FEW).await;
+    for (error, status) in [
+        (Error::overloaded("the queue is full", 1500), 429),
+        (Error::new(ErrorKind::Unavailable, "the server is shutting down"), 503),
+    ] {
+        server.backend.refuse_next(error);
+        let refused = ask_at(&server, EMBEDDINGS, &json!({"input": ["ab", "c"]})).await;
+        check(&refused, status, "6");
+        assert_ne!(refused.json()["error"]["code"], "rate_limit_exceeded", "{}", refused.body);
+    }
+}
+
+#[tokio::test]
+async fn texts_that_were_embedded_before_one_is_refused_stay_spent() {
+    let server = TestServer::with(|setup| {
+        setup.service.embedding_inputs_at_once = 1;
+        setup.service.owners = vec![Arc::new(Owner { limits: limits(FEW), ..Owner::anonymous() })];
+    })
+    .await;
+    let mut client = Client::connect(server.address).await;
+    client.send(&request("POST", EMBEDDINGS, &[], &json!({"input": ["ab", "c", "d"]}).to_string())).await;
+    let job = server.backend.job().await;
+    server.backend.refuse_next(Error::overloaded("the queue is full", 1500));
+    job.start();
+    job.log.append(Event::Embedding { values: vec![1.0] });
+    job.finish(FinishReason::Stop);
+    check(&client.exchange("").await, 429, "4");
+}
+
+/// A text that fails in a worker, or too late, was no refusal: as with what is generated, nothing comes back.
+#[tokio::test]
+async fn texts_that_fail_once_they_are_accepted_stay_spent() {
+    let server = keyed(FEW).await;
+    let mut client = Client::connect(server.address).await;
+    client.send(&request("POST", EMBEDDINGS, &[("x-api-key", KEY)], &json!({"input": "ab"}).to_string())).await;
+    server.backend.job().await.fail(ErrorKind::Internal, "the worker failed");
+    check(&client.exchange("").await, 500, "4");
 }

@@ -20,7 +20,7 @@ use crate::api::opening::Opening;
 use crate::api::problem::Problem;
 use crate::api::{App, body, event_body, fields, fold, head, structured, with_stream_id};
 use crate::error::Error;
-use crate::protocol::{GenerateRequest, OnDisconnect, Prompt, SamplingParams, StopParams, Usage};
+use crate::protocol::{GenerateRequest, OnDisconnect, Prompt, SamplingParams, StopParams, TokenId, Usage};
 use crate::service::{Service, Started};
 use crate::stream::{CancelCause, StreamReader};
 use crate::text::Tokenizer;
@@ -78,7 +78,7 @@ pub async fn create(
     let stop = StopParams { max_tokens: Some(max_tokens), ..stop };
     let mut all: Vec<Running> = Vec::new();
     for (number, prompt) in prompts.into_iter().enumerate() {
-        let echo = wanted.is_echo.then(|| echo(&prompt, &app.service)).transpose()?;
+        let echoed = wanted.is_echo.then(|| prompt.clone());
         let generate = GenerateRequest {
             model: asked.model.clone(),
             sampling: sampling.clone(),
@@ -96,7 +96,10 @@ pub async fn create(
                 running.started.log.cancel(CancelCause::Requested);
             }
         });
-        all.extend(started.map_err(named)?.into_iter().map(|started| Running {
+        let started = started.map_err(named)?;
+        let first_token = started.first().and_then(|started| started.first_token);
+        let echo = echoed.map(|prompt| echo(prompt, first_token, app.service.tokenizer()));
+        all.extend(started.into_iter().map(|started| Running {
             reader: started.log.reader(0),
             started,
             prompt: number,
@@ -173,20 +176,16 @@ fn named(e: Error) -> Error {
     }
 }
 
-/// The prompt as text, with what the model sees first.
-fn echo(prompt: &Prompt, service: &Service) -> Result<Echo, Problem> {
-    let tokenizer = service.tokenizer();
-    let (text, first) = match prompt {
-        Prompt::Tokens(tokens) => (tokenizer.decode(tokens), tokens.first().copied()),
-        Prompt::Text(text) => {
-            let first = if tokenizer.adds_bos() { tokenizer.bos() } else { None };
-            let first =
-                first.map_or_else(|| tokenizer.encode(text, false).map(|t| t.first().copied()), |b| Ok(Some(b)));
-            (text.clone(), first.map_err(|e| e.with_param("prompt"))?)
-        }
-        Prompt::Chat(_) => return Err(Error::internal("a completion has no messages").into()),
+/// An accepted prompt as text, with what the model sees first: it is no longer than the context, so spelling its tokens
+/// takes no time to speak of. It cannot fail, as generations are running already.
+fn echo(prompt: Prompt, first_token: Option<TokenId>, tokenizer: &Tokenizer) -> Echo {
+    let text = match prompt {
+        Prompt::Tokens(tokens) => tokenizer.decode(&tokens),
+        Prompt::Text(text) => text,
+        // This wire has no messages.
+        Prompt::Chat(_) => String::new(),
     };
-    Ok(Echo { text, first_token: first })
+    Echo { text, first_token }
 }
 
 fn chunks(app: &App, all: Vec<Running>, wanted: &Wanted, usage: UsageShown) -> Response {

@@ -150,7 +150,8 @@ fn message_schema() -> Value {
 
 fn anthropic_error_schema() -> Value {
     let text = json!({"type": "string"});
-    let error = json!({"type": "object", "properties": {"type": text, "message": text}, "required": ["type", "message"]});
+    let error =
+        json!({"type": "object", "properties": {"type": text, "message": text}, "required": ["type", "message"]});
     json!({
         "type": "object",
         "properties": {"type": {"const": "error"}, "error": error},

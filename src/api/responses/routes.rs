@@ -262,7 +262,7 @@ async fn answer(
     app: &App,
     started: &Started,
     described: Arc<Described>,
-    mut reader: StreamReader,
+    reader: StreamReader,
     is_stream: bool,
 ) -> Result<Response, Problem> {
     let log = &started.log;
@@ -282,16 +282,22 @@ async fn answer(
         return Ok(with_stream_id(Json(object).into_response(), log.id()));
     }
     // If the client goes away meanwhile, the server drops this future, and with it the reader.
-    let mut assembly = Assembly::new(described, app.service.tokenizer().clone());
-    while reader.ready().await {
-        if let Some(entry) = reader.try_next_entry() {
-            assembly.take(&entry);
-        }
-    }
+    let assembly = to_end(reader, Assembly::new(described, app.service.tokenizer().clone())).await;
     match assembly.failure() {
         Some(info) => Err(Problem::from(info)),
         None => Ok(with_stream_id(Json(assembly.object()).into_response(), log.id())),
     }
+}
+
+/// Reads to the end, or to the error that a reader gets which was overtaken: nothing follows that, however long the
+/// generation goes on.
+async fn to_end(mut reader: StreamReader, mut assembly: Assembly) -> Assembly {
+    while assembly.failure().is_none() && reader.ready().await {
+        if let Some(entry) = reader.try_next_entry() {
+            assembly.take(&entry);
+        }
+    }
+    assembly
 }
 
 fn stream(app: &App, described: Arc<Described>, log: &StreamLog, reader: StreamReader, from: u64) -> Response {
@@ -322,4 +328,40 @@ fn find(
 ) -> Result<(Arc<Described>, Arc<StreamLog>), Problem> {
     let text = id.map(|Path(text)| text).unwrap_or_default();
     Ok(app.responses.get(&text, tenant, app.service.table())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::protocol::{Event, StreamId, TokenEvent};
+    use crate::text::{AnswerFormat, Tokenizer};
+
+    /// It had its error, and waited with it for the end of a generation that may take minutes more.
+    #[test]
+    fn an_overtaken_reader_is_answered_while_the_generation_goes_on() {
+        let log = StreamLog::new(StreamId(1), Tenant(0), OnDisconnect::Detach);
+        let reader = log.reader(0);
+        // Of any size, only the last event stays.
+        log.set_num_bytes_max(1);
+        for text in ["a", "b", "c"] {
+            log.append(Event::Token(TokenEvent { text: text.to_owned(), ..TokenEvent::default() }));
+        }
+        let described = Described {
+            id: log.id(),
+            created_s: 0,
+            model: "stub".to_owned(),
+            format: AnswerFormat::default(),
+            with_logprobs: false,
+            is_background: false,
+            echo: serde_json::Map::new(),
+            items: Vec::new(),
+        };
+        let assembly = Assembly::new(Arc::new(described), Arc::new(Tokenizer::byte_level()));
+        let assembly = to_end(reader, assembly).now_or_never().expect("there is nothing to wait for");
+        assert_eq!(assembly.failure().map(|info| info.kind), Some(ErrorKind::Expired));
+        assert!(!log.is_finished());
+    }
 }
