@@ -319,7 +319,7 @@ async fn what_a_failed_disk_has_only_in_part_does_not_come_back_to_life() {
     server.signal("KILL");
     server.wait();
 
-    let server = Server::start(&args);
+    let mut server = Server::start(&args);
     for (path, is_gap) in [(&read, true), (&cancelled, false)] {
         let mut request = server.http.get(format!("{}{path}", server.url));
         if is_gap {
@@ -330,6 +330,13 @@ async fn what_a_failed_disk_has_only_in_part_does_not_come_back_to_life() {
         assert!(text.contains("event: error") && text.contains("the text cannot go on"), "{text}");
     }
     assert_eq!(server.metric("tallow_num_running").await, 0.0, "none came back to life");
+    // Nor with the next process, which may take what it finds for whole.
+    server.signal("KILL");
+    server.wait();
+    let server = Server::start(&args);
+    let whole = server.http.get(format!("{}{read}", server.url)).send().await.unwrap().text().await.unwrap();
+    assert!(whole.contains("event: error") && whole.contains("the text cannot go on"), "{whole}");
+    assert_eq!(server.metric("tallow_requests_accepted_total").await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -50,6 +50,9 @@ const show = (api) => {
 };
 
 fetch("openapi.json")
-  .then((answer) => (answer.ok ? answer.json() : Promise.reject(new Error(`${answer.status}`))))
+  .then((answer) => {
+    if (answer.ok) return answer.json();
+    throw new Error(answer.status === 401 ? "it needs a key; give yours to the page at / and come back" : `${answer.status}`);
+  })
   .then(show)
   .catch((error) => { document.getElementById("status").textContent = `The description could not be loaded: ${error.message}`; });

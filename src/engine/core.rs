@@ -365,7 +365,10 @@ impl EngineCore {
         for (slot, end) in self.ended.drain(..) {
             let generation = self.generations[slot].take().expect("a sequence ends once");
             let num_computed = generation.writer.usage.num_computed();
-            self.parts.queue.on_served(generation.tenant, generation.num_tokens_max, num_computed);
+            // Whoever took the right away has given its tokens back.
+            if !self.lease.is_revoked() {
+                self.parts.queue.on_served(generation.tenant, generation.num_tokens_max, num_computed);
+            }
             match end {
                 End::Done(reason) => {
                     let took = self.parts.queue.now().saturating_sub(generation.accepted_at);

@@ -63,8 +63,8 @@ impl Lease {
 
     /// Blocks while the disk that keeps the core's streams is far behind: within a step it would look as if it hung.
     pub(super) fn wait_for_disk(&self) {
-        // Any will do, as there is one store; and without the lock, which others want.
-        let log = self.lock().live.values().next().map(|(log, _)| log.clone());
+        // Any that is kept will do, as there is one store; and without the lock, which others want.
+        let log = self.lock().live.values().find(|(log, _)| log.is_kept()).map(|(log, _)| log.clone());
         log.inspect(|log| log.wait_for_disk());
     }
 

@@ -62,6 +62,9 @@ impl Service {
                 leader.lead(std::iter::once(&follower));
             }
         }
+        if let Some(store) = self.table.store() {
+            store.make_whole();
+        }
         restored
     }
 

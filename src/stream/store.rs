@@ -17,7 +17,7 @@ mod records;
 mod writer;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
@@ -28,6 +28,7 @@ use tokio::sync::oneshot;
 
 pub use records::{StoredStream, StreamRecord};
 
+use self::records::Opened;
 use super::log::{Entry, StreamLog};
 use crate::error::{Error, Result};
 use crate::protocol::{Epoch, Event, StreamId};
@@ -58,6 +59,31 @@ pub struct StreamStore {
     was_whole: bool,
     health: Arc<Health>,
     thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// The file [`WHOLE_FILE_NAME`]; what looks at it or changes it has the database's lock.
+struct WholeMark(PathBuf);
+
+impl WholeMark {
+    fn is_there(&self) -> bool {
+        self.0.exists()
+    }
+
+    fn put(&self) -> std::io::Result<()> {
+        std::fs::write(&self.0, "")
+    }
+
+    fn remove(&self) -> std::io::Result<()> {
+        std::fs::remove_file(&self.0)
+    }
+
+    /// So that it outlives a loss of power.
+    fn sync(&self) -> std::io::Result<()> {
+        match self.0.parent() {
+            Some(dir) if cfg!(unix) => std::fs::File::open(dir)?.sync_all(),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// How the store is.
@@ -108,6 +134,7 @@ enum Change {
     Barrier {
         _passed: oneshot::Sender<()>,
     },
+    MakeWhole,
     Close,
     /// What a defect of the database does, or a disk that stalls.
     #[cfg(test)]
@@ -122,13 +149,14 @@ impl StreamStore {
     pub fn open(dir: &Path, limits: StoreLimits) -> Result<(Arc<Self>, Vec<StoredStream>)> {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir.display(), e))?;
         let path = dir.join(FILE_NAME);
+        let mark = WholeMark(dir.join(WHOLE_FILE_NAME));
         // redb's assertions are made for files that it wrote itself, and not all damage is an error to it.
-        let whole_path = dir.join(WHOLE_FILE_NAME);
-        let was_whole = whole_path.exists() || !path.exists();
-        let opened = catch_unwind(AssertUnwindSafe(|| records::open(&path, was_whole)));
-        let (database, epoch, stored) =
+        let opened = catch_unwind(AssertUnwindSafe(|| records::open(&path, || mark.is_there())));
+        let Opened { database, epoch, was_whole, stored } =
             opened.unwrap_or_else(|_| Err(Error::io(path.display(), "the stream store is damaged")))?;
-        std::fs::write(&whole_path, "").map_err(|e| Error::io(whole_path.display(), e))?;
+        if was_whole {
+            mark.put().map_err(|e| Error::io(mark.0.display(), e))?;
+        }
         let (changes, received) = sync_channel(NUM_CHANGES_MAX);
         let health = Arc::new(Health {
             is_open: AtomicBool::new(true),
@@ -137,7 +165,7 @@ impl StreamStore {
             waiting: Mutex::default(),
             has_fewer: Condvar::new(),
         });
-        let writer = writer::StoreWriter::new(database, (path, whole_path), limits, health.clone(), &stored);
+        let writer = writer::StoreWriter::new(database, (path, mark), limits, health.clone(), &stored);
         let thread = Mutex::new(Some(spawn(writer, received)?));
         Ok((Arc::new(Self { epoch, changes, was_whole, health, thread }), stored))
     }
@@ -151,6 +179,13 @@ impl StreamStore {
     /// Whether what was not finished when it was opened can go on: not after the store had failed.
     pub fn was_whole(&self) -> bool {
         self.was_whole
+    }
+
+    /// What could not go on has ended, in what was sent before: once that is durable, the file has all that there is.
+    pub fn make_whole(&self) {
+        if !self.was_whole {
+            self.send(Change::MakeWhole);
+        }
     }
 
     /// Keeps a new stream: its request now, its events as they come.

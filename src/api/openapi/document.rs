@@ -86,6 +86,7 @@ fn optional(name: &str, place: &str, schema: &str) -> Value {
 }
 
 const STRING: &str = r#"{"type":"string"}"#;
+const QUEUE_TIMEOUT: (&str, &str) = ("x-queue-timeout", r#"{"type":"number","minimum":0}"#);
 const INTEGER: &str = r#"{"type":"integer"}"#;
 
 /// What an operation takes in its query, each with its schema.
@@ -103,9 +104,10 @@ fn query(id: &str) -> &'static [(&'static str, &'static str)] {
 fn headers(route: &Route) -> &'static [(&'static str, &'static str)] {
     match (route.id, route.body) {
         ("followStream" | "followEvents", _) => &[("last-event-id", STRING)],
+        (_, Some(Body::Embeddings)) => &[QUEUE_TIMEOUT],
         (_, Some(body)) if Body::GENERATING.contains(&body) => &[
             ("x-stream-on-disconnect", r#"{"type":"string","examples":["cancel","linger","linger=30","detach"]}"#),
-            ("x-queue-timeout", r#"{"type":"number","minimum":0}"#),
+            QUEUE_TIMEOUT,
         ],
         _ => &[],
     }

@@ -70,8 +70,18 @@ fn checksum(id: u128, first: u64, bytes: &[u8]) -> u64 {
     hasher.digest()
 }
 
-/// The database, its epoch and its streams. The epoch is a new one unless the file `is_whole`.
-pub(super) fn open(path: &Path, is_whole: bool) -> Result<(Database, Epoch, Vec<StoredStream>)> {
+/// What is at a path.
+pub(super) struct Opened {
+    pub(super) database: Database,
+    pub(super) epoch: Epoch,
+    /// Whether it has all that readers were shown.
+    pub(super) was_whole: bool,
+    pub(super) stored: Vec<StoredStream>,
+}
+
+/// Opens the database. The epoch is a new one if an old file is not marked as whole, which is asked under its lock.
+pub(super) fn open(path: &Path, is_marked: impl Fn() -> bool) -> Result<Opened> {
+    let is_new = !path.exists();
     let failed = |e: &dyn std::fmt::Display| Error::io(path.display(), e);
     let database = Database::create(path).map_err(|e| match e {
         DatabaseError::DatabaseAlreadyOpen => {
@@ -79,9 +89,10 @@ pub(super) fn open(path: &Path, is_whole: bool) -> Result<(Database, Epoch, Vec<
         }
         e => failed(&e),
     })?;
-    let epoch = prepare(&database, path, is_whole)?;
+    let was_whole = is_new || is_marked();
+    let epoch = prepare(&database, path, was_whole)?;
     let stored = read(&database, path)?;
-    Ok((database, epoch, stored))
+    Ok(Opened { database, epoch, was_whole, stored })
 }
 
 /// Makes the tables where there are none, checks the format, and returns the epoch.

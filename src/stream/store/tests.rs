@@ -239,6 +239,11 @@ async fn a_defect_of_the_database_costs_the_keeping_and_nothing_else() {
     let (store, stored) = StreamStore::open(dir.path(), LIMITS).unwrap();
     assert!(!store.was_whole() && stored.len() == 199);
     assert_ne!(store.epoch(), epoch, "ids of what is not here must not name what will be");
+    // A process that ends before what cannot go on has ended leaves the same behind.
+    drop(store);
+    let (store, stored) = StreamStore::open(dir.path(), LIMITS).unwrap();
+    assert!(!store.was_whole() && stored.len() == 199);
+    store.make_whole();
     let epoch = store.epoch();
     drop(store);
     let (store, _) = StreamStore::open(dir.path(), LIMITS).unwrap();

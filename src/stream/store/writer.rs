@@ -13,7 +13,7 @@ use redb::Database;
 use tokio::sync::oneshot;
 
 use super::records::{EVENTS, STREAMS, StoredStream, seal};
-use super::{Change, Health, StoreLimits};
+use super::{Change, Health, StoreLimits, WholeMark};
 use crate::protocol::StreamId;
 use crate::stream::StreamLog;
 
@@ -23,8 +23,8 @@ const NUM_CHANGES_PER_COMMIT_MAX: usize = 8_192;
 pub(super) struct StoreWriter {
     database: Database,
     path: PathBuf,
-    /// The mark that goes with a failure.
-    whole_path: PathBuf,
+    /// It goes with a failure.
+    mark: WholeMark,
     limits: StoreLimits,
     health: Arc<Health>,
     /// Live streams, to be told what is durable.
@@ -50,13 +50,14 @@ struct Commit {
     /// Dropped with this, when it is written.
     barriers: Vec<oneshot::Sender<()>>,
     num_changes: usize,
+    makes_whole: bool,
     is_last: bool,
 }
 
 impl StoreWriter {
     pub(super) fn new(
         database: Database,
-        (path, whole_path): (PathBuf, PathBuf),
+        (path, mark): (PathBuf, WholeMark),
         limits: StoreLimits,
         health: Arc<Health>,
         stored: &[StoredStream],
@@ -69,7 +70,7 @@ impl StoreWriter {
             .collect();
         ended.sort_unstable();
         let ended = ended.into_iter().map(|(_, id)| id).collect();
-        Self { database, path, whole_path, limits, health, logs: HashMap::new(), num_bytes, num_bytes_all, ended }
+        Self { database, path, mark, limits, health, logs: HashMap::new(), num_bytes, num_bytes_all, ended }
     }
 
     /// Commits until the store is closed, or fails.
@@ -152,6 +153,7 @@ impl StoreWriter {
             Change::Append { id, entry } => commit.awaited.push((id, entry.seq)),
             Change::Forget { id } => self.forget(id, commit),
             Change::Barrier { _passed } => commit.barriers.push(_passed),
+            Change::MakeWhole => commit.makes_whole = true,
             Change::Close => commit.is_last = true,
             #[cfg(test)]
             Change::Run(act) => act(),
@@ -207,6 +209,11 @@ impl StoreWriter {
 
     /// Tells the logs what is durable, and lets go of those that have ended.
     fn tell(&mut self, commit: &Commit) {
+        if commit.makes_whole
+            && let Err(e) = self.mark.put().and_then(|()| self.mark.sync())
+        {
+            tracing::warn!("{}: {e}; the next process will end what is under way", self.mark.0.display());
+        }
         for (id, seq) in &commit.awaited {
             if let Some(log) = self.logs.get(id).and_then(Weak::upgrade) {
                 log.on_durable(*seq);
@@ -230,10 +237,7 @@ impl StoreWriter {
     fn fail(&mut self, reason: &dyn Display, changes: &Receiver<Change>) {
         let path = self.path.display();
         tracing::error!("{path}: {reason}; streams go on in memory alone and will not outlive the process");
-        if let Err(e) = std::fs::remove_file(&self.whole_path) {
-            let mark = self.whole_path.display();
-            tracing::error!("{mark}: {e}; remove it by hand, or the next process takes old streams for whole ones");
-        }
+        let removed = self.mark.remove();
         self.health.has_failed.store(true, Ordering::SeqCst);
         self.health.is_open.store(false, Ordering::SeqCst);
         self.health.wake();
@@ -246,6 +250,15 @@ impl StoreWriter {
         }
         for log in self.logs.drain().filter_map(|(_, log)| log.upgrade()) {
             log.on_durable(u64::MAX);
+        }
+        // Last, because a sick disk may take its time.
+        match removed.and_then(|()| self.mark.sync()) {
+            // Of an earlier failure, which nothing has mended yet.
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                let mark = self.mark.0.display();
+                tracing::error!("{mark}: {e}; remove it by hand, or the next process takes old streams for whole ones");
+            }
+            _ => {}
         }
     }
 }
