@@ -115,20 +115,21 @@ async fn real_models_serve_every_client() {
 
 /// Runs the fuzzer, which fails by its exit code. Event streams that have no end of their own are left out, since it
 /// reads to the end.
-fn fuzz(settings: &[&str], more: &[&str], env: &[(&str, &str)]) -> String {
+fn fuzz(settings: &[&str], more: &[&str], hooks: &str) -> String {
     let server = Server::start(&["--model", "stub", "--max-tokens-default", "8", "--max-model-len", "64"]);
     let url = format!("{}/openapi.json", server.url);
     let mut args = vec!["-m", "schemathesis.cli"];
     args.extend(settings.iter().copied().chain(["run", &url, "--checks", "not_a_server_error", "--seed", "1"]));
     args.extend(["--request-timeout", "20", "--exclude-path", "/v1/events", "--suppress-health-check", "all"]);
     args.extend(more);
-    python(&args, env)
+    python(&args, &[("SCHEMATHESIS_HOOKS", hooks)])
 }
 
 /// Whatever the description allows, and much that it does not: never a server error.
 #[test]
 fn a_fuzzer_with_our_description_finds_no_server_error() {
-    let out = fuzz(&[], &["--max-examples", "25", "--phases", "examples,coverage,fuzzing"], &[]);
+    let more = ["--max-examples", "25", "--phases", "examples,coverage,fuzzing"];
+    let out = fuzz(&[], &more, "fuzz_hooks");
     assert!(out.contains("Fuzzing (in") && out.contains("passed"), "{out}");
 }
 
@@ -139,7 +140,7 @@ fn a_fuzzer_that_follows_our_links_reaches_every_operation() {
     let report = format!("{}/walk.ndjson", env!("CARGO_TARGET_TMPDIR"));
     let report_to = ["--report", "ndjson", "--report-ndjson-path", &report];
     let more = [&["--phases", "stateful", "--max-examples", "80"], &report_to[..]].concat();
-    fuzz(&["--config-file", &beside("schemathesis.toml")], &more, &[("SCHEMATHESIS_HOOKS", "walk_hooks")]);
+    fuzz(&["--config-file", &beside("schemathesis.toml")], &more, "walk_hooks");
     let mut reached = BTreeSet::new();
     for line in std::fs::read_to_string(&report).unwrap().lines() {
         let event: Value = serde_json::from_str(line).unwrap();

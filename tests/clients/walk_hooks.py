@@ -1,6 +1,6 @@
 """For the fuzzer's walks along the description's links: what begins a generation there does begin one, so that the walk
-gets somewhere. Bodies have the fields that any value of their type suits, and a prompt. What other values do is fuzzed
-without walking."""
+gets somewhere. Bodies have the fields that any value of their type suits, and a prompt; of query and head nothing is
+sent that need not be. What other values do is fuzzed without walking."""
 
 import schemathesis
 
@@ -11,6 +11,9 @@ GENERATING = ["ChatRequest", "CompletionRequest", "MessageRequest", "ResponseReq
 
 @schemathesis.hook
 def before_load_schema(context, raw_schema):
+    for operations in raw_schema["paths"].values():
+        for operation in operations.values():
+            operation["parameters"] = [p for p in operation.get("parameters", []) if p["required"]]
     schemas = raw_schema["components"]["schemas"]
     for name in GENERATING:
         fields = schemas[name]["properties"]
