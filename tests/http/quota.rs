@@ -120,13 +120,18 @@ async fn the_same_without_keys() {
     assert_eq!(server.backend.job().await.request.max_tokens, 5);
 }
 
+/// What a backend refuses with, and the status of that.
+fn refusals() -> [(Error, u16); 2] {
+    [
+        (Error::overloaded("the queue is full", 1500), 429),
+        (Error::new(ErrorKind::Unavailable, "the server is shutting down"), 503),
+    ]
+}
+
 #[tokio::test]
 async fn what_the_queue_refuses_is_given_back() {
     let server = keyed(FEW).await;
-    for (error, status) in [
-        (Error::overloaded("the queue is full", 1500), 429),
-        (Error::new(ErrorKind::Unavailable, "the server is shutting down"), 503),
-    ] {
+    for (error, status) in refusals() {
         server.backend.refuse_next(error);
         let refused = ask(&server, &asking(3)).await;
         check(&refused, status, "6");
@@ -155,10 +160,7 @@ async fn what_the_table_has_no_room_for_is_given_back() {
 #[tokio::test]
 async fn texts_to_embed_that_the_queue_refuses_are_given_back() {
     let server = keyed(FEW).await;
-    for (error, status) in [
-        (Error::overloaded("the queue is full", 1500), 429),
-        (Error::new(ErrorKind::Unavailable, "the server is shutting down"), 503),
-    ] {
+    for (error, status) in refusals() {
         server.backend.refuse_next(error);
         let refused = ask_at(&server, EMBEDDINGS, &json!({"input": ["ab", "c"]})).await;
         check(&refused, status, "6");
