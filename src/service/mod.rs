@@ -2,6 +2,7 @@
 //! gateway and a local pool are the same. This floor knows no HTTP and no dialect.
 
 mod backend;
+mod background;
 mod chat;
 mod choices;
 mod config;
@@ -25,6 +26,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 pub use backend::{Backend, Readiness};
+pub use background::{Background, BackgroundLimits};
 pub use config::ServiceConfig;
 pub use embed::{EmbedRequest, Embedded, ServedEncoder};
 pub use local::LocalBackend;

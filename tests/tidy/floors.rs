@@ -6,6 +6,7 @@ use crate::source::{Source, is_test_file};
 /// Rooms from the ground up; the tens are the floors of ARCHITECTURE.md, the units order what shares one.
 pub const FLOORS: &[(&str, u32)] = &[
     ("error", 0),
+    ("threads", 0),
     ("protocol", 1),
     ("metrics", 1),
     ("kernels", 10),
