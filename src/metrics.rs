@@ -127,6 +127,8 @@ metrics! {
     stream_store_failed: Gauge = Gauge::default(), "1 once the stream store has failed and streams are in memory alone";
     /// Workers given up because they hung in a step.
     workers_abandoned: Counter = Counter::default(), "Workers given up in a step";
+    /// Generations that went on with another worker after theirs was lost.
+    requests_taken_over: Counter = Counter::default(), "Generations that went on after their worker was lost";
     /// Generations that ended with `done`.
     requests_done: Counter = Counter::default(), "Generations that ended with done";
     /// Generations that were cancelled.

@@ -152,6 +152,7 @@ pub(super) fn engine(config: &Config) -> EngineConfig {
         step_time_max: Duration::from_millis(engine.step_time_max_ms),
         stall_time_max: Duration::from_millis(engine.stall_time_max_ms),
         workers_abandoned_max: engine.workers_abandoned_max,
+        abandoned_time: EngineConfig::default().abandoned_time,
         shutdown_time_max: Duration::from_millis(engine.shutdown_time_max_ms),
         grammars: GrammarLimits {
             cached_max: engine.grammars_max,

@@ -408,7 +408,7 @@ pub(super) const ROWS: &[Setting] = &[
         "workers-abandoned-max",
         count(0, "workers"),
         "3",
-        "Hung workers that are replaced; each keeps its memory and threads",
+        "Hung workers that are replaced within ten minutes; each keeps its memory and threads while it hangs",
     ),
     row(
         "engine.shutdown_time_max_ms",

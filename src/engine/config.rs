@@ -44,8 +44,11 @@ pub struct EngineConfig {
     pub step_time_max: Duration,
     /// A worker that computes nothing in a step for so long is not ready.
     pub stall_time_max: Duration,
-    /// Workers that hung and were replaced; one more is not. Each keeps its memory and threads.
+    /// Workers that hung, were replaced within `abandoned_time`, and hang still; one more has to wait until that time is
+    /// over. Each keeps its memory and threads.
     pub workers_abandoned_max: u64,
+    /// See `workers_abandoned_max`.
+    pub abandoned_time: Duration,
     /// How long a shutdown waits for a step to end before it leaves the worker behind.
     pub shutdown_time_max: Duration,
     /// How much grammars may take.
@@ -70,6 +73,7 @@ impl Default for EngineConfig {
             step_time_max: Duration::from_secs(5),
             stall_time_max: Duration::from_millis(1500),
             workers_abandoned_max: 3,
+            abandoned_time: Duration::from_secs(600),
             shutdown_time_max: Duration::from_secs(10),
             grammars: GrammarLimits::default(),
         }

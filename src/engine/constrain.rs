@@ -1,33 +1,39 @@
-//! Sequences that keep to a grammar.
+//! Sequences that keep to a grammar: what may come next, what must, and when a text is complete.
 //!
-//! Which tokens may come next depends on those before the step only, so it is worked out beside the forward pass, on a
-//! helper thread that a worker starts when the first such sequence comes:
-//!
-//! ```text
-//! worker:  build the batch -> ask ------> forward ------> collect -> sample -> accept, append what is forced
-//! helper:                      \--> masks of all who sample --/
-//! ```
-//!
-//! A matcher is in one place at a time: with its sequence, or on its way through the helper. What a grammar forces is
-//! appended without being sampled, and the scheduler computes it together with the token before. Not so where
-//! log-probabilities are told, which every token has to have been sampled for.
+//! A matcher is in one place at a time: with its sequence, or on its way through a lane (`masks`), which works out what
+//! may come next. What a grammar forces is appended without being sampled, and the scheduler computes it together with
+//! the token before. Not so where log-probabilities are told, which every token has to have been sampled for.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::Instant;
 
 use super::output::Output;
 use crate::error::{Error, Result};
-use crate::metrics::Metrics;
 use crate::protocol::{FinishReason, SamplingParams, TokenId};
 use crate::sampling::TokenMask;
-use crate::sampling::grammar::{Grammar, Matcher, Next, STACK_BYTES};
+use crate::sampling::grammar::{Grammar, Matcher, Next};
 
 /// A sequence's grammar, and where its text stands in it.
 #[derive(Debug)]
 pub(super) struct Constrained {
+    state: ConstrainedState,
+}
+
+#[derive(Debug)]
+enum ConstrainedState {
+    /// The matcher is here, and what may come next was not asked.
+    Here(Question),
+    /// It is in a lane, under this ticket.
+    Asked(u64),
+    /// What may come next is known.
+    Known(Question),
+}
+
+/// Where a text stands, and what may come next once that is worked out.
+#[derive(Debug)]
+pub(super) struct Question {
+    grammar: Arc<Grammar>,
     fast_forward: bool,
-    /// `None` while it is with the helper.
+    /// `None` if working it out failed.
     place: Option<Place>,
     next: Option<Result<Next>>,
 }
@@ -35,40 +41,67 @@ pub(super) struct Constrained {
 /// Where a text stands.
 #[derive(Debug)]
 enum Place {
-    /// Behind these tokens, which another process has made; most often there are none.
-    Behind(Arc<Grammar>, Vec<TokenId>),
+    /// Behind these tokens, which were made before this worker had the text; most often there are none.
+    Behind(Vec<TokenId>),
     At(Box<Matcher>),
 }
-
-/// A question to the helper, or its answer.
-struct Job {
-    slot: usize,
-    fast_forward: bool,
-    place: Option<Place>,
-    next: Option<Result<Next>>,
-}
-
-/// What the helper has found for a sequence.
-pub(super) struct Answer(Job);
 
 impl Constrained {
     /// A text that goes on behind `emitted`.
     pub(super) fn new(grammar: Arc<Grammar>, emitted: &[TokenId], sampling: &SamplingParams) -> Self {
-        let place = Some(Place::Behind(grammar, emitted.to_vec()));
-        Self { fast_forward: fast_forwards(sampling), place, next: None }
+        let place = Some(Place::Behind(emitted.to_vec()));
+        let question = Question { grammar, fast_forward: fast_forwards(sampling), place, next: None };
+        Self { state: ConstrainedState::Here(question) }
     }
 
-    /// Takes its matcher back.
-    pub(super) fn take_answer(&mut self, answer: Answer) {
-        (self.place, self.next) = (answer.0.place, answer.0.next);
+    /// Hands its matcher out; `None` if what may come next is known, or asked already.
+    pub(super) fn ask(&mut self, ticket: u64) -> Option<Question> {
+        match std::mem::replace(&mut self.state, ConstrainedState::Asked(ticket)) {
+            ConstrainedState::Here(question) => Some(question),
+            state => {
+                self.state = state;
+                None
+            }
+        }
     }
 
-    /// What may come next, as the helper has found.
+    /// The ticket of its question, while that is under way.
+    pub(super) fn asked(&self) -> Option<u64> {
+        match self.state {
+            ConstrainedState::Asked(ticket) => Some(ticket),
+            _ => None,
+        }
+    }
+
+    /// Takes its matcher back, if `ticket` is its own.
+    pub(super) fn take_answer(&mut self, ticket: u64, question: Question) {
+        if self.asked() == Some(ticket) {
+            self.state = ConstrainedState::Known(question);
+        }
+    }
+
+    /// Whether what may come next is known.
+    pub(super) fn is_known(&self) -> bool {
+        matches!(self.state, ConstrainedState::Known(_))
+    }
+
+    /// Takes what may come next.
     ///
     /// # Errors
     /// If the grammar fails.
     pub(super) fn take_next(&mut self) -> Result<Next> {
-        self.next.take().unwrap_or_else(|| Err(Error::internal("the thread that computes masks has failed")))
+        let unknown = || Error::internal("a token was sampled before its mask was known");
+        match std::mem::replace(&mut self.state, ConstrainedState::Asked(u64::MAX)) {
+            ConstrainedState::Known(mut question) => {
+                let next = question.next.take();
+                self.state = ConstrainedState::Here(question);
+                next.unwrap_or_else(|| Err(unknown()))
+            }
+            state => {
+                self.state = state;
+                Err(unknown())
+            }
+        }
     }
 
     /// Notes a sampled token; returns what is forced behind it.
@@ -76,7 +109,7 @@ impl Constrained {
     /// # Errors
     /// If the grammar fails.
     pub(super) fn accept(&mut self, token: TokenId) -> Result<Vec<TokenId>> {
-        let Some(Place::At(matcher)) = &mut self.place else {
+        let ConstrainedState::Here(Question { place: Some(Place::At(matcher)), .. }) = &mut self.state else {
             return Err(Error::internal("no matcher to accept with"));
         };
         matcher.accept(token)?;
@@ -85,7 +118,60 @@ impl Constrained {
 
     /// Whether the text is complete, so that nothing can follow.
     pub(super) fn is_complete(&self) -> bool {
-        matches!(&self.place, Some(Place::At(matcher)) if matcher.is_complete())
+        let question = match &self.state {
+            ConstrainedState::Here(question) | ConstrainedState::Known(question) => question,
+            ConstrainedState::Asked(_) => return false,
+        };
+        matches!(&question.place, Some(Place::At(matcher)) if matcher.is_complete())
+    }
+
+    /// Its matcher, if that is here.
+    pub(super) fn into_question(self) -> Option<Question> {
+        match self.state {
+            ConstrainedState::Here(question) | ConstrainedState::Known(question) => Some(question),
+            ConstrainedState::Asked(_) => None,
+        }
+    }
+}
+
+impl Question {
+    /// Works out what may come next.
+    pub(super) fn work(&mut self) {
+        self.next = Some(self.find());
+    }
+
+    /// Whether a mask of this grammar was slow before.
+    pub(super) fn is_slow(&self) -> bool {
+        self.grammar.is_slow()
+    }
+
+    /// A mask of this grammar was slow.
+    pub(super) fn mark_slow(&self) {
+        self.grammar.mark_slow();
+    }
+
+    /// It cannot be worked out.
+    pub(super) fn fail(&mut self, e: Error) {
+        (self.place, self.next) = (None, Some(Err(e)));
+    }
+
+    /// The same.
+    pub(super) fn failed(mut self, e: Error) -> Self {
+        self.fail(e);
+        self
+    }
+
+    fn find(&mut self) -> Result<Next> {
+        match &mut self.place {
+            Some(Place::At(matcher)) => matcher.allowed(),
+            Some(Place::Behind(emitted)) => {
+                let (mut matcher, forced) = Matcher::start(&self.grammar, emitted, self.fast_forward)?;
+                let next = if forced.is_empty() { matcher.allowed()? } else { Next::Forced(forced) };
+                self.place = Some(Place::At(Box::new(matcher)));
+                Ok(next)
+            }
+            None => Err(Error::internal("a matcher was asked after it failed")),
+        }
     }
 }
 
@@ -119,89 +205,4 @@ pub(super) fn end(reason: Option<FinishReason>, is_complete: bool, output: &mut 
 pub(super) fn is_complete(grammar: &Grammar, emitted: &[TokenId], sampling: &SamplingParams) -> bool {
     Matcher::start(grammar, emitted, fast_forwards(sampling))
         .is_ok_and(|(matcher, forced)| forced.is_empty() && matcher.is_complete())
-}
-
-/// A worker's end of its helper thread.
-#[derive(Debug, Default)]
-pub(super) struct Masks {
-    helper: Option<Helper>,
-    num_pending: usize,
-}
-
-#[derive(Debug)]
-struct Helper {
-    jobs: SyncSender<Job>,
-    answers: Receiver<Job>,
-}
-
-impl Masks {
-    /// Asks what may come next for the sequence in `slot`, of `num_slots`. Without a helper it is worked out at once.
-    pub(super) fn ask(&mut self, slot: usize, constrained: &mut Constrained, num_slots: usize, metrics: &Arc<Metrics>) {
-        let Constrained { fast_forward, .. } = *constrained;
-        let mut job = Job { slot, fast_forward, place: constrained.place.take(), next: None };
-        if self.helper.is_none() {
-            self.helper = Helper::start(num_slots, metrics).inspect_err(|e| tracing::error!("{e}")).ok();
-        }
-        match &self.helper {
-            Some(helper) => self.num_pending += usize::from(helper.jobs.send(job).is_ok()),
-            None => {
-                job.work(metrics);
-                constrained.take_answer(Answer(job));
-            }
-        }
-    }
-
-    /// Waits for the answers, and hands each to `give` with its slot.
-    pub(super) fn collect(&mut self, mut give: impl FnMut(usize, Answer)) {
-        for _ in 0..std::mem::take(&mut self.num_pending) {
-            let Some(Ok(job)) = self.helper.as_ref().map(|helper| helper.answers.recv()) else {
-                // Whoever got no answer fails for it; the next one gets another helper.
-                self.helper = None;
-                return;
-            };
-            give(job.slot, Answer(job));
-        }
-    }
-}
-
-impl Helper {
-    /// Ends when its worker's end goes away.
-    fn start(num_slots: usize, metrics: &Arc<Metrics>) -> Result<Self> {
-        // A sequence asks once per step, so neither end ever waits for room.
-        let (jobs, asked) = sync_channel::<Job>(num_slots);
-        let (answer, answers) = sync_channel::<Job>(num_slots);
-        let metrics = metrics.clone();
-        let work = move || {
-            for mut job in asked {
-                job.work(&metrics);
-                if answer.send(job).is_err() {
-                    return;
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name("masks".to_owned()).stack_size(STACK_BYTES);
-        thread.spawn(work).map_err(|e| Error::io("cannot start a thread to compute masks", e))?;
-        Ok(Self { jobs, answers })
-    }
-}
-
-impl Job {
-    fn work(&mut self, metrics: &Metrics) {
-        let began = Instant::now();
-        self.next = Some(self.find());
-        metrics.grammar_mask_seconds.observe(began.elapsed().as_secs_f64());
-    }
-
-    fn find(&mut self) -> Result<Next> {
-        match &mut self.place {
-            Some(Place::At(matcher)) => matcher.allowed(),
-            Some(Place::Behind(grammar, emitted)) => {
-                let (mut matcher, forced) = Matcher::start(grammar, emitted, self.fast_forward)?;
-                let next = if forced.is_empty() { matcher.allowed()? } else { Next::Forced(forced) };
-                self.place = Some(Place::At(Box::new(matcher)));
-                Ok(next)
-            }
-            None => Err(Error::internal("a matcher was asked twice")),
-        }
-    }
 }

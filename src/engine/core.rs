@@ -9,26 +9,31 @@
 //! A sequence's slot and blocks are free, and the gauges say so, before its terminal event can be seen.
 
 mod embed;
+mod generation;
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::constrain::{self, Constrained, Masks};
+use self::generation::{End, Generation, Turn};
+use super::constrain::Constrained;
 use super::lease::{Gauges, Lease};
+use super::masks::{Job, MaskWait, Masks};
 use super::output::Output;
 use super::pooling::Pooling;
 use super::queue::{Entry, Pulled, Queue};
-use super::scheduler::{Newcomer, Planned, Scheduler, SchedulerLimits};
+use super::scheduler::{Newcomer, Scheduler, SchedulerLimits};
 use super::sequence::Sequence;
-use super::writer::Writer;
+use super::takeover::{self, Held, Origin, SUSPECT_LOSSES};
 use crate::error::{ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::{Batch, Model};
-use crate::protocol::{Event, FinishReason, SamplingParams, StreamId, Task, Tenant, TokenId, TokenLogprob};
-use crate::sampling::grammar::Next;
-use crate::sampling::{Draw, Sampled, Sampler, SeenTokens, TokenMask};
+use crate::protocol::{Event, StreamId, Task, TokenId};
+use crate::sampling::{Sampler, SeenTokens};
 use crate::text::Tokenizer;
+
+/// After a loss, for so many steps per place: newcomers begin one at a time, so that the next loss has a culprit.
+const CAUTIOUS_STEPS_PER_PLACE: usize = 4;
 
 /// One worker's model, sequences and scratch.
 pub struct EngineCore {
@@ -47,6 +52,8 @@ pub struct EngineCore {
     /// Hidden states of one sequence.
     states: Vec<f32>,
     gauges: Gauges,
+    /// Steps that are still to be taken with caution.
+    num_cautious_steps: usize,
 }
 
 /// What a worker's core shares with the rest of the engine.
@@ -62,6 +69,8 @@ pub struct CoreParts {
     pub end_of_generation: Arc<[TokenId]>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// How long steps wait for masks.
+    pub mask_wait: MaskWait,
 }
 
 /// What a step came to.
@@ -69,48 +78,14 @@ pub struct CoreParts {
 pub enum Step {
     /// Something was computed.
     Ran,
+    /// Every sequence waits for the mask of its next token.
+    Waited,
     /// There was nothing to do.
     Idle,
     /// The step took so long that the worker was given up; everything is somebody else's now.
     Revoked,
     /// The engine shuts down; every sequence has its terminal event.
     Stopped,
-}
-
-/// A request in flight, as far as the scheduler need not know it.
-#[derive(Debug)]
-struct Generation {
-    tenant: Tenant,
-    writer: Writer,
-    output: Output,
-    sampling: SamplingParams,
-    seen: SeenTokens,
-    constrained: Option<Constrained>,
-    seed: u64,
-    num_tokens_max: usize,
-    accepted_at: Duration,
-    cancelled_at: Arc<OnceLock<Duration>>,
-    last_token_at: Option<Duration>,
-    /// Of the prompt's tokens so far, where they were asked for.
-    prompt_logprobs: Vec<TokenLogprob>,
-    /// Of what is embedded.
-    pooling: Option<Pooling>,
-}
-
-/// What a sequence needs to take its next token.
-struct Turn<'a> {
-    planned: Planned,
-    sampler: &'a mut Sampler,
-    scheduler: &'a mut Scheduler,
-    parts: &'a CoreParts,
-    now: Duration,
-}
-
-#[derive(Debug)]
-enum End {
-    Done(FinishReason),
-    Cancelled,
-    Failed(ErrorKind, String),
 }
 
 impl EngineCore {
@@ -131,11 +106,12 @@ impl EngineCore {
             free_slots: (0..num_slots).rev().collect(),
             ended: Vec::new(),
             sampler: Sampler::default(),
-            masks: Masks::default(),
+            masks: Masks::new(parts.mask_wait, num_slots),
             batch: Batch::default(),
             logits: Vec::new(),
             states: Vec::new(),
             gauges,
+            num_cautious_steps: 0,
             parts,
         }
     }
@@ -143,9 +119,10 @@ impl EngineCore {
     /// Computes one step.
     ///
     /// # Errors
-    /// If the model fails. Like after a panic, the core is of no more use then than for [`EngineCore::fail_all`].
+    /// If the model fails. Like after a panic, the core is of no more use then than for [`EngineCore::hand_over`].
     pub fn step(&mut self) -> Result<Step> {
         let started_at = self.parts.queue.now();
+        self.num_cautious_steps = self.num_cautious_steps.saturating_sub(1);
         self.end_cancelled();
         self.scheduler.schedule();
         if let Some(message) = self.pull(started_at) {
@@ -157,33 +134,67 @@ impl EngineCore {
         }
         self.gauges.set(&self.scheduler);
         if self.scheduler.plan().is_empty() {
-            debug_assert_eq!(
-                self.scheduler.num_running() + self.scheduler.num_waiting(),
-                0,
-                "sequences that stand still"
-            );
-            return Ok(Step::Idle);
+            return Ok(self.wait_for_masks());
         }
         self.scheduler.build(&mut self.batch);
         self.ask_masks();
+        self.lease.work_for(self.likely_culprit());
+        let began = self.parts.queue.now();
         let computed = self.model.forward(&self.batch, &mut self.logits);
+        let forward_time = self.parts.queue.now().saturating_sub(began);
         if self.lease.is_revoked() {
             return Ok(Step::Revoked);
         }
         computed?;
+        self.lease.work_for(None);
         self.embed()?;
         self.scheduler.commit();
+        self.collect_masks(forward_time);
         let now = self.parts.queue.now();
         self.count_step(now.saturating_sub(started_at));
-        let generations = &mut self.generations;
-        self.masks.collect(|slot, answer| {
-            if let Some(constrained) = generations[slot].as_mut().and_then(|g| g.constrained.as_mut()) {
-                constrained.take_answer(answer);
-            }
-        });
         self.sample(now);
+        self.sample_held(now);
         self.settle();
         Ok(Step::Ran)
+    }
+
+    /// Takes what comes of the masks that every running sequence waits for, if there are any.
+    fn wait_for_masks(&mut self) -> Step {
+        let is_empty = self.scheduler.num_running() + self.scheduler.num_waiting() == 0;
+        debug_assert!(is_empty || self.masks.has_questions(), "sequences that stand still");
+        if is_empty {
+            return Step::Idle;
+        }
+        let generations = &mut self.generations;
+        self.masks.wait(|job| answer(generations, job));
+        self.sample_held(self.parts.queue.now());
+        self.settle();
+        Step::Waited
+    }
+
+    /// Hands its sequences to other workers, or to its own successor; `what` says what happened. The core is of no more
+    /// use after that.
+    pub fn hand_over(&mut self, what: &str) {
+        let culprit = self.lease.culprit();
+        takeover::hand_over(self.lease.revoke(), culprit, what, &self.parts);
+    }
+
+    /// Begins newcomers one at a time for a while: a worker was lost just now.
+    pub fn be_cautious(&mut self) {
+        self.num_cautious_steps = CAUTIOUS_STEPS_PER_PLACE * self.generations.len();
+    }
+
+    /// The sequence whose fault it will be if the model does not return: the only newcomer, else the only suspect.
+    fn likely_culprit(&self) -> Option<usize> {
+        let planned =
+            || self.scheduler.plan().iter().filter_map(|p| Some((p.slot, self.generations[p.slot].as_ref()?)));
+        let only = |mut slots: Vec<usize>| slots.pop().filter(|_| slots.is_empty());
+        let newcomers: Vec<usize> =
+            planned().filter(|(_, g)| g.last_token_at.is_none()).map(|(slot, _)| slot).collect();
+        if !newcomers.is_empty() {
+            return only(newcomers);
+        }
+        only(planned().filter(|(_, g)| g.num_losses >= SUSPECT_LOSSES).map(|(slot, _)| slot).collect())
     }
 
     /// Ends every sequence with an error event.
@@ -224,12 +235,17 @@ impl EngineCore {
     fn pull(&mut self, now: Duration) -> Option<String> {
         while !self.lease.is_revoked() {
             let (scheduler, generations) = (&self.scheduler, &self.generations);
+            let live = || generations.iter().flatten();
+            let is_busy = self.num_cautious_steps > 0 && live().any(|g| g.last_token_at.is_none());
+            let has_suspect = live().any(|g| g.num_losses >= SUSPECT_LOSSES);
             let fits = |entry: &Entry, passed: Option<&Entry>| {
                 let Entry { request, chain, .. } = entry;
                 let newcomer = Newcomer { share: entry.share(), prompt: &request.prompt, chain: chain.as_ref() };
                 let leader = slot_of(generations, request.leader);
                 let num_shared = request.num_prompt_tokens() - 1;
-                passed.is_none_or(|passed| scheduler.may_pass(newcomer.share, passed.share()))
+                !is_busy
+                    && !(has_suspect && entry.num_losses >= SUSPECT_LOSSES)
+                    && passed.is_none_or(|passed| scheduler.may_pass(newcomer.share, passed.share()))
                     && leader.is_none_or(|slot| !scheduler.is_computing(slot, num_shared))
                     && scheduler.admits(newcomer)
             };
@@ -245,15 +261,24 @@ impl EngineCore {
 
     fn admit(&mut self, entry: Entry, now: Duration) {
         let share = entry.share();
-        let Entry { request, chain, grammar, mut writer, accepted_at, cancelled_at, .. } = entry;
+        let Entry { request, chain, grammar, writer, accepted_at, cancelled_at, num_losses, .. } = entry;
         let (seed, num_tokens_max) = (request.seed(), request.num_tokens_max());
-        if !writer.lease(&self.lease, num_tokens_max) {
-            // Given up between the two. Whoever did that did not find this one.
-            self.parts.queue.on_lost(share.tenant, num_tokens_max, 0);
-            writer.failed(ErrorKind::Internal, "the worker hung before it began and was given up".to_owned());
-            return;
-        }
         let slot = self.free_slots.pop().expect("as many slots as sequences");
+        let origin = Origin {
+            request: request.clone(),
+            grammar: grammar.clone(),
+            is_named: chain.is_some(),
+            accepted_at,
+            cancelled_at: cancelled_at.clone(),
+            num_losses,
+        };
+        let held = Held::new(writer.log().clone(), slot, origin);
+        self.lease.work_for(Some(slot));
+        let mut writer = match writer.lease(&self.lease, held) {
+            Ok(writer) => writer,
+            // Given up between the two: whoever did that did not find this one.
+            Err(held) => return takeover::hand_over(vec![*held], None, "the worker was given up", &self.parts),
+        };
         let prompt_tokens = request.num_prompt_tokens();
         let (prompt, emitted) = request.prompt.split_at(prompt_tokens);
         let mut seen = SeenTokens::new(&request.sampling, prompt, request.max_tokens);
@@ -294,6 +319,8 @@ impl EngineCore {
         let sampling = request.sampling;
         self.generations[slot] = Some(Box::new(Generation {
             tenant: share.tenant,
+            num_losses,
+            held: None,
             writer,
             output,
             sampling,
@@ -307,17 +334,26 @@ impl EngineCore {
             prompt_logprobs: Vec::new(),
             pooling,
         }));
+        self.lease.work_for(None);
     }
 
     /// Has the masks worked out that the step will need.
     fn ask_masks(&mut self) {
-        let num_slots = self.generations.len();
+        self.masks.begin_step();
         for planned in self.scheduler.plan().iter().filter(|planned| planned.is_sampled) {
             let generation = self.generations[planned.slot].as_mut().expect("a planned sequence is alive");
             if let Some(constrained) = &mut generation.constrained {
-                self.masks.ask(planned.slot, constrained, num_slots, &self.parts.metrics);
+                self.masks.ask(planned.slot, generation.tenant, constrained, &self.parts.metrics);
             }
         }
+    }
+
+    /// Takes the masks that are there.
+    fn collect_masks(&mut self, forward_time: Duration) {
+        let generations = &mut self.generations;
+        let lacks_mask = |slot: usize| generations[slot].as_ref().is_some_and(|g| g.lacks_mask());
+        let is_alone = self.scheduler.plan().iter().all(|planned| planned.is_sampled && lacks_mask(planned.slot));
+        self.masks.collect(forward_time, is_alone, |job| answer(generations, job));
     }
 
     /// Samples for every sequence whose last token was computed, and publishes what that makes visible.
@@ -340,10 +376,36 @@ impl EngineCore {
                 continue;
             }
             let row = rows.next().expect("a row per sampled sequence");
+            if generation.lacks_mask() {
+                generation.hold(row, now);
+                continue;
+            }
+            generation.held = None;
+            self.lease.work_for(Some(planned.slot));
             let (sampler, scheduler, parts) = (&mut self.sampler, &mut self.scheduler, &self.parts);
             let end = generation.sample(row, &mut Turn { planned, sampler, scheduler, parts, now });
             self.ended.extend(end.map(|end| (planned.slot, end)));
         }
+        self.lease.work_for(None);
+    }
+
+    /// Samples from the rows that were kept for masks which are there now, and ends what waits too long.
+    fn sample_held(&mut self, now: Duration) {
+        for (slot, generation) in self.generations.iter_mut().enumerate() {
+            let Some(generation) = generation.as_mut().filter(|generation| generation.held.is_some()) else { continue };
+            if let Some(end) = generation.check_late(now) {
+                self.ended.push((slot, end));
+                continue;
+            }
+            // A sequence that was preempted meanwhile samples once its tokens are computed again.
+            let Some(planned) = self.scheduler.standing(slot).filter(|_| !generation.lacks_mask()) else { continue };
+            let Some(mut held) = generation.held.take() else { continue };
+            self.lease.work_for(Some(slot));
+            let (sampler, scheduler, parts) = (&mut self.sampler, &mut self.scheduler, &self.parts);
+            let end = generation.sample(&mut held.row, &mut Turn { planned, sampler, scheduler, parts, now });
+            self.ended.extend(end.map(|end| (slot, end)));
+        }
+        self.lease.work_for(None);
     }
 
     fn count_step(&self, took: Duration) {
@@ -363,7 +425,10 @@ impl EngineCore {
         }
         self.gauges.set(&self.scheduler);
         for (slot, end) in self.ended.drain(..) {
-            let generation = self.generations[slot].take().expect("a sequence ends once");
+            let mut generation = self.generations[slot].take().expect("a sequence ends once");
+            if let Some(constrained) = generation.constrained.take() {
+                self.masks.forget(constrained);
+            }
             let num_computed = generation.writer.usage.num_computed();
             // Whoever took the right away has given its tokens back.
             if !self.lease.is_revoked() {
@@ -389,112 +454,15 @@ impl EngineCore {
     }
 }
 
+/// Gives a mask to the sequence that asked for it, unless that has ended.
+fn answer(generations: &mut [Option<Box<Generation>>], job: Job) {
+    if let Some(constrained) = generations[job.slot].as_mut().and_then(|g| g.constrained.as_mut()) {
+        constrained.take_answer(job.ticket, job.question);
+    }
+}
+
 /// The slot of a stream that is in flight here.
 fn slot_of(generations: &[Option<Box<Generation>>], id: Option<StreamId>) -> Option<usize> {
     let id = id?;
     generations.iter().position(|g| g.as_ref().is_some_and(|g| g.writer.log().id() == id))
-}
-
-impl Generation {
-    /// Notes how likely these tokens of the prompt were.
-    fn measure<'a>(
-        &mut self,
-        rows: impl Iterator<Item = &'a [f32]>,
-        tokens: impl Iterator<Item = TokenId>,
-        sampler: &mut Sampler,
-    ) -> Option<End> {
-        let num_top = self.sampling.prompt_logprobs?;
-        // All rows are taken, whatever is in them: the next sequence's follow.
-        let measured: Vec<_> = rows.zip(tokens).map(|(row, token)| sampler.measure(row, token, num_top)).collect();
-        for logprob in measured {
-            match logprob {
-                Ok(logprob) => self.prompt_logprobs.push(logprob),
-                Err(e) => return Some(End::Failed(e.kind(), e.message().to_owned())),
-            }
-        }
-        None
-    }
-
-    /// Takes the next token, and what its grammar forces behind it.
-    fn sample(&mut self, row: &mut [f32], turn: &mut Turn<'_>) -> Option<End> {
-        if self.sampling.prompt_logprobs.take().is_some() {
-            self.writer.append(Event::Prompt { logprobs: std::mem::take(&mut self.prompt_logprobs) });
-        }
-        let next = self.constrained.as_mut().map(Constrained::take_next).transpose();
-        let taken = match next {
-            Ok(Some(Next::Complete)) => Ok(Some(self.output.close())),
-            Ok(Some(Next::Forced(tokens))) => Ok(self.force(&tokens, turn)),
-            Ok(Some(Next::Sample(mask))) => {
-                let mask = constrain::without(mask, self.output.banned_with(&turn.parts.end_of_generation));
-                self.draw(row, Some(&mask), turn)
-            }
-            Ok(None) => self.draw(row, None, turn),
-            Err(e) => Err(e),
-        };
-        if let Some(event) = self.output.take_event() {
-            self.writer.append(Event::Token(event));
-        }
-        match taken {
-            Ok(reason) => reason.map(End::Done),
-            Err(e) => Some(End::Failed(e.kind(), e.message().to_owned())),
-        }
-    }
-
-    fn draw(
-        &mut self,
-        row: &mut [f32],
-        allowed: Option<&TokenMask>,
-        turn: &mut Turn<'_>,
-    ) -> Result<Option<FinishReason>> {
-        let draw = Draw {
-            params: &self.sampling,
-            seen: &self.seen,
-            // Taken out of what is allowed already.
-            banned: if allowed.is_some() { &[] } else { self.output.banned() },
-            allowed,
-            seed: self.seed,
-            position: self.output.num_tokens() as u64,
-        };
-        let sampled = turn.sampler.sample(row, &draw)?;
-        let token = sampled.token;
-        self.count_token(&turn.parts.metrics, turn.now);
-        self.seen.push(token);
-        turn.scheduler.push_token(turn.planned, token);
-        let reason = self.output.push(sampled, &turn.parts.tokenizer);
-        let Some(constrained) = &mut self.constrained else { return Ok(reason) };
-        let forced = constrained.accept(token)?;
-        match constrain::end(reason, forced.is_empty() && constrained.is_complete(), &mut self.output) {
-            None => Ok(self.force(&forced, turn)),
-            reason => Ok(reason),
-        }
-    }
-
-    /// Appends tokens that must come.
-    fn force(&mut self, tokens: &[TokenId], turn: &mut Turn<'_>) -> Option<FinishReason> {
-        let parts = turn.parts;
-        for (index, &token) in tokens.iter().enumerate() {
-            self.writer.usage.completion_tokens += 1;
-            parts.metrics.completion_tokens.inc();
-            parts.metrics.forced_tokens.inc();
-            self.seen.push(token);
-            turn.scheduler.push_forced(turn.planned, token);
-            let reason = self.output.push(Sampled { token, logprob: None }, &parts.tokenizer);
-            let is_last = index + 1 == tokens.len();
-            let is_complete = is_last && self.constrained.as_ref().is_some_and(Constrained::is_complete);
-            if let Some(reason) = constrain::end(reason, is_complete, &mut self.output) {
-                return Some(reason);
-            }
-        }
-        None
-    }
-
-    fn count_token(&mut self, metrics: &Metrics, now: Duration) {
-        self.writer.usage.completion_tokens += 1;
-        metrics.completion_tokens.inc();
-        let since = |then: Duration| now.saturating_sub(then).as_secs_f64();
-        match self.last_token_at.replace(now) {
-            None => metrics.ttft_seconds.observe(since(self.accepted_at)),
-            Some(last) => metrics.itl_seconds.observe(since(last)),
-        }
-    }
 }

@@ -85,6 +85,15 @@ impl<T> FairQueue<T> {
             ..0 => self.now.saturating_sub(distance),
             _ => self.now.saturating_add(distance),
         };
+        self.insert(tenant, ready, terms.weight, cost, item)
+    }
+
+    /// Adds an item before all others of its owner; it had its turn before, and lost what came of it.
+    pub fn push_first(&mut self, tenant: Tenant, weight: u32, cost: usize, item: T) -> Ticket {
+        self.insert(tenant, 0, weight, cost, item)
+    }
+
+    fn insert(&mut self, tenant: Tenant, ready: VirtualTime, weight: u32, cost: usize, item: T) -> Ticket {
         let place = Place { ready, seq: self.next_seq };
         self.next_seq += 1;
         let flow = self.flows.entry(tenant).or_insert_with(|| Flow {
@@ -93,7 +102,7 @@ impl<T> FairQueue<T> {
             items: BTreeMap::new(),
             load: Load::default(),
         });
-        flow.weight = terms.weight.clamp(1, WEIGHT_MAX);
+        flow.weight = weight.clamp(1, WEIGHT_MAX);
         flow.items.insert(place, (cost, item));
         flow.load.add(cost);
         self.total.add(cost);

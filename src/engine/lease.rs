@@ -1,17 +1,16 @@
 //! A core's right to write. A worker that hangs in a step cannot be ended, so its right is taken from it: its sequences
-//! end at once, and what it still does when it wakes reaches nobody.
+//! go on elsewhere (`takeover`), and what it still does when it wakes reaches nobody.
 //!
 //! Lock order: lease, then log.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::scheduler::Scheduler;
-use super::writer::WriterShared;
-use crate::error::ErrorKind;
+use super::takeover::Held;
 use crate::metrics::Metrics;
-use crate::protocol::{ErrorInfo, Event, StreamId, Tenant, Usage};
+use crate::protocol::{Event, StreamId};
 use crate::stream::StreamLog;
 
 /// One core's right to write to logs and gauges.
@@ -19,14 +18,16 @@ use crate::stream::StreamLog;
 pub struct Lease {
     metrics: Arc<Metrics>,
     num_blocks: i64,
-    state: Mutex<State>,
+    /// The slot of the sequence that the core works for alone, plus one; 0 if that is nobody or everybody.
+    at_work: AtomicUsize,
+    state: Mutex<LeaseState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct LeaseState {
     is_revoked: bool,
-    /// Sequences that the core holds, with the tokens that each has reserved.
-    live: HashMap<StreamId, (Arc<StreamLog>, usize)>,
+    /// Sequences that the core holds.
+    live: HashMap<StreamId, Held>,
     shown: GaugeValues,
 }
 
@@ -44,7 +45,7 @@ impl Lease {
     pub(super) fn new(metrics: Arc<Metrics>, num_blocks: usize) -> Arc<Self> {
         let num_blocks = num_blocks as i64;
         metrics.kv_blocks_total.inc_by(num_blocks);
-        Arc::new(Self { metrics, num_blocks, state: Mutex::default() })
+        Arc::new(Self { metrics, num_blocks, at_work: AtomicUsize::new(0), state: Mutex::default() })
     }
 
     /// Whether the right is gone.
@@ -52,19 +53,30 @@ impl Lease {
         self.lock().is_revoked
     }
 
-    /// The core has taken a sequence; `false` if the right is gone, and nobody has ended this one.
-    pub(super) fn hold(&self, log: &Arc<StreamLog>, num_reserved: usize) -> bool {
+    /// The core has taken a sequence; given back if the right is gone.
+    pub(super) fn hold(&self, held: Held) -> Result<(), Box<Held>> {
         let mut state = self.lock();
-        if !state.is_revoked {
-            state.live.insert(log.id(), (log.clone(), num_reserved));
+        if state.is_revoked {
+            return Err(Box::new(held));
         }
-        !state.is_revoked
+        state.live.insert(held.log.id(), held);
+        Ok(())
+    }
+
+    /// Notes for which sequence alone the core works from here on: should that never end, or panic, it is the cause.
+    pub(super) fn work_for(&self, slot: Option<usize>) {
+        self.at_work.store(slot.map_or(0, |slot| slot + 1), Ordering::Relaxed);
+    }
+
+    /// The slot of the sequence that the core works for alone, or did when it panicked.
+    pub(super) fn culprit(&self) -> Option<usize> {
+        self.at_work.load(Ordering::Relaxed).checked_sub(1)
     }
 
     /// Blocks while the disk that keeps the core's streams is far behind: within a step it would look as if it hung.
     pub(super) fn wait_for_disk(&self) {
         // Any that is kept will do, as there is one store; and without the lock, which others want.
-        let log = self.lock().live.values().find(|(log, _)| log.is_kept()).map(|(log, _)| log.clone());
+        let log = self.lock().live.values().map(|held| &held.log).find(|log| log.is_kept()).cloned();
         log.inspect(|log| log.wait_for_disk());
     }
 
@@ -76,6 +88,8 @@ impl Lease {
         }
         if event.is_terminal() {
             state.live.remove(&log.id());
+        } else if let Some(held) = state.live.get_mut(&log.id()) {
+            held.note(&event);
         }
         log.append(event);
         true
@@ -89,9 +103,8 @@ impl Lease {
         }
     }
 
-    /// Takes the right away, and ends every sequence with an error event. Returns whose they were and what they had
-    /// reserved; no further call finds any.
-    pub(super) fn revoke(&self, message: &str, shared: &WriterShared) -> Vec<(Tenant, usize)> {
+    /// Takes the right away; returns the sequences that the core held, which no further call finds.
+    pub(super) fn revoke(&self) -> Vec<Held> {
         let mut state = self.lock();
         if state.is_revoked {
             return Vec::new();
@@ -99,17 +112,13 @@ impl Lease {
         state.is_revoked = true;
         self.change(&mut state, GaugeValues::default());
         self.metrics.kv_blocks_total.dec_by(self.num_blocks);
-        let live = std::mem::take(&mut state.live);
-        for (log, _) in live.values() {
-            self.metrics.requests_failed.inc();
-            shared.num_live.fetch_sub(1, Ordering::SeqCst);
-            let (kind, message) = (ErrorKind::Internal, message.to_owned());
-            log.append(Event::Error(ErrorInfo { kind, message, usage: Usage::default() }));
-        }
-        live.values().map(|(log, num_reserved)| (log.tenant(), *num_reserved)).collect()
+        let mut held: Vec<Held> = std::mem::take(&mut state.live).into_values().collect();
+        // As they came, so that they go on in that order.
+        held.sort_by_key(|held| (held.origin.accepted_at, held.log.id()));
+        held
     }
 
-    fn change(&self, state: &mut State, values: GaugeValues) {
+    fn change(&self, state: &mut LeaseState, values: GaugeValues) {
         let (m, old) = (&self.metrics, state.shown);
         m.num_running.inc_by(values.running - old.running);
         m.num_waiting.inc_by(values.waiting - old.waiting);
@@ -118,7 +127,7 @@ impl Lease {
         state.shown = values;
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, LeaseState> {
         // What it guards are whole map operations, so a panic elsewhere leaves nothing half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -9,7 +9,8 @@
 //! | `scheduler`, `sequence` | which tokens make up the next step, in which blocks |
 //! | `output` | tokens to text; when it is over |
 //! | `pooling` | hidden states to the vector of a text |
-//! | `constrain` | texts that keep to a grammar |
+//! | `constrain`, `masks` | texts that keep to a grammar; which tokens may come, beside the steps |
+//! | `takeover` | what becomes of a lost worker's sequences |
 //! | `core` | one step, from schedule to publish |
 //! | `worker` | a thread around the steps: panics, restarts, sleep |
 //! | `writer` | a log's one terminal event |
@@ -22,6 +23,7 @@ pub mod core;
 pub mod encoder;
 mod fair;
 mod lease;
+mod masks;
 pub mod output;
 mod pooling;
 pub mod queue;
@@ -29,6 +31,7 @@ mod rate;
 pub mod scheduler;
 pub mod sequence;
 pub mod share;
+mod takeover;
 mod worker;
 mod writer;
 
@@ -39,9 +42,9 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 pub use config::EngineConfig;
+pub use masks::MaskWait;
 
 use self::core::CoreParts;
-use self::output::Output;
 use self::queue::Queue;
 use self::scheduler::Scheduler;
 use self::worker::Shared;
@@ -49,8 +52,8 @@ use crate::cache::{BLOCK_SIZE, HashChain};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::{ModelFactory, ModelSpec};
-use crate::protocol::{Event, FinishReason, Task, Tenant, TokenId, Usage, ValidRequest};
-use crate::sampling::grammar::{Grammar, GrammarCompiler};
+use crate::protocol::{Event, Task, Tenant, TokenId, ValidRequest};
+use crate::sampling::grammar::GrammarCompiler;
 use crate::stream::StreamLog;
 use crate::text::Tokenizer;
 
@@ -78,7 +81,14 @@ impl Engine {
         let queue = Queue::new(config.queue_limits(), metrics.clone(), Arc::new(move || began.elapsed()));
         let ids = 0..tokenizer.vocab_size() as TokenId;
         let end_of_generation = ids.filter(|&id| tokenizer.is_end_of_generation(id)).collect();
-        let parts = CoreParts { limits: config.scheduler_limits(), queue, tokenizer, end_of_generation, metrics };
+        let parts = CoreParts {
+            limits: config.scheduler_limits(),
+            queue,
+            tokenizer,
+            end_of_generation,
+            metrics,
+            mask_wait: MaskWait::Grace,
+        };
         let grammars = GrammarCompiler::new(parts.tokenizer.clone(), config.grammars.clone(), parts.metrics.clone());
         let num_workers = config.num_workers;
         let shared = Arc::new(Shared {
@@ -89,6 +99,7 @@ impl Engine {
             num_alive: AtomicUsize::new(num_workers),
             num_exited: Mutex::new(0),
             exited: Condvar::new(),
+            abandoned: Mutex::default(),
         });
         let (sender, loaded) = sync_channel(num_workers);
         let threads = (0..num_workers).map(|index| worker::spawn(&shared, index, sender.clone())).collect();
@@ -114,7 +125,8 @@ impl Engine {
         self.check(&request)?;
         // The service has compiled it just now; only a request of an earlier process takes its time here.
         let grammar = request.constraint.as_ref().map(|c| self.grammars.compile(c)).transpose()?;
-        if self.is_over(&request, grammar.as_deref(), &log) {
+        if let Some((finish_reason, usage, stop)) = takeover::end_of(&request, grammar.as_deref(), &self.shared.parts) {
+            log.append(Event::Done { finish_reason, usage, stop });
             return Ok(());
         }
         let prefix_cache = self.shared.config.prefix_cache;
@@ -189,27 +201,6 @@ impl Engine {
     /// The queue, for its depth.
     pub fn queue(&self) -> &Arc<Queue> {
         &self.shared.parts.queue
-    }
-
-    /// Whether a resumed request has sampled all it may: its end was computed, and lost with the process.
-    fn is_over(&self, request: &ValidRequest, grammar: Option<&Grammar>, log: &StreamLog) -> bool {
-        let Some(resumed) = request.resumed else { return false };
-        let parts = &self.shared.parts;
-        let mut output = Output::new(request.stop.clone(), request.max_tokens, &parts.end_of_generation);
-        let prompt_tokens = request.num_prompt_tokens();
-        let emitted = &request.prompt[prompt_tokens..];
-        let replayed = output.replay(emitted, &parts.tokenizer);
-        let is_complete = grammar.is_some_and(|g| constrain::is_complete(g, emitted, &request.sampling));
-        // What was held back has been shown: by a token that ended the text, is counted, and is no part of it.
-        let is_stopped = replayed.text_bytes < resumed.text_bytes;
-        let reason = replayed.end.or(is_stopped.then_some(FinishReason::Stop));
-        let Some(finish_reason) = constrain::end(reason, is_complete, &mut output) else { return false };
-        let cached_tokens = resumed.cached_tokens.unwrap_or_default();
-        let num_ends = usize::from(is_stopped && replayed.end.is_none() && !is_complete);
-        let usage = Usage { prompt_tokens, cached_tokens, completion_tokens: resumed.num_emitted + num_ends };
-        let stop = output.stop_string().map(str::to_owned);
-        log.append(Event::Done { finish_reason, usage, stop });
-        true
     }
 
     /// Validation has seen the request already, but a token past the vocabulary would crash the worker, and whether

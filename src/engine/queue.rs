@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::fair::{FairQueue, Load, Ticket};
 use super::rate::ServiceRate;
 use super::share::Share;
+use super::takeover::Origin;
 use super::writer::{Writer, WriterShared};
 use crate::cache::HashChain;
 use crate::error::{Error, ErrorKind, Result};
@@ -60,10 +61,20 @@ pub struct Entry {
     pub accepted_at: Duration,
     /// When somebody asked for its end.
     pub cancelled_at: Arc<OnceLock<Duration>>,
+    /// Workers that were lost while they had it, without a culprit.
+    pub num_losses: u32,
     /// The place it was told last.
     position: usize,
     /// Not before this is it told another one.
     next_note_at: Duration,
+}
+
+/// A request whose worker was lost.
+#[derive(Debug)]
+pub(super) struct Returned {
+    pub(super) origin: Origin,
+    pub(super) chain: Option<HashChain>,
+    pub(super) writer: Writer,
 }
 
 /// What a worker finds in the queue.
@@ -192,8 +203,17 @@ impl Queue {
         metrics.requests_accepted.inc();
         let writer = Writer::new(log, &self.shared);
         let next_note_at = now + self.limits.note_interval;
-        let entry =
-            Entry { request, chain, grammar, writer, accepted_at: now, cancelled_at, position: 0, next_note_at };
+        let entry = Entry {
+            request,
+            chain,
+            grammar,
+            writer,
+            accepted_at: now,
+            cancelled_at,
+            num_losses: 0,
+            position: 0,
+            next_note_at,
+        };
         state.rate.on_accepted(now);
         let ticket = state.waiting.push(tenant, terms, num_tokens, entry);
         let num_running = self.num_running(&state);
@@ -201,6 +221,30 @@ impl Queue {
         drop(state);
         self.wake.notify_one();
         Ok(())
+    }
+
+    /// Takes back what a lost worker had, before everything that waits: it has had its turn. No bound refuses it.
+    pub(super) fn give_back(&self, returned: Returned) {
+        let Returned { origin, chain, writer } = returned;
+        let Origin { request, grammar, accepted_at, cancelled_at, num_losses, .. } = origin;
+        let now = self.now();
+        let mut state = self.lock();
+        if let Phase::Stopped(message) = &state.phase {
+            let message = message.clone();
+            drop(state);
+            return writer.failed(ErrorKind::Unavailable, message);
+        }
+        let (tenant, num_tokens) = (request.tenant, request.num_tokens_max());
+        self.shared.metrics.num_waiting.inc();
+        self.shared.metrics.queue_tokens.inc_by(num_tokens as i64);
+        let next_note_at = now + self.limits.note_interval;
+        let (position, weight) = (0, request.queue.weight);
+        let entry =
+            Entry { request, chain, grammar, writer, accepted_at, cancelled_at, num_losses, position, next_note_at };
+        state.rate.on_accepted(now);
+        state.waiting.push_first(tenant, weight, num_tokens, entry);
+        drop(state);
+        self.wake.notify_one();
     }
 
     fn count_refused(&self, e: &Error) {
@@ -375,7 +419,7 @@ impl Queue {
     }
 
     /// What writers count in.
-    pub(super) fn writer_shared(&self) -> &WriterShared {
+    pub(super) fn writer_shared(&self) -> &Arc<WriterShared> {
         &self.shared
     }
 

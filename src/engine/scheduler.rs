@@ -177,6 +177,15 @@ impl Scheduler {
         &self.plan
     }
 
+    /// The part in the step of a sequence that runs and has nothing to compute: the token behind its last is still to be
+    /// chosen.
+    pub fn standing(&self, slot: usize) -> Option<Planned> {
+        let index = self.running.iter().position(|sequence| sequence.slot() == slot)?;
+        let is_standing = self.running[index].num_remaining() == 0;
+        let planned = Planned { index, slot, num_tokens: 0, is_sampled: true, first_wanted: 0, num_wanted: 0 };
+        is_standing.then_some(planned)
+    }
+
     /// Notes that the step was computed.
     pub fn commit(&mut self) {
         for planned in &self.plan {

@@ -131,7 +131,7 @@ impl Sequence {
         self.num_computed_tokens
     }
 
-    /// Tokens still to be computed; at least 1, since the last token's logits are wanted.
+    /// Tokens still to be computed. None if the next is still to be chosen from the logits of the last.
     pub fn num_remaining(&self) -> usize {
         self.tokens.len() - self.num_computed_tokens
     }

@@ -5,26 +5,28 @@
 //!       ^                |        \
 //!       |                |         +-- nothing computed for long: its lease is revoked, another thread begins here
 //!       |                v  panic or failed device
-//!       +-- wait -- end its sequences with an error event, drop the model
+//!       +-- wait -- hand its sequences over, drop the model
 //! ```
 //!
-//! A step that panics is not repeated: its sequences are lost, and the next ones get a fresh model. Restarts after a
-//! panic are therefore not limited in number (a request that makes the model panic must not be able to use them up),
-//! only slowed down; a model that does not load any more is given up after a number of attempts.
+//! The sequences of a lost worker go on with a fresh model; the one that caused the loss ends (`takeover`). Restarts after
+//! a panic are not limited in number, only slowed down. A worker that hangs keeps its memory and threads, so those are
+//! replaced only so often in a time; until then its requests wait. A model that does not load any more is given up after a
+//! number of attempts.
 
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::config::EngineConfig;
 use super::core::{CoreParts, EngineCore, Step};
 use super::lease::Lease;
-use crate::error::{Error, ErrorKind, Result};
+use super::takeover::{self, Held};
+use crate::error::{Error, Result};
 use crate::model::{Model, ModelFactory, ModelSpec};
 
 /// What all workers and the engine share.
@@ -38,26 +40,53 @@ pub(super) struct Shared {
     pub num_alive: AtomicUsize,
     pub num_exited: Mutex<usize>,
     pub exited: Condvar,
+    /// Hung workers that were replaced: when, and what their threads hold as long as they live.
+    pub abandoned: Mutex<Vec<(Duration, Weak<Pulse>)>>,
 }
 
 /// What others may know of a worker.
 #[derive(Debug, Default)]
 pub(super) struct Status {
     has_model: AtomicBool,
+    current: Mutex<Current>,
+}
+
+/// The core that a worker runs.
+#[derive(Debug, Default)]
+enum Current {
+    /// None: its thread loads a model.
+    #[default]
+    Loading,
+    Core(CurrentCore),
+    /// None, and no thread either: it hung, and cannot be replaced yet.
+    Vacant,
+}
+
+#[derive(Debug)]
+struct CurrentCore {
+    lease: Arc<Lease>,
+    pulse: Arc<Pulse>,
+    /// The model's count of what it has computed, and what it was when it was last looked at.
+    beat: Option<Arc<AtomicU64>>,
+    beat_seen: u64,
+}
+
+/// One core's signs of life. Not the worker's: a core that was given up and wakes again must not speak for its successor.
+#[derive(Debug, Default)]
+pub(super) struct Pulse {
     /// When the step that it is in began, in microseconds, plus one; 0 between steps.
     step_began: AtomicU64,
     /// When it was last seen to compute something within a step, in microseconds.
     progressed: AtomicU64,
-    current: Mutex<Option<Current>>,
 }
 
-/// The core that a worker runs.
-#[derive(Debug)]
-struct Current {
-    lease: Arc<Lease>,
-    /// The model's count of what it has computed, and what it was when it was last looked at.
-    beat: Option<Arc<AtomicU64>>,
-    beat_seen: u64,
+impl Pulse {
+    /// Whether it has been in a step for longer than `time` without computing anything.
+    fn is_stuck(&self, now: Duration, time: Duration) -> bool {
+        let began = self.step_began.load(Ordering::Acquire);
+        let since = began.max(self.progressed.load(Ordering::Acquire));
+        began > 0 && now.as_micros() as u64 > since + time.as_micros() as u64
+    }
 }
 
 impl Status {
@@ -66,33 +95,32 @@ impl Status {
         self.has_model.load(Ordering::Acquire) && !self.is_stuck(now, stall_time_max)
     }
 
-    /// Whether it has been in a step for longer than `time` without computing anything.
     fn is_stuck(&self, now: Duration, time: Duration) -> bool {
-        let began = self.step_began.load(Ordering::Acquire);
-        let since = began.max(self.progressed.load(Ordering::Acquire));
-        began > 0 && now.as_micros() as u64 > since + time.as_micros() as u64
+        matches!(&*self.lock(), Current::Core(core) if core.pulse.is_stuck(now, time))
     }
 
-    fn set_current(&self, core: &EngineCore) {
-        let beat = core.beat();
+    fn set_current(&self, core: &EngineCore) -> Arc<Pulse> {
+        let (beat, pulse) = (core.beat(), Arc::<Pulse>::default());
         let beat_seen = beat.as_ref().map_or(0, |beat| beat.load(Ordering::Relaxed));
-        *self.lock() = Some(Current { lease: core.lease().clone(), beat, beat_seen });
+        *self.lock() =
+            Current::Core(CurrentCore { lease: core.lease().clone(), pulse: pulse.clone(), beat, beat_seen });
+        pulse
     }
 
     /// Looks whether it has computed something since the last look.
     fn look(&self, now: Duration) {
-        if let Some(current) = &mut *self.lock()
-            && let Some(beat) = &current.beat
+        if let Current::Core(core) = &mut *self.lock()
+            && let Some(beat) = &core.beat
         {
             let beat = beat.load(Ordering::Relaxed);
-            if beat != current.beat_seen {
-                current.beat_seen = beat;
-                self.progressed.store(now.as_micros() as u64, Ordering::Release);
+            if beat != core.beat_seen {
+                core.beat_seen = beat;
+                core.pulse.progressed.store(now.as_micros() as u64, Ordering::Release);
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Current>> {
+    fn lock(&self) -> MutexGuard<'_, Current> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -104,41 +132,53 @@ impl Shared {
         let mut started = Vec::new();
         for (index, status) in self.statuses.iter().enumerate() {
             status.look(now);
-            if status.is_stuck(now, self.config.step_time_max) {
-                started.extend(self.replace(index, status));
+            let lost =
+                if status.is_stuck(now, self.config.step_time_max) { self.give_up(index, status, now) } else { None };
+            let is_vacant = matches!(&*status.lock(), Current::Vacant);
+            if is_vacant && self.may_replace(now) {
+                started.extend(self.replace(index, status, lost.unwrap_or_default()));
+            } else if let Some(lost) = lost {
+                // They wait in the queue, for other workers or for the time when this one is replaced.
+                lost.hand_over(&self.parts);
             }
         }
         started
     }
 
-    fn replace(self: &Arc<Self>, index: usize, status: &Status) -> Option<JoinHandle<()>> {
-        let current = status.lock().take()?;
-        let message = "the worker hung in a step and was given up";
-        let ended = current.lease.revoke(message, self.parts.queue.writer_shared());
-        let num_ended = ended.len();
-        for (tenant, num_reserved) in ended {
-            // What the worker has computed of them, only it knows.
-            self.parts.queue.on_lost(tenant, num_reserved, 0);
-        }
+    fn give_up(&self, index: usize, status: &Status, now: Duration) -> Option<Lost> {
+        let Current::Core(core) = std::mem::replace(&mut *status.lock(), Current::Vacant) else { return None };
+        let lost = Lost { culprit: core.lease.culprit(), held: core.lease.revoke() };
         status.has_model.store(false, Ordering::Release);
-        status.step_began.store(0, Ordering::Release);
         let num_abandoned = self.parts.metrics.workers_abandoned.inc() + 1;
-        tracing::error!(worker = index, num_ended, num_abandoned, "{message}");
-        if num_abandoned > self.config.workers_abandoned_max {
-            // Each holds a model and its threads.
-            tracing::error!(worker = index, "too many workers hang; this one is not replaced");
-            drop(Exit { shared: self, is_replaced: false });
-            return None;
-        }
+        tracing::error!(worker = index, num_sequences = lost.held.len(), num_abandoned, "{}", Lost::WHAT);
+        self.lock_abandoned().push((now, Arc::downgrade(&core.pulse)));
+        Some(lost)
+    }
+
+    /// Whether few enough hung threads were given up lately, and still hang with all their memory.
+    fn may_replace(&self, now: Duration) -> bool {
+        let mut abandoned = self.lock_abandoned();
+        let is_recent = |at: &Duration| now.saturating_sub(*at) < self.config.abandoned_time;
+        abandoned.retain(|(at, pulse)| is_recent(at) && pulse.strong_count() > 0);
+        abandoned.len() as u64 <= self.config.workers_abandoned_max
+    }
+
+    fn replace(self: &Arc<Self>, index: usize, status: &Status, lost: Lost) -> Option<JoinHandle<()>> {
+        *status.lock() = Current::Loading;
         self.parts.metrics.worker_restarts.inc();
         let shared = self.clone();
         let builder = std::thread::Builder::new().name(format!("worker-{index}"));
         let spawned = builder.spawn(move || {
             let exit = Exit { shared: &shared, is_replaced: false };
+            lost.hand_over(&shared.parts);
             let worker = Worker { shared: &shared, index, status: &shared.statuses[index] };
-            worker.reload(1).map_or(Left::Ended, |model| worker.live(model)).leave(exit);
+            worker.reload(1).map_or(Left::Ended, |model| worker.live(model, true)).leave(exit);
         });
         self.started(index, spawned)
+    }
+
+    fn lock_abandoned(&self) -> MutexGuard<'_, Vec<(Duration, Weak<Pulse>)>> {
+        self.abandoned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The thread that counts in the place of a worker that was given up; if there is none, that worker is counted out.
@@ -162,6 +202,21 @@ impl Shared {
     }
 }
 
+/// The sequences of a worker that hung.
+#[derive(Default)]
+struct Lost {
+    culprit: Option<usize>,
+    held: Vec<Held>,
+}
+
+impl Lost {
+    const WHAT: &str = "the worker hung in a step and was given up";
+
+    fn hand_over(self, parts: &CoreParts) {
+        takeover::hand_over(self.held, self.culprit, Self::WHAT, parts);
+    }
+}
+
 /// A worker's life. `loaded` hears once whether the first load went well; if not, that was it.
 fn run(shared: &Shared, index: usize, loaded: SyncSender<Result<ModelSpec>>) {
     let exit = Exit { shared, is_replaced: false };
@@ -172,7 +227,7 @@ fn run(shared: &Shared, index: usize, loaded: SyncSender<Result<ModelSpec>>) {
     let heard = loaded.send(first.as_ref().map(|model| model.spec().clone()).map_err(Clone::clone));
     drop(loaded);
     if let (Ok(model), Ok(())) = (first, heard) {
-        worker.live(model).leave(exit);
+        worker.live(model, false).leave(exit);
     }
 }
 
@@ -224,51 +279,53 @@ enum Fate {
 }
 
 impl Worker<'_> {
-    fn live(&self, first: Box<dyn Model>) -> Left {
+    /// Runs cores until the end; `is_cautious` says that the first follows one that was lost.
+    fn live(&self, first: Box<dyn Model>, mut is_cautious: bool) -> Left {
         let mut model = Some(first);
         let mut num_failures = 0;
         while let Some(fresh) = model.take() {
             let mut core = EngineCore::new(fresh, self.shared.parts.clone());
-            self.status.set_current(&core);
+            if std::mem::replace(&mut is_cautious, true) {
+                core.be_cautious();
+            }
+            let pulse = self.status.set_current(&core);
             self.status.has_model.store(true, Ordering::Release);
-            let fate = self.serve(&mut core);
+            let fate = self.serve(&mut core, &pulse);
             if core.lease().is_revoked() {
                 return Left::Replaced;
             }
-            *self.status.lock() = None;
+            *self.status.lock() = Current::Loading;
             self.status.has_model.store(false, Ordering::Release);
             let Fate::Failed { message, has_worked } = fate else { return Left::Ended };
             tracing::error!(worker = self.index, "step failed: {message}");
             self.shared.parts.metrics.worker_restarts.inc();
             num_failures = if has_worked { 1 } else { num_failures + 1 };
-            // What a panic left behind may panic again; its sequences then end as they are dropped.
-            let quietly = AssertUnwindSafe(|| {
-                core.fail_all(ErrorKind::Internal, &format!("the worker failed: {message}"));
-                drop(core);
-            });
-            let _ = catch_unwind(quietly);
+            core.hand_over(&format!("the worker failed: {message}"));
+            // What a panic left behind may panic again.
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(core)));
             model = self.reload(num_failures);
         }
         Left::Ended
     }
 
     /// Steps until the end or a failure.
-    fn serve(&self, core: &mut EngineCore) -> Fate {
+    fn serve(&self, core: &mut EngineCore, pulse: &Pulse) -> Fate {
         let queue = &self.shared.parts.queue;
         let mut has_worked = false;
         loop {
             core.lease().wait_for_disk();
-            self.status.step_began.store(queue.now().as_micros() as u64 + 1, Ordering::Release);
+            pulse.step_began.store(queue.now().as_micros() as u64 + 1, Ordering::Release);
             let step = catch_unwind(AssertUnwindSafe(|| core.step()));
             if core.lease().is_revoked() {
                 return Fate::Revoked;
             }
-            self.status.step_began.store(0, Ordering::Release);
+            pulse.step_began.store(0, Ordering::Release);
             let message = match step {
                 Ok(Ok(Step::Ran)) => {
                     has_worked = true;
                     continue;
                 }
+                Ok(Ok(Step::Waited)) => continue,
                 Ok(Ok(Step::Idle)) => {
                     queue.wait();
                     continue;
@@ -333,6 +390,7 @@ pub(super) fn spawn(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::MaskWait;
     use crate::engine::queue::Queue;
     use crate::metrics::Metrics;
     use crate::model::stub::{StubConfig, StubModel};
@@ -347,6 +405,7 @@ mod tests {
             tokenizer: Arc::new(Tokenizer::byte_level()),
             end_of_generation: Arc::default(),
             metrics,
+            mask_wait: MaskWait::Grace,
         };
         Shared {
             config,
@@ -356,6 +415,7 @@ mod tests {
             num_alive: AtomicUsize::new(1),
             num_exited: Mutex::new(0),
             exited: Condvar::new(),
+            abandoned: Mutex::default(),
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::lease::Lease;
+use super::takeover::Held;
 use crate::error::ErrorKind;
 use crate::metrics::{CancelLabel, Metrics};
 use crate::protocol::{ErrorInfo, Event, FinishReason, Usage};
@@ -38,17 +39,36 @@ impl Writer {
         Self { log, shared: shared.clone(), is_ended: false, lease: None, usage: Usage::default() }
     }
 
+    /// The writer of a request whose worker was lost; it counts as live already.
+    pub(super) fn again(log: Arc<StreamLog>, shared: &Arc<WriterShared>) -> Self {
+        Self { log, shared: shared.clone(), is_ended: false, lease: None, usage: Usage::default() }
+    }
+
+    /// Leaves the log to another writer.
+    fn release(mut self) {
+        self.is_ended = true;
+    }
+
     /// The log.
     pub fn log(&self) -> &Arc<StreamLog> {
         &self.log
     }
 
-    /// From here on it writes only while `lease` holds; `false` if that is gone already, and nothing has changed.
-    #[must_use]
-    pub(super) fn lease(&mut self, lease: &Arc<Lease>, num_reserved: usize) -> bool {
-        let is_held = lease.hold(&self.log, num_reserved);
-        self.lease = is_held.then(|| lease.clone());
-        is_held
+    /// From here on it writes only while `lease` holds. If that is gone already, the sequence is another worker's.
+    ///
+    /// # Errors
+    /// What the lease was to hold.
+    pub(super) fn lease(mut self, lease: &Arc<Lease>, held: Held) -> Result<Self, Box<Held>> {
+        match lease.hold(held) {
+            Ok(()) => {
+                self.lease = Some(lease.clone());
+                Ok(self)
+            }
+            Err(held) => {
+                self.release();
+                Err(held)
+            }
+        }
     }
 
     /// Whether somebody asked for the end.
@@ -121,7 +141,7 @@ impl Writer {
     fn end(&mut self, event: Event) {
         self.is_ended = true;
         if self.lease.as_ref().is_some_and(|lease| lease.is_revoked()) {
-            return; // Whoever took the right away has ended it and counted it.
+            return; // Another writer has the log.
         }
         // What is handed over goes on in the next process, where its end is told and counted.
         if self.log.is_suspended() {
@@ -160,17 +180,27 @@ mod tests {
     use crate::protocol::{OnDisconnect, StreamId, Tenant};
 
     #[test]
-    fn what_came_after_the_right_was_taken_away_ends_too() {
+    fn a_writer_whose_right_was_taken_away_leaves_its_log_to_another() {
         let shared = Arc::new(WriterShared { metrics: Arc::default(), num_live: AtomicUsize::new(0) });
         let lease = Lease::new(shared.metrics.clone(), 4);
         let logs = [1, 2].map(|id| StreamLog::new(StreamId(id), Tenant(0), OnDisconnect::Detach));
-        let [mut held, mut late] = [0, 1].map(|i| Writer::new(logs[i].clone(), &shared));
-        assert!(held.lease(&lease, 9));
-        assert_eq!(lease.revoke("it hung", &shared), [(Tenant(0), 9)]);
-        assert!(!late.lease(&lease, 9));
-        drop((held, late));
-        assert!(logs.iter().all(|log| log.is_finished() && log.len() == 1));
+        let [first, late] = [0, 1].map(|i| Writer::new(logs[i].clone(), &shared));
+        let held = |slot: usize| Held::for_test(logs[slot].clone(), slot);
+        let first = first.lease(&lease, held(0)).expect("the right is there");
+        first.append(Event::Started { prompt_tokens: 1, cached_tokens: 0 });
+        let lost = lease.revoke();
+        assert_eq!(lost.iter().map(|held| held.slot).collect::<Vec<_>>(), [0]);
+        let late = late.lease(&lease, held(1)).expect_err("the right is gone");
+        assert_eq!(late.slot, 1);
+        first.append(Event::Started { prompt_tokens: 9, cached_tokens: 9 });
+        first.done(FinishReason::Stop, None);
+        assert_eq!((logs[0].len(), logs[1].len()), (1, 0), "what it still says reaches nobody");
+        assert_eq!(shared.num_live.load(Ordering::SeqCst), 2);
+        for log in &logs {
+            Writer::again(log.clone(), &shared).done(FinishReason::Stop, None);
+        }
+        assert!(logs.iter().all(|log| log.is_finished()));
         assert_eq!(shared.num_live.load(Ordering::SeqCst), 0);
-        assert_eq!(shared.metrics.requests_failed.get(), 2);
+        assert_eq!(shared.metrics.requests_done.get(), 2);
     }
 }

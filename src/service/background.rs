@@ -106,11 +106,7 @@ impl Background {
     ///
     /// # Errors
     /// [`crate::error::ErrorKind::Overloaded`] if too many jobs of this owner wait; an internal error if `work` panics.
-    pub async fn run<T: Send + 'static>(
-        &self,
-        owner: Tenant,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T> {
+    pub async fn run<T: Send + 'static>(&self, owner: Tenant, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
         let (answer, answered) = oneshot::channel();
         self.shared.push(owner, Box::new(Call { work, answer }))?;
         answered.await.map_err(|_| Error::internal("the server hit a bug on this request"))

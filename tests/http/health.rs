@@ -1,4 +1,4 @@
-//! Health tells the truth: a worker that hangs shows at once, is given up and replaced, and its streams end; one that is
+//! Health tells the truth: a worker that hangs shows at once, is given up and replaced, and its streams go on; one that is
 //! only slow is left alone.
 
 use std::sync::Arc;
@@ -74,9 +74,12 @@ async fn a_worker_that_hangs_is_seen_given_up_and_replaced() {
     let path = post(server.address, "/v1/streams", &body()).await.headers["location"].clone();
     let (mut client, _) = Client::open(server.address, &path, &[]).await;
     ready_becomes(&server, 503).await;
-    let end = client.rest().await;
-    assert!(end.contains("event: error") && end.contains("the worker hung in a step"), "{end}");
     ready_becomes(&server, 200).await;
+    let whole = SseParser::parse(&client.rest().await).events;
+    let last = whole.last().unwrap();
+    assert_eq!((last.name.as_str(), &last.json()["usage"]["completion_tokens"]), ("done", &json!(5)));
+    let numbers: Vec<u64> = whole.iter().filter_map(|event| event.json()["seq"].as_u64()).collect();
+    assert!(numbers.is_sorted_by(|a, b| a + 1 == *b), "the ids are dense: {numbers:?}");
     let metrics = server.service.metrics();
     assert_eq!((metrics.workers_abandoned.get(), metrics.worker_restarts.get()), (1, 1));
     let path = post(server.address, "/v1/streams", &body()).await.headers["location"].clone();
@@ -87,7 +90,7 @@ async fn a_worker_that_hangs_is_seen_given_up_and_replaced() {
     let served = post(server.address, "/v1/streams", &body()).await.headers["location"].clone();
     assert!(get(server.address, &served, &[]).await.body.contains("event: done"));
     let m = server.service.metrics();
-    assert_eq!((m.requests_done.get(), m.requests_failed.get(), m.requests_cancelled.get()), (2, 1, 0));
+    assert_eq!((m.requests_done.get(), m.requests_failed.get(), m.requests_cancelled.get()), (3, 0, 0));
     assert_eq!((m.num_running.get(), m.kv_blocks_used.get(), m.kv_blocks_total.get()), (0, 0, blocks));
 }
 
@@ -99,29 +102,30 @@ async fn operators_hear_of_a_worker_that_was_replaced() {
     assert_eq!(post(server.address, "/v1/streams", &body()).await.status, 201);
     let text = opening + &feed.until("event: worker_restarted").await;
     let names: Vec<String> = happenings(&text).into_iter().map(|(name, _)| name).collect();
-    assert_eq!(names, ["queued", "started", "failed", "worker_restarted"]);
+    assert_eq!(names, ["queued", "started", "worker_restarted"]);
     let told = SseParser::parse(&text).events.last().unwrap().json();
     assert_eq!((&told["stream"], &told["data"]), (&Value::Null, &json!({"restarts": 1})), "it is no stream's");
 }
 
+/// The gate lets one step through in all, so every later request is the only newcomer of a step that hangs.
 #[tokio::test]
-async fn too_many_hung_workers_are_a_failure_and_said_to_be() {
-    let (server, _gate) = start(9, EngineConfig { workers_abandoned_max: 1, ..quick() }).await;
-    for _ in 0..2 {
+async fn hung_workers_are_replaced_only_so_often_and_for_ever() {
+    let abandoned_time = Duration::from_millis(1500);
+    let config = EngineConfig { workers_abandoned_max: 1, abandoned_time, ..quick() };
+    let (server, _gate) = start(4, config).await;
+    for n in 0..4 {
         ready_becomes(&server, 200).await;
-        // The gate let one step through; a request of several steps hangs.
-        post(server.address, "/v1/streams", &body()).await;
-        ready_becomes(&server, 503).await;
+        let path = post(server.address, "/v1/streams", &body()).await.headers["location"].clone();
+        let text = get(server.address, &path, &[]).await.body;
+        assert!(
+            text.contains("the worker hung in a step and was given up, and this request was the cause"),
+            "{n}: {text}"
+        );
     }
-    loop {
-        let reply = get(server.address, "/health/ready", &[]).await;
-        assert_eq!(reply.status, 503);
-        if reply.body.contains("no worker is left") {
-            break;
-        }
-    }
-    assert_eq!(status(&server, "/health/live").await, 200);
-    assert_eq!(post(server.address, "/v1/streams", &body()).await.status, 503);
+    ready_becomes(&server, 200).await;
+    let path = post(server.address, "/v1/streams", &body()).await.headers["location"].clone();
+    assert!(get(server.address, &path, &[]).await.body.contains("event: done"));
+    assert_eq!(server.service.metrics().workers_abandoned.get(), 4);
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tallow::cache::HashChain;
 use tallow::engine::EngineConfig;
+use tallow::engine::MaskWait;
 use tallow::engine::core::{CoreParts, EngineCore, Step};
 use tallow::engine::queue::{Queue, QueueLimits};
 use tallow::engine::scheduler::SchedulerLimits;
@@ -60,6 +61,7 @@ impl Server {
             tokenizer: Arc::new(Tokenizer::byte_level()),
             end_of_generation: Arc::new([256]),
             metrics: metrics.clone(),
+            mask_wait: MaskWait::Grace,
         };
         let core = EngineCore::new(Box::new(StubModel::new(StubConfig::default())), parts);
         Self { core, queue, metrics }

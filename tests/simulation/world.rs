@@ -8,6 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use tallow::cache::{BLOCK_SIZE, BlockId, HashChain};
+use tallow::engine::MaskWait;
 use tallow::engine::core::{CoreParts, EngineCore, Step};
 use tallow::engine::queue::{Queue, QueueLimits};
 use tallow::engine::scheduler::SchedulerLimits;
@@ -15,7 +16,7 @@ use tallow::error::ErrorKind;
 use tallow::metrics::Metrics;
 use tallow::model::Model;
 use tallow::model::stub::{StubConfig, StubFaults, StubModel};
-use tallow::protocol::{ErrorInfo, Event, FinishReason, Tenant, TokenEvent, Usage, ValidRequest, WEIGHT_MAX};
+use tallow::protocol::{ErrorInfo, Event, FinishReason, Tenant, TokenEvent, TokenId, Usage, ValidRequest, WEIGHT_MAX};
 use tallow::sampling::grammar::{Grammar, GrammarCompiler, GrammarLimits};
 use tallow::stream::{CancelCause, StreamLog};
 use tallow::text::Tokenizer;
@@ -52,6 +53,7 @@ impl Coverage {
             "cancelled in decode",
             "cancelled in prefill",
             "cancelled in the queue",
+            "ended as the cause",
             "ended by length",
             "ended by stop",
             "fair preemptions",
@@ -73,6 +75,7 @@ impl Coverage {
             "resumed",
             "shutdowns",
             "strangers",
+            "taken over",
             "told that it expired",
         ];
         for what in all {
@@ -90,7 +93,7 @@ pub struct World {
     workers: Vec<Worker>,
     /// By index of the schedule's requests; `None` until it came, or if it was refused.
     logs: Vec<Option<Arc<StreamLog>>>,
-    /// Requests that were there when a worker panicked.
+    /// Requests that ended as the cause of a panic.
     in_panic: Vec<bool>,
     audience: Audience,
     fairness: Fairness,
@@ -107,6 +110,7 @@ impl World {
     pub fn new(schedule: Schedule, mutation: Option<Mutation>) -> Self {
         let (metrics, time_ms) = (Arc::new(Metrics::default()), Arc::new(AtomicU64::new(0)));
         let parts = parts(schedule.limits, schedule.queue, metrics.clone(), time_ms.clone());
+        let parts = CoreParts { mask_wait: MaskWait::Drawn(schedule.seed), ..parts };
         let workers = (0..schedule.num_workers).map(|_| worker(&schedule, &parts, mutation)).collect();
         let num_requests = schedule.requests.len();
         Self {
@@ -222,8 +226,9 @@ impl World {
     fn restart(&mut self, which: usize) {
         self.seen.count("panics", 1);
         let before: Vec<bool> = self.logs.iter().flatten().map(|log| log.is_finished()).collect();
-        self.workers[which].core.fail_all(ErrorKind::Internal, "the worker failed");
+        self.workers[which].core.hand_over("the worker failed");
         self.workers[which] = worker(&self.schedule, &self.parts, self.mutation);
+        self.workers[which].core.be_cautious();
         let present = (0..self.logs.len()).filter(|&i| self.logs[i].is_some());
         for (index, was_finished) in present.zip(before) {
             let is_finished = self.logs[index].as_ref().is_some_and(|log| log.is_finished());
@@ -268,6 +273,7 @@ impl World {
         self.seen.count("preemptions", m.preemptions.get());
         self.seen.count("fair preemptions", m.fair_preemptions.get());
         self.seen.count("forced tokens", m.forced_tokens.get());
+        self.seen.count("taken over", m.requests_taken_over.get());
         self.audience.finish();
         let seen = std::mem::take(&mut self.audience.seen).into_iter().chain(std::mem::take(&mut self.fairness.seen));
         seen.for_each(|what| self.seen.count(what, 1));
@@ -314,12 +320,14 @@ impl World {
                 }
                 ErrorKind::Unavailable => assert!(self.is_stopped(), "request {index} was ended without a shutdown"),
                 ErrorKind::Internal if info.message.contains("NaN") => {
-                    // Half a character may be followed by any byte, by this one too.
-                    let mut all = prompt.iter().chain(got.tokens.iter().flat_map(|e| &e.tokens));
-                    assert!(all.any(|token| *token == NAN_TOKEN), "request {index} has no NaN of its own");
+                    assert!(holds(NAN_TOKEN, prompt, got), "request {index} has no NaN of its own");
                     self.seen.count("nan", 1);
                 }
-                ErrorKind::Internal => assert!(self.in_panic[index], "request {index} failed without a panic"),
+                ErrorKind::Internal => {
+                    assert!(self.in_panic[index], "request {index} failed without a panic");
+                    let is_cause = holds(PANIC_TOKEN, prompt, got);
+                    self.seen.count(if is_cause { "ended as the cause" } else { "ended for another's panic" }, 1);
+                }
                 kind => panic!("request {index} ended with {kind:?}"),
             },
             other => panic!("request {index} ended with {other:?}"),
@@ -351,6 +359,11 @@ impl World {
         }
         self.seen.count("prefix hits", num_hits);
     }
+}
+
+/// Whether a request has `token`: in its prompt, or in its text, as half a character may be followed by any byte.
+fn holds(token: TokenId, prompt: &[TokenId], got: &Transcript) -> bool {
+    prompt.iter().chain(got.tokens.iter().flat_map(|e| &e.tokens)).any(|t| *t == token)
 }
 
 /// A stream as its reader sees it.
@@ -455,6 +468,7 @@ fn parts(limits: SchedulerLimits, queue: QueueLimits, metrics: Arc<Metrics>, tim
         tokenizer: Arc::new(Tokenizer::byte_level()),
         end_of_generation: Arc::new([256]),
         metrics,
+        mask_wait: MaskWait::Grace,
     }
 }
 

@@ -11,6 +11,7 @@ impl EngineCore {
         for (index, planned) in self.scheduler.plan().iter().enumerate() {
             let generation = self.generations[planned.slot].as_mut().expect("a planned sequence is alive");
             let Some(pooling) = &mut generation.pooling else { continue };
+            self.lease.work_for(Some(planned.slot));
             let rows = self.batch.rows(index);
             let first = self.batch.positions[rows.start] as usize;
             // After a preemption, what was added before is computed once more.
@@ -34,6 +35,7 @@ impl EngineCore {
             };
             self.ended.push((planned.slot, end));
         }
+        self.lease.work_for(None);
         Ok(())
     }
 }

@@ -18,6 +18,7 @@ mod source;
 mod vocabulary;
 
 use std::fmt::Display;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -78,12 +79,23 @@ pub struct Grammar {
     /// At the beginning.
     pristine: Mutex<Inner>,
     num_bytes: usize,
+    is_slow: AtomicBool,
 }
 
 impl Grammar {
     /// Its memory, roughly.
     pub fn num_bytes(&self) -> usize {
         self.num_bytes
+    }
+
+    /// Whether one of its masks was slow.
+    pub fn is_slow(&self) -> bool {
+        self.is_slow.load(Ordering::Relaxed)
+    }
+
+    /// Notes that one of its masks was slow.
+    pub fn mark_slow(&self) {
+        self.is_slow.store(true, Ordering::Relaxed);
     }
 
     /// A text's own copy.
@@ -190,7 +202,8 @@ impl GrammarCompiler {
         // Whatever has no beginning is found here, and the first mask of every text is quicker for it.
         matcher.compute_mask_or_eos().map_err(|e| wrong(explain(&e)))?;
         // The parser's own tables are of the order of the lexer's.
-        Ok(Grammar { pristine: Mutex::new(matcher), num_bytes: 2 * lexer_bytes + (16 << 10) })
+        let num_bytes = 2 * lexer_bytes + (16 << 10);
+        Ok(Grammar { pristine: Mutex::new(matcher), num_bytes, is_slow: AtomicBool::new(false) })
     }
 
     fn new_factory(&self) -> Result<ParserFactory> {

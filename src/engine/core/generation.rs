@@ -1,0 +1,193 @@
+//! One sequence's part in a step: from a row of logits to its next token and the event that shows it.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use super::CoreParts;
+use crate::engine::constrain::{self, Constrained};
+use crate::engine::output::Output;
+use crate::engine::pooling::Pooling;
+use crate::engine::scheduler::{Planned, Scheduler};
+use crate::engine::writer::Writer;
+use crate::error::{ErrorKind, Result};
+use crate::metrics::Metrics;
+use crate::protocol::{Event, FinishReason, SamplingParams, Tenant, TokenId, TokenLogprob};
+use crate::sampling::grammar::Next;
+use crate::sampling::{Draw, Sampled, Sampler, SeenTokens, TokenMask};
+
+/// A sequence whose mask is late for so long ends. One that is alone in the slow lane gets its masks in milliseconds;
+/// this is reached by grammars that fill the lane.
+const LATE_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// A request in flight, as far as the scheduler need not know it.
+#[derive(Debug)]
+pub(super) struct Generation {
+    pub(super) tenant: Tenant,
+    /// Workers that were lost while they had it, without a culprit.
+    pub(super) num_losses: u32,
+    pub(super) writer: Writer,
+    pub(super) output: Output,
+    pub(super) sampling: SamplingParams,
+    pub(super) seen: SeenTokens,
+    pub(super) constrained: Option<Constrained>,
+    /// Logits to sample from once the mask is there, and since when they wait.
+    pub(super) held: Option<HeldRow>,
+    pub(super) seed: u64,
+    pub(super) num_tokens_max: usize,
+    pub(super) accepted_at: Duration,
+    pub(super) cancelled_at: Arc<OnceLock<Duration>>,
+    pub(super) last_token_at: Option<Duration>,
+    /// Of the prompt's tokens so far, where they were asked for.
+    pub(super) prompt_logprobs: Vec<TokenLogprob>,
+    /// Of what is embedded.
+    pub(super) pooling: Option<Pooling>,
+}
+
+/// Logits whose mask is late.
+#[derive(Debug)]
+pub(super) struct HeldRow {
+    pub(super) row: Vec<f32>,
+    pub(super) since: Duration,
+}
+
+/// What a sequence needs to take its next token.
+pub(super) struct Turn<'a> {
+    pub(super) planned: Planned,
+    pub(super) sampler: &'a mut Sampler,
+    pub(super) scheduler: &'a mut Scheduler,
+    pub(super) parts: &'a CoreParts,
+    pub(super) now: Duration,
+}
+
+/// How a sequence ends.
+#[derive(Debug)]
+pub(super) enum End {
+    Done(FinishReason),
+    Cancelled,
+    Failed(ErrorKind, String),
+}
+
+impl Generation {
+    /// Notes how likely these tokens of the prompt were.
+    pub(super) fn measure<'a>(
+        &mut self,
+        rows: impl Iterator<Item = &'a [f32]>,
+        tokens: impl Iterator<Item = TokenId>,
+        sampler: &mut Sampler,
+    ) -> Option<End> {
+        let num_top = self.sampling.prompt_logprobs?;
+        // All rows are taken, whatever is in them: the next sequence's follow.
+        let measured: Vec<_> = rows.zip(tokens).map(|(row, token)| sampler.measure(row, token, num_top)).collect();
+        for logprob in measured {
+            match logprob {
+                Ok(logprob) => self.prompt_logprobs.push(logprob),
+                Err(e) => return Some(End::Failed(e.kind(), e.message().to_owned())),
+            }
+        }
+        None
+    }
+
+    /// Whether its mask, if it needs one, is not there.
+    pub(super) fn lacks_mask(&self) -> bool {
+        self.constrained.as_ref().is_some_and(|constrained| !constrained.is_known())
+    }
+
+    /// Keeps the row that it cannot sample from yet.
+    pub(super) fn hold(&mut self, row: &[f32], now: Duration) {
+        let since = self.held.as_ref().map_or(now, |held| held.since);
+        self.held = Some(HeldRow { row: row.to_vec(), since });
+    }
+
+    /// Its end, if its mask is late beyond all bounds.
+    pub(super) fn check_late(&self, now: Duration) -> Option<End> {
+        let late = self.held.as_ref().map(|held| now.saturating_sub(held.since))?;
+        (late > LATE_TIME_MAX && self.lacks_mask()).then(|| {
+            let seconds = LATE_TIME_MAX.as_secs();
+            let message = format!("the grammar of this request is too slow: one token's mask took over {seconds} s");
+            End::Failed(ErrorKind::InvalidRequest, message)
+        })
+    }
+
+    /// Takes the next token, and what its grammar forces behind it.
+    pub(super) fn sample(&mut self, row: &mut [f32], turn: &mut Turn<'_>) -> Option<End> {
+        if self.sampling.prompt_logprobs.take().is_some() {
+            self.writer.append(Event::Prompt { logprobs: std::mem::take(&mut self.prompt_logprobs) });
+        }
+        let next = self.constrained.as_mut().map(Constrained::take_next).transpose();
+        let taken = match next {
+            Ok(Some(Next::Complete)) => Ok(Some(self.output.close())),
+            Ok(Some(Next::Forced(tokens))) => Ok(self.force(&tokens, turn)),
+            Ok(Some(Next::Sample(mask))) => {
+                let mask = constrain::without(mask, self.output.banned_with(&turn.parts.end_of_generation));
+                self.draw(row, Some(&mask), turn)
+            }
+            Ok(None) => self.draw(row, None, turn),
+            Err(e) => Err(e),
+        };
+        if let Some(event) = self.output.take_event() {
+            self.writer.append(Event::Token(event));
+        }
+        match taken {
+            Ok(reason) => reason.map(End::Done),
+            Err(e) => Some(End::Failed(e.kind(), e.message().to_owned())),
+        }
+    }
+
+    fn draw(
+        &mut self,
+        row: &mut [f32],
+        allowed: Option<&TokenMask>,
+        turn: &mut Turn<'_>,
+    ) -> Result<Option<FinishReason>> {
+        let draw = Draw {
+            params: &self.sampling,
+            seen: &self.seen,
+            // Taken out of what is allowed already.
+            banned: if allowed.is_some() { &[] } else { self.output.banned() },
+            allowed,
+            seed: self.seed,
+            position: self.output.num_tokens() as u64,
+        };
+        let sampled = turn.sampler.sample(row, &draw)?;
+        let token = sampled.token;
+        self.count_token(&turn.parts.metrics, turn.now);
+        self.seen.push(token);
+        turn.scheduler.push_token(turn.planned, token);
+        let reason = self.output.push(sampled, &turn.parts.tokenizer);
+        let Some(constrained) = &mut self.constrained else { return Ok(reason) };
+        let forced = constrained.accept(token)?;
+        match constrain::end(reason, forced.is_empty() && constrained.is_complete(), &mut self.output) {
+            None => Ok(self.force(&forced, turn)),
+            reason => Ok(reason),
+        }
+    }
+
+    /// Appends tokens that must come.
+    fn force(&mut self, tokens: &[TokenId], turn: &mut Turn<'_>) -> Option<FinishReason> {
+        let parts = turn.parts;
+        for (index, &token) in tokens.iter().enumerate() {
+            self.writer.usage.completion_tokens += 1;
+            parts.metrics.completion_tokens.inc();
+            parts.metrics.forced_tokens.inc();
+            self.seen.push(token);
+            turn.scheduler.push_forced(turn.planned, token);
+            let reason = self.output.push(Sampled { token, logprob: None }, &parts.tokenizer);
+            let is_last = index + 1 == tokens.len();
+            let is_complete = is_last && self.constrained.as_ref().is_some_and(Constrained::is_complete);
+            if let Some(reason) = constrain::end(reason, is_complete, &mut self.output) {
+                return Some(reason);
+            }
+        }
+        None
+    }
+
+    fn count_token(&mut self, metrics: &Metrics, now: Duration) {
+        self.writer.usage.completion_tokens += 1;
+        metrics.completion_tokens.inc();
+        let since = |then: Duration| now.saturating_sub(then).as_secs_f64();
+        match self.last_token_at.replace(now) {
+            None => metrics.ttft_seconds.observe(since(self.accepted_at)),
+            Some(last) => metrics.itl_seconds.observe(since(last)),
+        }
+    }
+}
