@@ -321,6 +321,7 @@ impl EngineCore {
             tenant: share.tenant,
             num_losses,
             held: None,
+            late_time: Duration::ZERO,
             writer,
             output,
             sampling,
@@ -380,7 +381,8 @@ impl EngineCore {
                 generation.hold(row, now);
                 continue;
             }
-            generation.held = None;
+            // What was kept before it was preempted is the same row.
+            drop(generation.release(now));
             self.lease.work_for(Some(planned.slot));
             let (sampler, scheduler, parts) = (&mut self.sampler, &mut self.scheduler, &self.parts);
             let end = generation.sample(row, &mut Turn { planned, sampler, scheduler, parts, now });
@@ -399,10 +401,10 @@ impl EngineCore {
             }
             // A sequence that was preempted meanwhile samples once its tokens are computed again.
             let Some(planned) = self.scheduler.standing(slot).filter(|_| !generation.lacks_mask()) else { continue };
-            let Some(mut held) = generation.held.take() else { continue };
+            let Some(mut row) = generation.release(now) else { continue };
             self.lease.work_for(Some(slot));
             let (sampler, scheduler, parts) = (&mut self.sampler, &mut self.scheduler, &self.parts);
-            let end = generation.sample(&mut held.row, &mut Turn { planned, sampler, scheduler, parts, now });
+            let end = generation.sample(&mut row, &mut Turn { planned, sampler, scheduler, parts, now });
             self.ended.extend(end.map(|end| (slot, end)));
         }
         self.lease.work_for(None);

@@ -308,4 +308,6 @@ fn without_generation_tags(source: &str) -> String {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -13,6 +13,7 @@ mod embeddings;
 mod engine;
 mod errors;
 mod feed;
+mod fuzz;
 mod headers;
 mod health;
 mod kept;

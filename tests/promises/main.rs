@@ -27,6 +27,7 @@ mod p12_health;
 mod p15_templates;
 mod p18_soak;
 mod p19_stop;
+mod p24_hostile;
 #[path = "../common/real.rs"]
 mod real;
 #[allow(dead_code)] // Two test binaries share it, and each uses a part.

@@ -15,9 +15,11 @@ use crate::protocol::{Event, FinishReason, SamplingParams, Tenant, TokenId, Toke
 use crate::sampling::grammar::Next;
 use crate::sampling::{Draw, Sampled, Sampler, SeenTokens, TokenMask};
 
-/// A sequence whose mask is late for so long ends. One that is alone in the slow lane gets its masks in milliseconds;
-/// this is reached by grammars that fill the lane.
+/// A sequence ends that has waited for masks for so long in all ...
 const LATE_TIME_MAX: Duration = Duration::from_secs(30);
+/// ... and this for each of its tokens. One that is alone in the slow lane waits for milliseconds; grammars that fill the lane
+/// must not hold places in the worker for as long as they like.
+const LATE_TIME_PER_TOKEN: Duration = Duration::from_millis(100);
 
 /// A request in flight, as far as the scheduler need not know it.
 #[derive(Debug)]
@@ -32,6 +34,8 @@ pub(super) struct Generation {
     pub(super) constrained: Option<Constrained>,
     /// Logits to sample from once the mask is there, and since when they wait.
     pub(super) held: Option<HeldRow>,
+    /// How long it has waited for masks that came.
+    pub(super) late_time: Duration,
     pub(super) seed: u64,
     pub(super) num_tokens_max: usize,
     pub(super) accepted_at: Duration,
@@ -98,12 +102,23 @@ impl Generation {
         self.held = Some(HeldRow { row: row.to_vec(), since });
     }
 
-    /// Its end, if its mask is late beyond all bounds.
+    /// The row that was kept until its mask came.
+    pub(super) fn release(&mut self, now: Duration) -> Option<Vec<f32>> {
+        let held = self.held.take()?;
+        self.late_time += now.saturating_sub(held.since);
+        Some(held.row)
+    }
+
+    /// Its end, if its masks are late beyond all bounds.
     pub(super) fn check_late(&self, now: Duration) -> Option<End> {
-        let late = self.held.as_ref().map(|held| now.saturating_sub(held.since))?;
-        (late > LATE_TIME_MAX && self.lacks_mask()).then(|| {
-            let seconds = LATE_TIME_MAX.as_secs();
-            let message = format!("the grammar of this request is too slow: one token's mask took over {seconds} s");
+        let late_time = self.late_time + now.saturating_sub(self.held.as_ref()?.since);
+        let num_tokens = u32::try_from(self.output.num_tokens()).unwrap_or(u32::MAX);
+        (late_time > LATE_TIME_MAX + LATE_TIME_PER_TOKEN * num_tokens).then(|| {
+            let seconds = late_time.as_secs();
+            let message = format!(
+                "the grammar of this request is too expensive: its {num_tokens} tokens have waited {seconds} s for what may \
+                 come next"
+            );
             End::Failed(ErrorKind::InvalidRequest, message)
         })
     }

@@ -2,6 +2,7 @@
 
 pub mod child;
 pub mod host;
+pub mod hostile;
 pub mod memory;
 pub mod proxy;
 pub mod random;
