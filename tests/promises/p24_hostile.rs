@@ -135,7 +135,7 @@ impl Worst {
 }
 
 async fn p24(model: &str, name: &str) {
-    let server = Server::start(&["--model", model, "--api-keys", KEYS]);
+    let server = Server::start(&["--model", model, "--api-keys", KEYS, "--log-level", "error"]);
     let address: SocketAddr = server.url.trim_start_matches("http://").parse().unwrap();
     let kept = json!({"prompt": "to be kept", "max_tokens": 3, "on_disconnect": "detach", "ignore_eos": true});
     let kept =

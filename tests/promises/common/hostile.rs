@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
-use super::Wire;
+use super::{SseParser, Wire, scale};
 
 /// Longest time that one shot may take; a server that needs longer is judged by its neighbours' figures.
 const SHOT_TIME_MAX: Duration = Duration::from_secs(30);
@@ -231,6 +231,7 @@ impl Attack {
                 let made = wire.exchange("POST", self.path, &[key], &self.body).await?;
                 let Some(id) = made.json()["id"].as_str().map(str::to_owned) else { return Ok(made.status) };
                 let path = format!("/v1/responses/{id}");
+                self.wait_for_tokens(to, key, &path).await?;
                 let mut status = made.status;
                 for _ in 0..40 {
                     status = wire.exchange("GET", &path, &[key], "").await?.status;
@@ -239,6 +240,18 @@ impl Attack {
                 Ok(status)
             }
         }
+    }
+
+    /// Waits until a response has enough to say that asking for it costs something.
+    async fn wait_for_tokens(&self, to: SocketAddr, key: (&str, &str), path: &str) -> std::io::Result<()> {
+        let (mut wire, _) = Wire::open(to, "GET", &format!("{path}?stream=true"), &[key], "").await?;
+        let (mut parser, mut num_missing) = (SseParser::default(), scale(100, 1000));
+        while num_missing > 0
+            && let Some(bytes) = wire.some().await?
+        {
+            num_missing = num_missing.saturating_sub(parser.push(&bytes).len());
+        }
+        Ok(())
     }
 
     async fn in_drops(&self, to: SocketAddr, (name, value): (&str, &str)) -> std::io::Result<u16> {
