@@ -257,6 +257,7 @@ async fn newcomers_and_probes_come_beside_the_load() {
     let run = bench(server.address, &["--probe", "/no/such", "--concurrency", "1", "--requests", "1"]).await;
     let probe = &run.level()["probe"];
     assert!(probe["failed"].as_u64() > Some(0) && probe["ms"]["count"] == 0, "{probe}");
+    assert_eq!(probe["last_failure"], "404 Not Found");
 }
 
 #[tokio::test]

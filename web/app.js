@@ -12,17 +12,22 @@ async function call(method, path, body) {
     init.body = JSON.stringify(body);
   }
   const response = await fetch(path, init);
-  if (response.status === 401 && askForKey()) return call(method, path, body);
+  if (response.status === 401 && await beginSession()) return call(method, path, body);
   if (response.ok) return response.status === 204 ? null : response.json();
   const failure = await response.json().catch(() => null);
   throw new Error(failure?.error?.message ?? `the server answered ${response.status}`);
 }
 
-// In a cookie, because an EventSource sends no headers of its own; for this site alone, until the browser closes.
-function askForKey() {
-  const key = prompt('This server wants an API key.')?.trim();
-  if (key) document.cookie = `tallow-key=${key}; path=/; SameSite=Strict`;
-  return Boolean(key);
+// The key goes to the server once and is kept nowhere: what stays is a session, in a cookie that no script can read. A
+// cookie, because an EventSource sends no headers of its own.
+async function beginSession() {
+  for (let question = 'This server wants an API key.'; ; question = 'That is not a key of this server.') {
+    const key = prompt(question)?.trim();
+    if (!key) return false;
+    const init = { method: 'POST', headers: { authorization: `Bearer ${key}` } };
+    const response = await fetch('v1/session', init).catch(() => null);
+    if (response?.ok) return true;
+  }
 }
 
 function say(text, failed = false) {

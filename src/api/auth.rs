@@ -1,5 +1,5 @@
-//! Who is asking: an API key in `Authorization: Bearer`, `x-api-key` or the page's cookie, told from the others in constant time. Without
-//! keys everybody is one anonymous owner. Preflights never get here: CORS answers them before.
+//! Who is asking: an API key in `Authorization: Bearer` or `x-api-key`, told from the others in constant time, or the
+//! cookie of a session of the page (`session`). Without keys everybody is one anonymous owner. Preflights never get here: CORS answers them before.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,16 +12,18 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::problem::Problem;
-use super::{App, quota_headers};
+use super::{App, quota_headers, session};
+use crate::error::Error;
 use crate::protocol::Owner;
 
 /// What needs no key: whoever restarts a dead process has none, and the pages must be there to be told one. Their
 /// files hold nothing that is not in the program; `/openapi.json`, which names the model, is none of them.
 const OPEN_PATHS: [&str; 6] = ["/health/live", "/", "/app.js", "/style.css", "/docs", "/docs.js"];
 
-/// Where the page keeps its key: an `EventSource` sends no headers of its own. The page sets it `SameSite=Strict`, so
-/// that no other site's requests carry it.
-const COOKIE: &str = "tallow-key=";
+/// How long a key with too many open requests is asked to wait: about one short generation.
+const RETRY_AFTER_MS: u64 = 1000;
+
+const KEY_WANTED: &str = "an API key must be sent, as `Authorization: Bearer KEY` or `x-api-key: KEY`";
 
 /// A key and whose it is. Only the key's digest is kept: digests are all of one length, so that comparing them tells
 /// nothing of a key's.
@@ -54,13 +56,16 @@ pub(super) async fn authenticate(State(app): State<App>, mut request: Request, n
     if OPEN_PATHS.contains(&request.uri().path()) {
         return next.run(request).await;
     }
-    let owner = match app.owner_of(request.headers()) {
+    let owner = match app.owner_of(&request) {
         Ok(owner) => owner,
         Err(problem) => return refused(problem),
     };
+    let Some(place) = app.open_requests.enter((!app.config.keys.is_empty()).then_some(owner.tenant)) else {
+        return app.too_many_open().into_response();
+    };
     let is_post = request.method() == Method::POST;
     request.extensions_mut().insert(Caller(owner.clone()));
-    let mut response = next.run(request).await;
+    let mut response = place.until_sent(next.run(request).await);
     if is_post && let Some(state) = app.service.quota(&owner) {
         quota_headers::insert(response.headers_mut(), &state);
     }
@@ -68,16 +73,34 @@ pub(super) async fn authenticate(State(app): State<App>, mut request: Request, n
 }
 
 impl App {
-    fn owner_of(&self, headers: &HeaderMap) -> Result<Arc<Owner>, Problem> {
+    fn too_many_open(&self) -> Problem {
+        let max = self.open_requests.num_max();
+        let message = format!("at most {max} requests of one key may be open at once, streams that it follows too");
+        let e = Error::rate_limited(message, RETRY_AFTER_MS);
+        self.service.count_limited(&e);
+        self.service.tell_rejected(&e);
+        e.into()
+    }
+
+    fn owner_of(&self, request: &Request) -> Result<Arc<Owner>, Problem> {
         if self.config.keys.is_empty() {
             return Ok(self.anonymous.clone());
         }
-        let Some(secret) = secret(headers) else {
-            return Err(unauthorized("an API key must be sent, as `Authorization: Bearer KEY` or `x-api-key: KEY`"));
+        let Some(secret) = secret(request.headers()) else {
+            let by_cookie = self.sessions.owner_of(request.method(), request.headers());
+            return by_cookie.map_or_else(|| Err(unauthorized(KEY_WANTED)), |owner| owner.map_err(session::refused));
         };
         find(&self.config.keys, secret)
             .ok_or_else(|| unauthorized("the API key that was sent is not one of this server"))
     }
+}
+
+/// Says that the request brings a key itself. Behind [`authenticate`], so it is a good one.
+///
+/// # Errors
+/// 401 for one that was let through by its cookie.
+pub(super) fn require_key(headers: &HeaderMap) -> Result<(), Problem> {
+    secret(headers).map(|_| ()).ok_or_else(|| unauthorized(KEY_WANTED))
 }
 
 fn secret(headers: &HeaderMap) -> Option<&[u8]> {
@@ -85,14 +108,8 @@ fn secret(headers: &HeaderMap) -> Option<&[u8]> {
         let (scheme, rest) = value.as_bytes().split_at_checked("bearer ".len())?;
         scheme.eq_ignore_ascii_case(b"bearer ").then(|| rest.trim_ascii())
     });
-    let cookie = || {
-        let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-        let mut pairs = cookies.flat_map(|cookies| cookies.split(';'));
-        pairs.find_map(|pair| pair.trim().strip_prefix(COOKIE)).map(str::as_bytes)
-    };
     let own = headers.get("x-api-key").map(|value| value.as_bytes().trim_ascii());
-    let secret = bearer.or(own).or_else(cookie);
-    secret.filter(|secret| !secret.is_empty())
+    bearer.or(own).filter(|secret| !secret.is_empty())
 }
 
 /// Looks at every key, so that the time does not say which one it was.
@@ -112,9 +129,25 @@ fn unauthorized(message: &str) -> Problem {
 }
 
 fn refused(problem: Problem) -> Response {
+    let is_unknown = problem.status() == StatusCode::UNAUTHORIZED;
     let mut response = problem.into_response();
-    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    if is_unknown {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
     response
+}
+
+/// Lets an admin through: `what` is shown to nobody else.
+///
+/// # Errors
+/// 403.
+pub(super) fn require_admin(owner: &Owner, what: &str) -> Result<(), Problem> {
+    if owner.is_admin {
+        return Ok(());
+    }
+    let message =
+        format!("{what} must be asked for with an admin's key: `admin=true` in --api-keys-file makes a key one");
+    Err(Problem::http(StatusCode::FORBIDDEN, Some("not_admin"), message))
 }
 
 #[cfg(test)]
@@ -141,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_come_in_three_headers() {
+    fn keys_come_in_two_headers_and_no_cookie() {
         #[track_caller]
         fn check(headers: &[(&'static str, &'static str)], expect: Option<&str>) {
             let headers = headers
@@ -154,8 +187,7 @@ mod tests {
         check(&[("x-api-key", "abc")], Some("abc"));
         check(&[("authorization", "Basic zzz"), ("x-api-key", "abc")], Some("abc"));
         check(&[("authorization", "Bearer abc"), ("x-api-key", "other")], Some("abc"));
-        check(&[("cookie", "a=b; tallow-key=abc; c=d")], Some("abc"));
-        check(&[("cookie", "not-tallow-key=abc")], None);
+        check(&[("cookie", "tallow-key=abc")], None);
         for none in ["", "Bearer", "Bearer ", "abc", "Basic abc"] {
             check(&[("authorization", none)], None);
         }

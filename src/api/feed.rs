@@ -7,7 +7,7 @@ use axum::Extension;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::App;
-use super::auth::Caller;
+use super::auth::{self, Caller};
 use super::native::{Cursor, cursor_of, retry_ms};
 use super::problem::{ErrorBody, Problem};
 use super::sse::{self, SseWriter};
@@ -47,10 +47,7 @@ pub async fn follow(
     query: Result<Query<Vec<(String, String)>>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    if !owner.is_admin {
-        let message = "this needs an admin key: it shows what everybody does";
-        return Err(Problem::http(StatusCode::FORBIDDEN, Some("not_admin"), message));
-    }
+    auth::require_admin(&owner, "/v1/events")?;
     let table = app.service.table();
     let (feed, epoch) = (table.feed(), table.feed_epoch());
     let num_events = feed.num_events();

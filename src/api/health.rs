@@ -1,12 +1,13 @@
 //! What operators ask: alive, ready, and the metrics.
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
+use axum::{Extension, Json};
 use serde_json::{Value, json};
 
 use super::App;
+use super::auth::{self, Caller};
 use super::problem::Problem;
 use crate::error::{Error, ErrorKind};
 use crate::service::Readiness;
@@ -30,12 +31,20 @@ pub async fn ready(State(app): State<App>) -> Result<Json<Value>, Problem> {
     Err(Error::new(ErrorKind::Unavailable, why).into())
 }
 
-/// The metrics as OpenMetrics text.
-pub async fn metrics(State(app): State<App>) -> impl IntoResponse {
+/// The metrics as OpenMetrics text. They sum over everybody, and sums that change by one request show its size; so where
+/// there are keys, they are an admin's.
+///
+/// # Errors
+/// 403 without an admin key where there are keys.
+pub async fn metrics(
+    State(app): State<App>,
+    Extension(Caller(owner)): Extension<Caller>,
+) -> Result<impl IntoResponse, Problem> {
+    auth::require_admin(&owner, "/metrics")?;
     let (m, table) = (app.service.metrics(), app.service.table());
     m.streams.set(table.len() as i64);
     m.stream_bytes.set(table.num_bytes() as i64);
     m.stream_store_failed.set(i64::from(table.store().is_some_and(|store| !store.is_open())));
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, content_type)], m.render())
+    Ok(([(header::CONTENT_TYPE, content_type)], m.render()))
 }

@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 use tracing::Instrument;
 
-use super::problem::Problem;
+use super::problem::{self, Problem};
 use super::quota_headers;
 use super::trace::RequestSpan;
 use crate::error::{Error, Result};
@@ -34,7 +34,7 @@ pub async fn guard(request: Request, next: Next) -> Response {
     // A handler holds nothing across a panic that another request could see: shared state is behind locks that
     // survive poisoning, and a half-started stream leaves through its reader's drop.
     let mut response = match AssertUnwindSafe(next.run(request).instrument(traced.span.clone())).catch_unwind().await {
-        Ok(response) => response,
+        Ok(response) => problem::in_shape(response),
         Err(_panic) => Problem::from(Error::internal("the server hit a bug on this request")).into_response(),
     };
     traced.answered(&response);

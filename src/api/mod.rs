@@ -13,6 +13,7 @@ mod feed;
 mod fields;
 mod fold;
 mod head;
+mod head_check;
 mod health;
 mod host;
 mod layers;
@@ -22,12 +23,14 @@ pub mod openapi;
 mod opening;
 mod page;
 mod peer;
+mod places;
 mod problem;
 mod query;
 mod queue_timeout;
 mod quota_headers;
 mod responses;
 mod server;
+mod session;
 mod sse;
 mod structured;
 mod tokens;
@@ -49,11 +52,13 @@ pub use responses::ResponseLimits;
 pub use server::{serve, serve_while};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::protocol::{Owner, StreamId};
+use crate::protocol::{Owner, StreamId, Tenant};
 use crate::service::Service;
 use host::Hosts;
+use places::Places;
 use problem::Problem;
 use responses::ResponseStore;
+use session::Sessions;
 
 /// Bounds and habits of the HTTP server.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,6 +73,8 @@ pub struct ApiConfig {
     pub allowed_hosts: Vec<String>,
     /// The keys, one of which every request must bring. Empty: everybody is one anonymous owner.
     pub keys: Vec<ApiKey>,
+    /// Most requests of one key at once, streams that it follows too; 0 is no bound.
+    pub open_requests_max: usize,
     /// What one owner's stored responses may hold beside their streams.
     pub responses: ResponseLimits,
     /// Longest request body.
@@ -88,6 +95,8 @@ pub struct ApiConfig {
     pub send_buffer_bytes: usize,
     /// Most connections at once; more wait in the kernel's backlog.
     pub connections_max: usize,
+    /// Most connections of one address, but for loopback's; 0 is no bound.
+    pub connections_per_address_max: usize,
     /// How often retention and lingering are looked at.
     pub sweep_interval: Duration,
     /// How long running generations may go on after the signal to stop.
@@ -104,6 +113,7 @@ impl Default for ApiConfig {
             cors_origins: Vec::new(),
             allowed_hosts: Vec::new(),
             keys: Vec::new(),
+            open_requests_max: 1024,
             responses: ResponseLimits::default(),
             body_bytes_max: 4 << 20,
             json_depth_max: 64,
@@ -114,6 +124,7 @@ impl Default for ApiConfig {
             write_stall_timeout: Duration::from_secs(30),
             send_buffer_bytes: 64 << 10,
             connections_max: 4096,
+            connections_per_address_max: 1024,
             sweep_interval: Duration::from_millis(250),
             drain_timeout: Duration::from_secs(30),
             close_timeout: Duration::from_secs(5),
@@ -127,6 +138,8 @@ struct App {
     service: Arc<Service>,
     config: Arc<ApiConfig>,
     responses: Arc<ResponseStore>,
+    sessions: Arc<Sessions>,
+    open_requests: Arc<Places<Tenant>>,
     /// Everybody, if there are no keys.
     anonymous: Arc<Owner>,
 }
@@ -139,7 +152,10 @@ pub fn router(service: Arc<Service>, config: ApiConfig, address: SocketAddr) -> 
     let cors = layers::cors(&config.cors_origins)?;
     let hosts = Hosts::new(address, &config.allowed_hosts);
     let responses = Arc::new(ResponseStore::new(config.responses));
-    let app = App { service, config: Arc::new(config), responses, anonymous: Arc::new(Owner::anonymous()) };
+    let sessions = Arc::new(Sessions::new(address.port()));
+    let open_requests = Places::new(config.open_requests_max);
+    let anonymous = Arc::new(Owner::anonymous());
+    let app = App { service, config: Arc::new(config), responses, sessions, open_requests, anonymous };
     let mut router = Router::new()
         .route("/", get(page::index))
         .route("/style.css", get(page::style))
@@ -165,6 +181,7 @@ pub fn router(service: Arc<Service>, config: ApiConfig, address: SocketAddr) -> 
         .route("/v1/responses/{id}", get(responses::get).delete(responses::delete))
         .route("/v1/responses/{id}/cancel", post(responses::cancel))
         .route("/v1/responses/{id}/input_items", get(responses::input_items))
+        .route("/v1/session", post(session::begin).delete(session::end))
         .route("/v1/events", get(feed::follow))
         .route("/v1/streams", get(native::list).post(native::create))
         .route("/v1/streams/{id}", get(native::follow).delete(native::cancel))

@@ -20,6 +20,8 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
+use super::head_check::HeadCheck;
+
 /// How often to look again while there are bytes that nobody reads: readiness cannot be awaited then.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -33,6 +35,8 @@ pub struct SharedStream {
 #[derive(Debug)]
 struct Inner {
     stream: TcpStream,
+    /// Sees every byte that hyper reads.
+    heads: HeadCheck,
     write_stall_timeout: Duration,
     /// Runs while a write waits; most connections never need it.
     stall: Option<Pin<Box<Sleep>>>,
@@ -41,7 +45,14 @@ struct Inner {
 impl SharedStream {
     /// Shares `stream`. A write that makes no progress for `write_stall_timeout` fails.
     pub fn new(stream: TcpStream, write_stall_timeout: Duration) -> Self {
-        Self { inner: Arc::new(Mutex::new(Inner { stream, write_stall_timeout, stall: None })) }
+        Self {
+            inner: Arc::new(Mutex::new(Inner {
+                stream,
+                heads: HeadCheck::default(),
+                write_stall_timeout,
+                stall: None,
+            })),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -85,7 +96,20 @@ pub async fn gone(shared: SharedStream) {
 
 impl AsyncRead for SharedStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.lock().stream).poll_read(cx, buf)
+        let mut inner = self.lock();
+        let num_before = buf.filled().len();
+        let refused = || io::Error::new(io::ErrorKind::InvalidData, "a chunked body breaks the rules of its framing");
+        if inner.heads.has_refused_body() {
+            return Poll::Ready(Err(refused()));
+        }
+        ready!(Pin::new(&mut inner.stream).poll_read(cx, buf))?;
+        let num_read = buf.filled().len() - num_before;
+        let num_passed = inner.heads.follow(&mut buf.filled_mut()[num_before..]);
+        if num_passed == 0 && num_read > 0 {
+            return Poll::Ready(Err(refused()));
+        }
+        buf.set_filled(num_before + num_passed);
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -62,6 +62,22 @@ impl Problem {
     }
 }
 
+/// `response`, and an error in the one shape: libraries between a connection and a route have texts of their own.
+pub fn in_shape(response: Response) -> Response {
+    let status = response.status();
+    let is_error = status.is_client_error() || status.is_server_error();
+    if !is_error || response.extensions().get::<Problem>().is_some() {
+        return response;
+    }
+    let (mut parts, _) = response.into_parts();
+    parts.headers.remove(header::CONTENT_TYPE);
+    parts.headers.remove(header::CONTENT_LENGTH);
+    let reason = status.canonical_reason().unwrap_or("the request failed").to_lowercase();
+    let mut shaped = Problem::http(status, None, reason).into_response();
+    shaped.headers_mut().extend(parts.headers);
+    shaped
+}
+
 impl From<Error> for Problem {
     fn from(e: Error) -> Self {
         let (status, error_type, code) = classify(e.kind());
@@ -79,6 +95,13 @@ impl From<Error> for Problem {
 impl From<&ErrorInfo> for Problem {
     fn from(info: &ErrorInfo) -> Self {
         Error::new(info.kind, info.message.clone()).into()
+    }
+}
+
+impl ErrorBody {
+    /// What `message` is called by its kind.
+    pub fn of(kind: ErrorKind, message: String) -> Self {
+        Problem::from(Error::new(kind, message)).error
     }
 }
 

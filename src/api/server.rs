@@ -5,7 +5,7 @@
 //! client does that and a killed one always does.
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +21,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::peer::{self, SharedStream};
+use super::places::{self, Place, Places};
+use super::problem::{ErrorBody, ErrorEnvelope};
 use super::{ApiConfig, loading_router, router};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::service::Service;
 
 /// What is left at the deadline is told this.
@@ -103,15 +105,20 @@ async fn accept(
     connections: &mut JoinSet<()>,
 ) -> std::convert::Infallible {
     let permits = Arc::new(Semaphore::new(config.connections_max.max(1)));
+    let addresses = Places::new(config.connections_per_address_max);
     let http = http(config);
     loop {
         // Before accepting, so that one too many waits in the kernel's backlog and costs us nothing.
         let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let stream = next_connection(listener, config.send_buffer_bytes).await;
+        let (stream, peer) = next_connection(listener, config.send_buffer_bytes).await;
         while connections.try_join_next().is_some() {}
+        let Some(place) = addresses.enter(places::peer_of(peer)) else {
+            refuse(&stream, peer, addresses.num_max());
+            continue;
+        };
         let stream = SharedStream::new(stream, config.write_stall_timeout);
         let service = TowerToHyperService::new(router.clone());
-        connections.spawn(connection(stream, service, http.clone(), closing.clone(), permit));
+        connections.spawn(connection(stream, service, http.clone(), closing.clone(), (permit, place)));
     }
 }
 
@@ -129,10 +136,10 @@ fn http(config: &ApiConfig) -> http1::Builder {
     http
 }
 
-async fn next_connection(listener: &TcpListener, send_buffer_bytes: usize) -> TcpStream {
+async fn next_connection(listener: &TcpListener, send_buffer_bytes: usize) -> (TcpStream, IpAddr) {
     loop {
         match listener.accept().await {
-            Ok((stream, _peer)) => {
+            Ok((stream, peer)) => {
                 // Tokens are small and each should leave at once.
                 if let Err(e) = stream.set_nodelay(true) {
                     tracing::debug!(error = %e, "no TCP_NODELAY");
@@ -141,7 +148,7 @@ async fn next_connection(listener: &TcpListener, send_buffer_bytes: usize) -> Tc
                 if let Err(e) = SockRef::from(&stream).set_send_buffer_size(send_buffer_bytes) {
                     tracing::debug!(error = %e, "no SO_SNDBUF");
                 }
-                return stream;
+                return (stream, peer.ip());
             }
             Err(e) => {
                 tracing::warn!(error = %e, "accept failed");
@@ -151,12 +158,24 @@ async fn next_connection(listener: &TcpListener, send_buffer_bytes: usize) -> Tc
     }
 }
 
+/// Tells one connection too many of an address, as far as its socket takes that at once, and lets go of it.
+fn refuse(stream: &TcpStream, peer: IpAddr, num_max: usize) {
+    tracing::debug!(%peer, num_max, "an address has as many connections as may be");
+    let message = format!("at most {num_max} connections of one address may be open (--connections-per-address-max)");
+    let error = ErrorBody::of(ErrorKind::Overloaded, message);
+    let body = serde_json::to_string(&ErrorEnvelope { error: &error }).unwrap_or_default();
+    let head =
+        "HTTP/1.1 429 Too Many Requests\r\nretry-after: 1\r\nconnection: close\r\ncontent-type: application/json";
+    // Nobody waits for it: the connection is over either way.
+    let _ = SockRef::from(stream).send(format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).as_bytes());
+}
+
 async fn connection(
     stream: SharedStream,
     service: TowerToHyperService<Router>,
     http: http1::Builder,
     closing: CancellationToken,
-    _permit: OwnedSemaphorePermit,
+    _places: (OwnedSemaphorePermit, Place<IpAddr>),
 ) {
     let gone = peer::gone(stream.clone());
     let serving = http.serve_connection(TokioIo::new(stream), service);

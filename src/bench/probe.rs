@@ -30,6 +30,8 @@ pub struct ProbeReport {
     pub path: String,
     /// Questions without an answer of success.
     pub failed: u64,
+    /// What became of the last of those: a status, or why there was none.
+    pub last_failure: Option<String>,
     /// From the question to the end of an answer of success.
     pub ms: Percentiles,
 }
@@ -51,23 +53,29 @@ impl Prober {
 
 /// Asks at least once.
 async fn ask(target: Arc<Target>, path: String, stop: CancellationToken) -> ProbeReport {
-    let (mut times, mut failed) = (Times::default(), 0);
+    let (mut times, mut failed, mut last_failure) = (Times::default(), 0, None);
     loop {
         let began = Instant::now();
-        if tokio::time::timeout(TIMEOUT, is_success(&target, &path)).await == Ok(true) {
-            times.add(began.elapsed());
-        } else {
-            failed += 1;
+        let answered = tokio::time::timeout(TIMEOUT, answered(&target, &path)).await;
+        match answered.unwrap_or_else(|_| Err(format!("no answer within {} s", TIMEOUT.as_secs()))) {
+            Ok(()) => times.add(began.elapsed()),
+            Err(failure) => {
+                failed += 1;
+                last_failure = Some(failure);
+            }
         }
         if stop.is_cancelled() || tokio::time::timeout(PAUSE, stop.cancelled()).await.is_ok() {
-            return ProbeReport { path, failed, ms: Percentiles::new(&times) };
+            return ProbeReport { path, failed, last_failure, ms: Percentiles::new(&times) };
         }
     }
 }
 
-async fn is_success(target: &Target, path: &str) -> bool {
-    match target.get_root(path).send().await {
-        Ok(response) => response.status().is_success() && response.bytes().await.is_ok(),
-        Err(_) => false,
+/// The whole answer, if it is one of success.
+async fn answered(target: &Target, path: &str) -> Result<(), String> {
+    let response = target.get_root(path).send().await.map_err(|e| e.to_string())?;
+    let status = response.status();
+    if !status.is_success() {
+        return Err(status.to_string());
     }
+    response.bytes().await.map(|_| ()).map_err(|e| e.to_string())
 }

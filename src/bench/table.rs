@@ -146,7 +146,8 @@ pub fn level_notes(level: &LevelReport) -> Vec<String> {
     if let Some(probe) = &level.probe {
         let [p50, p90, p99] = probe.ms.shown().map(number);
         let answered = probe.ms.count;
-        notes.push(format!("{} x {answered}: {p50} / {p90} / {p99} ms; {} failed", probe.path, probe.failed));
+        let last = probe.last_failure.iter().map(|last| format!(", the last with {last}")).collect::<String>();
+        notes.push(format!("{} x {answered}: {p50} / {p90} / {p99} ms; {} failed{last}", probe.path, probe.failed));
     }
     notes
 }

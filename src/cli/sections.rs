@@ -26,6 +26,7 @@ pub(super) fn api(config: &Config) -> ApiConfig {
         cors_origins: server.cors_origins.clone(),
         allowed_hosts: server.allowed_hosts.clone(),
         keys: config.keys.keys.iter().map(|key| ApiKey::new(&key.secret.0, Arc::new(owner(key)))).collect(),
+        open_requests_max: config.keys.open_requests_max,
         responses: ResponseLimits {
             num_responses_max: config.responses.num_responses_max,
             num_bytes_max: config.responses.num_bytes_max,
@@ -39,6 +40,7 @@ pub(super) fn api(config: &Config) -> ApiConfig {
         body_read_timeout: Duration::from_millis(server.body_read_timeout_ms),
         header_read_timeout: Duration::from_millis(server.header_read_timeout_ms),
         connections_max: server.connections_max,
+        connections_per_address_max: server.connections_per_address_max,
         sweep_interval: Duration::from_millis(server.sweep_interval_ms),
         drain_timeout: Duration::from_millis(server.drain_timeout_ms),
         close_timeout: Duration::from_millis(server.close_timeout_ms),

@@ -11,6 +11,7 @@ mod show;
 mod sources;
 mod table;
 mod table_embeddings;
+mod table_keys;
 
 use std::path::PathBuf;
 
@@ -61,6 +62,8 @@ pub struct ServerConfig {
     pub port: u16,
     /// Most open connections.
     pub connections_max: usize,
+    /// Most of one address; 0 is no bound.
+    pub connections_per_address_max: usize,
     /// Longest request body.
     pub body_bytes_max: usize,
     /// Deepest nesting in a request body.
@@ -100,6 +103,8 @@ pub struct KeysConfig {
     pub keys: Vec<KeyConfig>,
     /// Of everybody together, if there are no keys.
     pub limits: OwnerLimits,
+    /// Most open requests of one key; 0 is no bound.
+    pub open_requests_max: usize,
 }
 
 /// The table of streams.

@@ -71,6 +71,7 @@ impl Values<'_> {
             host: self.text("server.host")?,
             port: self.number("server.port")?,
             connections_max: self.number("server.connections_max")?,
+            connections_per_address_max: self.number("server.connections_per_address_max")?,
             body_bytes_max: self.number("server.body_bytes_max")?,
             json_depth_max: self.number("server.json_depth_max")?,
             header_bytes_max: self.number("server.header_bytes_max")?,
@@ -102,7 +103,8 @@ impl Values<'_> {
             tokens_per_minute: limit("keys.tokens_per_minute")?,
             concurrency_max: limit("keys.concurrency_max")?,
         };
-        Ok(KeysConfig { keys: keys::collect(&typed, file.as_deref(), limits)?, limits })
+        let open_requests_max = self.number("keys.open_requests_max")?;
+        Ok(KeysConfig { keys: keys::collect(&typed, file.as_deref(), limits)?, limits, open_requests_max })
     }
 
     pub(super) fn requests(&mut self) -> Result<RequestsConfig> {

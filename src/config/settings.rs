@@ -4,20 +4,23 @@
 
 use Kind::{Bytes, Count, List, Millis, OneOf, Text};
 
-use super::{table, table_embeddings};
+use super::{table, table_embeddings, table_keys};
 
 pub(super) const KIB: u64 = 1024;
 pub(super) const MIB: u64 = 1024 * KIB;
 pub(super) const GIB: u64 = 1024 * MIB;
 
-/// All rows of both tables.
+/// All rows of all tables.
 pub static SETTINGS: &[Setting] = &{
-    let (first, second) = (table::ROWS, table_embeddings::ROWS);
-    let mut all = [first[0]; table::ROWS.len() + table_embeddings::ROWS.len()];
-    let mut at = 0;
+    let tables = [table::ROWS, table_keys::ROWS, table_embeddings::ROWS];
+    let mut all = [table::ROWS[0]; table::ROWS.len() + table_keys::ROWS.len() + table_embeddings::ROWS.len()];
+    let (mut at, mut table, mut row) = (0, 0, 0);
     while at < all.len() {
-        all[at] = if at < first.len() { first[at] } else { second[at - first.len()] };
-        at += 1;
+        while row == tables[table].len() {
+            (table, row) = (table + 1, 0);
+        }
+        all[at] = tables[table][row];
+        (at, row) = (at + 1, row + 1);
     }
     all
 };

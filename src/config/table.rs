@@ -1,10 +1,10 @@
-//! Every setting of the server but for those of embeddings (`table_embeddings`), one row each, in the order in which
+//! Every setting of the server but for those of embeddings and keys (`table_embeddings`, `table_keys`), one row each, in the order in which
 //! `--help` and the table at start show them.
 
 use super::row::{
     ACTIVATIONS, CALL_FORMATS, COUNT_MAX, DEVICES, HOUR_MS, LOG_FORMATS, REASONING_FORMATS, count, limit, row,
 };
-use super::settings::Kind::{self, Bytes, Count, List, Millis, OneOf, Secrets, Text};
+use super::settings::Kind::{self, Bytes, Count, List, Millis, OneOf, Text};
 use super::settings::{GIB, KIB, MIB, Setting};
 
 pub(super) const ROWS: &[Setting] = &[
@@ -17,6 +17,13 @@ pub(super) const ROWS: &[Setting] = &[
         "Port; 0 takes a free one",
     ),
     row("server.connections_max", "connections-max", count(1, "connections"), "4096", "Most open connections"),
+    row(
+        "server.connections_per_address_max",
+        "connections-per-address-max",
+        limit("connections"),
+        "1024",
+        "Of one address, but for loopback; 0 is no bound, for a proxy on another machine",
+    ),
     row("server.body_bytes_max", "body-bytes-max", Bytes { min: KIB, max: GIB }, "4MiB", "Longest request body"),
     row(
         "server.json_depth_max",
@@ -112,47 +119,18 @@ pub(super) const ROWS: &[Setting] = &[
         "Names by which the server may be called; on loopback, or if there are any, no others but localhost",
     ),
     row(
-        "keys.list",
-        "api-keys",
-        Secrets,
-        "",
-        "API keys, KEY or NAME:KEY; better not on a command line that others see",
+        "streams.num_streams_max",
+        "streams-max",
+        count(1, "streams"),
+        "4096",
+        "Most streams, live and retained; keys share them by weight",
     ),
-    row(
-        "keys.file",
-        "api-keys-file",
-        Text,
-        "",
-        "API keys with their weights and limits: `NAME KEY [...]` lines, or TOML",
-    ),
-    row(
-        "keys.requests_per_minute",
-        "key-requests-per-minute",
-        limit("requests"),
-        "0",
-        "Requests per minute of a key that does not say, or of all without keys; 0 is no limit",
-    ),
-    row(
-        "keys.tokens_per_minute",
-        "key-tokens-per-minute",
-        limit("tokens"),
-        "0",
-        "The same for tokens, prompt and max_tokens; 0 is no limit",
-    ),
-    row(
-        "keys.concurrency_max",
-        "key-concurrency-max",
-        limit("generations"),
-        "0",
-        "The same for generations that wait or run at once; 0 is no limit",
-    ),
-    row("streams.num_streams_max", "streams-max", count(1, "streams"), "4096", "Most streams, live and retained"),
     row(
         "streams.num_bytes_max",
         "streams-bytes-max",
         Bytes { min: MIB, max: 1 << 50 },
         "256MiB",
-        "Most memory for the events of all streams",
+        "Most memory for the events of all streams; keys share it by weight",
     ),
     row(
         "streams.stream_bytes_max",
@@ -201,7 +179,7 @@ pub(super) const ROWS: &[Setting] = &[
         "stream-store-bytes-max",
         Bytes { min: MIB, max: 1 << 50 },
         "1GiB",
-        "Most requests and events in the store; beyond, what ended first goes",
+        "Most requests and events in the store, shared by weight; beyond, what ended first goes",
     ),
     row(
         "streams.store_interval_ms",

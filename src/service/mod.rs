@@ -169,7 +169,8 @@ impl Service {
         }
         let log = StreamLog::with_clock(id, valid.tenant, valid.on_disconnect, self.clock.clone());
         let (prompt_tokens, first_token, seed) = (valid.prompt.len(), valid.prompt.first().copied(), valid.seed());
-        self.table.insert(log.clone()).inspect_err(|_| self.metrics.reject(&RejectLabel::STREAMS_FULL))?;
+        let weight = valid.queue.weight;
+        self.table.insert(log.clone(), weight).inspect_err(|_| self.metrics.reject(&RejectLabel::STREAMS_FULL))?;
         let mut inserted = Inserted { table: &self.table, log: log.clone(), id: Some(id) };
         if let Some(store) = self.table.store() {
             let record = StreamRecord {

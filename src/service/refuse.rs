@@ -15,7 +15,7 @@ impl Service {
     }
 
     /// Counts a request over a limit of its owner. The server had room for it: it is no other kind of refusal.
-    pub(super) fn count_limited(&self, e: &Error) {
+    pub(crate) fn count_limited(&self, e: &Error) {
         if e.kind() == ErrorKind::RateLimited {
             self.metrics.requests_limited.inc();
             self.metrics.rejects.get_or_create(&RejectLabel::OWNER_LIMIT).inc();

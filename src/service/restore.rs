@@ -29,10 +29,10 @@ impl Service {
             let StoredStream { record, entries } = stream;
             let request = record.request;
             let (id, tenant, policy) = (request.id, request.tenant, request.on_disconnect);
-            let leader = request.leader;
+            let (leader, weight) = (request.leader, request.queue.weight);
             let resumed = resumed(request, &entries.iter().map(|e| &e.event).collect::<Vec<_>>());
             let log = StreamLog::restored(id, tenant, policy, self.clock.clone(), record.created_ms, entries);
-            if let Err(e) = self.table.insert(log.clone()) {
+            if let Err(e) = self.table.insert(log.clone(), weight) {
                 tracing::warn!("stream {id} of the store is dropped: {e}");
                 self.table.remove(id);
                 restored.num_dropped += 1;

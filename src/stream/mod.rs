@@ -2,7 +2,9 @@
 //! into it, so any number can follow, leave and come back. This is the only floor-1 room that may be async: a reader
 //! can wait for the next event. It knows nothing of HTTP, and nothing of who produces events; it reads no clock.
 
+mod expired;
 mod feed;
+mod holdings;
 mod log;
 mod progress;
 mod reader;

@@ -47,7 +47,8 @@ const NUM_CHANGES_HIGH: usize = NUM_CHANGES_MAX / 2;
 pub struct StoreLimits {
     /// How long token events are gathered before they are committed.
     pub commit_interval: Duration,
-    /// Most bytes of requests and events; beyond, the streams that ended first are forgotten.
+    /// Most bytes of requests and events; beyond, streams that have ended are forgotten, of the owner with most per
+    /// weight that which ended first.
     pub num_bytes_max: u64,
 }
 

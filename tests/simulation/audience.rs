@@ -62,7 +62,7 @@ impl Audience {
         };
         let time_ms = self.time_ms.clone();
         let log = StreamLog::with_clock(id, tenant, policy, Arc::new(move || time_ms.load(Ordering::Relaxed)));
-        if let Err(e) = self.table.insert(log.clone()) {
+        if let Err(e) = self.table.insert(log.clone(), 1) {
             assert_eq!(e.kind(), ErrorKind::Overloaded, "{e:?}");
             assert!(self.streams.iter().any(|w| !w.log.is_finished()), "no stream is live, and none has room");
             self.seen.push("no room in the table");

@@ -2,6 +2,7 @@
 //! same route, and get their own shape.
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
@@ -43,7 +44,13 @@ pub async fn list(State(app): State<App>, headers: HeaderMap) -> Response {
 ///
 /// # Errors
 /// 404 `model_not_found`.
-pub async fn get(State(app): State<App>, headers: HeaderMap, Path(name): Path<String>) -> Result<Response, Problem> {
+pub async fn get(
+    State(app): State<App>,
+    headers: HeaderMap,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Response, Problem> {
+    // A name that is no UTF-8 is unknown, not malformed.
+    let name = name.map(|Path(name)| name).unwrap_or_default();
     if let Some(found) = app.service.encoder_named(Some(&name)) {
         return Ok(Json(encoder(&app, found)).into_response());
     }

@@ -128,6 +128,7 @@ const JSON: &[&str] = &["application/json"];
 const EVENTS: &[&str] = &["text/event-stream"];
 const EITHER: &[&str] = &["application/json", "text/event-stream"];
 const NOTHING: &[&str] = &[];
+const OPENMETRICS: &[&str] = &["application/openmetrics-text"];
 const CANCELLED: (&str, &[&str]) = ("204", NOTHING);
 
 /// The stream's id, which answers of every form and dialect have in their head.
@@ -219,10 +220,20 @@ pub const ROUTES: &[Route] = &[
         success: CANCELLED,
         ..get("/v1/streams/{id}", "cancelStream", "Cancels one, at once; again is no error", NOTHING)
     },
-    get("/v1/events", "followEvents", "What happens on the server, for operators", EVENTS),
+    get("/v1/events", "followEvents", "What happens on the server, for an admin's key", EVENTS),
+    Route {
+        method: "post",
+        success: ("204", NOTHING),
+        ..get("/v1/session", "beginSession", "Begins a session of the page: a cookie in place of the key", NOTHING)
+    },
+    Route {
+        method: "delete",
+        success: ("204", NOTHING),
+        ..get("/v1/session", "endSession", "Ends the session of the request's cookie", NOTHING)
+    },
     get("/health/live", "live", "The process answers", JSON),
     get("/health/ready", "ready", "Requests will be served", JSON),
-    get("/metrics", "metrics", "Counters and histograms as OpenMetrics text", &["application/openmetrics-text"]),
+    get("/metrics", "metrics", "Counters and histograms as OpenMetrics text, for an admin's key", OPENMETRICS),
     get("/openapi.json", "openapi", "This description", JSON),
     get("/docs", "docs", "This description as a page", &["text/html"]),
     get("/docs.js", "docsScript", "The page's script", &["text/javascript"]),

@@ -44,7 +44,12 @@ fn done() -> Event {
 }
 
 fn begin(store: &Arc<StreamStore>, id: u128) -> Arc<StreamLog> {
-    let record = record(id);
+    begin_as(store, id, Tenant(9))
+}
+
+fn begin_as(store: &Arc<StreamStore>, id: u128, tenant: Tenant) -> Arc<StreamLog> {
+    let mut record = record(id);
+    record.request.tenant = tenant;
     let request = &record.request;
     let log = StreamLog::new(request.id, request.tenant, request.on_disconnect);
     store.begin(record, &log);
@@ -271,6 +276,35 @@ fn beyond_its_bound_the_store_forgets_what_ended_first() {
     assert!(ids.len() > 2 && ids.len() < 20, "{ids:?}");
     assert_eq!((ids[0], ids[ids.len() - 1]), (0, 20), "the live one and the newest stay");
     assert!(stored.iter().map(StoredStream::num_bytes).sum::<u64>() <= 3000);
+}
+
+#[test]
+fn one_owners_streams_on_disk_are_not_pushed_out_by_another_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = StoreLimits { num_bytes_max: 3000, ..LIMITS };
+    let (store, _) = StreamStore::open(dir.path(), limits).unwrap();
+    for id in 0..26 {
+        let log = begin_as(&store, id, Tenant(if id == 0 { 1 } else { 9 }));
+        for i in 0..5 {
+            log.append(token(i));
+        }
+        log.append(done());
+    }
+    drop(store);
+    let kept = |stored: &[StoredStream]| stored.iter().map(|s| s.record.request.id.0).collect::<Vec<_>>();
+    let (store, stored) = StreamStore::open(dir.path(), limits).unwrap();
+    assert_eq!((kept(&stored)[0], kept(&stored).last()), (0, Some(&25)), "{:?}", kept(&stored));
+    // The next process knows whose they are.
+    for id in 50..99 {
+        let log = begin_as(&store, id, Tenant(9));
+        for i in 0..5 {
+            log.append(token(i));
+        }
+        log.append(done());
+    }
+    drop(store);
+    let (_store, stored) = StreamStore::open(dir.path(), limits).unwrap();
+    assert_eq!((kept(&stored)[0], kept(&stored).last()), (0, Some(&98)), "{:?}", kept(&stored));
 }
 
 #[test]

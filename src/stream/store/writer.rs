@@ -1,6 +1,6 @@
 //! The thread that owns the database.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -14,8 +14,9 @@ use tokio::sync::oneshot;
 
 use super::records::{EVENTS, STREAMS, StoredStream, seal};
 use super::{Change, Health, StoreLimits, WholeMark};
-use crate::protocol::StreamId;
+use crate::protocol::{StreamId, Tenant};
 use crate::stream::StreamLog;
+use crate::stream::holdings::Holdings;
 
 /// Changes in one transaction; more wait for the next.
 const NUM_CHANGES_PER_COMMIT_MAX: usize = 8_192;
@@ -29,10 +30,15 @@ pub(super) struct StoreWriter {
     health: Arc<Health>,
     /// Live streams, to be told what is durable.
     logs: HashMap<StreamId, Weak<StreamLog>>,
-    num_bytes: HashMap<StreamId, u64>,
-    num_bytes_all: u64,
-    /// Those that have ended, in that order.
-    ended: VecDeque<StreamId>,
+    streams: HashMap<StreamId, Stored>,
+    /// Of each owner: the bound is shared by owner and weight, as the table's is.
+    holdings: Holdings,
+}
+
+/// A stream that is on disk, or about to be.
+struct Stored {
+    tenant: Tenant,
+    num_bytes: u64,
 }
 
 /// One transaction's worth.
@@ -62,15 +68,19 @@ impl StoreWriter {
         health: Arc<Health>,
         stored: &[StoredStream],
     ) -> Self {
-        let num_bytes: HashMap<_, _> = stored.iter().map(|s| (s.record.request.id, s.num_bytes())).collect();
-        let num_bytes_all = num_bytes.values().sum();
-        let mut ended: Vec<_> = stored
-            .iter()
-            .filter_map(|s| s.entries.last().filter(|e| e.event.is_terminal()).map(|e| (e.ts_ms, s.record.request.id)))
-            .collect();
+        let (streams, holdings) = (HashMap::new(), Holdings::default());
+        let mut writer = Self { database, path, mark, limits, health, logs: HashMap::new(), streams, holdings };
+        let mut ended = Vec::new();
+        for stream in stored {
+            let request = &stream.record.request;
+            writer.begin(request.id, request.tenant, request.queue.weight);
+            writer.count(request.id, stream.num_bytes());
+            let last = stream.entries.last().filter(|e| e.event.is_terminal());
+            ended.extend(last.map(|e| (e.ts_ms, request.id)));
+        }
         ended.sort_unstable();
-        let ended = ended.into_iter().map(|(_, id)| id).collect();
-        Self { database, path, mark, limits, health, logs: HashMap::new(), num_bytes, num_bytes_all, ended }
+        ended.into_iter().for_each(|(ended_ms, id)| writer.end(id, ended_ms));
+        writer
     }
 
     /// Commits until the store is closed, or fails.
@@ -125,16 +135,17 @@ impl StoreWriter {
         match change {
             Change::Begin { record, log } => {
                 let id = record.request.id;
+                self.begin(id, record.request.tenant, record.request.queue.weight);
                 self.logs.insert(id, log);
                 // Plain data of ours always encodes.
                 let bytes = seal(id, 0, postcard::to_stdvec(&*record).expect("a request encodes"));
-                self.count(id, bytes.len());
+                self.count(id, bytes.len() as u64);
                 commit.streams.push((id, bytes));
             }
             Change::Follow { log, id } => {
                 self.logs.insert(id, log);
             }
-            Change::Append { id, entry } if self.num_bytes.contains_key(&id) => {
+            Change::Append { id, entry } if self.streams.contains_key(&id) => {
                 if !entry.event.is_repeatable() {
                     commit.awaited.push((id, entry.seq));
                 }
@@ -143,9 +154,9 @@ impl StoreWriter {
                 let before = bytes.len();
                 *bytes = postcard::to_extend(&entry, std::mem::take(bytes)).expect("an event encodes");
                 let num_bytes = bytes.len() - before;
-                self.count(id, num_bytes);
+                self.count(id, num_bytes as u64);
                 if is_terminal {
-                    self.ended.push_back(id);
+                    self.end(id, entry.ts_ms);
                     commit.ended.push(id);
                 }
             }
@@ -160,15 +171,27 @@ impl StoreWriter {
         }
     }
 
-    fn count(&mut self, id: StreamId, num_bytes: usize) {
-        *self.num_bytes.entry(id).or_default() += num_bytes as u64;
-        self.num_bytes_all += num_bytes as u64;
+    fn begin(&mut self, id: StreamId, tenant: Tenant, weight: u32) {
+        self.streams.insert(id, Stored { tenant, num_bytes: 0 });
+        self.holdings.begin(tenant, weight);
+    }
+
+    fn count(&mut self, id: StreamId, num_bytes: u64) {
+        if let Some(stored) = self.streams.get_mut(&id) {
+            stored.num_bytes += num_bytes;
+            self.holdings.add_bytes(stored.tenant, num_bytes);
+        }
+    }
+
+    fn end(&mut self, id: StreamId, ended_ms: u64) {
+        if let Some(stored) = self.streams.get(&id) {
+            self.holdings.end(stored.tenant, ended_ms, id);
+        }
     }
 
     fn forget(&mut self, id: StreamId, commit: &mut Commit) {
-        if let Some(num_bytes) = self.num_bytes.remove(&id) {
-            self.num_bytes_all -= num_bytes;
-            self.ended.retain(|ended| *ended != id);
+        if let Some(Stored { tenant, num_bytes }) = self.streams.remove(&id) {
+            self.holdings.remove(tenant, id, num_bytes);
             commit.streams.retain(|(stream, _)| *stream != id);
             commit.events.remove(&id);
             commit.forgotten.push(id);
@@ -176,9 +199,8 @@ impl StoreWriter {
     }
 
     fn forget_beyond_bound(&mut self, commit: &mut Commit) {
-        while self.num_bytes_all > self.limits.num_bytes_max
-            && let Some(id) = self.ended.front().copied()
-        {
+        let num_bytes_of = |id| self.streams.get(&id).map_or(0, |stored| stored.num_bytes);
+        for id in self.holdings.beyond(self.limits.num_bytes_max, num_bytes_of) {
             self.forget(id, commit);
         }
     }

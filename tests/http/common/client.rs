@@ -81,8 +81,12 @@ impl Client {
     }
 
     pub async fn send(&mut self, text: &str) {
+        self.send_bytes(text.as_bytes()).await;
+    }
+
+    pub async fn send_bytes(&mut self, bytes: &[u8]) {
         let stream = self.stream.as_ref().unwrap();
-        let mut rest = text.as_bytes();
+        let mut rest = bytes;
         while !rest.is_empty() {
             stream.writable().await.unwrap();
             match stream.try_write(rest) {
@@ -120,14 +124,19 @@ impl Client {
 
     /// The next response's head.
     pub async fn head(&mut self) -> Head {
-        let text = self.take_through("\r\n\r\n").await.expect("a response");
+        self.any_head().await.expect("a response")
+    }
+
+    /// The same; `None` if the connection ends without one.
+    pub async fn any_head(&mut self) -> Option<Head> {
+        let text = self.take_through("\r\n\r\n").await?;
         let mut lines = text.trim_end().split("\r\n");
         let status = lines.next().and_then(|l| l.split(' ').nth(1)?.parse().ok()).expect("a status line");
         let headers = lines.map(|l| {
             let (name, value) = l.split_once(": ").expect("a header");
             (name.to_ascii_lowercase(), value.to_owned())
         });
-        Head { status, headers: headers.collect() }
+        Some(Head { status, headers: headers.collect() })
     }
 
     /// The body that follows a head with these headers.

@@ -1,0 +1,284 @@
+//! Refuses request heads that two programs may read differently, before hyper sees them. A proxy in front of tallow and
+//! tallow itself must agree where each request ends; hyper forgives some heads about which they may not, and does not
+//! show them:
+//!
+//! - a line that ends in LF without CR,
+//! - several `content-length` lines, also if they agree, and `content-length` beside `transfer-encoding`,
+//! - a `transfer-encoding` other than `chunked`, and several of them,
+//! - several `host` lines.
+//!
+//! The check follows the bytes of a connection from request to request:
+//!
+//! ```text
+//! Start -> RequestLine -> LineLf -> LineStart -> Name -> Value -> LineLf ... LineStart -> HeadLf
+//!   ^                                                                                     |
+//!   +---------------------------- Body (skipped by length), or chunks <------------------+
+//! ```
+//! From the first byte of a head that breaks a rule on, hyper gets NUL bytes, which no head may have: it answers 400, closes
+//! the connection, and nothing of the request reaches a route. From the first byte of a chunked body that breaks a rule
+//! on, reading fails: the handler that waits for the body answers 400, and the connection is closed. All other rules are
+//! hyper's own. Where hyper itself refuses, the connection ends, so it does not matter that the check may be out of step
+//! from there on. The states of chunked bodies are those of hyper's decoder (RFC 9112, section 7.1), which bounds sizes
+//! and extensions.
+
+/// The longest name that the check must know.
+const NAME_BYTES_MAX: usize = "transfer-encoding".len();
+/// The longest value that the check must know: a length in decimal digits, with spaces around it.
+const VALUE_BYTES_MAX: usize = 64;
+
+/// Where a connection stands.
+#[derive(Debug, Default)]
+pub(super) struct HeadCheck {
+    state: State,
+    head: Head,
+    name: Prefix<NAME_BYTES_MAX>,
+    value: Prefix<VALUE_BYTES_MAX>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Before a request; empty lines may come.
+    #[default]
+    Start,
+    StartLf,
+    RequestLine,
+    /// After the CR of the request line or a header line.
+    LineLf,
+    LineStart,
+    Name,
+    Value,
+    /// After the CR of the empty line.
+    HeadLf,
+    /// So many bytes are left.
+    Body(u64),
+    Chunk(Chunk),
+    /// A head broke a rule: hyper gets no byte of what comes.
+    HeadRefused,
+    /// The same for a chunked body.
+    BodyRefused,
+}
+
+/// Within a chunked body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Chunk {
+    Size(u64),
+    SizeSpace(u64),
+    Extension(u64),
+    SizeLf(u64),
+    Data(u64),
+    DataCr,
+    DataLf,
+    /// At the start of a line behind the last chunk.
+    TrailerStart,
+    Trailer,
+    TrailerLf,
+    EndLf,
+}
+
+/// What the lines of a head have said.
+#[derive(Debug, Default)]
+struct Head {
+    has_host: bool,
+    num_bytes: Option<u64>,
+    is_chunked: bool,
+}
+
+/// The beginning of a name or a value.
+#[derive(Debug)]
+struct Prefix<const MAX: usize> {
+    bytes: [u8; MAX],
+    /// Also of those that did not fit.
+    len: usize,
+}
+
+impl<const MAX: usize> Default for Prefix<MAX> {
+    fn default() -> Self {
+        Self { bytes: [0; MAX], len: 0 }
+    }
+}
+
+impl<const MAX: usize> Prefix<MAX> {
+    fn push(&mut self, byte: u8) {
+        if let Some(slot) = self.bytes.get_mut(self.len) {
+            *slot = byte;
+        }
+        self.len += 1;
+    }
+
+    /// All of it, if it fits.
+    fn get(&self) -> Option<&[u8]> {
+        self.bytes.get(..self.len)
+    }
+}
+
+/// A rule that was broken.
+type Broken = &'static str;
+
+impl HeadCheck {
+    /// Follows `bytes`, which were read from the connection. Returns how many of them are to be handed on; where a head
+    /// breaks a rule, it overwrites them.
+    pub(super) fn follow(&mut self, bytes: &mut [u8]) -> usize {
+        let mut at = 0;
+        while at < bytes.len() {
+            let num_skipped = self.skip(bytes.len() - at);
+            at += num_skipped;
+            if num_skipped > 0 {
+                continue;
+            }
+            let is_body = matches!(self.state, State::Chunk(_));
+            if let Err(rule) = self.step(bytes[at]) {
+                tracing::debug!(rule, "a request's framing was refused");
+                self.state = if is_body { State::BodyRefused } else { State::HeadRefused };
+            }
+            match self.state {
+                State::BodyRefused => return at,
+                State::HeadRefused => {
+                    bytes[at..].fill(0);
+                    return bytes.len();
+                }
+                _ => at += 1,
+            }
+        }
+        at
+    }
+
+    /// Whether reading must fail.
+    pub(super) fn has_refused_body(&self) -> bool {
+        self.state == State::BodyRefused
+    }
+
+    /// How many of `num_bytes` are a body's; they need not be looked at.
+    fn skip(&mut self, num_bytes: usize) -> usize {
+        let (State::Body(left) | State::Chunk(Chunk::Data(left))) = &mut self.state else { return 0 };
+        let num_skipped = usize::try_from(*left).map_or(num_bytes, |left| left.min(num_bytes));
+        *left -= num_skipped as u64;
+        match self.state {
+            State::Body(0) => self.state = State::Start,
+            State::Chunk(Chunk::Data(0)) => self.state = State::Chunk(Chunk::DataCr),
+            _ => {}
+        }
+        num_skipped
+    }
+
+    fn step(&mut self, byte: u8) -> Result<(), Broken> {
+        self.state = match (self.state, byte) {
+            (State::Chunk(chunk), _) => chunk.step(byte)?.map_or(State::Start, State::Chunk),
+            (State::StartLf, b'\n') => State::Start,
+            (State::LineLf, b'\n') => State::LineStart,
+            (State::HeadLf, b'\n') => self.body(),
+            (State::StartLf | State::LineLf | State::HeadLf, _) => return Err("LF must come after CR"),
+            (State::Body(_) | State::HeadRefused | State::BodyRefused, _) => self.state,
+            (_, b'\n') => return Err("CR must come before LF"),
+            (State::Start, b'\r') => State::StartLf,
+            (State::Start, _) => {
+                self.head = Head::default();
+                State::RequestLine
+            }
+            (State::RequestLine, b'\r') => State::LineLf,
+            (State::RequestLine, _) => State::RequestLine,
+            (State::LineStart, b'\r') => State::HeadLf,
+            (State::LineStart, b' ' | b'\t') => return Err("a header line must not go on in the next line"),
+            (State::LineStart, _) => {
+                self.name.len = 0;
+                self.name.push(byte.to_ascii_lowercase());
+                State::Name
+            }
+            (State::Name, b':') => {
+                self.begin_value()?;
+                State::Value
+            }
+            // hyper refuses a line without a colon.
+            (State::Name, b'\r') => State::LineLf,
+            (State::Name, _) => {
+                self.name.push(byte.to_ascii_lowercase());
+                State::Name
+            }
+            (State::Value, b'\r') => {
+                self.end_value()?;
+                State::LineLf
+            }
+            (State::Value, _) => {
+                self.value.push(byte.to_ascii_lowercase());
+                State::Value
+            }
+        };
+        Ok(())
+    }
+
+    /// The name is there. Rules on numbers of lines are decided here, so that the head has not ended yet.
+    fn begin_value(&mut self) -> Result<(), Broken> {
+        self.value.len = 0;
+        match self.name.get() {
+            Some(b"host") if self.head.has_host => return Err("`host` must come once"),
+            Some(b"host") => self.head.has_host = true,
+            Some(b"content-length") if self.head.num_bytes.is_some() => return Err("`content-length` must come once"),
+            Some(b"content-length") if self.head.is_chunked => {
+                return Err("`content-length` must not come with `transfer-encoding`");
+            }
+            Some(b"transfer-encoding") if self.head.is_chunked => return Err("`transfer-encoding` must come once"),
+            Some(b"transfer-encoding") if self.head.num_bytes.is_some() => {
+                return Err("`transfer-encoding` must not come with `content-length`");
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn end_value(&mut self) -> Result<(), Broken> {
+        let value = self.value.get().map(<[u8]>::trim_ascii);
+        match self.name.get() {
+            Some(b"content-length") => {
+                let is_number = |value: &&[u8]| !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+                let digits = value.filter(is_number).and_then(|value| std::str::from_utf8(value).ok());
+                let num_bytes = digits.and_then(|digits| digits.parse().ok());
+                self.head.num_bytes = Some(num_bytes.ok_or("`content-length` must be a number")?);
+            }
+            Some(b"transfer-encoding") if value == Some(b"chunked") => self.head.is_chunked = true,
+            Some(b"transfer-encoding") => return Err("`transfer-encoding` must be chunked"),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// What comes behind the head.
+    fn body(&self) -> State {
+        match self.head {
+            Head { is_chunked: true, .. } => State::Chunk(Chunk::Size(0)),
+            Head { num_bytes: Some(num_bytes), .. } if num_bytes > 0 => State::Body(num_bytes),
+            Head { .. } => State::Start,
+        }
+    }
+}
+
+impl Chunk {
+    /// The next state; `None` behind the body.
+    fn step(self, byte: u8) -> Result<Option<Self>, Broken> {
+        let size = |size: u64, digit: u8| {
+            size.checked_mul(16).and_then(|size| size.checked_add(u64::from(digit))).ok_or("a chunk is too large")
+        };
+        let next = match (self, byte) {
+            (Self::Size(n), b'0'..=b'9') => Self::Size(size(n, byte - b'0')?),
+            (Self::Size(n), b'a'..=b'f') => Self::Size(size(n, byte - b'a' + 10)?),
+            (Self::Size(n), b'A'..=b'F') => Self::Size(size(n, byte - b'A' + 10)?),
+            (Self::Size(n) | Self::SizeSpace(n), b' ' | b'\t') => Self::SizeSpace(n),
+            (Self::Size(n) | Self::SizeSpace(n), b';') => Self::Extension(n),
+            (Self::Size(n) | Self::SizeSpace(n) | Self::Extension(n), b'\r') => Self::SizeLf(n),
+            (Self::Extension(_), b'\n') => return Err("a chunk's extension must not have LF"),
+            (Self::Extension(n), _) => Self::Extension(n),
+            (Self::SizeLf(0), b'\n') | (Self::TrailerLf, b'\n') => Self::TrailerStart,
+            (Self::SizeLf(n), b'\n') => Self::Data(n),
+            (Self::DataCr, b'\r') => Self::DataLf,
+            (Self::DataLf, b'\n') => Self::Size(0),
+            (Self::TrailerStart, b'\r') => Self::EndLf,
+            (Self::EndLf, b'\n') => return Ok(None),
+            (Self::Trailer, b'\r') => Self::TrailerLf,
+            (Self::TrailerStart | Self::Trailer, b'\n') => return Err("CR must come before LF"),
+            (Self::TrailerStart | Self::Trailer, _) => Self::Trailer,
+            _ => return Err("a chunk must be its size in hexadecimal digits, CR LF, its data and CR LF"),
+        };
+        Ok(Some(next))
+    }
+}
+
+#[cfg(test)]
+mod tests;
