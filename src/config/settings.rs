@@ -4,20 +4,26 @@
 
 use Kind::{Bytes, Count, List, Millis, OneOf, Text};
 
-use super::{table, table_embeddings};
+use super::{table, table_embeddings, table_memory};
 
 pub(super) const KIB: u64 = 1024;
 pub(super) const MIB: u64 = 1024 * KIB;
 pub(super) const GIB: u64 = 1024 * MIB;
 
-/// All rows of both tables.
+/// The tables, in the order of [`SETTINGS`].
+const TABLES: [&[Setting]; 3] = [table::ROWS, table_memory::ROWS, table_embeddings::ROWS];
+
+/// All rows of all tables.
 pub static SETTINGS: &[Setting] = &{
-    let (first, second) = (table::ROWS, table_embeddings::ROWS);
-    let mut all = [first[0]; table::ROWS.len() + table_embeddings::ROWS.len()];
-    let mut at = 0;
-    while at < all.len() {
-        all[at] = if at < first.len() { first[at] } else { second[at - first.len()] };
-        at += 1;
+    let mut all = [table::ROWS[0]; table::ROWS.len() + table_memory::ROWS.len() + table_embeddings::ROWS.len()];
+    let (mut at, mut table) = (0, 0);
+    while table < TABLES.len() {
+        let mut row = 0;
+        while row < TABLES[table].len() {
+            all[at] = TABLES[table][row];
+            (at, row) = (at + 1, row + 1);
+        }
+        table += 1;
     }
     all
 };
