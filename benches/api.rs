@@ -144,7 +144,8 @@ async fn cost_of_chat(model: LoadedModel) {
         Arc::new(Nowhere),
         Arc::new(StreamTable::new(TableLimits::default())),
         Arc::new(Metrics::default()),
-    );
+    )
+    .expect("threads");
     let owner = Arc::new(Owner::anonymous());
     let (mut us, mut num_tokens) = (Vec::with_capacity(NUM_CHATS), 0);
     for seed in 0..NUM_CHATS {

@@ -29,6 +29,10 @@ impl RejectLabel {
     pub const GRAMMARS_FULL: Self = Self { reason: "grammars_full" };
     /// As many responses as may be kept are still running.
     pub const RESPONSES_FULL: Self = Self { reason: "responses_full" };
+    /// As many large requests of an owner wait to be prepared as may.
+    pub const BACKGROUND_FULL: Self = Self { reason: "background_full" };
+    /// The bodies or answers that are held at once take as much memory as they may.
+    pub const MEMORY_FULL: Self = Self { reason: "memory_full" };
     /// The server is about to end, or has no worker left.
     pub const UNAVAILABLE: Self = Self { reason: "unavailable" };
 }
@@ -117,6 +121,8 @@ metrics! {
     e2e_seconds: Histogram = seconds(0.004), "From acceptance to the end of a generation";
     /// Connections that asked for a stream from an event on.
     resumes: Counter = Counter::default(), "Connections that asked for a stream from an event on";
+    /// Events of logs that were read for somebody who asks for a response as it stands.
+    response_events_read: Counter = Counter::default(), "Events read for clients that poll responses";
     /// Events that were there already when a connection asked for them.
     replayed_events: Counter = Counter::default(), "Events that were there already when a connection asked for them";
     /// Memory of the events of all streams; set when rendered.

@@ -21,6 +21,9 @@ use crate::stream::{Entry, Gap, Read, StreamLog, StreamReader};
 /// Events that are ready go out in one write, up to about this size.
 const FRAME_BYTES_MAX: usize = 16 << 10;
 
+/// Events of one stream that are read in a row.
+const ROUNDS_MAX: usize = 256;
+
 /// How one kind of client wants to hear of a generation.
 pub trait Dialect: Send + 'static {
     /// Writes what comes before the first event. Called once.
@@ -99,10 +102,15 @@ impl<D: Dialect> Reading<D> {
         let mut out = SseWriter::default();
         // Loops past events that mean nothing to this client, but never in silence for longer than a heartbeat.
         loop {
-            self.take_ready(&mut out);
+            let is_dry = self.take_ready(&mut out);
             if !out.is_empty() {
                 self.silence.is_broken();
                 return Some(out.take());
+            }
+            if !is_dry {
+                // A long history that means nothing to this client: others get their turn.
+                tokio::task::yield_now().await;
+                continue;
             }
             if self.parts.is_empty() {
                 return None;
@@ -130,22 +138,24 @@ impl<D: Dialect> Reading<D> {
         }
     }
 
-    /// Takes from each part in turn, so that none waits for another's backlog.
-    fn take_ready(&mut self, out: &mut SseWriter) {
-        let mut is_dry = false;
-        while !is_dry && out.len() < FRAME_BYTES_MAX {
+    /// Takes from each part in turn, so that none waits for another's backlog; whether all is taken that is there.
+    fn take_ready(&mut self, out: &mut SseWriter) -> bool {
+        let (mut is_dry, mut num_rounds) = (false, 0);
+        while !is_dry && out.len() < FRAME_BYTES_MAX && num_rounds < ROUNDS_MAX {
             is_dry = true;
+            num_rounds += 1;
             for part in &mut self.parts {
                 match part.take(out) {
                     Taken::Nothing => {}
                     Taken::Something => is_dry = false,
                     Taken::End => {
                         self.parts.clear();
-                        return;
+                        return true;
                     }
                 }
             }
         }
+        is_dry
     }
 }
 

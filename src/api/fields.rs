@@ -12,6 +12,7 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Vis
 use serde_json::{Number, Value, json};
 
 use super::body;
+use super::many::{CALLS_MAX, Many, PARTS_MAX};
 use super::problem::Problem;
 use super::tool_fields::{self, CallFields};
 use crate::error::Error;
@@ -188,7 +189,7 @@ pub struct MessageFields {
     content: Option<Content>,
     name: Option<String>,
     reasoning_content: Option<String>,
-    tool_calls: Option<Vec<CallFields>>,
+    tool_calls: Option<Many<CallFields, CALLS_MAX>>,
     tool_call_id: Option<String>,
     function_call: Option<IgnoredAny>,
 }
@@ -211,7 +212,7 @@ fn message(i: usize, m: MessageFields) -> Result<ChatMessage, Problem> {
         let param = format!("messages[{i}].function_call");
         return Err(Problem::unsupported(&param, "is not supported by this server; `tool_calls` is"));
     }
-    let tool_calls = tool_fields::calls(m.tool_calls.unwrap_or_default(), &format!("messages[{i}].tool_calls"))?;
+    let tool_calls = tool_fields::calls(m.tool_calls.unwrap_or_default().0, &format!("messages[{i}].tool_calls"))?;
     if role != "assistant" && !tool_calls.is_empty() {
         let param = format!("messages[{i}].tool_calls");
         let message = format!("`{param}` must be an assistant's, got role {role:?}");
@@ -224,7 +225,7 @@ fn message(i: usize, m: MessageFields) -> Result<ChatMessage, Problem> {
         Some(Content::Text(text)) => text,
         Some(Content::Parts(parts)) => {
             let mut text = String::new();
-            for (j, part) in parts.into_iter().enumerate() {
+            for (j, part) in parts.0.into_iter().enumerate() {
                 text.push_str(&part.into_text(&format!("messages[{i}].content[{j}]"))?);
             }
             text
@@ -241,7 +242,7 @@ fn message(i: usize, m: MessageFields) -> Result<ChatMessage, Problem> {
 #[derive(Debug)]
 enum Content {
     Text(String),
-    Parts(Vec<Part>),
+    Parts(Many<Part, PARTS_MAX>),
 }
 
 #[derive(Debug, serde::Deserialize)]

@@ -17,6 +17,20 @@ pub struct Folded {
     pub stop: Option<String>,
 }
 
+/// What a log-probability takes on the wire, about: a token by its text, its bytes and a number.
+const LOGPROB_BYTES: usize = 80;
+
+impl Folded {
+    /// How long it will be as JSON, about.
+    pub fn num_json_bytes(&self) -> usize {
+        self.token.text.len() + logprobs_bytes(&self.token.logprobs) + logprobs_bytes(&self.prompt)
+    }
+}
+
+fn logprobs_bytes(all: &[TokenLogprob]) -> usize {
+    all.iter().map(|l| LOGPROB_BYTES * (1 + l.top.len())).sum()
+}
+
 /// Reads to the end. Dropping the future leaves the stream.
 pub async fn to_end(mut reader: StreamReader) -> Folded {
     let (mut prompt, mut token) = (Vec::new(), TokenEvent::default());

@@ -1,16 +1,23 @@
 //! What every request passes through: a request id, a net for panics, and CORS where it is configured.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use futures_util::FutureExt;
+use http_body::Body as _;
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 use tracing::Instrument;
 
+use super::answer::SMALL_BYTES;
+use super::peer::{Pace, Running};
 use super::problem::{self, Problem};
 use super::quota_headers;
 use super::trace::RequestSpan;
@@ -31,6 +38,7 @@ pub async fn guard(request: Request, next: Next) -> Response {
     let made = || HeaderValue::try_from(format!("req_{}", StreamId::random())).ok();
     let id = given.or_else(made);
     let traced = RequestSpan::new(&request, id.as_ref().and_then(|id| id.to_str().ok()).unwrap_or_default());
+    let pace = request.extensions().get::<Pace>().cloned();
     // A handler holds nothing across a panic that another request could see: shared state is behind locks that
     // survive poisoning, and a half-started stream leaves through its reader's drop.
     let mut response = match AssertUnwindSafe(next.run(request).instrument(traced.span.clone())).catch_unwind().await {
@@ -41,7 +49,46 @@ pub async fn guard(request: Request, next: Next) -> Response {
     if let Some(id) = id {
         response.headers_mut().insert(REQUEST_ID, id);
     }
-    response
+    match pace {
+        Some(pace) => paced(response, &pace),
+        None => response,
+    }
+}
+
+/// Holds the client of a large whole answer to a least rate. An event stream has no size that is known.
+fn paced(response: Response, pace: &Pace) -> Response {
+    let is_large = response.body().size_hint().exact().is_some_and(|num_bytes| num_bytes > SMALL_BYTES as u64);
+    if !is_large {
+        return response;
+    }
+    let running = pace.begin();
+    response.map(|body| Body::new(PacedBody { body, _running: running }))
+}
+
+/// A body that is under way for as long as it lives.
+struct PacedBody {
+    body: Body,
+    _running: Running,
+}
+
+impl http_body::Body for PacedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// The CORS layer for `origins`; none for an empty list, so that only the server's own pages can call it.

@@ -4,9 +4,11 @@
 //! A request: `server` (connection) -> `layers` (request id, panics), `host`, CORS, `auth` (whose it is) -> a route -> `body`, `fields` (JSON with
 //! the path of what is wrong) -> `Service::start` -> `event_body` with a `Dialect`, or `fold` -> `sse` bytes.
 
+mod answer;
 mod anthropic;
 mod auth;
 mod body;
+mod budget;
 mod disconnect;
 mod event_body;
 mod feed;
@@ -17,6 +19,7 @@ mod head_check;
 mod health;
 mod host;
 mod layers;
+mod many;
 mod native;
 mod openai;
 pub mod openapi;
@@ -52,8 +55,10 @@ pub use responses::ResponseLimits;
 pub use server::{serve, serve_while};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::metrics::RejectLabel;
 use crate::protocol::{Owner, StreamId, Tenant};
 use crate::service::Service;
+use budget::Budget;
 use host::Hosts;
 use places::Places;
 use problem::Problem;
@@ -81,6 +86,12 @@ pub struct ApiConfig {
     pub body_bytes_max: usize,
     /// Deepest nesting of arrays and objects in a request body.
     pub json_depth_max: usize,
+    /// Most texts, arrays and objects in a request body.
+    pub json_values_max: usize,
+    /// Most bytes of all bodies that are being read or prepared; one key may have half.
+    pub bodies_bytes_max: usize,
+    /// Most bytes of all answers that wait to be read, event streams apart; one key may have half.
+    pub answers_bytes_max: usize,
     /// How long a request body may take to arrive.
     pub body_read_timeout: Duration,
     /// How long a request head may take to arrive, and how long an idle connection is kept.
@@ -117,6 +128,9 @@ impl Default for ApiConfig {
             responses: ResponseLimits::default(),
             body_bytes_max: 4 << 20,
             json_depth_max: 64,
+            json_values_max: 65_536,
+            bodies_bytes_max: 256 << 20,
+            answers_bytes_max: 256 << 20,
             body_read_timeout: Duration::from_secs(30),
             header_read_timeout: Duration::from_secs(60),
             header_bytes_max: 16 << 10,
@@ -140,8 +154,20 @@ struct App {
     responses: Arc<ResponseStore>,
     sessions: Arc<Sessions>,
     open_requests: Arc<Places<Tenant>>,
+    /// Memory of bodies on their way in.
+    bodies: Arc<Budget>,
+    /// Memory of answers on their way out.
+    answers: Arc<Budget>,
     /// Everybody, if there are no keys.
     anonymous: Arc<Owner>,
+}
+
+impl App {
+    /// Counts and tells a request that finds no memory.
+    fn refuse_memory(&self, e: &Error) {
+        self.service.metrics().reject(&RejectLabel::MEMORY_FULL);
+        self.service.tell_rejected(e);
+    }
 }
 
 /// All routes, for a server of one's own that listens on `address`; [`serve`] is the whole thing.
@@ -154,8 +180,16 @@ pub fn router(service: Arc<Service>, config: ApiConfig, address: SocketAddr) -> 
     let responses = Arc::new(ResponseStore::new(config.responses));
     let sessions = Arc::new(Sessions::new(address.port()));
     let open_requests = Places::new(config.open_requests_max);
-    let anonymous = Arc::new(Owner::anonymous());
-    let app = App { service, config: Arc::new(config), responses, sessions, open_requests, anonymous };
+    let app = App {
+        service,
+        responses,
+        sessions,
+        open_requests,
+        bodies: Budget::new("request bodies", config.bodies_bytes_max, config.body_bytes_max),
+        answers: Budget::new("answers", config.answers_bytes_max, 0),
+        config: Arc::new(config),
+        anonymous: Arc::new(Owner::anonymous()),
+    };
     let mut router = Router::new()
         .route("/", get(page::index))
         .route("/style.css", get(page::style))

@@ -1,11 +1,11 @@
 //! How every request for a generation begins, whatever its dialect: two headers, then the body.
 
-use axum::body::Bytes;
 use axum::extract::Request;
 
+use super::body::{self, Body};
 use super::problem::Problem;
-use super::{App, body, disconnect, queue_timeout};
-use crate::protocol::OnDisconnect;
+use super::{App, disconnect, queue_timeout};
+use crate::protocol::{OnDisconnect, Tenant};
 
 /// What the dialects read in the same way.
 pub struct Opening {
@@ -14,7 +14,7 @@ pub struct Opening {
     /// How long it may wait for a worker, where a header says so.
     pub queue_timeout_ms: Option<u64>,
     /// The body, not looked into yet.
-    pub json: Bytes,
+    pub body: Body,
 }
 
 impl Opening {
@@ -22,10 +22,10 @@ impl Opening {
     ///
     /// # Errors
     /// Those of either header, then those of [`body::read`].
-    pub async fn read(request: Request, app: &App) -> Result<Self, Problem> {
+    pub async fn read(request: Request, app: &App, tenant: Tenant) -> Result<Self, Problem> {
         let policy = disconnect::from_header(request.headers())?;
         let queue_timeout_ms = queue_timeout::from_header(request.headers())?;
-        let json = body::read(request, &app.config).await?;
-        Ok(Self { policy, queue_timeout_ms, json })
+        let body = body::read(request, app, tenant).await?;
+        Ok(Self { policy, queue_timeout_ms, body })
     }
 }

@@ -11,6 +11,9 @@ use crate::protocol::ErrorInfo;
 /// What a 503 asks a client to wait when nobody knows better.
 const RETRY_AFTER_MS_DEFAULT: u64 = 1000;
 
+/// Longest sentence of an error, and longest path: rules repeat the value that breaks them, which may have megabytes.
+const TEXT_BYTES_MAX: usize = 2048;
+
 /// A failed request: status, body and retry headers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -39,7 +42,8 @@ pub struct ErrorEnvelope<'a> {
 impl Problem {
     /// A failure that only HTTP knows: a route, a method, a body.
     pub fn http(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> Self {
-        let error = ErrorBody { message: message.into(), error_type: "invalid_request_error", param: None, code };
+        let error =
+            ErrorBody { message: clipped(message.into()), error_type: "invalid_request_error", param: None, code };
         Self { status, error, retry_after_ms: None }
     }
 
@@ -57,7 +61,7 @@ impl Problem {
     pub fn unsupported(param: &str, rule: &str) -> Self {
         let message = format!("`{param}` {rule}");
         let mut problem = Self::http(StatusCode::BAD_REQUEST, Some("unsupported_parameter"), message);
-        problem.error.param = Some(param.to_owned());
+        problem.error.param = Some(clipped(param.to_owned()));
         problem
     }
 }
@@ -81,8 +85,8 @@ pub fn in_shape(response: Response) -> Response {
 impl From<Error> for Problem {
     fn from(e: Error) -> Self {
         let (status, error_type, code) = classify(e.kind());
-        let param = e.param().map(str::to_owned);
-        let error = ErrorBody { message: e.message().to_owned(), error_type, param, code };
+        let param = e.param().map(|param| clipped(param.to_owned()));
+        let error = ErrorBody { message: clipped(e.message().to_owned()), error_type, param, code };
         let is_temporary = matches!(
             e.kind(),
             ErrorKind::Overloaded | ErrorKind::RateLimited | ErrorKind::QueueTimeout | ErrorKind::Unavailable
@@ -126,6 +130,16 @@ impl IntoResponse for Problem {
         response.extensions_mut().insert(self);
         response
     }
+}
+
+/// A text that an error repeats of a request, cut where it helps nobody any more.
+fn clipped(mut text: String) -> String {
+    if text.len() > TEXT_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
+        text.push_str(" ...");
+        text.shrink_to_fit();
+    }
+    text
 }
 
 /// Status, `type` and `code` of a kind. A cancelled call answers 499, which SDKs do not retry; they would retry 409.

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -19,6 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use tower::ServiceExt;
 
 use super::peer::{self, SharedStream};
 use super::places::{self, Place, Places};
@@ -117,8 +120,7 @@ async fn accept(
             continue;
         };
         let stream = SharedStream::new(stream, config.write_stall_timeout);
-        let service = TowerToHyperService::new(router.clone());
-        connections.spawn(connection(stream, service, http.clone(), closing.clone(), (permit, place)));
+        connections.spawn(connection(stream, router.clone(), http.clone(), closing.clone(), (permit, place)));
     }
 }
 
@@ -172,13 +174,18 @@ fn refuse(stream: &TcpStream, peer: IpAddr, num_max: usize) {
 
 async fn connection(
     stream: SharedStream,
-    service: TowerToHyperService<Router>,
+    router: Router,
     http: http1::Builder,
     closing: CancellationToken,
     _places: (OwnedSemaphorePermit, Place<IpAddr>),
 ) {
     let gone = peer::gone(stream.clone());
-    let serving = http.serve_connection(TokioIo::new(stream), service);
+    let pace = stream.pace();
+    let service = router.map_request(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(pace.clone());
+        request
+    });
+    let serving = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     tokio::pin!(serving);
     let served = async {
         tokio::select! {

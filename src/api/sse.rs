@@ -59,6 +59,13 @@ impl SseWriter {
         self.end();
     }
 
+    /// An event with a name and no id, whose payload is JSON already, on one line.
+    pub fn named_json(&mut self, name: &'static str, payload: &str) {
+        self.field("event", name);
+        self.field("data", payload);
+        self.end();
+    }
+
     /// An event with id and name.
     pub fn event(&mut self, id: impl Display, name: &'static str, payload: &impl Serialize) {
         self.field("id", id);

@@ -1,36 +1,75 @@
 //! `POST /tokenize` and `POST /detokenize`, as vLLM has them: what a prompt is to the model, and back.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use axum::Extension;
 use axum::extract::{Request, State};
-use axum::{Extension, Json};
-use serde::{Deserialize, Serialize};
+use axum::response::Response;
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::auth::Caller;
+use super::many::{MESSAGES_MAX, Many};
 use super::problem::Problem;
-use super::{App, body, fields};
+use super::{App, answer, body, fields};
 use crate::error::Error;
-use crate::protocol::{GenerateRequest, Prompt, TokenId};
+use crate::protocol::{GenerateRequest, Owner, Prompt, TokenId};
 use crate::text::Tokenizer;
+
+/// What a token takes on the wire, about, with its spelling.
+const TOKEN_BYTES: usize = 12;
 
 /// A prompt or a chat; what would change its tokens and cannot be done is refused.
 #[derive(Debug, Deserialize)]
 struct TokenizeRequest {
     model: Option<String>,
     prompt: Option<String>,
-    messages: Option<Vec<fields::MessageFields>>,
+    messages: Option<Many<fields::MessageFields, MESSAGES_MAX>>,
     /// `false` leaves out the beginning-of-text token of a prompt. A chat has those that its template writes.
     add_special_tokens: Option<bool>,
     return_token_strs: Option<bool>,
 }
 
 /// The tokens on the wire.
-#[derive(Debug, Serialize)]
-pub struct Tokens {
+#[derive(Serialize)]
+struct Tokens<'a> {
     count: usize,
     /// Longest sequence, prompt and output together.
     max_model_len: usize,
-    tokens: Vec<TokenId>,
+    tokens: &'a [TokenId],
     /// How each is spelled, where asked for; half a character as U+FFFD.
-    token_strs: Option<Vec<String>>,
+    token_strs: Option<Spelled<'a>>,
+}
+
+/// Tokens that are spelled one by one as they are written: there can be millions.
+struct Spelled<'a> {
+    tokens: &'a [TokenId],
+    tokenizer: &'a Tokenizer,
+}
+
+impl Serialize for Spelled<'_> {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_seq(self.tokens.iter().map(|&token| match self.tokenizer.special_spelling(token) {
+            Some(spelling) => Cow::Borrowed(spelling),
+            None => String::from_utf8_lossy(self.tokenizer.token_bytes(token)),
+        }))
+    }
+}
+
+/// The answer to a request.
+struct Tokenized {
+    tokens: Vec<TokenId>,
+    max_model_len: usize,
+    is_spelled: bool,
+    tokenizer: Arc<Tokenizer>,
+}
+
+impl Serialize for Tokenized {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let (tokens, tokenizer) = (&self.tokens[..], &self.tokenizer);
+        let token_strs = self.is_spelled.then_some(Spelled { tokens, tokenizer });
+        Tokens { count: tokens.len(), max_model_len: self.max_model_len, tokens, token_strs }.serialize(s)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -41,7 +80,7 @@ struct DetokenizeRequest {
 
 /// The text on the wire.
 #[derive(Debug, Serialize)]
-pub struct Text {
+struct Text {
     prompt: String,
 }
 
@@ -54,15 +93,38 @@ pub async fn tokenize(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
-) -> Result<Json<Tokens>, Problem> {
-    let json = body::read(request, &app.config).await?;
-    fields::check_supported(&json, &[])?;
-    let f: TokenizeRequest = body::parse(&json)?;
-    drop(json);
+) -> Result<Response, Problem> {
+    let tenant = owner.tenant;
+    let body = body::read(request, &app, tenant).await?;
+    let (asked, _held) = body.parse(&app, tenant, move |json| read(json, owner)).await?;
+    let Asked { generate, is_chat, adds_special, is_spelled } = asked;
+    let mut tokens = app.service.prompt_tokens(generate).await?;
+    let tokenizer = app.service.tokenizer().clone();
+    // No text of a user is ever taken for the beginning-of-text token: it was added.
+    let is_begun = tokenizer.adds_bos() && tokens.first().copied() == tokenizer.bos();
+    if !is_chat && !adds_special && is_begun {
+        tokens.remove(0);
+    }
+    let (num_bytes, max_model_len) = (tokens.len() * TOKEN_BYTES, app.service.context_len());
+    let make = move || Ok(Tokenized { tokens, max_model_len, is_spelled, tokenizer });
+    answer::json(&app, tenant, num_bytes, make).await
+}
+
+/// What a body asks for.
+struct Asked {
+    generate: GenerateRequest,
+    is_chat: bool,
+    adds_special: bool,
+    is_spelled: bool,
+}
+
+fn read(json: &[u8], owner: Arc<Owner>) -> Result<Asked, Problem> {
+    fields::check_supported(json, &[])?;
+    let f: TokenizeRequest = body::parse(json)?;
     let is_chat = f.messages.is_some();
     let prompt = match (f.prompt, f.messages) {
         (Some(text), None) => Prompt::Text(text),
-        (None, Some(messages)) => Prompt::Chat(fields::messages(messages)?),
+        (None, Some(messages)) => Prompt::Chat(fields::messages(messages.0)?),
         (None, None) => return Err(Error::invalid("prompt", "`prompt` or `messages` must be given").into()),
         (Some(_), Some(_)) => {
             let message = "`prompt` must come without `messages`, got both";
@@ -74,15 +136,8 @@ pub async fn tokenize(
         return Err(Error::invalid("add_special_tokens", format!("`add_special_tokens` {rule}")).into());
     }
     let generate = GenerateRequest { model: f.model, ..GenerateRequest::new(owner, prompt) };
-    let mut tokens = app.service.prompt_tokens(generate).await?;
-    let tokenizer = app.service.tokenizer();
-    // No text of a user is ever taken for the beginning-of-text token: it was added.
-    let is_begun = tokenizer.adds_bos() && tokens.first().copied() == tokenizer.bos();
-    if !is_chat && f.add_special_tokens == Some(false) && is_begun {
-        tokens.remove(0);
-    }
-    let token_strs = f.return_token_strs.unwrap_or(false).then(|| spell(&tokens, tokenizer));
-    Ok(Json(Tokens { count: tokens.len(), max_model_len: app.service.context_len(), tokens, token_strs }))
+    let adds_special = f.add_special_tokens != Some(false);
+    Ok(Asked { generate, is_chat, adds_special, is_spelled: f.return_token_strs.unwrap_or(false) })
 }
 
 /// The text of tokens, without control tokens.
@@ -93,19 +148,14 @@ pub async fn detokenize(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
-) -> Result<Json<Text>, Problem> {
-    let json = body::read(request, &app.config).await?;
-    let f: DetokenizeRequest = body::parse(&json)?;
-    let tokens = f.tokens.ok_or_else(|| Error::invalid("tokens", "`tokens` must be given"))?;
-    let generate = GenerateRequest { model: f.model, ..GenerateRequest::new(owner, Prompt::Tokens(tokens)) };
-    let tokens = app.service.prompt_tokens(generate).await?;
-    Ok(Json(Text { prompt: app.service.text_of(tokens).await? }))
-}
-
-fn spell(tokens: &[TokenId], tokenizer: &Tokenizer) -> Vec<String> {
-    let one = |&token: &TokenId| match tokenizer.special_spelling(token) {
-        Some(spelling) => spelling.to_owned(),
-        None => String::from_utf8_lossy(tokenizer.token_bytes(token)).into_owned(),
+) -> Result<Response, Problem> {
+    let tenant = owner.tenant;
+    let body = body::read(request, &app, tenant).await?;
+    let read = |json: &[u8]| {
+        let f: DetokenizeRequest = body::parse(json)?;
+        Ok((f.model, f.tokens.ok_or_else(|| Error::invalid("tokens", "`tokens` must be given"))?))
     };
-    tokens.iter().map(one).collect()
+    let ((model, tokens), _held) = body.parse(&app, tenant, read).await?;
+    let prompt = app.service.text_of(&owner, model, tokens).await?;
+    answer::json(&app, tenant, prompt.len(), move || Ok(Text { prompt })).await
 }

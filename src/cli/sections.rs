@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::model::decoder::{ActivationType, Compute, DecoderOptions};
 use crate::protocol::{Owner, Tenant};
 use crate::sampling::grammar::GrammarLimits;
-use crate::service::ServiceConfig;
+use crate::service::{BackgroundLimits, ServiceConfig};
 use crate::stream::{StoreLimits, TableLimits};
 use crate::text::{CallSyntax, ReasoningSyntax};
 
@@ -33,6 +33,9 @@ pub(super) fn api(config: &Config) -> ApiConfig {
         },
         body_bytes_max: server.body_bytes_max,
         json_depth_max: server.json_depth_max,
+        json_values_max: config.memory.json_values_max,
+        bodies_bytes_max: config.memory.bodies_bytes_max,
+        answers_bytes_max: config.memory.answers_bytes_max,
         header_bytes_max: server.header_bytes_max,
         headers_max: server.headers_max,
         write_stall_timeout: Duration::from_millis(server.write_stall_timeout_ms),
@@ -132,7 +135,10 @@ pub(super) fn service(config: &Config, model_name: String) -> ServiceConfig {
         cancel_wait_ms: config.streams.cancel_wait_ms,
         owners: owners(config),
         inline_bytes_max: requests.inline_bytes_max,
-        tokenising_max: requests.tokenising_max.unwrap_or_else(num_cores),
+        background: match requests.background_threads {
+            Some(num_threads) => BackgroundLimits { num_threads, ..BackgroundLimits::default() },
+            None => BackgroundLimits::default(),
+        },
     }
 }
 

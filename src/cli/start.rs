@@ -57,7 +57,7 @@ pub(super) fn service(config: &Config, progress: Progress<'_>) -> Result<Arc<Ser
         Arc::new(LocalBackend::new(engine)),
         Arc::new(table),
         metrics,
-    );
+    )?;
     let service = match encoder {
         Some(encoder) if service.check_model(Some(&encoder.name)).is_ok() => {
             let message =

@@ -12,6 +12,7 @@ mod sources;
 mod table;
 mod table_embeddings;
 mod table_keys;
+mod table_memory;
 
 use std::path::PathBuf;
 
@@ -45,6 +46,8 @@ pub struct Config {
     pub registry: RegistryConfig,
     /// The log.
     pub log: LogConfig,
+    /// What requests hold in memory.
+    pub memory: MemoryConfig,
     /// Texts to vectors.
     pub embeddings: EmbeddingsConfig,
     /// The file that was read, if any.
@@ -168,10 +171,21 @@ pub struct RequestsConfig {
     pub queue_timeout_ms: u64,
     /// How long it may ask to wait.
     pub queue_timeout_ms_max: u64,
-    /// Longer prompts are tokenised away from the async threads.
+    /// Longer bodies, prompts and answers are worked on away from the async threads.
     pub inline_bytes_max: usize,
-    /// Prompts tokenised at once; `None` takes the number of cores.
-    pub tokenising_max: Option<usize>,
+    /// Threads for what is longer; `None` takes half of the cores, at least two.
+    pub background_threads: Option<usize>,
+}
+
+/// What requests hold in memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryConfig {
+    /// Most texts, arrays and objects in a request body.
+    pub json_values_max: usize,
+    /// Most memory of all request bodies.
+    pub bodies_bytes_max: usize,
+    /// Most memory of all large answers.
+    pub answers_bytes_max: usize,
 }
 
 /// Workers, scheduler, queue.
@@ -347,6 +361,7 @@ impl Config {
                 prompts: values.bool("log.prompts")?,
                 level_given: values.origin("log.level") != Origin::Default,
             },
+            memory: values.memory()?,
             embeddings: values.embeddings()?,
             file: sources.file_path().map(PathBuf::from),
             resolved: values.resolved,

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::{
-    Activations, DeviceKind, EmbeddingsConfig, EngineSection, KeysConfig, ModelSection, Origin, RegistryConfig,
-    RequestsConfig, ServerConfig, Setting, Sources, Value, keys, setting,
+    Activations, DeviceKind, EmbeddingsConfig, EngineSection, KeysConfig, MemoryConfig, ModelSection, Origin,
+    RegistryConfig, RequestsConfig, ServerConfig, Setting, Sources, Value, keys, setting,
 };
 use crate::error::Result;
 use crate::protocol::OwnerLimits;
@@ -121,7 +121,15 @@ impl Values<'_> {
             queue_timeout_ms: self.number("requests.queue_timeout_ms")?,
             queue_timeout_ms_max: self.number("requests.queue_timeout_ms_max")?,
             inline_bytes_max: self.number("requests.inline_bytes_max")?,
-            tokenising_max: self.number_or_auto("requests.tokenising_max")?,
+            background_threads: self.number_or_auto("requests.background_threads")?,
+        })
+    }
+
+    pub(super) fn memory(&mut self) -> Result<MemoryConfig> {
+        Ok(MemoryConfig {
+            json_values_max: self.number("memory.json_values_max")?,
+            bodies_bytes_max: self.number("memory.bodies_bytes_max")?,
+            answers_bytes_max: self.number("memory.answers_bytes_max")?,
         })
     }
 

@@ -4,23 +4,27 @@
 
 use Kind::{Bytes, Count, List, Millis, OneOf, Text};
 
-use super::{table, table_embeddings, table_keys};
+use super::{table, table_embeddings, table_keys, table_memory};
 
 pub(super) const KIB: u64 = 1024;
 pub(super) const MIB: u64 = 1024 * KIB;
 pub(super) const GIB: u64 = 1024 * MIB;
 
+/// The tables, in the order of [`SETTINGS`].
+const TABLES: [&[Setting]; 4] = [table::ROWS, table_keys::ROWS, table_memory::ROWS, table_embeddings::ROWS];
+
 /// All rows of all tables.
 pub static SETTINGS: &[Setting] = &{
-    let tables = [table::ROWS, table_keys::ROWS, table_embeddings::ROWS];
-    let mut all = [table::ROWS[0]; table::ROWS.len() + table_keys::ROWS.len() + table_embeddings::ROWS.len()];
-    let (mut at, mut table, mut row) = (0, 0, 0);
-    while at < all.len() {
-        while row == tables[table].len() {
-            (table, row) = (table + 1, 0);
+    let mut all = [table::ROWS[0];
+        table::ROWS.len() + table_keys::ROWS.len() + table_memory::ROWS.len() + table_embeddings::ROWS.len()];
+    let (mut at, mut table) = (0, 0);
+    while table < TABLES.len() {
+        let mut row = 0;
+        while row < TABLES[table].len() {
+            all[at] = TABLES[table][row];
+            (at, row) = (at + 1, row + 1);
         }
-        all[at] = tables[table][row];
-        (at, row) = (at + 1, row + 1);
+        table += 1;
     }
     all
 };

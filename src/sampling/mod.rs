@@ -33,7 +33,7 @@ pub use philox::random_u64;
 pub use seen::SeenTokens;
 use weights::Row;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{SamplingParams, TokenId, TokenLogprob};
 
 /// Scratch memory for sampling. One per worker; what is in it between calls means nothing.
@@ -78,8 +78,8 @@ impl Sampler {
     /// Chooses a token from `row: [vocab_size]`. The row serves as scratch and is as before on return.
     ///
     /// # Errors
-    /// If the row has a NaN or infinity, or no token that may be chosen: the model is at fault, and the sequence
-    /// cannot go on.
+    /// If the row has a NaN or infinity: the model is at fault. [`ErrorKind::InvalidRequest`] if the request leaves no
+    /// token that may be chosen. The sequence cannot go on.
     pub fn sample(&mut self, row: &mut [f32], draw: &Draw<'_>) -> Result<Sampled> {
         check(row)?;
         self.touched.clear();
@@ -115,7 +115,9 @@ impl Sampler {
         let params = draw.params;
         let max = max(row);
         if !max.is_finite() {
-            return Err(Error::internal("bias, penalties, bans and grammar leave no token that can be chosen"));
+            let message =
+                "bias, penalties, `min_tokens` and the grammar must leave a token to choose, and leave none here";
+            return Err(Error::new(ErrorKind::InvalidRequest, message));
         }
         if params.temperature == 0.0 {
             return Ok(first_of(row, max));

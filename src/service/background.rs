@@ -34,6 +34,15 @@ pub struct BackgroundLimits {
     pub waiting_per_owner_max: usize,
 }
 
+impl Default for BackgroundLimits {
+    /// Half of the cores, and two at least, so that one stays free for other owners.
+    fn default() -> Self {
+        let num_cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        // As many as the engine's queue takes, since every long prompt waits here before it waits there.
+        Self { num_threads: (num_cores / 2).max(2), waiting_per_owner_max: 1024 }
+    }
+}
+
 /// A pool of threads of low priority, shared out by owner.
 pub struct Background {
     shared: Arc<BackgroundShared>,

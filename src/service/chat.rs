@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use super::prompt::Room;
 use super::template::{ChatTemplate, json_for_prompt};
 use super::tool_grammar::{self, ToolGrammar};
 use crate::error::{Error, Result};
@@ -23,6 +24,7 @@ pub(super) fn encode(
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
     request: &mut GenerateRequest,
+    room: Option<Room>,
 ) -> Result<(Vec<TokenId>, AnswerFormat)> {
     let mut messages = match &mut request.prompt {
         Prompt::Chat(messages) => std::mem::take(messages),
@@ -58,6 +60,9 @@ pub(super) fn encode(
     });
     if let Some(calls) = forced {
         request.constraint = Some(tool_grammar::constraint(&calls, reasoning, tokenizer));
+    }
+    if let Some(room) = room {
+        room.check(&prompt, "messages")?;
     }
     Ok((tokenizer.encode_shielded(&prompt, mark)?, AnswerFormat { calls, reasoning }))
 }

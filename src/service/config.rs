@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::BackgroundLimits;
 use crate::protocol::Owner;
 use crate::text::{CallSyntax, ReasoningSyntax};
 
@@ -52,10 +53,10 @@ pub struct ServiceConfig {
     pub cancel_wait_ms: u64,
     /// Everybody who may ask; limits are theirs.
     pub owners: Vec<Arc<Owner>>,
-    /// Prompts of more bytes are templated and tokenised away from the async threads.
+    /// What is about more bytes (bodies, prompts, answers) is worked on away from the async threads.
     pub inline_bytes_max: usize,
-    /// How many prompts are tokenised away from the async threads at once; others wait.
-    pub tokenising_max: usize,
+    /// The threads that do this, and how much may wait for them.
+    pub background: BackgroundLimits,
 }
 
 impl Default for ServiceConfig {
@@ -84,7 +85,7 @@ impl Default for ServiceConfig {
             owners: vec![Arc::new(Owner::anonymous())],
             // Tokenising runs at some MB/s, so this keeps an async thread for about a millisecond.
             inline_bytes_max: 4096,
-            tokenising_max: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            background: BackgroundLimits::default(),
         }
     }
 }

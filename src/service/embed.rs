@@ -10,11 +10,21 @@ use std::time::{Duration, Instant};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::Service;
+use super::prompt::{self, Room};
 use super::validate::{self, Limits};
 use crate::engine::encoder::EncoderPool;
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{Event, GenerateRequest, OnDisconnect, Owner, Prompt, StreamId, TokenId, ValidRequest};
 use crate::stream::StreamLog;
+
+/// Texts of one request that are tokenised in a row: about 10 ms.
+const PIECE_BYTES: usize = 64 << 10;
+
+/// What an input costs beside its bytes.
+const INPUT_BYTES: usize = 64;
+
+/// The longest word that an encoder's tokenizer looks at: WordPiece has 100 characters, longer ones are one unknown token.
+const WORD_BYTES_MAX: usize = 400;
 
 /// What is to be embedded.
 #[derive(Debug)]
@@ -109,16 +119,7 @@ impl Service {
         let owner = request.owner.clone();
         // However many the inputs are, it is one request to its owner's limits.
         let _slot = self.quotas.begin(&owner, 1).inspect_err(|e| self.count_limited(e))?;
-        let num_inputs = request.inputs.len();
-        let mut all = Vec::with_capacity(num_inputs);
-        for (index, input) in request.inputs.into_iter().enumerate() {
-            let generate = GenerateRequest {
-                priority: request.priority,
-                queue_timeout_ms: request.queue_timeout_ms,
-                ..GenerateRequest::new(owner.clone(), input)
-            };
-            all.push(self.fit_input(generate, encoder).await.map_err(|e| named(e, index, num_inputs))?);
-        }
+        let all = self.fit_inputs(request, encoder).await?;
         let prompt_tokens = all.iter().map(|valid| valid.prompt.len()).sum();
         self.quotas.spend(&owner, prompt_tokens).inspect_err(|e| self.count_limited(e))?;
         let at_once = self.config.embedding_inputs_at_once.max(1);
@@ -149,8 +150,8 @@ impl Service {
     fn check_embedding_model(&self, name: Option<&str>) -> Result<()> {
         self.check_model(name).map_err(|e| match (self.encoder(), name) {
             (Some(encoder), Some(name)) => {
-                let message =
-                    format!("`model` must be {:?} or {:?}, got {name:?}", self.config.model_name, encoder.name);
+                let (own, got) = (&self.config.model_name, validate::shown(name));
+                let message = format!("`model` must be {own:?} or {:?}, got {got}", encoder.name);
                 Error::new(e.kind(), message).with_param("model")
             }
             _ => e,
@@ -177,44 +178,62 @@ impl Service {
         }
     }
 
-    async fn fit_input(&self, request: GenerateRequest, encoder: Option<&ServedEncoder>) -> Result<ValidRequest> {
+    /// Every input as the request that embeds it. Texts are tokenised in pieces, so that a request of many takes turns with
+    /// the other requests of its owner, and ends between two pieces if nobody waits for it any more.
+    async fn fit_inputs(&self, request: EmbedRequest, encoder: Option<&ServedEncoder>) -> Result<Vec<ValidRequest>> {
+        let EmbedRequest { owner, inputs, priority, queue_timeout_ms, .. } = request;
+        let (num_inputs, num_bytes) = (inputs.len(), inputs.iter().map(input_bytes).sum());
         let limits = encoder.map_or(self.limits(), |encoder| {
             let model = encoder.pool.encoder();
             let (vocab_size, context_len) = (model.vocab_size(), model.max_model_len());
             Limits { config: &self.config, vocab_size, context_len, unasked_len: usize::MAX }
         });
-        validate::parameters(&request, limits)?;
-        let (request, tokens) = match encoder {
-            Some(encoder) => self.tokenise_for(encoder, request).await?,
-            None => self.tokenise(request).await.map(|(request, (tokens, _))| (request, tokens))?,
-        };
-        validate::fit_embedding(StreamId::random(), &request, tokens, limits)
+        let mut all = Vec::with_capacity(num_inputs);
+        let mut inputs = inputs.into_iter();
+        while !inputs.as_slice().is_empty() {
+            let piece = next_piece(&mut inputs).into_iter().map(|input| GenerateRequest {
+                priority,
+                queue_timeout_ms,
+                ..GenerateRequest::new(owner.clone(), input)
+            });
+            let piece: Vec<_> = piece.collect();
+            let tokens_of = self.tokens_of(encoder);
+            let first = all.len();
+            let name = |at: usize, e| named(e, first + at, num_inputs);
+            for (at, input) in piece.iter().enumerate() {
+                validate::parameters(input, limits).map_err(|e| name(at, e))?;
+            }
+            let tokenise = move || {
+                let one = |mut input: GenerateRequest| {
+                    let tokens = tokens_of(&mut input);
+                    (input, tokens)
+                };
+                piece.into_iter().map(one).collect::<Vec<_>>()
+            };
+            for (at, (input, tokens)) in self.sized(owner.tenant, num_bytes, tokenise).await?.into_iter().enumerate() {
+                let fit = tokens.and_then(|t| validate::fit_embedding(StreamId::random(), &input, t, limits));
+                all.push(fit.map_err(|e| name(at, e))?);
+            }
+        }
+        Ok(all)
     }
 
-    /// As [`Service::tokenise`], with the tokens of `encoder`.
-    async fn tokenise_for(
+    /// What takes the text or the tokens out of a request, as tokens of the model that is to embed them.
+    fn tokens_of(
         &self,
-        encoder: &ServedEncoder,
-        mut request: GenerateRequest,
-    ) -> Result<(GenerateRequest, Vec<TokenId>)> {
-        let text = match &mut request.prompt {
-            Prompt::Text(text) => std::mem::take(text),
-            Prompt::Tokens(tokens) => {
-                let tokens = std::mem::take(tokens);
-                return Ok((request, tokens));
+        encoder: Option<&ServedEncoder>,
+    ) -> impl Fn(&mut GenerateRequest) -> Result<Vec<TokenId>> + Send + 'static {
+        let (tokenizer, room) = (self.tokenizer.clone(), self.room());
+        let encoder = encoder.map(|encoder| encoder.pool.encoder().clone());
+        move |request| match (&encoder, &mut request.prompt) {
+            (_, Prompt::Tokens(tokens)) => Ok(std::mem::take(tokens)),
+            (Some(encoder), Prompt::Text(text)) => {
+                Room { num_tokens: encoder.max_model_len(), token_bytes_max: WORD_BYTES_MAX }.check(text, "prompt")?;
+                encoder.tokens(&std::mem::take(text))
             }
-            Prompt::Chat(_) => return Err(Error::internal("what is embedded has no messages")),
-        };
-        let model = encoder.pool.encoder().clone();
-        if text.len() <= self.config.inline_bytes_max {
-            return Ok((request, model.tokens(&text)?));
+            (_, Prompt::Chat(_)) => Err(Error::internal("what is embedded has no messages")),
+            (None, Prompt::Text(_)) => prompt::encode(&tokenizer, None, request, Some(room)).map(|(tokens, _)| tokens),
         }
-        let permit = self.tokenising.clone().acquire_owned().await.map_err(|e| Error::internal(e.to_string()))?;
-        let task = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            model.tokens(&text)
-        });
-        Ok((request, task.await.map_err(|e| Error::internal(format!("tokenising failed: {e}")))??))
     }
 
     async fn embed_one(&self, request: ValidRequest) -> Result<Vec<f32>> {
@@ -233,6 +252,27 @@ impl Service {
         }
         vector.ok_or_else(|| Error::internal("a text was embedded, and no vector came"))
     }
+}
+
+/// What reading an input costs beside its bytes.
+fn input_bytes(input: &Prompt) -> usize {
+    INPUT_BYTES
+        + match input {
+            Prompt::Text(text) => text.len(),
+            Prompt::Tokens(_) | Prompt::Chat(_) => 0,
+        }
+}
+
+/// The inputs that come next, up to [`PIECE_BYTES`]; at least one.
+fn next_piece(inputs: &mut std::vec::IntoIter<Prompt>) -> Vec<Prompt> {
+    let (mut piece, mut num_bytes) = (Vec::new(), 0);
+    while let Some(next) = inputs.as_slice().first()
+        && (piece.is_empty() || num_bytes + input_bytes(next) <= PIECE_BYTES)
+    {
+        num_bytes += input_bytes(next);
+        piece.extend(inputs.next());
+    }
+    piece
 }
 
 /// The request's field of an input: the list is not named where there is none.

@@ -9,9 +9,11 @@ mod config;
 mod constrain;
 mod embed;
 mod local;
+mod prompt;
 mod quota;
 mod refuse;
 mod restore;
+mod sized;
 mod template;
 mod tokens;
 mod tool_grammar;
@@ -22,7 +24,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 pub use backend::{Backend, Readiness};
@@ -38,9 +39,7 @@ use crate::cache::BLOCK_SIZE;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Metrics, RejectLabel};
 use crate::model::ModelSpec;
-use crate::protocol::{
-    ChatMessage, ErrorInfo, Event, GenerateRequest, Owner, Prompt, StreamId, Tenant, TokenId, Usage, ValidRequest,
-};
+use crate::protocol::{ErrorInfo, Event, GenerateRequest, Owner, StreamId, Tenant, TokenId, Usage, ValidRequest};
 use crate::sampling::grammar::{GrammarCompiler, GrammarLimits};
 use crate::stream::{CancelCause, Clock, Happening, StreamLog, StreamRecord, StreamTable};
 use crate::text::{AnswerFormat, Tokenizer};
@@ -56,7 +55,7 @@ pub struct Service {
     table: Arc<StreamTable>,
     metrics: Arc<Metrics>,
     clock: Clock,
-    tokenising: Arc<Semaphore>,
+    background: Background,
     grammars: Arc<GrammarCompiler>,
     quotas: Quotas,
     /// Calls that embed: they have no stream in the table.
@@ -83,6 +82,9 @@ pub struct Started {
 
 impl Service {
     /// Puts the parts together. `template` is the model's own; without one, chats are refused.
+    ///
+    /// # Errors
+    /// If the system gives no thread for the pool.
     pub fn new(
         config: ServiceConfig,
         tokenizer: Arc<Tokenizer>,
@@ -91,15 +93,15 @@ impl Service {
         backend: Arc<dyn Backend>,
         table: Arc<StreamTable>,
         metrics: Arc<Metrics>,
-    ) -> Self {
+    ) -> Result<Self> {
         let clock = wall_clock();
-        let (created_ms, tokenising) = (clock(), Arc::new(Semaphore::new(config.tokenising_max.max(1))));
+        let (created_ms, background) = (clock(), Background::start(config.background)?);
         let template = template.map(|template| Arc::new(as_configured(template, &config)));
         let own = || GrammarCompiler::new(tokenizer.clone(), GrammarLimits::default(), metrics.clone());
         let grammars = backend.grammars().unwrap_or_else(own);
         let quotas = Quotas::new(&config.owners, &clock);
         table.feed().publish(created_ms, None, Happening::ModelLoaded { model: config.model_name.clone() });
-        Self {
+        Ok(Self {
             config,
             tokenizer,
             template,
@@ -108,14 +110,14 @@ impl Service {
             table,
             metrics,
             clock,
-            tokenising,
+            background,
             grammars,
             quotas,
             embedding: TaskTracker::new(),
             encoder: None,
             created_ms,
             num_restarts_told: AtomicU64::new(0),
-        }
+        })
     }
 
     /// Accepts a request and hands it to the backend. Dropping the returned future before it is done leaves nothing
@@ -147,7 +149,7 @@ impl Service {
         self.backend.check_room(request.owner.tenant)?;
         let owner = request.owner.clone();
         let slot = self.quotas.begin(&owner, num_choices).inspect_err(|e| self.count_limited(e))?;
-        let (request, (prompt, format)) = self.tokenise(request).await?;
+        let (request, (prompt, format)) = self.tokenise(request, Some(self.room())).await?;
         // Held until the backend has it: what is in use stays in the cache.
         let _grammar = self.compile(&request).await?;
         // No await from here on: the streams are either running and in the caller's hands, or were never there.
@@ -234,7 +236,7 @@ impl Service {
     pub fn check_model(&self, name: Option<&str>) -> Result<()> {
         match name {
             Some(name) if name != self.config.model_name && !self.config.model_aliases.iter().any(|a| a == name) => {
-                let message = format!("`model` must be {:?}, got {name:?}", self.config.model_name);
+                let message = format!("`model` must be {:?}, got {}", self.config.model_name, validate::shown(name));
                 Err(Error::new(ErrorKind::ModelNotFound, message).with_param("model"))
             }
             _ => Ok(()),
@@ -325,24 +327,6 @@ impl Service {
         let (vocab_size, context_len) = (self.spec.vocab_size, self.context_len());
         validate::Limits { config: &self.config, vocab_size, context_len, unasked_len: usize::MAX }
     }
-
-    /// The request's prompt as tokens with the form of its answer, and the request back. A large text is worked on
-    /// away from the async threads.
-    async fn tokenise(&self, mut request: GenerateRequest) -> Result<(GenerateRequest, (Vec<TokenId>, AnswerFormat))> {
-        if prompt_bytes(&request) <= self.config.inline_bytes_max {
-            let prompt = encode(&self.tokenizer, self.template.as_deref(), &mut request)?;
-            return Ok((request, prompt));
-        }
-        let permit = self.tokenising.clone().acquire_owned().await.map_err(|e| Error::internal(e.to_string()))?;
-        let (tokenizer, template) = (self.tokenizer.clone(), self.template.clone());
-        let task = tokio::task::spawn_blocking(move || {
-            // Held until the work is done, also when nobody waits for it any more.
-            let _permit = permit;
-            let prompt = encode(&tokenizer, template.as_deref(), &mut request)?;
-            Ok((request, prompt))
-        });
-        task.await.map_err(|e| Error::internal(format!("tokenising failed: {e}")))?
-    }
 }
 
 impl std::fmt::Debug for Service {
@@ -387,48 +371,6 @@ fn as_configured(mut template: ChatTemplate, config: &ServiceConfig) -> ChatTemp
     template
 }
 
-fn prompt_bytes(request: &GenerateRequest) -> usize {
-    match &request.prompt {
-        Prompt::Chat(messages) => {
-            let tools = request.tools.iter().map(|t| t.function.parameters.to_string().len());
-            messages.iter().map(ChatMessage::num_bytes).sum::<usize>() + tools.sum::<usize>()
-        }
-        Prompt::Text(text) => text.len(),
-        Prompt::Tokens(_) => 0,
-    }
-}
-
-/// Tokens of the prompt, and how its answer is to be read. What was only for the prompt is taken out of the request;
-/// where the prompt came from stays, since errors name it.
-fn encode(
-    tokenizer: &Tokenizer,
-    template: Option<&ChatTemplate>,
-    request: &mut GenerateRequest,
-) -> Result<(Vec<TokenId>, AnswerFormat)> {
-    let param = validate::prompt_param(&request.prompt);
-    let mut format = AnswerFormat::default();
-    let tokens = match &mut request.prompt {
-        Prompt::Tokens(tokens) => return Ok((std::mem::take(tokens), format)),
-        Prompt::Text(text) => tokenizer.encode(&std::mem::take(text), false),
-        Prompt::Chat(_) => {
-            let Some(template) = template else {
-                let message =
-                    "`messages` need a model with a chat template, and this one has none; send a `prompt` instead";
-                return Err(Error::invalid("messages", message));
-            };
-            chat::encode(tokenizer, template, request).map(|(tokens, answer)| {
-                format = answer;
-                tokens
-            })
-        }
-    };
-    let mut tokens = tokens.map_err(|e| e.with_param(param))?;
-    if tokenizer.adds_bos() {
-        tokenizer.begin(&mut tokens);
-    }
-    Ok((tokens, format))
-}
-
 /// 53 bits, so that a JavaScript client can send the seed back unchanged.
 fn random_seed() -> u64 {
     (StreamId::random().0 as u64) & ((1 << 53) - 1)
@@ -439,58 +381,4 @@ fn wall_clock() -> Clock {
     let start = Instant::now();
     let start_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
     Arc::new(move || start_ms + start.elapsed().as_millis() as u64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::text::{Scheme, TokenKind, Vocab};
-
-    /// Printable ASCII, then `<s>` (beginning of text) and `<e>`.
-    fn tokenizer(add_bos: bool) -> Tokenizer {
-        let mut tokens: Vec<String> = ('!'..='~').map(String::from).collect();
-        let mut kinds = vec![TokenKind::Normal; tokens.len()];
-        let bos = tokens.len() as TokenId;
-        tokens.extend(["<s>".to_owned(), "<e>".to_owned()]);
-        kinds.extend([TokenKind::Control; 2]);
-        let scheme = Scheme::Bpe { pre: "gpt-2".to_owned(), merges: Vec::new() };
-        let end_of_generation = vec![bos + 1];
-        let add_space_prefix = false;
-        let vocab =
-            Vocab { tokens, kinds, scheme, bos: Some(bos), eos: None, end_of_generation, add_bos, add_space_prefix };
-        Tokenizer::from_vocab(vocab).expect("a vocabulary")
-    }
-
-    fn asking(prompt: Prompt) -> GenerateRequest {
-        GenerateRequest::new(Arc::new(Owner::anonymous()), prompt)
-    }
-
-    #[test]
-    fn a_prompt_begins_as_the_file_says() {
-        let prompt = |add_bos| {
-            let mut request = asking(Prompt::Text("hi".to_owned()));
-            encode(&tokenizer(add_bos), None, &mut request).map(|(tokens, _)| tokens)
-        };
-        let hi = tokenizer(false).encode("hi", false).expect("letters");
-        assert_eq!(prompt(false), Ok(hi.clone()));
-        let bos = tokenizer(true).bos().expect("it has one");
-        assert_eq!(prompt(true), Ok([&[bos][..], &hi].concat()));
-    }
-
-    #[test]
-    fn a_chat_has_the_templates_control_tokens_and_none_of_its_messages() {
-        let source = "<s>{% for m in messages %}{{ m.content }}<e>{% endfor %}";
-        let template = ChatTemplate::new(source, "<s>", "<e>").expect("a template");
-        let message = ChatMessage::new("user", "a<e><s>b");
-        for add_bos in [false, true] {
-            let tokenizer = tokenizer(add_bos);
-            let control = |spelling| tokenizer.encode(spelling, true).expect("a control token")[0];
-            let mut expected = vec![control("<s>")];
-            expected.extend(tokenizer.encode("a<e><s>b", false).expect("letters"));
-            expected.push(control("<e>"));
-            let mut request = asking(Prompt::Chat(vec![message.clone()]));
-            let tokens = encode(&tokenizer, Some(&template), &mut request).map(|(tokens, _)| tokens);
-            assert_eq!(tokens, Ok(expected), "add_bos {add_bos}");
-        }
-    }
 }

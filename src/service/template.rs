@@ -133,8 +133,9 @@ impl ChatTemplate {
     /// The prompt for `messages`; with `add_generation_prompt` it ends where the assistant's answer begins.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidRequest`] with the template's own words if it rejects the messages (`raise_exception`);
-    /// [`ErrorKind::BadModel`] if it fails otherwise, runs too long or writes too much.
+    /// [`ErrorKind::InvalidRequest`]: with the template's own words if it rejects the messages (`raise_exception`), and if
+    /// it runs too long on them, writes too much or fails otherwise. A template that can do nothing with a good chat is
+    /// at fault itself, yet here nobody knows whether a chat is good, and messages can be made to fail any template.
     pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
         self.render_with(messages, add_generation_prompt, &BTreeMap::new())
     }
@@ -240,15 +241,16 @@ fn as_error(error: &JinjaError) -> Error {
             return Error::invalid("messages", message.clone());
         }
         if let Some(full) = source.downcast_ref::<io::Error>().filter(|e| e.kind() == io::ErrorKind::FileTooLarge) {
-            return Error::bad_model(full.to_string());
+            return Error::invalid("messages", full.to_string());
         }
         cause = source.source();
     }
     match error.kind() {
-        JinjaErrorKind::OutOfFuel => {
-            Error::bad_model("the chat template did more work than these messages allow it".to_owned())
-        }
-        _ => Error::bad_model(format!("the chat template failed: {error}")),
+        JinjaErrorKind::OutOfFuel => Error::invalid(
+            "messages",
+            "`messages` must not make the chat template do more work than their length allows it",
+        ),
+        _ => Error::invalid("messages", format!("`messages` must be some that the chat template can render: {error}")),
     }
 }
 
@@ -261,7 +263,10 @@ struct CappedOutput {
 impl io::Write for CappedOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.bytes.len() + bytes.len() > self.bytes_max {
-            let rule = format!("the chat template wrote more than {} bytes", self.bytes_max);
+            let rule = format!(
+                "`messages` must become at most {} bytes of prompt in the chat template, got more",
+                self.bytes_max
+            );
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, rule));
         }
         self.bytes.extend_from_slice(bytes);

@@ -1,6 +1,6 @@
 //! The rules of tools, as OpenAI has them: what may be called, what must be, and that every call has its answer.
 
-use super::validate::rule;
+use super::validate::{rule, shown};
 use crate::error::{Error, Result};
 use crate::protocol::{ChatMessage, Constraint, GenerateRequest, ToolChoice};
 
@@ -23,10 +23,10 @@ pub(super) fn tools(request: &GenerateRequest, tools_max: usize) -> Result<()> {
         let param = format!("tools[{i}].function.name");
         if !is_name(name) {
             let message = format!("must have 1 to {NAME_BYTES_MAX} of a-z, A-Z, 0-9, _ and -");
-            return Err(rule(&param, message, format!("{name:?}")));
+            return Err(rule(&param, message, shown(name)));
         }
         if tools[..i].iter().any(|earlier| earlier.function.name == *name) {
-            return Err(rule(&param, "must be the only tool of this name", format!("{name:?} again")));
+            return Err(rule(&param, "must be the only tool of this name", format!("{} again", shown(name))));
         }
         if !tool.function.parameters.is_object() {
             let param = format!("tools[{i}].function.parameters");
@@ -36,7 +36,7 @@ pub(super) fn tools(request: &GenerateRequest, tools_max: usize) -> Result<()> {
     match &request.tool_choice {
         ToolChoice::Auto | ToolChoice::None => {}
         ToolChoice::Named(name) if !tools.iter().any(|tool| tool.function.name == *name) => {
-            return Err(rule("tool_choice", "must name one of `tools`", format!("{name:?}")));
+            return Err(rule("tool_choice", "must name one of `tools`", shown(name)));
         }
         ToolChoice::Required if tools.is_empty() => {
             return Err(Error::invalid("tool_choice", "`tool_choice` must come with `tools`, got none"));
@@ -73,7 +73,7 @@ pub(super) fn answers(messages: &[ChatMessage]) -> Result<()> {
             let Some(at) = open.iter().position(|call| *call == id) else {
                 let param = format!("messages[{i}].tool_call_id");
                 let message = "must be the id of a call in the assistant's message before";
-                return Err(rule(&param, message, format!("{id:?}")));
+                return Err(rule(&param, message, shown(id)));
             };
             open.swap_remove(at);
             continue;
@@ -88,7 +88,7 @@ pub(super) fn answers(messages: &[ChatMessage]) -> Result<()> {
 fn unanswered(open: &[&str], calls_at: usize) -> Result<()> {
     let Some(id) = open.first() else { return Ok(()) };
     let param = format!("messages[{calls_at}].tool_calls");
-    let message = format!("`{param}` must be followed by a `tool` message for each call, got none for {id:?}");
+    let message = format!("`{param}` must be followed by a `tool` message for each call, got none for {}", shown(id));
     Err(Error::invalid(param, message))
 }
 

@@ -10,6 +10,13 @@ use crate::protocol::{
 /// The roles a message can have.
 const ROLES: [&str; 5] = ["system", "user", "assistant", "tool", "developer"];
 
+/// Least and largest `repetition_penalty`. Logits are divided by it or multiplied with it: one of 1e-45 makes an infinity of
+/// any of them, and no token is left. Nobody uses more than 2.
+const REPETITION_PENALTIES: (f32, f32) = (0.01, 100.0);
+
+/// How much of a text an error repeats.
+const SHOWN_BYTES_MAX: usize = 256;
+
 /// What the rules depend on.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits<'a> {
@@ -185,7 +192,7 @@ fn messages_rules(messages: &[ChatMessage]) -> Result<()> {
     for (i, message) in messages.iter().enumerate() {
         if !ROLES.contains(&message.role.as_str()) {
             let param = format!("messages[{i}].role");
-            return Err(rule(&param, format!("must be one of {}", ROLES.join(", ")), format!("{:?}", message.role)));
+            return Err(rule(&param, format!("must be one of {}", ROLES.join(", ")), shown(&message.role)));
         }
     }
     Ok(())
@@ -198,9 +205,8 @@ fn sampling_rules(s: &SamplingParams, limits: Limits<'_>) -> Result<()> {
     between("min_p", s.min_p, 0.0, 1.0)?;
     between("presence_penalty", s.presence_penalty, -2.0, 2.0)?;
     between("frequency_penalty", s.frequency_penalty, -2.0, 2.0)?;
-    if !(s.repetition_penalty > 0.0 && s.repetition_penalty.is_finite()) {
-        return Err(rule("repetition_penalty", "must be > 0", s.repetition_penalty));
-    }
+    let (min, max) = REPETITION_PENALTIES;
+    between("repetition_penalty", s.repetition_penalty, min, max)?;
     let (num_bias_max, top_max) = (limits.config.logit_bias_max, limits.config.top_logprobs_max);
     if s.logit_bias.len() > num_bias_max {
         return Err(rule("logit_bias", format!("must have at most {num_bias_max} entries"), s.logit_bias.len()));
@@ -276,6 +282,11 @@ fn between(param: &str, value: f32, min: f32, max: f32) -> Result<()> {
 
 fn above_zero_to_one(param: &str, value: f32) -> Result<()> {
     if value > 0.0 && value <= 1.0 { Ok(()) } else { Err(rule(param, "must be > 0 and <= 1", value)) }
+}
+
+/// A text as an error repeats it. Megabytes would be spelled here on an async thread.
+pub(super) fn shown(text: &str) -> String {
+    format!("{:?}", &text[..text.floor_char_boundary(SHOWN_BYTES_MAX)])
 }
 
 pub(super) fn rule(param: &str, rule: impl std::fmt::Display, value: impl std::fmt::Display) -> Error {

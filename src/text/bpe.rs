@@ -11,6 +11,7 @@ use tokenizers::models::bpe::{BPE, Vocab as BpeVocab};
 use super::pieces::byte_of_spelling;
 use super::pretokenizer::{Splitter, rules_of};
 use super::vocab::{TokenKind, Vocab};
+use super::words;
 use crate::error::{Error, Result};
 use crate::protocol::TokenId;
 
@@ -63,13 +64,17 @@ impl Bpe {
 
     /// Appends the ids of `text`. Bytes that are no token of their own (some vocabularies lack the rarest) are
     /// dropped, as both the tokenizers library and llama.cpp do.
+    ///
+    /// # Errors
+    /// For a word that is too long.
     pub fn encode(&self, text: &str, ids: &mut Vec<TokenId>) -> Result<()> {
-        let mut words = vec![text];
+        let mut parts = vec![text];
         for split in &self.splits {
-            words = split.isolate(&words);
+            parts = split.isolate(&parts);
         }
         let mut shown = String::new();
-        for word in words {
+        for word in parts {
+            words::check(word, words::WORD_BYTES_MAX)?;
             shown.clear();
             shown.extend(word.bytes().map(|byte| self.shown[usize::from(byte)]));
             let tokens = self.model.tokenize(&shown).map_err(|e| Error::internal(format!("merging failed: {e}")))?;

@@ -9,6 +9,7 @@ use super::bpe;
 use super::pieces::Pieces;
 use super::sentencepiece;
 use super::vocab::TokenKind;
+use super::words;
 use crate::error::{Error, Result};
 use crate::protocol::TokenId;
 
@@ -75,6 +76,7 @@ impl JsonModel {
             match tokens {
                 Some(tokens) => ids.extend(tokens.iter().map(|token| token.id)),
                 None => {
+                    words::check(word, words::WORD_BYTES_MAX)?;
                     let tokens = self.library.get_model().tokenize(word);
                     let tokens = tokens.map_err(|e| Error::internal(format!("tokenising failed: {e}")))?;
                     ids.extend(tokens.iter().map(|token| token.id));

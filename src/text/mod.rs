@@ -13,6 +13,7 @@ mod special;
 mod stop;
 mod tokenizer;
 mod vocab;
+mod words;
 
 pub use answer::{
     AnswerFormat, AnswerParser, CallFormat, CallSyntax, Piece, ReasoningCount, ReasoningFormat, ReasoningSyntax,
@@ -22,3 +23,4 @@ pub use framed::FramedTokenizer;
 pub use stop::{StopOutcome, StopStrings};
 pub use tokenizer::{EncodeOptions, Tokenizer};
 pub use vocab::{Scheme, TokenKind, Vocab};
+pub use words::TEXT_PARAM;

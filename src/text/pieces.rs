@@ -11,6 +11,7 @@ pub(super) struct Pieces {
     bytes: Vec<u8>,
     /// Where each token's bytes end; they begin where the token before ends.
     ends: Vec<usize>,
+    longest: usize,
 }
 
 impl Pieces {
@@ -18,6 +19,7 @@ impl Pieces {
     pub fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
         self.ends.push(self.bytes.len());
+        self.longest = self.longest.max(bytes.len());
     }
 
     /// The bytes of `token`; empty for ids beyond the last.
@@ -26,6 +28,11 @@ impl Pieces {
         let Some(&end) = self.ends.get(index) else { return &[] };
         let start = if index == 0 { 0 } else { self.ends[index - 1] };
         &self.bytes[start..end]
+    }
+
+    /// Bytes of the longest token.
+    pub fn longest(&self) -> usize {
+        self.longest
     }
 
     /// Number of ids.

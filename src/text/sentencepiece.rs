@@ -22,6 +22,7 @@ use std::collections::{BinaryHeap, HashMap};
 
 use super::pieces::{PieceIndex, Pieces, byte_of_spelling};
 use super::vocab::{TokenKind, Vocab};
+use super::words;
 use crate::error::{Error, Result};
 use crate::protocol::TokenId;
 
@@ -70,8 +71,9 @@ impl SentencePiece {
     /// Appends the ids of `text`; `at_start` if nothing or a special token precedes it.
     ///
     /// # Errors
-    /// If a character is no piece and the vocabulary has neither byte nor unknown tokens.
+    /// For a text that is too long; if a character is no piece and the vocabulary has neither byte nor unknown tokens.
     pub fn encode(&self, pieces: &Pieces, text: &str, at_start: bool, ids: &mut Vec<TokenId>) -> Result<()> {
+        words::check(text, words::STRETCH_BYTES_MAX)?;
         let mut text = Cow::Borrowed(text);
         if text.contains(SPACE_MARK) {
             text = Cow::Owned(text.replace(SPACE_MARK, " "));

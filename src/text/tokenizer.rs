@@ -218,6 +218,14 @@ impl Tokenizer {
         self.pieces.len()
     }
 
+    /// No token stands for more bytes of a text. Without a bound where a normaliser may take any number of bytes away.
+    pub fn token_bytes_max(&self) -> usize {
+        match &self.scheme {
+            Encoder::Json(_) => usize::MAX,
+            _ => self.spellings.values().map(String::len).fold(self.pieces.longest(), usize::max),
+        }
+    }
+
     /// Whether `token` ends a generation (end of text, end of turn).
     pub fn is_end_of_generation(&self, token: TokenId) -> bool {
         self.end_of_generation.contains(&token)

@@ -32,7 +32,7 @@ fn sampling_rules() -> Vec<Rule> {
         (json!({"typical_p": 0}), "typical_p", "`typical_p` must be > 0 and <= 1, got 0"),
         (json!({"min_p": -1}), "min_p", "`min_p` must be 0 to 1, got -1"),
         (json!({"top_k": -2}), "top_k", "`top_k` must be at least 0, got -2"),
-        (json!({"repetition_penalty": 0}), "repetition_penalty", "`repetition_penalty` must be > 0, got 0"),
+        (json!({"repetition_penalty": 0}), "repetition_penalty", "`repetition_penalty` must be 0.01 to 100, got 0"),
         (json!({"presence_penalty": 2.5}), "presence_penalty", "`presence_penalty` must be -2 to 2, got 2.5"),
         (json!({"frequency_penalty": -3}), "frequency_penalty", "`frequency_penalty` must be -2 to 2, got -3"),
         (json!({"logit_bias": {"5": 101}}), "logit_bias.5", "`logit_bias.5` must be -100 to 100, got 101"),

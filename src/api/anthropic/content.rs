@@ -8,6 +8,7 @@ use serde::de::value::SeqAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
 use serde_json::Value;
 
+use crate::api::many::{Many, PARTS_MAX};
 use crate::api::problem::Problem;
 use crate::error::Error;
 use crate::protocol::{ChatMessage, FunctionCall, ToolCall};
@@ -23,7 +24,7 @@ pub(super) struct Turn {
 #[derive(Debug)]
 pub(super) enum Content {
     Text(String),
-    Blocks(Vec<Block>),
+    Blocks(Many<Block, PARTS_MAX>),
 }
 
 /// A block with the fields of every type; which ones it must have depends on `type`. `cache_control` and `citations`
@@ -81,7 +82,7 @@ impl Reading {
                 self.messages.push(ChatMessage::new("user", text));
                 return Ok(());
             }
-            Content::Blocks(blocks) => blocks,
+            Content::Blocks(blocks) => blocks.0,
         };
         let mut text: Option<String> = blocks.is_empty().then(String::new);
         for (j, block) in blocks.into_iter().enumerate() {
@@ -125,7 +126,7 @@ impl Reading {
                 message.content = text;
                 Vec::new()
             }
-            Content::Blocks(blocks) => blocks,
+            Content::Blocks(blocks) => blocks.0,
         };
         for (j, block) in blocks.into_iter().enumerate() {
             let path = format!("{path}[{j}]");
@@ -159,7 +160,7 @@ impl Content {
     fn into_text(self, path: &str) -> Result<String, Problem> {
         let blocks = match self {
             Self::Text(text) => return Ok(text),
-            Self::Blocks(blocks) => blocks,
+            Self::Blocks(blocks) => blocks.0,
         };
         let mut text = String::new();
         for (j, block) in blocks.into_iter().enumerate() {

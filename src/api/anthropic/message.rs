@@ -1,5 +1,7 @@
 //! A message as it is answered: its blocks, its end and its usage, as Anthropic spells them.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 use serde_json::Value;
 
@@ -10,11 +12,11 @@ use crate::text::{AnswerParser, Piece};
 /// A whole message, and the one without content that a stream begins with.
 #[derive(Debug, Serialize)]
 pub(super) struct MessageObject<'a> {
-    pub(super) id: &'a str,
+    pub(super) id: Cow<'a, str>,
     #[serde(rename = "type")]
     pub(super) kind: &'static str,
     pub(super) role: &'static str,
-    pub(super) model: &'a str,
+    pub(super) model: Cow<'a, str>,
     pub(super) content: Vec<Block>,
     pub(super) stop_reason: Option<&'static str>,
     pub(super) stop_sequence: Option<String>,
@@ -23,7 +25,8 @@ pub(super) struct MessageObject<'a> {
 
 impl<'a> MessageObject<'a> {
     /// Nothing said yet.
-    pub(super) fn new(id: &'a str, model: &'a str, usage: Usage) -> Self {
+    pub(super) fn new(id: impl Into<Cow<'a, str>>, model: impl Into<Cow<'a, str>>, usage: Usage) -> Self {
+        let (id, model) = (id.into(), model.into());
         let (kind, role, content, usage) = ("message", "assistant", Vec::new(), usage.into());
         Self { id, kind, role, model, content, stop_reason: None, stop_sequence: None, usage }
     }

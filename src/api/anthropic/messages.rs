@@ -14,8 +14,9 @@ use super::request::MessagesRequest;
 use crate::api::auth::Caller;
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;
-use crate::api::{App, body, event_body, fold, head, with_stream_id};
+use crate::api::{App, answer, body, event_body, fold, head, with_stream_id};
 use crate::error::Error;
+use crate::protocol::Tenant;
 use crate::service::Started;
 use crate::text::AnswerParser;
 
@@ -28,19 +29,23 @@ pub async fn create(
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let Opening { policy, queue_timeout_ms, json } = Opening::read(request, &app).await?;
-    let message = MessagesRequest::read(&json)?;
-    drop(json);
-    message.check_generation()?;
-    let is_stream = message.stream.unwrap_or(false);
-    let mut generate = message.into_generate(owner)?;
+    let tenant = owner.tenant;
+    let Opening { policy, queue_timeout_ms, body } = Opening::read(request, &app, tenant).await?;
+    let read = move |json: &[u8]| {
+        let message = MessagesRequest::read(json)?;
+        message.check_generation()?;
+        let is_stream = message.stream.unwrap_or(false);
+        Ok((message.into_generate(owner)?, is_stream))
+    };
+    let ((mut generate, is_stream), held) = body.parse(&app, tenant, read).await?;
     generate.queue_timeout_ms = queue_timeout_ms;
     if let Some(policy) = policy {
         generate.on_disconnect = policy;
     }
     let started = app.service.start(generate).await.map_err(in_own_words)?;
+    drop(held);
     if !is_stream {
-        return whole(&app, &started).await;
+        return whole(&app, tenant, started).await;
     }
     let reader = started.log.reader(0);
     head::wait(&app, [&started.log]).await?;
@@ -60,10 +65,10 @@ pub async fn count_tokens(
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let json = body::read(request, &app.config).await?;
-    let message = MessagesRequest::read(&json)?;
-    drop(json);
-    let generate = message.into_generate(owner)?;
+    let tenant = owner.tenant;
+    let body = body::read(request, &app, tenant).await?;
+    let read = move |json: &[u8]| MessagesRequest::read(json)?.into_generate(owner);
+    let (generate, _held) = body.parse(&app, tenant, read).await?;
     let tokens = app.service.prompt_tokens(generate).await.map_err(in_own_words)?;
     Ok(Json(Count { input_tokens: tokens.len() }).into_response())
 }
@@ -74,19 +79,23 @@ struct Count {
 }
 
 /// Waits for the end. If the client goes away meanwhile, the server drops this future, and with it the reader.
-async fn whole(app: &App, started: &Started) -> Result<Response, Problem> {
+async fn whole(app: &App, tenant: Tenant, started: Started) -> Result<Response, Problem> {
+    let stream_id = started.log.id();
     let folded = fold::to_end(started.log.reader(0)).await;
-    let (finish_reason, usage) = folded.end.map_err(|info| Problem::from(&info))?;
-    let id = message_id(&started.log);
-    let (content, num_calls) = blocks(&folded.token.text, AnswerParser::new(&started.format), &id);
-    let stop_reason = stop_reason(finish_reason, num_calls, folded.stop.as_deref());
-    let message = MessageObject {
-        content,
-        stop_reason: Some(stop_reason),
-        stop_sequence: folded.stop.filter(|_| stop_reason == "stop_sequence"),
-        ..MessageObject::new(&id, app.service.model_name(), usage)
+    let (num_bytes, model) = (folded.num_json_bytes(), app.service.model_name().to_owned());
+    let make = move || {
+        let (finish_reason, usage) = folded.end.map_err(|info| Problem::from(&info))?;
+        let id = message_id(&started.log);
+        let (content, num_calls) = blocks(&folded.token.text, AnswerParser::new(&started.format), &id);
+        let stop_reason = stop_reason(finish_reason, num_calls, folded.stop.as_deref());
+        Ok(MessageObject {
+            content,
+            stop_reason: Some(stop_reason),
+            stop_sequence: folded.stop.filter(|_| stop_reason == "stop_sequence"),
+            ..MessageObject::new(id, model, usage)
+        })
     };
-    Ok(with_stream_id(Json(message).into_response(), started.log.id()))
+    Ok(with_stream_id(answer::json(app, tenant, num_bytes, make).await?, stream_id))
 }
 
 /// The service knows stop strings as `stop`; here they came as `stop_sequences`.

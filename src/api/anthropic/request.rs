@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::content::{self, Content, Turn, required, wrong, wrong_value};
+use crate::api::many::{MESSAGES_MAX, Many};
 use crate::api::problem::Problem;
 use crate::api::{body, fields};
 use crate::protocol::{Function, GenerateRequest, Owner, Prompt, SamplingParams, StopParams, Tool, ToolChoice};
@@ -15,7 +16,7 @@ use crate::protocol::{Function, GenerateRequest, Owner, Prompt, SamplingParams, 
 pub(super) struct MessagesRequest {
     model: Option<String>,
     max_tokens: Option<i64>,
-    messages: Option<Vec<Turn>>,
+    messages: Option<Many<Turn, MESSAGES_MAX>>,
     system: Option<Content>,
     stop_sequences: Option<Vec<String>>,
     temperature: Option<f32>,
@@ -76,7 +77,7 @@ impl MessagesRequest {
         if max_tokens < 1 {
             return Err(wrong_value("max_tokens", "must be at least 1", max_tokens));
         }
-        let turns = self.messages.as_deref().unwrap_or_default();
+        let turns = self.messages.as_ref().map_or(&[][..], |turns| &turns.0);
         match turns.last() {
             Some(Turn { role: Some(role), .. }) if role == "assistant" => {
                 let param = format!("messages[{}].role", turns.len() - 1);
@@ -104,7 +105,7 @@ impl MessagesRequest {
         let tools = tools(self.tools.unwrap_or_default())?;
         let is_single = self.tool_choice.as_ref().and_then(|choice| choice.disable_parallel_tool_use);
         let tool_choice = tool_choice(self.tool_choice, &tools)?;
-        let turns = required(self.messages, "", "messages")?;
+        let turns = required(self.messages, "", "messages")?.0;
         let default = SamplingParams::default();
         Ok(GenerateRequest {
             model: self.model,

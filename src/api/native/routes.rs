@@ -1,5 +1,7 @@
 //! The four verbs of `/v1/streams`.
 
+use std::sync::Arc;
+
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -12,12 +14,13 @@ use super::events::NativeEvents;
 use crate::api::auth::Caller;
 use crate::api::disconnect::{self, LINGER_DEFAULT, OnDisconnectField};
 use crate::api::fields::{self, MessageFields};
+use crate::api::many::{MESSAGES_MAX, Many};
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;
 use crate::api::query::{self, Pairs};
 use crate::api::{App, body, event_body, sse, structured, with_stream_id};
 use crate::error::{Error, ErrorKind};
-use crate::protocol::{GenerateRequest, Prompt, StreamId, TokenId};
+use crate::protocol::{GenerateRequest, OnDisconnect, Owner, Prompt, StreamId, TokenId};
 use crate::stream::StreamLog;
 
 /// Streams in one answer of the list.
@@ -27,7 +30,7 @@ const LIST_MAX: usize = 100;
 struct CreateRequest {
     model: Option<String>,
     prompt: Option<String>,
-    messages: Option<Vec<MessageFields>>,
+    messages: Option<Many<MessageFields, MESSAGES_MAX>>,
     tokens: Option<Vec<TokenId>>,
     on_disconnect: Option<OnDisconnectField>,
     priority: Option<i32>,
@@ -75,29 +78,11 @@ pub async fn create(
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let Opening { policy: header_policy, queue_timeout_ms, json } = Opening::read(request, &app).await?;
-    let (sampling, stop) = fields::sampling(&json)?;
-    let structured = structured::constraint(&json)?;
-    let create: CreateRequest = body::parse(&json)?;
-    drop(json);
-    let prompt = match (create.prompt, create.messages, create.tokens) {
-        (Some(text), None, None) => Prompt::Text(text),
-        (None, Some(messages), None) => Prompt::Chat(fields::messages(messages)?),
-        (None, None, Some(tokens)) => Prompt::Tokens(tokens),
-        _ => {
-            let message = "exactly one of `prompt`, `messages` and `tokens` must be given";
-            return Err(Error::invalid("prompt", message).into());
-        }
-    };
-    let on_disconnect = create.on_disconnect.map(|f| f.0).or(header_policy).unwrap_or(LINGER_DEFAULT);
-    let CreateRequest { model, priority, .. } = create;
-    let base = GenerateRequest {
-        constraint: structured.constraint,
-        constraint_param: structured.param,
-        ..GenerateRequest::new(owner, prompt)
-    };
-    let generate = GenerateRequest { model, sampling, stop, on_disconnect, priority, queue_timeout_ms, ..base };
-    let started = app.service.start(generate).await?;
+    let tenant = owner.tenant;
+    let Opening { policy, queue_timeout_ms, body } = Opening::read(request, &app, tenant).await?;
+    let (generate, held) = body.parse(&app, tenant, move |json| read(json, owner, policy)).await?;
+    let started = app.service.start(GenerateRequest { queue_timeout_ms, ..generate }).await?;
+    drop(held);
     // A name that was given out must still mean something after a crash.
     started.log.accepted().await;
     let created = Created {
@@ -110,6 +95,28 @@ pub async fn create(
     let location = HeaderValue::try_from(format!("/v1/streams/{}", started.log.id()));
     response.headers_mut().insert(header::LOCATION, location.map_err(|e| Error::internal(e.to_string()))?);
     Ok(with_stream_id(response, started.log.id()))
+}
+
+fn read(json: &[u8], owner: Arc<Owner>, header_policy: Option<OnDisconnect>) -> Result<GenerateRequest, Problem> {
+    let (sampling, stop) = fields::sampling(json)?;
+    let structured = structured::constraint(json)?;
+    let create: CreateRequest = body::parse(json)?;
+    let prompt = match (create.prompt, create.messages, create.tokens) {
+        (Some(text), None, None) => Prompt::Text(text),
+        (None, Some(messages), None) => Prompt::Chat(fields::messages(messages.0)?),
+        (None, None, Some(tokens)) => Prompt::Tokens(tokens),
+        _ => {
+            let message = "exactly one of `prompt`, `messages` and `tokens` must be given";
+            return Err(Error::invalid("prompt", message).into());
+        }
+    };
+    let on_disconnect = create.on_disconnect.map(|f| f.0).or(header_policy).unwrap_or(LINGER_DEFAULT);
+    let base = GenerateRequest {
+        constraint: structured.constraint,
+        constraint_param: structured.param,
+        ..GenerateRequest::new(owner, prompt)
+    };
+    Ok(GenerateRequest { model: create.model, sampling, stop, on_disconnect, priority: create.priority, ..base })
 }
 
 /// `GET /v1/streams`: the caller's own, newest first; `limit` of them, those older than the one named `after`.

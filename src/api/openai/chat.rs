@@ -6,11 +6,11 @@
 
 use std::sync::{Arc, Mutex};
 
+use axum::Extension;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
+use axum::response::Response;
 use futures_util::future::join_all;
 
 use super::chat_answer::Answer;
@@ -18,13 +18,15 @@ use super::chat_chunks::ChatChunks;
 use super::chat_types::{ChatRequest, Choice, Completion, Logprobs};
 use super::usage_sum::{UsageShown, UsageSum};
 use crate::api::auth::Caller;
+use crate::api::fold::Folded;
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;
-use crate::api::{App, body, event_body, fields, fold, head, structured, tool_fields, with_stream_id};
+use crate::api::{App, answer, body, event_body, fields, fold, head, structured, tool_fields, with_stream_id};
 use crate::error::{Error, ErrorKind};
-use crate::protocol::{GenerateRequest, OnDisconnect, Prompt, Tool, ToolChoice};
+use crate::protocol::{GenerateRequest, OnDisconnect, Owner, Prompt, Tenant, Tool, ToolChoice};
 use crate::service::Started;
 use crate::stream::{StreamLog, StreamReader};
+use crate::text::Tokenizer;
 
 /// A completion is named as its stream, behind this.
 const ID_PREFIX: &str = "chatcmpl-";
@@ -40,39 +42,54 @@ pub async fn create(
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let Opening { policy, queue_timeout_ms, json } = Opening::read(request, &app).await?;
-    let fields::Shared { sampling, stop, num_choices } = fields::chat(&json, KNOWN)?;
-    let structured = structured::constraint(&json)?;
-    let mut chat: ChatRequest = body::parse(&json)?;
-    drop(json);
+    let tenant = owner.tenant;
+    let Opening { policy, queue_timeout_ms, body } = Opening::read(request, &app, tenant).await?;
+    let (asked, held) = body.parse(&app, tenant, move |json| read(json, owner)).await?;
+    let Asked { generate, num_choices, stream, usage } = asked;
+    let with_logprobs = generate.sampling.top_logprobs.is_some();
+    let on_disconnect = policy.unwrap_or(OnDisconnect::Cancel);
+    let generate = GenerateRequest { on_disconnect, queue_timeout_ms, ..generate };
+    let started = app.service.start_choices(generate, num_choices).await?;
+    drop(held);
+    let readers: Vec<StreamReader> = started.iter().map(|choice| choice.log.reader(0)).collect();
+    if stream {
+        head::wait(&app, started.iter().map(|choice| &choice.log)).await?;
+        Ok(chunks(&app, &started, readers, usage, with_logprobs))
+    } else {
+        whole(&app, tenant, started, readers, with_logprobs).await
+    }
+}
+
+/// What a body asks for.
+struct Asked {
+    generate: GenerateRequest,
+    num_choices: usize,
+    stream: bool,
+    usage: UsageShown,
+}
+
+fn read(json: &[u8], owner: Arc<Owner>) -> Result<Asked, Problem> {
+    let fields::Shared { sampling, stop, num_choices } = fields::chat(json, KNOWN)?;
+    let structured = structured::constraint(json)?;
+    let mut chat: ChatRequest = body::parse(json)?;
     let stream = chat.stream.unwrap_or(false);
     let usage = UsageShown::asked(chat.stream_options.take(), stream)?;
     let (tools, tool_choice) = tools(&mut chat)?;
     let messages = chat.messages.ok_or_else(|| Error::invalid("messages", "`messages` must be given"))?;
-    let with_logprobs = sampling.top_logprobs.is_some();
     let generate = GenerateRequest {
         model: chat.model,
         sampling,
         stop,
-        on_disconnect: policy.unwrap_or(OnDisconnect::Cancel),
         priority: chat.priority,
-        queue_timeout_ms,
         tools,
         tool_choice,
         parallel_tool_calls: chat.parallel_tool_calls.unwrap_or(true),
         template_kwargs: chat.chat_template_kwargs.unwrap_or_default(),
         constraint: structured.constraint,
         constraint_param: structured.param,
-        ..GenerateRequest::new(owner, Prompt::Chat(fields::messages(messages)?))
+        ..GenerateRequest::new(owner, Prompt::Chat(fields::messages(messages.0)?))
     };
-    let started = app.service.start_choices(generate, num_choices).await?;
-    let readers: Vec<StreamReader> = started.iter().map(|choice| choice.log.reader(0)).collect();
-    if stream {
-        head::wait(&app, started.iter().map(|choice| &choice.log)).await?;
-        Ok(chunks(&app, &started, readers, usage, with_logprobs))
-    } else {
-        whole(&app, &started, readers, with_logprobs).await
-    }
+    Ok(Asked { generate, num_choices, stream, usage })
 }
 
 /// The tools, and the choice among them. Fields about tools without any are an oversight that OpenAI refuses, too.
@@ -145,13 +162,27 @@ fn chunks(
 /// Waits for all ends. If the client goes away meanwhile, the server drops this future, and with it the readers.
 async fn whole(
     app: &App,
-    started: &[Started],
+    tenant: Tenant,
+    started: Vec<Started>,
     readers: Vec<StreamReader>,
     with_logprobs: bool,
 ) -> Result<Response, Problem> {
-    let (log, tokenizer) = (first(started), app.service.tokenizer());
-    let (mut choices, mut sum) = (Vec::with_capacity(started.len()), UsageSum::default());
+    let id = first(&started).id();
     let all = join_all(readers.into_iter().map(fold::to_end)).await;
+    let num_bytes = all.iter().map(Folded::num_json_bytes).sum();
+    let (model, tokenizer) = (app.service.model_name().to_owned(), app.service.tokenizer().clone());
+    let make = move || completion(&started, all, model, &tokenizer, with_logprobs);
+    Ok(with_stream_id(answer::json(app, tenant, num_bytes, make).await?, id))
+}
+
+fn completion(
+    started: &[Started],
+    all: Vec<Folded>,
+    model: String,
+    tokenizer: &Tokenizer,
+    with_logprobs: bool,
+) -> Result<Completion, Problem> {
+    let (log, mut choices, mut sum) = (first(started), Vec::with_capacity(started.len()), UsageSum::default());
     for (index, (folded, choice)) in all.into_iter().zip(started).enumerate() {
         let (finish_reason, usage) = folded.end.map_err(|info| Problem::from(&info))?;
         let stop_reason = folded.stop;
@@ -162,15 +193,14 @@ async fn whole(
         choices.push(Choice { index, message, logprobs, finish_reason, stop_reason });
         sum.add(usage, answer.reasoning_tokens(), index == 0);
     }
-    let completion = Completion {
+    Ok(Completion {
         id: completion_id(log),
         object: "chat.completion",
         created: log.created_ms() / 1000,
-        model: app.service.model_name(),
+        model,
         choices,
         usage: sum.object(),
-    };
-    Ok(with_stream_id(Json(completion).into_response(), log.id()))
+    })
 }
 
 fn completion_id(log: &StreamLog) -> String {

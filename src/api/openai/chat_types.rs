@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::api::fields::MessageFields;
+use crate::api::many::{MESSAGES_MAX, Many};
 use crate::api::tool_fields::ToolFields;
 use crate::protocol::{TokenId, TokenLogprob, Usage};
 use crate::text::Tokenizer;
@@ -17,7 +18,7 @@ pub(super) const LOGPROB_MIN: f32 = -9999.0;
 #[derive(Debug, Deserialize)]
 pub(super) struct ChatRequest {
     pub(super) model: Option<String>,
-    pub(super) messages: Option<Vec<MessageFields>>,
+    pub(super) messages: Option<Many<MessageFields, MESSAGES_MAX>>,
     pub(super) stream: Option<bool>,
     pub(super) stream_options: Option<StreamOptions>,
     pub(super) tools: Option<Vec<ToolFields>>,
@@ -92,11 +93,11 @@ pub(super) struct FunctionDelta<'a> {
 
 /// The answer to a call without `stream`.
 #[derive(Debug, Serialize)]
-pub(super) struct Completion<'a> {
+pub(super) struct Completion {
     pub(super) id: String,
     pub(super) object: &'static str,
     pub(super) created: u64,
-    pub(super) model: &'a str,
+    pub(super) model: String,
     pub(super) choices: Vec<Choice>,
     pub(super) usage: UsageObject,
 }

@@ -133,6 +133,7 @@ impl CompletionChunks {
     fn chunk(&self, choices: Vec<TextChoice<'_>>, usage: Option<UsageObject>, out: &mut SseWriter) {
         let Shared { id, created, model, include_usage, .. } = &*self.shared;
         let usage = include_usage.then(|| usage.or_else(|| self.running.map(|usage| UsageObject::new(usage, 0))));
+        let (id, model) = (id.into(), model.into());
         out.data(&TextCompletion { id, object: "text_completion", created: *created, model, choices, usage });
     }
 }

@@ -29,15 +29,6 @@ pub(super) struct CompletionRequest {
 #[derive(Debug)]
 pub(super) struct Prompts(pub(super) Vec<Prompt>);
 
-/// A prompt, or one token of one.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Element {
-    Token(TokenId),
-    Text(String),
-    Tokens(Vec<TokenId>),
-}
-
 impl<'de> Deserialize<'de> for Prompts {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         struct PromptsVisitor;
@@ -49,31 +40,62 @@ impl<'de> Deserialize<'de> for Prompts {
             fn visit_str<E>(self, text: &str) -> Result<Prompts, E> {
                 Ok(Prompts(vec![Prompt::Text(text.to_owned())]))
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, elements: A) -> Result<Prompts, A::Error> {
-                let elements: Vec<Element> = Deserialize::deserialize(SeqAccessDeserializer::new(elements))?;
-                let tokens = elements.iter().map(|e| if let Element::Token(id) = e { Some(*id) } else { None });
-                if let Some(tokens) = tokens.collect::<Option<Vec<_>>>() {
-                    return Ok(Prompts(vec![Prompt::Tokens(tokens)]));
+            fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Prompts, A::Error> {
+                // Ids by the hundred thousand are a list of numbers here from the first on.
+                let (mut tokens, mut prompts) = (Vec::new(), Vec::new());
+                while let Some(element) = elements.next_element()? {
+                    match element {
+                        Element::Token(id) => tokens.push(id),
+                        Element::Prompt(prompt) => prompts.push(prompt),
+                    }
+                    if !tokens.is_empty() && !prompts.is_empty() {
+                        return Err(serde::de::Error::custom("a list holds token ids or prompts, not both"));
+                    }
                 }
-                let prompts = elements.into_iter().map(|e| match e {
-                    Element::Text(text) => Ok(Prompt::Text(text)),
-                    Element::Tokens(tokens) => Ok(Prompt::Tokens(tokens)),
-                    Element::Token(_) => Err(serde::de::Error::custom("a list holds token ids or prompts, not both")),
-                });
-                prompts.collect::<Result<_, _>>().map(Prompts)
+                Ok(Prompts(if prompts.is_empty() { vec![Prompt::Tokens(tokens)] } else { prompts }))
             }
         }
         d.deserialize_any(PromptsVisitor)
     }
 }
 
+/// One token of a prompt, or a prompt.
+enum Element {
+    Token(TokenId),
+    Prompt(Prompt),
+}
+
+impl<'de> Deserialize<'de> for Element {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct ElementVisitor;
+        impl<'de> Visitor<'de> for ElementVisitor {
+            type Value = Element;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a token id, a string or a list of token ids")
+            }
+            fn visit_u64<E: serde::de::Error>(self, id: u64) -> Result<Element, E> {
+                let id = TokenId::try_from(id);
+                id.map(Element::Token).map_err(|_| E::custom("a token id has 32 bits"))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Element, E> {
+                Ok(Element::Prompt(Prompt::Text(text.to_owned())))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, tokens: A) -> Result<Element, A::Error> {
+                let tokens = Deserialize::deserialize(SeqAccessDeserializer::new(tokens))?;
+                Ok(Element::Prompt(Prompt::Tokens(tokens)))
+            }
+        }
+        d.deserialize_any(ElementVisitor)
+    }
+}
+
 /// The answer to a call without `stream`, and one chunk of a stream.
 #[derive(Debug, Serialize)]
 pub(super) struct TextCompletion<'a> {
-    pub(super) id: &'a str,
+    pub(super) id: Cow<'a, str>,
     pub(super) object: &'static str,
     pub(super) created: u64,
-    pub(super) model: &'a str,
+    pub(super) model: Cow<'a, str>,
     pub(super) choices: Vec<TextChoice<'a>>,
     /// In a stream, left out unless the client asked for it; then `null` but in the last chunk.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -6,9 +6,9 @@
 
 use std::sync::{Arc, Mutex};
 
+use axum::Extension;
 use axum::extract::{Request, State};
-use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
+use axum::response::Response;
 use futures_util::future::join_all;
 
 use super::completion_chunks::{CompletionChunks, Echo, Shared};
@@ -18,10 +18,12 @@ use crate::api::auth::Caller;
 use crate::api::fold::Folded;
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;
-use crate::api::{App, body, event_body, fields, fold, head, structured, with_stream_id};
+use crate::api::{App, answer, body, event_body, fields, fold, head, structured, with_stream_id};
 use crate::error::Error;
-use crate::protocol::{GenerateRequest, OnDisconnect, Prompt, SamplingParams, StopParams, TokenId, Usage};
-use crate::service::{Service, Started};
+use crate::protocol::{
+    GenerateRequest, OnDisconnect, Owner, Prompt, SamplingParams, StopParams, Tenant, TokenId, Usage,
+};
+use crate::service::Started;
 use crate::stream::{CancelCause, StreamReader};
 use crate::text::Tokenizer;
 
@@ -63,33 +65,67 @@ pub async fn create(
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let Opening { policy, queue_timeout_ms, json } = Opening::read(request, &app).await?;
-    let shared = fields::completions(&json, &SUPPORTED)?;
-    let structured = structured::constraint(&json)?;
-    let mut asked: CompletionRequest = body::parse(&json)?;
-    drop(json);
+    let tenant = owner.tenant;
+    let Opening { policy, queue_timeout_ms, body } = Opening::read(request, &app, tenant).await?;
+    let choices_max = app.service.choices_max();
+    let (asked, held) = body.parse(&app, tenant, move |json| read(json, owner, choices_max)).await?;
+    let Asked { base, prompts, wanted, stream, usage } = asked;
+    let on_disconnect = policy.unwrap_or(OnDisconnect::Cancel);
+    let base = GenerateRequest { on_disconnect, queue_timeout_ms, ..base };
+    let all = start(&app, &base, prompts, &wanted).await?;
+    drop(held);
+    if stream {
+        head::wait(&app, all.iter().map(|r| &r.started.log)).await?;
+        Ok(chunks(&app, all, &wanted, usage))
+    } else {
+        whole(&app, tenant, all, wanted).await
+    }
+}
+
+/// What a body asks for.
+struct Asked {
+    /// Of every prompt.
+    base: GenerateRequest,
+    prompts: Vec<Prompt>,
+    wanted: Wanted,
+    stream: bool,
+    usage: UsageShown,
+}
+
+fn read(json: &[u8], owner: Arc<Owner>, choices_max: usize) -> Result<Asked, Problem> {
+    let shared = fields::completions(json, &SUPPORTED)?;
+    let structured = structured::constraint(json)?;
+    let mut asked: CompletionRequest = body::parse(json)?;
     let stream = asked.stream.unwrap_or(false);
     let usage = UsageShown::asked(asked.stream_options.take(), stream)?;
     let wanted = wanted(&asked, &shared, stream)?;
     let prompts = asked.prompt.ok_or_else(|| Error::invalid("prompt", "`prompt` must be given"))?.0;
-    check_count(prompts.len(), wanted.best_of, &app.service)?;
+    check_count(prompts.len(), wanted.best_of, choices_max)?;
     let (sampling, stop) = (params(shared.sampling, &wanted), shared.stop);
     let max_tokens = if wanted.is_silent { 1 } else { stop.max_tokens.unwrap_or(MAX_TOKENS_DEFAULT) };
-    let stop = StopParams { max_tokens: Some(max_tokens), ..stop };
+    let base = GenerateRequest {
+        model: asked.model,
+        sampling,
+        stop: StopParams { max_tokens: Some(max_tokens), ..stop },
+        priority: asked.priority,
+        constraint: structured.constraint,
+        constraint_param: structured.param,
+        ..GenerateRequest::new(owner, Prompt::Tokens(Vec::new()))
+    };
+    Ok(Asked { base, prompts, wanted, stream, usage })
+}
+
+/// Starts the choices of every prompt, or none.
+async fn start(
+    app: &App,
+    base: &GenerateRequest,
+    prompts: Vec<Prompt>,
+    wanted: &Wanted,
+) -> Result<Vec<Running>, Problem> {
     let mut all: Vec<Running> = Vec::new();
     for (number, prompt) in prompts.into_iter().enumerate() {
         let echoed = wanted.is_echo.then(|| prompt.clone());
-        let generate = GenerateRequest {
-            model: asked.model.clone(),
-            sampling: sampling.clone(),
-            stop: stop.clone(),
-            on_disconnect: policy.unwrap_or(OnDisconnect::Cancel),
-            priority: asked.priority,
-            queue_timeout_ms,
-            constraint: structured.constraint.clone(),
-            constraint_param: structured.param,
-            ..GenerateRequest::new(owner.clone(), prompt)
-        };
+        let generate = GenerateRequest { prompt, ..base.clone() };
         let started = app.service.start_choices(generate, wanted.best_of).await.inspect_err(|_| {
             // Nobody wants the texts of some of the prompts.
             for running in &all {
@@ -105,14 +141,11 @@ pub async fn create(
             prompt: number,
             echo: echo.clone(),
         }));
+        // Each costs up to a millisecond here: others get their turn, and a client that left is noticed.
+        tokio::task::yield_now().await;
     }
     lead(&all);
-    if stream {
-        head::wait(&app, all.iter().map(|r| &r.started.log)).await?;
-        Ok(chunks(&app, all, &wanted, usage))
-    } else {
-        whole(&app, all, &wanted).await
-    }
+    Ok(all)
 }
 
 /// The end of the first by name is the end of all, as the choices of one prompt have it already.
@@ -144,8 +177,7 @@ fn wanted(asked: &CompletionRequest, shared: &fields::Shared, stream: bool) -> R
     Ok(Wanted { num_choices, best_of, with_logprobs, is_silent, is_echo })
 }
 
-fn check_count(num_prompts: usize, best_of: usize, service: &Service) -> Result<(), Problem> {
-    let max = service.choices_max();
+fn check_count(num_prompts: usize, best_of: usize, max: usize) -> Result<(), Problem> {
     if num_prompts == 0 {
         return Err(Error::invalid("prompt", "`prompt` must have at least one prompt, got none").into());
     }
@@ -219,13 +251,33 @@ fn chunks(app: &App, all: Vec<Running>, wanted: &Wanted, usage: UsageShown) -> R
 }
 
 /// Waits for all ends. If the client goes away meanwhile, the server drops this future, and with it the readers.
-async fn whole(app: &App, all: Vec<Running>, wanted: &Wanted) -> Result<Response, Problem> {
+async fn whole(app: &App, tenant: Tenant, all: Vec<Running>, wanted: Wanted) -> Result<Response, Problem> {
     let (id, stream_id) = (completion_id(&all), all.first().map(|r| r.started.log.id()));
     let created = all.first().map_or(0, |r| r.started.log.created_ms() / 1000);
-    let (mut sum, mut texts) = (UsageSum::default(), Vec::new());
     let folding = all.into_iter().map(async |r| (r.prompt, r.echo, fold::to_end(r.reader).await));
-    for (index, (prompt, echo, folded)) in join_all(folding).await.into_iter().enumerate() {
-        let (text, usage) = text(prompt, echo, folded, wanted, app.service.tokenizer())?;
+    let folded = join_all(folding).await;
+    let echo_bytes = |echo: &Option<Echo>| echo.as_ref().map_or(0, |echo| echo.text.len());
+    let num_bytes = folded.iter().map(|(_, echo, folded)| echo_bytes(echo) + folded.num_json_bytes()).sum();
+    let (model, tokenizer) = (app.service.model_name().to_owned(), app.service.tokenizer().clone());
+    let make = move || completion(id, created, model, folded, &wanted, &tokenizer);
+    let response = answer::json(app, tenant, num_bytes, make).await?;
+    Ok(match stream_id {
+        Some(id) => with_stream_id(response, id),
+        None => response,
+    })
+}
+
+fn completion(
+    id: String,
+    created: u64,
+    model: String,
+    all: Vec<(usize, Option<Echo>, Folded)>,
+    wanted: &Wanted,
+    tokenizer: &Tokenizer,
+) -> Result<TextCompletion<'static>, Problem> {
+    let (mut sum, mut texts) = (UsageSum::default(), Vec::new());
+    for (index, (prompt, echo, folded)) in all.into_iter().enumerate() {
+        let (text, usage) = text(prompt, echo, folded, wanted, tokenizer)?;
         sum.add(usage, 0, index % wanted.best_of == 0);
         texts.push(text);
     }
@@ -235,18 +287,13 @@ async fn whole(app: &App, all: Vec<Running>, wanted: &Wanted) -> Result<Response
         logprobs: text.logprobs,
         finish_reason: Some(text.finish_reason),
     });
-    let completion = TextCompletion {
-        id: &id,
+    Ok(TextCompletion {
+        id: id.into(),
         object: "text_completion",
         created,
-        model: app.service.model_name(),
+        model: model.into(),
         choices: choices.collect(),
         usage: Some(Some(sum.object())),
-    };
-    let response = Json(&completion).into_response();
-    Ok(match stream_id {
-        Some(id) => with_stream_id(response, id),
-        None => response,
     })
 }
 

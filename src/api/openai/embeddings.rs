@@ -1,16 +1,21 @@
 //! `POST /v1/embeddings`: one vector for each text. All come in one answer, or none.
 
+use axum::Extension;
 use axum::extract::{Request, State};
-use axum::{Extension, Json};
+use axum::response::Response;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use serde::{Deserialize, Serialize};
 
 use super::completion_types::Prompts;
 use crate::api::auth::Caller;
 use crate::api::problem::Problem;
-use crate::api::{App, body, queue_timeout};
+use crate::api::{App, answer, body, queue_timeout};
 use crate::error::Error;
+use crate::protocol::Prompt;
 use crate::service::{EmbedRequest, Embedded};
+
+/// What a float takes on the wire, at most.
+const FLOAT_BYTES: usize = 16;
 
 /// The whole of a request. `user` is accepted and changes nothing.
 #[derive(Debug, Deserialize)]
@@ -62,11 +67,27 @@ pub async fn create(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
-) -> Result<Json<EmbeddingList>, Problem> {
-    let queue_timeout_ms = queue_timeout::from_header(request.headers())?;
-    let json = body::read(request, &app.config).await?;
-    let asked: EmbeddingRequest = body::parse(&json)?;
-    drop(json);
+) -> Result<Response, Problem> {
+    let (tenant, queue_timeout_ms) = (owner.tenant, queue_timeout::from_header(request.headers())?);
+    let body = body::read(request, &app, tenant).await?;
+    let (asked, held) = body.parse(&app, tenant, read).await?;
+    let Asked { model, inputs, priority, is_base64 } = asked;
+    let embedded = app.service.embed(EmbedRequest { owner, model, inputs, priority, queue_timeout_ms }).await?;
+    drop(held);
+    let num_bytes = embedded.vectors.iter().map(|vector| vector.len() * FLOAT_BYTES).sum();
+    answer::json(&app, tenant, num_bytes, move || Ok(list(embedded, is_base64))).await
+}
+
+/// What a body asks for.
+struct Asked {
+    model: Option<String>,
+    inputs: Vec<Prompt>,
+    priority: Option<i32>,
+    is_base64: bool,
+}
+
+fn read(json: &[u8]) -> Result<Asked, Problem> {
+    let asked: EmbeddingRequest = body::parse(json)?;
     let is_base64 = is_base64(asked.encoding_format.as_deref())?;
     if let Some(dimensions) = asked.dimensions {
         // A vector that was not trained to be cut says nothing when it is.
@@ -74,15 +95,18 @@ pub async fn create(
         return Err(Problem::unsupported("dimensions", &rule));
     }
     let inputs = asked.input.ok_or_else(|| Error::invalid("input", "`input` must be given"))?.0;
-    let request = EmbedRequest { owner, model: asked.model, inputs, priority: asked.priority, queue_timeout_ms };
-    let Embedded { model, vectors, prompt_tokens } = app.service.embed(request).await?;
+    Ok(Asked { model: asked.model, inputs, priority: asked.priority, is_base64 })
+}
+
+fn list(embedded: Embedded, is_base64: bool) -> EmbeddingList {
+    let Embedded { model, vectors, prompt_tokens } = embedded;
     let data = vectors.into_iter().enumerate().map(|(index, vector)| EmbeddingObject {
         object: "embedding",
         index,
         embedding: if is_base64 { Vector::Base64(base64_of(&vector)) } else { Vector::Floats(vector) },
     });
     let usage = EmbeddingUsage { prompt_tokens, total_tokens: prompt_tokens };
-    Ok(Json(EmbeddingList { object: "list", data: data.collect(), model, usage }))
+    EmbeddingList { object: "list", data: data.collect(), model, usage }
 }
 
 fn is_base64(format: Option<&str>) -> Result<bool, Error> {

@@ -134,7 +134,7 @@ pub const FIELDS: &[Field] = &[
     field(
         "repetition_penalty",
         SAMPLED,
-        r#"{"type":["number","null"],"exclusiveMinimum":0}"#,
+        r#"{"type":["number","null"],"minimum":0.01,"maximum":100}"#,
         "1.1",
         "Divides the logits of tokens in prompt and output",
     ),

@@ -8,10 +8,13 @@
 //! end     -> close the open item, then response.completed, .incomplete, .cancelled or .failed
 //! ```
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Value, json};
 
+use super::json::{ObjectText, text};
 use super::store::Described;
 use crate::error::ErrorKind;
 use crate::protocol::{ErrorInfo, Event, FinishReason, TokenEvent, TokenLogprob, Usage};
@@ -21,8 +24,13 @@ use crate::text::{AnswerParser, Piece, Tokenizer};
 /// What OpenAI's clients are told where a probability is 0: JSON has no infinity.
 const LOGPROB_MIN: f32 = -9999.0;
 
-/// An event of the wire: its type, and its data in order.
-pub(super) type Emitted = (&'static str, Value);
+/// An event of the wire.
+pub(super) struct Emitted {
+    /// Its type.
+    pub(super) name: &'static str,
+    /// Its data, as JSON.
+    pub(super) data: String,
+}
 
 /// How far a log has been read.
 pub(super) struct Assembly {
@@ -30,18 +38,19 @@ pub(super) struct Assembly {
     tokenizer: Arc<Tokenizer>,
     parser: AnswerParser,
     next_number: u64,
+    /// Events before this number are counted and not written.
+    from: u64,
     status: &'static str,
     is_created: bool,
     is_started: bool,
-    /// Items that are complete.
-    output: Vec<Value>,
+    /// Items that are complete, each as JSON.
+    output: Vec<String>,
     open: Option<Open>,
     num_calls: usize,
-    /// Log-probabilities of text that the parser holds back.
-    held_logprobs: Vec<Value>,
+    /// Log-probabilities of text that the parser holds back, as the elements of a JSON list.
+    held_logprobs: String,
     num_reasoning_tokens: usize,
     usage: Option<Usage>,
-    error: Value,
     failure: Option<ErrorInfo>,
     emitted: Vec<Emitted>,
 }
@@ -51,7 +60,8 @@ struct Open {
     kind: Kind,
     id: String,
     text: String,
-    logprobs: Vec<Value>,
+    /// The elements of a JSON list.
+    logprobs: String,
     /// Of a call.
     name: String,
     call_id: String,
@@ -76,23 +86,24 @@ impl Kind {
 }
 
 impl Assembly {
-    pub(super) fn new(described: Arc<Described>, tokenizer: Arc<Tokenizer>) -> Self {
+    /// Of a log of which nothing was read, for a reader who wants the events from number `from` on; an object needs none.
+    pub(super) fn new(described: Arc<Described>, tokenizer: Arc<Tokenizer>, from: u64) -> Self {
         let parser = AnswerParser::new(&described.format);
         Self {
             described,
             tokenizer,
             parser,
             next_number: 0,
+            from,
             status: "queued",
             is_created: false,
             is_started: false,
             output: Vec::new(),
             open: None,
             num_calls: 0,
-            held_logprobs: Vec::new(),
+            held_logprobs: String::new(),
             num_reasoning_tokens: 0,
             usage: None,
-            error: Value::Null,
             failure: None,
             emitted: Vec::new(),
         }
@@ -137,32 +148,37 @@ impl Assembly {
         !matches!(self.status, "queued" | "in_progress")
     }
 
-    /// The items that are complete.
-    pub(super) fn into_output(self) -> Vec<Value> {
-        self.output
+    /// The memory of what was said, about; its object is as long.
+    pub(super) fn num_bytes(&self) -> usize {
+        let open = self.open.as_ref().map_or(0, |open| open.text.len() + open.logprobs.len());
+        self.output.iter().map(String::len).sum::<usize>() + open + self.held_logprobs.len()
     }
 
-    /// The response as it stands, what is being written included.
-    pub(super) fn object(&self) -> Value {
+    /// The items that are complete.
+    pub(super) fn output(&self) -> impl Iterator<Item = Value> {
+        // What was written here can be read.
+        self.output.iter().filter_map(|item| serde_json::from_str(item).ok())
+    }
+
+    /// The response as it stands, what is being written included, as JSON.
+    pub(super) fn object(&self) -> String {
         let described = &self.described;
         let open = self.open.as_ref().map(|open| open.item("in_progress"));
-        let output: Vec<&Value> = self.output.iter().chain(&open).collect();
+        let output = self.output.iter().chain(&open).map(String::as_str);
         let incomplete = (self.status == "incomplete").then(|| json!({"reason": "max_output_tokens"}));
-        let mut object = json!({
-            "id": described.response_id(),
-            "object": "response",
-            "created_at": described.created_s,
-            "status": self.status,
-            "error": self.error,
-            "incomplete_details": incomplete,
-            "model": described.model,
-            "output": output,
-            "usage": self.usage.map(|usage| self.usage_object(usage)),
-        });
-        if let Value::Object(fields) = &mut object {
-            fields.extend(described.echo.clone());
-        }
-        object
+        let failure = self.failure.as_ref().filter(|_| self.status == "failed");
+        let error = failure.map(|info| json!({"code": "server_error", "message": info.message}));
+        let object = ObjectText::new()
+            .field("id", &described.response_id())
+            .field("object", "response")
+            .field("created_at", &described.created_s)
+            .field("status", self.status)
+            .field("error", &error)
+            .field("incomplete_details", &incomplete)
+            .field("model", &described.model)
+            .list("output", output)
+            .field("usage", &self.usage.map(|usage| self.usage_object(usage)));
+        described.echo.iter().fold(object, |object, (name, value)| object.field(name, value)).end()
     }
 
     fn start(&mut self) {
@@ -174,8 +190,7 @@ impl Assembly {
 
     fn token(&mut self, token: &TokenEvent) {
         if self.described.with_logprobs {
-            let spelled = token.logprobs.iter().map(|l| logprob(l, &self.tokenizer));
-            self.held_logprobs.extend(spelled);
+            token.logprobs.iter().for_each(|l| push_element(&mut self.held_logprobs, &logprob(l, &self.tokenizer)));
         }
         let pieces = self.parser.push(&token.text);
         if !pieces.is_empty() && pieces.iter().all(|piece| matches!(piece, Piece::Reasoning(_))) {
@@ -185,38 +200,35 @@ impl Assembly {
     }
 
     fn piece(&mut self, piece: Piece) {
-        let logprobs = match &piece {
-            Piece::Content(_) => std::mem::take(&mut self.held_logprobs),
-            // They belong to text that has no place for them.
-            _ => {
-                self.held_logprobs.clear();
-                Vec::new()
-            }
-        };
+        // They belong to content; other text has no place for them.
+        let logprobs = std::mem::take(&mut self.held_logprobs);
         match piece {
             Piece::Content(text) => {
                 self.open(Kind::Message);
-                let more = json!({"content_index": 0, "delta": text, "logprobs": logprobs});
-                self.emit_open("response.output_text.delta", more);
-                self.append(&text, logprobs);
+                self.emit_open("response.output_text.delta", |data, _| {
+                    data.field("content_index", &0).field("delta", &text).list("logprobs", elements(&logprobs))
+                });
+                self.append(&text, &logprobs);
             }
             Piece::Reasoning(text) => {
                 self.open(Kind::Reasoning);
-                self.emit_open("response.reasoning_text.delta", json!({"content_index": 0, "delta": text}));
-                self.append(&text, Vec::new());
+                self.emit_open("response.reasoning_text.delta", |data, _| {
+                    data.field("content_index", &0).field("delta", &text)
+                });
+                self.append(&text, "");
             }
             Piece::CallBegin { name } => self.begin_call(name),
             Piece::CallArguments(text) => {
-                self.emit_open("response.function_call_arguments.delta", json!({"delta": text}));
-                self.append(&text, Vec::new());
+                self.emit_open("response.function_call_arguments.delta", |data, _| data.field("delta", &text));
+                self.append(&text, "");
             }
         }
     }
 
-    fn append(&mut self, text: &str, logprobs: Vec<Value>) {
+    fn append(&mut self, text: &str, logprobs: &str) {
         if let Some(open) = &mut self.open {
             open.text.push_str(text);
-            open.logprobs.extend(logprobs);
+            push_element(&mut open.logprobs, logprobs);
         }
     }
 
@@ -236,39 +248,34 @@ impl Assembly {
     fn begin(&mut self, kind: Kind, name: String, call_id: String) {
         self.close("completed");
         let id = format!("{}_{}_{}", kind.prefix(), self.described.id, self.output.len());
-        let open = Open { kind, id, text: String::new(), logprobs: Vec::new(), name, call_id };
-        let added = json!({"output_index": self.output.len(), "item": open.bare()});
-        let part = open.part();
+        let open = Open { kind, id, text: String::new(), logprobs: String::new(), name, call_id };
+        let output_index = self.output.len();
+        self.emit("response.output_item.added", |data| {
+            data.field("output_index", &output_index).joined("item", &open.bare())
+        });
         self.open = Some(open);
-        self.emit("response.output_item.added", added);
-        if let Some(part) = part {
-            self.emit_open("response.content_part.added", json!({"content_index": 0, "part": part}));
-        }
+        self.emit_part("response.content_part.added");
     }
 
     /// Ends the open item, if there is one.
     fn close(&mut self, status: &'static str) {
-        let Some(open) = &self.open else { return };
-        let (item, part, text) = (open.item(status), open.part(), open.text.clone());
-        match open.kind {
-            Kind::Message => {
-                let more = json!({"content_index": 0, "text": text, "logprobs": open.logprobs});
-                self.emit_open("response.output_text.done", more);
-            }
-            Kind::Reasoning => {
-                self.emit_open("response.reasoning_text.done", json!({"content_index": 0, "text": text}));
-            }
-            Kind::Call => {
-                let more = json!({"name": open.name, "arguments": text});
-                self.emit_open("response.function_call_arguments.done", more);
-            }
+        let Some(kind) = self.open.as_ref().map(|open| open.kind) else { return };
+        match kind {
+            Kind::Message => self.emit_open("response.output_text.done", |data, open| {
+                data.field("content_index", &0).field("text", &open.text).list("logprobs", elements(&open.logprobs))
+            }),
+            Kind::Reasoning => self.emit_open("response.reasoning_text.done", |data, open| {
+                data.field("content_index", &0).field("text", &open.text)
+            }),
+            Kind::Call => self.emit_open("response.function_call_arguments.done", |data, open| {
+                data.field("name", &open.name).field("arguments", &open.text)
+            }),
         }
-        if let Some(part) = part {
-            self.emit_open("response.content_part.done", json!({"content_index": 0, "part": part}));
-        }
-        self.emit("response.output_item.done", json!({"output_index": self.output.len(), "item": item}));
+        self.emit_part("response.content_part.done");
+        let Some(item) = self.open.take().map(|open| open.item(status)) else { return };
+        let output_index = self.output.len();
+        self.emit("response.output_item.done", |data| data.field("output_index", &output_index).joined("item", &item));
         self.output.push(item);
-        self.open = None;
     }
 
     fn done(&mut self, finish_reason: FinishReason, usage: Usage) {
@@ -299,29 +306,45 @@ impl Assembly {
             return;
         }
         self.status = "failed";
-        self.error = json!({"code": "server_error", "message": info.message});
-        self.emit("error", json!({"code": "server_error", "message": info.message, "param": null}));
+        self.emit("error", |data| {
+            data.field("code", "server_error").field("message", &info.message).field("param", &Value::Null)
+        });
         self.emit_response("response.failed");
     }
 
     fn emit_response(&mut self, name: &'static str) {
-        let response = self.object();
-        self.emit(name, json!({"response": response}));
+        let response = if self.is_wanted() { self.object() } else { String::new() };
+        self.emit(name, |data| data.joined("response", &response));
+    }
+
+    /// An event about the open item's part, if it has one.
+    fn emit_part(&mut self, name: &'static str) {
+        if self.open.as_ref().is_some_and(|open| open.kind != Kind::Call) {
+            self.emit_open(name, |data, open| {
+                data.field("content_index", &0).joined("part", &open.part().unwrap_or_default())
+            });
+        }
     }
 
     /// An event of the open item.
-    fn emit_open(&mut self, name: &'static str, more: Value) {
-        let Some(open) = &self.open else { return };
-        let mut data = json!({"item_id": open.id, "output_index": self.output.len()});
-        merge(&mut data, more);
-        self.emit(name, data);
+    fn emit_open(&mut self, name: &'static str, more: impl FnOnce(ObjectText, &Open) -> ObjectText) {
+        let Some(open) = self.open.take() else { return };
+        let output_index = self.output.len();
+        self.emit(name, |data| more(data.field("item_id", &open.id).field("output_index", &output_index), &open));
+        self.open = Some(open);
     }
 
-    fn emit(&mut self, name: &'static str, more: Value) {
-        let mut data = json!({"type": name, "sequence_number": self.next_number});
+    fn emit(&mut self, name: &'static str, more: impl FnOnce(ObjectText) -> ObjectText) {
+        if self.is_wanted() {
+            let data = ObjectText::new().field("type", name).field("sequence_number", &self.next_number);
+            self.emitted.push(Emitted { name, data: more(data).end() });
+        }
         self.next_number += 1;
-        merge(&mut data, more);
-        self.emitted.push((name, data));
+    }
+
+    /// Whether the next event is.
+    fn is_wanted(&self) -> bool {
+        self.next_number >= self.from
     }
 
     fn usage_object(&self, usage: Usage) -> Value {
@@ -337,63 +360,84 @@ impl Assembly {
 
 impl Open {
     /// As it is first told of.
-    fn bare(&self) -> Value {
+    fn bare(&self) -> String {
         match self.kind {
             Kind::Call => self.item("in_progress"),
-            _ => self.with_content("in_progress", &json!([])),
+            _ => self.with_content("in_progress", "[]"),
         }
     }
 
-    fn item(&self, status: &str) -> Value {
-        match self.kind {
-            Kind::Call => json!({
-                "id": self.id, "type": "function_call", "status": status, "call_id": self.call_id,
-                "name": self.name, "arguments": self.text,
-            }),
-            _ => self.with_content(status, &json!([self.part()])),
+    fn item(&self, status: &str) -> String {
+        match self.part() {
+            Some(part) => self.with_content(status, &format!("[{part}]")),
+            None => ObjectText::new()
+                .field("id", &self.id)
+                .field("type", "function_call")
+                .field("status", status)
+                .field("call_id", &self.call_id)
+                .field("name", &self.name)
+                .field("arguments", &self.text)
+                .end(),
         }
     }
 
-    fn with_content(&self, status: &str, content: &Value) -> Value {
-        let (id, is_message) = (&self.id, self.kind == Kind::Message);
-        if is_message {
-            return json!({
-                "id": id, "type": "message", "status": status, "role": "assistant", "content": content,
-            });
+    fn with_content(&self, status: &str, content: &str) -> String {
+        let item = ObjectText::new().field("id", &self.id);
+        if self.kind == Kind::Message {
+            let item = item.field("type", "message").field("status", status).field("role", "assistant");
+            return item.joined("content", content).end();
         }
-        json!({"id": id, "type": "reasoning", "summary": [], "content": content, "status": status})
+        let item = item.field("type", "reasoning").joined("summary", "[]").joined("content", content);
+        item.field("status", status).end()
     }
 
     /// The one content part of an item that has parts.
-    fn part(&self) -> Option<Value> {
-        match self.kind {
-            Kind::Message => Some(json!({
-                "type": "output_text", "text": self.text, "annotations": [], "logprobs": self.logprobs,
-            })),
-            Kind::Reasoning => Some(json!({"type": "reasoning_text", "text": self.text})),
-            Kind::Call => None,
-        }
+    fn part(&self) -> Option<String> {
+        let part = match self.kind {
+            Kind::Message => ObjectText::new()
+                .field("type", "output_text")
+                .field("text", &self.text)
+                .joined("annotations", "[]")
+                .list("logprobs", elements(&self.logprobs)),
+            Kind::Reasoning => ObjectText::new().field("type", "reasoning_text").field("text", &self.text),
+            Kind::Call => return None,
+        };
+        Some(part.end())
     }
 }
 
-fn merge(data: &mut Value, more: Value) {
-    if let (Value::Object(data), Value::Object(more)) = (data, more) {
-        data.extend(more);
+/// Appends to the elements of a list.
+fn push_element(list: &mut String, elements: &str) {
+    if !list.is_empty() && !elements.is_empty() {
+        list.push(',');
     }
+    list.push_str(elements);
 }
 
-fn logprob(l: &TokenLogprob, tokenizer: &Tokenizer) -> Value {
+/// Elements that are joined already, as one.
+fn elements(list: &str) -> Option<&str> {
+    (!list.is_empty()).then_some(list)
+}
+
+/// A log-probability as JSON.
+fn logprob(l: &TokenLogprob, tokenizer: &Tokenizer) -> String {
+    #[derive(Serialize)]
+    struct Spelled<'a> {
+        token: Cow<'a, str>,
+        logprob: f32,
+        bytes: &'a [u8],
+    }
+    #[derive(Serialize)]
+    struct Measured<'a> {
+        #[serde(flatten)]
+        token: Spelled<'a>,
+        top_logprobs: Vec<Spelled<'a>>,
+    }
     let spell = |token, logprob: f32| {
         let bytes = tokenizer.token_bytes(token);
         let logprob = if logprob.is_finite() { logprob } else { LOGPROB_MIN };
-        Map::from_iter([
-            ("token".to_owned(), json!(String::from_utf8_lossy(bytes))),
-            ("logprob".to_owned(), json!(logprob)),
-            ("bytes".to_owned(), json!(bytes)),
-        ])
+        Spelled { token: String::from_utf8_lossy(bytes), logprob, bytes }
     };
-    let top: Vec<_> = l.top.iter().map(|&(t, p)| spell(t, p)).collect();
-    let mut spelled = spell(l.token, l.logprob);
-    spelled.insert("top_logprobs".to_owned(), json!(top));
-    spelled.into()
+    let top_logprobs = l.top.iter().map(|&(t, p)| spell(t, p)).collect();
+    text(&Measured { token: spell(l.token, l.logprob), top_logprobs })
 }

@@ -19,10 +19,8 @@ impl Dialect for ResponseEvents {
     fn open(&mut self, _out: &mut SseWriter) {}
 
     fn event(&mut self, entry: &Entry, out: &mut SseWriter) {
-        for (name, data) in self.assembly.take(entry) {
-            if data["sequence_number"].as_u64().is_some_and(|number| number >= self.from) {
-                out.named(name, &data);
-            }
+        for event in self.assembly.take(entry) {
+            out.named_json(event.name, &event.data);
         }
     }
 

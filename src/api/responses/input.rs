@@ -1,8 +1,13 @@
 //! Input items: from JSON to the messages that a model reads, and to the form in which they are listed again. A chain
 //! of responses is its items in a row, so this is also how an earlier output becomes part of a later prompt.
 
+use std::fmt;
+
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value, json};
 
+use crate::api::many::{MESSAGES_MAX, Many};
 use crate::api::problem::Problem;
 use crate::error::Error;
 use crate::protocol::{ChatMessage, FunctionCall, ToolCall};
@@ -11,13 +16,56 @@ use crate::protocol::{ChatMessage, FunctionCall, ToolCall};
 ///
 /// # Errors
 /// 400 with the path of what is wrong or not supported.
-pub(super) fn items(input: Value) -> Result<Vec<Value>, Problem> {
+pub(super) fn items(input: Input) -> Result<Vec<Value>, Problem> {
     match input {
-        Value::String(text) => Ok(vec![message_item("user", &json!([{"type": "input_text", "text": text}]))]),
-        Value::Array(items) => {
-            items.into_iter().enumerate().map(|(i, item)| self::item(item, &format!("input[{i}]"))).collect()
+        Input::Text(text) => Ok(vec![message_item("user", &json!([{"type": "input_text", "text": text}]))]),
+        Input::Items(items) => {
+            items.0.into_iter().enumerate().map(|(i, item)| self::item(item, &format!("input[{i}]"))).collect()
         }
-        other => Err(wrong("input", "a string or a list of items", &other)),
+        Input::Other(other) => Err(wrong("input", "a string or a list of items", &other)),
+    }
+}
+
+/// A request's `input` as it came.
+#[derive(Debug)]
+pub(super) enum Input {
+    Text(String),
+    Items(Many<Value, MESSAGES_MAX>),
+    /// No input, but JSON.
+    Other(Value),
+}
+
+impl<'de> Deserialize<'de> for Input {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct InputVisitor;
+        impl<'de> Visitor<'de> for InputVisitor {
+            type Value = Input;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or a list of items")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Input, E> {
+                Ok(Input::Text(text.to_owned()))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Input, A::Error> {
+                Deserialize::deserialize(SeqAccessDeserializer::new(items)).map(Input::Items)
+            }
+            fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<Input, A::Error> {
+                Deserialize::deserialize(MapAccessDeserializer::new(fields)).map(Input::Other)
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Input, E> {
+                Ok(Input::Other(value.into()))
+            }
+            fn visit_i64<E>(self, value: i64) -> Result<Input, E> {
+                Ok(Input::Other(value.into()))
+            }
+            fn visit_u64<E>(self, value: u64) -> Result<Input, E> {
+                Ok(Input::Other(value.into()))
+            }
+            fn visit_f64<E>(self, value: f64) -> Result<Input, E> {
+                Ok(Input::Other(value.into()))
+            }
+        }
+        d.deserialize_any(InputVisitor)
     }
 }
 

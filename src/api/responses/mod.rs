@@ -3,11 +3,14 @@
 //! A response is a stream: `resp_` and the stream's id name it, the log is where its output lives, and every event with
 //! its number follows from the log alone. What a log does not hold (the request, its input) is in `store`, for as long
 //! as the log is kept. Data flows: `request` reads JSON, with `input` for its items; `assembly` reads a log into events
-//! and an object; `events` puts them on the wire; `routes` ties them.
+//! and an object, which `reading` does for polls and `kept` remembers; `events` puts them on the wire; `routes` ties them.
 
 mod assembly;
 mod events;
 mod input;
+mod json;
+mod kept;
+mod reading;
 mod request;
 mod routes;
 mod store;

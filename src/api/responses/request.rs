@@ -1,9 +1,12 @@
 //! The body of `POST /v1/responses`: what it asks of a generation, and what every object of the response repeats.
 
+use std::fmt;
+
 use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
 
-use super::input::{given, wrong};
+use super::input::{Input, given, wrong};
 use crate::api::problem::Problem;
 use crate::api::{body, fields};
 use crate::error::Error;
@@ -40,7 +43,7 @@ const UNSUPPORTED: [&str; 10] = [
 ];
 
 /// Fields of this dialect's own meaning, or too large to be looked at twice: not shared with the other dialects.
-const OWN: [&str; 10] = [
+const OWN: [&str; 9] = [
     "input",
     "instructions",
     "tools",
@@ -49,7 +52,6 @@ const OWN: [&str; 10] = [
     "metadata",
     "text",
     "reasoning",
-    "prompt",
     "parallel_tool_calls",
 ];
 
@@ -57,7 +59,7 @@ const OWN: [&str; 10] = [
 #[derive(Debug, Deserialize)]
 pub(super) struct CreateFields {
     pub(super) model: Option<String>,
-    pub(super) input: Option<Value>,
+    pub(super) input: Option<Input>,
     pub(super) instructions: Option<String>,
     pub(super) stream: Option<bool>,
     stream_options: Option<Map<String, Value>>,
@@ -90,6 +92,35 @@ pub(super) struct Asked {
     pub(super) constraint: Option<Constraint>,
     /// The fields that every object of the response repeats.
     pub(super) echo: Map<String, Value>,
+    /// Of these, as JSON.
+    pub(super) echo_bytes: usize,
+}
+
+/// The fields of a body that have the same meaning in other dialects, and those that do not exist here.
+struct Shared(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Shared {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct SharedVisitor;
+        impl<'de> Visitor<'de> for SharedVisitor {
+            type Value = Shared;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Shared, A::Error> {
+                let mut shared = Map::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if OWN.contains(&name.as_str()) {
+                        map.next_value::<IgnoredAny>()?;
+                    } else {
+                        shared.insert(name, map.next_value()?);
+                    }
+                }
+                Ok(Shared(shared))
+            }
+        }
+        d.deserialize_map(SharedVisitor)
+    }
 }
 
 /// Reads `json`.
@@ -97,12 +128,11 @@ pub(super) struct Asked {
 /// # Errors
 /// 400 with the path of what is wrong or not supported.
 pub(super) fn read(json: &[u8]) -> Result<(CreateFields, Asked), Problem> {
-    let mut shared: Map<String, Value> = body::parse(json)?;
+    let Shared(shared) = body::parse(json)?;
     let fields: CreateFields = body::parse(json)?;
     if let Some(name) = UNSUPPORTED.iter().find(|name| shared.get(**name).is_some_and(|v| !v.is_null())) {
         return Err(Problem::unsupported(name, "is not supported by this server"));
     }
-    OWN.iter().for_each(|name| drop(shared.remove(*name)));
     let shared = serde_json::to_vec(&shared).map_err(|e| Error::internal(e.to_string()))?;
     let (mut sampling, mut stop) = self::fields::sampling(&shared)?;
     check_words(&fields)?;
@@ -115,7 +145,8 @@ pub(super) fn read(json: &[u8]) -> Result<(CreateFields, Asked), Problem> {
     let constraint = constraint(fields.text.as_ref())?;
     check_metadata(fields.metadata.as_ref())?;
     let echo = echo(&fields, &sampling);
-    Ok((fields, Asked { sampling, stop, tools, tool_choice, constraint, echo }))
+    let echo_bytes = echo.values().map(|value| value.to_string().len()).sum();
+    Ok((fields, Asked { sampling, stop, tools, tool_choice, constraint, echo, echo_bytes }))
 }
 
 fn check_words(fields: &CreateFields) -> Result<(), Problem> {

@@ -12,14 +12,16 @@ use serde_json::{Value, json};
 use super::assembly::Assembly;
 use super::events::ResponseEvents;
 use super::input;
+use super::reading;
 use super::request::{self, Asked, CreateFields};
 use super::store::Described;
+use crate::api::answer::Blocks;
 use crate::api::auth::Caller;
 use crate::api::disconnect::{self, LINGER_DEFAULT};
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;
 use crate::api::query::{self, Pairs, broken, pairs, value};
-use crate::api::{App, event_body, head, with_stream_id};
+use crate::api::{App, answer, event_body, head, with_stream_id};
 use crate::error::Error;
 use crate::metrics::RejectLabel;
 use crate::protocol::{ChatMessage, GenerateRequest, OnDisconnect, Prompt, Tenant};
@@ -39,14 +41,18 @@ pub async fn create(
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let Opening { policy: header_policy, queue_timeout_ms, json } = Opening::read(request, &app).await?;
-    let (mut fields, mut asked) = request::read(&json)?;
-    drop(json);
-    let items = context(&app, &mut fields, owner.tenant)?;
-    let on_disconnect = policy(&fields, header_policy)?;
-    let instructions = fields.instructions.iter().map(|text| ChatMessage::new("system", text.as_str()));
-    let messages = instructions.chain(input::messages(&items)).collect();
     let tenant = owner.tenant;
+    let Opening { policy: header_policy, queue_timeout_ms, body } = Opening::read(request, &app, tenant).await?;
+    let ((fields, mut asked, own), held) = body.parse(&app, tenant, read).await?;
+    let previous = match &fields.previous_response_id {
+        Some(id) => Some(previous(&app, tenant, id).await?),
+        None => None,
+    };
+    let known = previous.as_ref().map_or(0, |previous| previous.described.num_bytes);
+    let (instructions, echo_bytes) = (fields.instructions.clone(), asked.echo_bytes);
+    let work = move || context(previous, own, instructions, echo_bytes);
+    let context = app.service.sized(tenant, held.num_bytes() + known, work).await??;
+    let on_disconnect = policy(&fields, header_policy)?;
     let generate = GenerateRequest {
         model: fields.model.clone(),
         sampling: asked.sampling.clone(),
@@ -59,11 +65,12 @@ pub async fn create(
         parallel_tool_calls: fields.parallel_tool_calls.unwrap_or(true),
         constraint: asked.constraint.take(),
         constraint_param: "text.format",
-        ..GenerateRequest::new(owner, Prompt::Chat(messages))
+        ..GenerateRequest::new(owner, Prompt::Chat(context.messages))
     };
     let started = app.service.start(generate).await?;
     let reader = started.log.reader(0);
-    let described = describe(&app, &started, &fields, asked, items);
+    drop(held);
+    let described = describe(&app, &started, &fields, asked, context.items, context.num_bytes);
     if fields.store != Some(false)
         && let Err(e) = app.responses.insert(tenant, described.clone(), app.service.table())
     {
@@ -73,7 +80,7 @@ pub async fn create(
         app.service.tell_rejected(&e);
         return Err(e.into());
     }
-    answer(&app, &started, described, reader, fields.stream == Some(true)).await
+    answer(&app, tenant, &started, described, reader, fields.stream == Some(true)).await
 }
 
 /// `GET /v1/responses/{id}`: as it stands, or with `stream=true` its events after number `starting_after`.
@@ -107,8 +114,7 @@ pub async fn get(
     if is_stream {
         return Ok(stream(&app, described, &log, log.reader(0), from));
     }
-    let object = snapshot(&app, described, &log)?.object();
-    Ok(with_stream_id(Json(object).into_response(), log.id()))
+    snapshot(&app, owner.tenant, &described, &log).await
 }
 
 /// `POST /v1/responses/{id}/cancel`: ends it and shows it; one that has ended stays as it is.
@@ -128,8 +134,7 @@ pub async fn cancel(
     app.service.cancel(log.id(), owner.tenant).await?;
     // The worker writes the end, with what was spent until then.
     log.finished().await;
-    let object = snapshot(&app, described, &log)?.object();
-    Ok(with_stream_id(Json(object).into_response(), log.id()))
+    snapshot(&app, owner.tenant, &described, &log).await
 }
 
 /// `DELETE /v1/responses/{id}`: ends it if it runs, and forgets it with its stream.
@@ -164,13 +169,23 @@ pub async fn input_items(
     let (described, _) = find(&app, id, owner.tenant)?;
     let pairs = pairs(query)?;
     let limit = query::limit(&pairs, ITEMS_DEFAULT, ITEMS_MAX)?;
-    let mut items: Vec<&Value> = described.items.iter().collect();
-    match value(&pairs, "order") {
-        Some("asc") => {}
-        None | Some("desc") => items.reverse(),
+    let is_rising = match value(&pairs, "order") {
+        Some("asc") => true,
+        None | Some("desc") => false,
         Some(other) => return Err(broken("order", "asc or desc", other)),
+    };
+    let after = value(&pairs, "after").map(str::to_owned);
+    let num_bytes = described.num_bytes;
+    let make = move || page(&described.items, is_rising, after.as_deref(), limit);
+    answer::json(&app, owner.tenant, num_bytes, make).await
+}
+
+fn page(items: &[Value], is_rising: bool, after: Option<&str>, limit: usize) -> Result<Value, Problem> {
+    let mut items: Vec<&Value> = items.iter().collect();
+    if !is_rising {
+        items.reverse();
     }
-    let from = match value(&pairs, "after") {
+    let from = match after {
         None => 0,
         Some(id) => match items.iter().position(|item| item["id"] == id) {
             Some(at) => at + 1,
@@ -180,38 +195,70 @@ pub async fn input_items(
     let rest = &items[from..];
     let data = &rest[..rest.len().min(limit)];
     let id = |item: Option<&&Value>| item.map_or(Value::Null, |item| item["id"].clone());
-    let list = json!({
+    Ok(json!({
         "object": "list", "data": data, "first_id": id(data.first()), "last_id": id(data.last()),
         "has_more": rest.len() > limit,
-    });
-    Ok(Json(list).into_response())
+    }))
 }
 
-/// All items that the model is to answer: those of the response before, its output, and the request's own.
-fn context(app: &App, fields: &mut CreateFields, tenant: Tenant) -> Result<Vec<Value>, Problem> {
-    let own = match fields.input.take() {
-        Some(input) => input::items(input)?,
-        None if fields.previous_response_id.is_some() => Vec::new(),
-        None => return Err(Error::invalid("input", "`input` must be given").into()),
-    };
-    let mut items = Vec::new();
-    if let Some(previous) = &fields.previous_response_id {
-        const PARAM: &str = "previous_response_id";
-        let found = app.responses.get(previous, tenant, app.service.table());
-        let (described, log) = found.map_err(|e| e.with_param(PARAM))?;
-        items.clone_from(&described.items);
-        let assembly = snapshot(app, described, &log)?;
-        if !assembly.is_terminal() {
-            let message = format!("`{PARAM}` must name a response that has ended, got {previous:?}, which runs");
-            return Err(Error::invalid(PARAM, message).into());
-        }
-        items.extend(assembly.into_output());
+/// What a body asks for, with its own items, if it has any.
+fn read(json: &[u8]) -> Result<(CreateFields, Asked, Option<Vec<Value>>), Problem> {
+    let (mut fields, asked) = request::read(json)?;
+    let own = fields.input.take().map(input::items).transpose()?;
+    if own.is_none() && fields.previous_response_id.is_none() {
+        return Err(Error::invalid("input", "`input` must be given").into());
     }
-    items.extend(own);
+    Ok((fields, asked, own))
+}
+
+/// A response that is gone on from.
+struct Previous {
+    described: Arc<Described>,
+    output: Vec<Value>,
+}
+
+async fn previous(app: &App, tenant: Tenant, id: &str) -> Result<Previous, Problem> {
+    const PARAM: &str = "previous_response_id";
+    let found = app.responses.get(id, tenant, app.service.table());
+    let (described, log) = found.map_err(|e| e.with_param(PARAM))?;
+    let output = |assembly: &Assembly| assembly.is_terminal().then(|| assembly.output().collect());
+    match reading::look(app, tenant, &described, &log, output).await? {
+        Some(output) => Ok(Previous { described, output }),
+        None => {
+            let message = format!("`{PARAM}` must name a response that has ended, got {id:?}, which runs");
+            Err(Error::invalid(PARAM, message).into())
+        }
+    }
+}
+
+/// What the model is to answer.
+struct Context {
+    /// Those of the response before, its output, and the request's own.
+    items: Vec<Value>,
+    messages: Vec<ChatMessage>,
+    /// Of all items and what is repeated of the request, as JSON.
+    num_bytes: usize,
+}
+
+fn context(
+    previous: Option<Previous>,
+    own: Option<Vec<Value>>,
+    instructions: Option<String>,
+    echo_bytes: usize,
+) -> Result<Context, Problem> {
+    let mut items = Vec::new();
+    if let Some(Previous { described, output }) = previous {
+        items.clone_from(&described.items);
+        items.extend(output);
+    }
+    items.extend(own.unwrap_or_default());
     if items.is_empty() {
         return Err(Error::invalid("input", "`input` must have at least one item, got none").into());
     }
-    Ok(items)
+    let instructions = instructions.map(|text| ChatMessage::new("system", text));
+    let messages = instructions.into_iter().chain(input::messages(&items)).collect();
+    let num_bytes = items.iter().map(|item| item.to_string().len()).sum::<usize>() + echo_bytes;
+    Ok(Context { items, messages, num_bytes })
 }
 
 /// A background response runs to its end; one that is kept waits a while for its client to come back.
@@ -235,6 +282,7 @@ fn describe(
     fields: &CreateFields,
     asked: Asked,
     mut items: Vec<Value>,
+    num_bytes: usize,
 ) -> Arc<Described> {
     let id = started.log.id();
     for (i, item) in items.iter_mut().enumerate().filter(|(_, item)| item.get("id").is_none()) {
@@ -255,11 +303,13 @@ fn describe(
         is_background: fields.background.unwrap_or(false),
         echo: asked.echo,
         items,
+        num_bytes,
     })
 }
 
 async fn answer(
     app: &App,
+    tenant: Tenant,
     started: &Started,
     described: Arc<Described>,
     reader: StreamReader,
@@ -278,15 +328,15 @@ async fn answer(
         return Ok(stream(app, described, log, reader, 0));
     }
     if described.is_background {
-        let object = snapshot(app, described, log)?.object();
-        return Ok(with_stream_id(Json(object).into_response(), log.id()));
+        return snapshot(app, tenant, &described, log).await;
     }
     // If the client goes away meanwhile, the server drops this future, and with it the reader.
-    let assembly = to_end(reader, Assembly::new(described, app.service.tokenizer().clone())).await;
-    match assembly.failure() {
-        Some(info) => Err(Problem::from(info)),
-        None => Ok(with_stream_id(Json(assembly.object()).into_response(), log.id())),
+    let assembly = to_end(reader, Assembly::new(described, app.service.tokenizer().clone(), u64::MAX)).await;
+    if let Some(info) = assembly.failure() {
+        return Err(Problem::from(info));
     }
+    let blocks = app.service.sized(tenant, assembly.num_bytes(), move || Blocks::of(&assembly.object())).await?;
+    Ok(with_stream_id(answer::respond(app, tenant, blocks)?, log.id()))
 }
 
 /// Reads to the end, or to the error that a reader gets which was overtaken: nothing follows that, however long the
@@ -301,24 +351,22 @@ async fn to_end(mut reader: StreamReader, mut assembly: Assembly) -> Assembly {
 }
 
 fn stream(app: &App, described: Arc<Described>, log: &StreamLog, reader: StreamReader, from: u64) -> Response {
-    let assembly = Assembly::new(described, app.service.tokenizer().clone());
+    let assembly = Assembly::new(described, app.service.tokenizer().clone(), from);
     let readers = &app.service.metrics().readers;
     let response = event_body::respond(reader, ResponseEvents { assembly, from }, app.config.heartbeat, readers);
     with_stream_id(response, log.id())
 }
 
 /// The response as far as its log goes by now.
-fn snapshot(app: &App, described: Arc<Described>, log: &Arc<StreamLog>) -> Result<Assembly, Problem> {
-    if log.first_seq() > 0 {
-        let message = "the beginning of this response's log is no longer kept; its stream was longer than one may be";
-        return Err(Problem::http(StatusCode::GONE, Some("history_trimmed"), message));
-    }
-    let mut assembly = Assembly::new(described, app.service.tokenizer().clone());
-    let mut reader = log.reader(0);
-    while let Some(entry) = reader.try_next_entry() {
-        assembly.take(&entry);
-    }
-    Ok(assembly)
+async fn snapshot(
+    app: &App,
+    tenant: Tenant,
+    described: &Arc<Described>,
+    log: &Arc<StreamLog>,
+) -> Result<Response, Problem> {
+    let write = |assembly: &Assembly| Blocks::of(&assembly.object());
+    let blocks = reading::look(app, tenant, described, log, write).await?;
+    Ok(with_stream_id(answer::respond(app, tenant, blocks)?, log.id()))
 }
 
 fn find(
@@ -358,8 +406,9 @@ mod tests {
             is_background: false,
             echo: serde_json::Map::new(),
             items: Vec::new(),
+            num_bytes: 0,
         };
-        let assembly = Assembly::new(Arc::new(described), Arc::new(Tokenizer::byte_level()));
+        let assembly = Assembly::new(Arc::new(described), Arc::new(Tokenizer::byte_level()), u64::MAX);
         let assembly = to_end(reader, assembly).now_or_never().expect("there is nothing to wait for");
         assert_eq!(assembly.failure().map(|info| info.kind), Some(ErrorKind::Expired));
         assert!(!log.is_finished());

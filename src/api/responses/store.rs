@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Map, Value};
 
+use super::kept::KeptResponses;
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{StreamId, Tenant};
 use crate::stream::{StreamLog, StreamTable};
@@ -49,6 +50,8 @@ pub(super) struct Described {
     pub(super) echo: Map<String, Value>,
     /// Everything that it answers: items of the responses before it, and its own.
     pub(super) items: Vec<Value>,
+    /// Of items and echo, as JSON, which is near enough to what they take.
+    pub(super) num_bytes: usize,
 }
 
 impl Described {
@@ -63,6 +66,7 @@ pub struct ResponseStore {
     limits: ResponseLimits,
     // A std mutex: held for map operations only.
     inner: Mutex<Inner>,
+    kept: KeptResponses,
 }
 
 #[derive(Debug, Default)]
@@ -84,7 +88,12 @@ struct Slot {
 impl ResponseStore {
     /// An empty one.
     pub fn new(limits: ResponseLimits) -> Self {
-        Self { limits, inner: Mutex::default() }
+        Self { limits, inner: Mutex::default(), kept: KeptResponses::default() }
+    }
+
+    /// How far they have been read.
+    pub(super) fn kept(&self) -> &KeptResponses {
+        &self.kept
     }
 
     /// Keeps `described`, in the place of the owner's oldest that have ended if need be.
@@ -93,7 +102,7 @@ impl ResponseStore {
     /// [`ErrorKind::Overloaded`] if the owner's live ones leave no room; [`ErrorKind::InvalidRequest`] for one that is
     /// larger than all of it.
     pub(super) fn insert(&self, tenant: Tenant, described: Arc<Described>, table: &StreamTable) -> Result<()> {
-        let num_bytes = num_bytes(&described);
+        let num_bytes = described.num_bytes;
         if num_bytes > self.limits.num_bytes_max {
             let max = self.limits.num_bytes_max;
             let message = format!("`input` of a stored response must have at most {max} bytes, got {num_bytes}");
@@ -145,7 +154,10 @@ impl ResponseStore {
 
     /// Forgets one.
     pub(super) fn remove(&self, id: StreamId) {
-        self.lock().slots.remove(&id);
+        self.kept.remove(id);
+        // Not under the lock: a conversation is many values.
+        let slot = self.lock().slots.remove(&id);
+        drop(slot);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -177,10 +189,4 @@ impl Inner {
         leaving.iter().for_each(|id| drop(self.slots.remove(id)));
         Ok(())
     }
-}
-
-/// As JSON, which is near enough to what it takes.
-fn num_bytes(described: &Described) -> usize {
-    let len = |value: &Value| value.to_string().len();
-    described.items.iter().map(len).sum::<usize>() + described.echo.values().map(len).sum::<usize>()
 }

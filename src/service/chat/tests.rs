@@ -35,7 +35,7 @@ fn asking(messages: Vec<ChatMessage>) -> GenerateRequest {
 /// The prompt's text, by the byte-level vocabulary, and the form of the answer.
 fn prompt(source: &str, request: &mut GenerateRequest) -> (String, AnswerFormat) {
     let template = ChatTemplate::new(source, "", "").expect("a template");
-    let (tokens, format) = encode(&Tokenizer::byte_level(), &template, request).expect("a prompt");
+    let (tokens, format) = encode(&Tokenizer::byte_level(), &template, request, None).expect("a prompt");
     let bytes: Vec<u8> = tokens.iter().map(|&token| token as u8).collect();
     (String::from_utf8(bytes).expect("UTF-8"), format)
 }
@@ -132,7 +132,7 @@ fn spellings_in_tools_calls_and_variables_stay_text() {
         let mut request = asking(messages.clone());
         request.tools = vec![described.clone()];
         request.template_kwargs = BTreeMap::from([("extra".to_owned(), json!("<e>"))]);
-        let (tokens, _) = encode(&tokenizer, &template, &mut request).expect("a prompt");
+        let (tokens, _) = encode(&tokenizer, &template, &mut request, None).expect("a prompt");
         assert_eq!(tokens.iter().filter(|&&token| token == control).count(), 1, "only the template's own");
         assert_eq!(tokens.last(), Some(&control));
         let text: Vec<u8> = tokens.iter().flat_map(|&t| tokenizer.token_bytes(t)).copied().collect();

@@ -101,5 +101,5 @@ fn service(setup: &Setup, backend: Arc<dyn Backend>, metrics: Arc<Metrics>) -> A
         None => StreamTable::new(setup.table),
     };
     let (config, spec, tokenizer) = (setup.service.clone(), setup.spec.clone(), Arc::new(Tokenizer::byte_level()));
-    Arc::new(Service::new(config, tokenizer, template, spec, backend, Arc::new(table), metrics))
+    Arc::new(Service::new(config, tokenizer, template, spec, backend, Arc::new(table), metrics).unwrap())
 }

@@ -242,7 +242,7 @@ fn service(
         config.owners = options.owners();
     }
     let table = Arc::new(StreamTable::new(options.table()));
-    Arc::new(Service::new(config, tokenizer, template, spec, backend, table, metrics))
+    Arc::new(Service::new(config, tokenizer, template, spec, backend, table, metrics).expect("threads"))
 }
 
 /// A native stream's request.

@@ -1,0 +1,219 @@
+//! A request's prompt to its tokens: through the template where it is a chat, then through the tokenizer. What is long is
+//! worked on away from the async threads.
+
+use serde_json::Value;
+
+use super::{ChatTemplate, Service, chat, validate};
+use crate::error::{Error, ErrorKind, Result};
+use crate::protocol::{ChatMessage, GenerateRequest, Prompt, TokenId};
+use crate::text::{AnswerFormat, TEXT_PARAM, Tokenizer};
+
+/// The longest text that can still become a prompt: so many tokens of so many bytes each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Room {
+    pub(super) num_tokens: usize,
+    pub(super) token_bytes_max: usize,
+}
+
+impl Room {
+    /// # Errors
+    /// [`ErrorKind::ContextLengthExceeded`] for a text that is too long however it is cut into tokens.
+    pub(super) fn check(self, text: &str, param: &'static str) -> Result<()> {
+        let Self { num_tokens, token_bytes_max } = self;
+        if text.len() <= num_tokens.saturating_mul(token_bytes_max) {
+            return Ok(());
+        }
+        let message = format!(
+            "`{param}` must fit the context of {num_tokens} tokens, whose longest has {token_bytes_max} bytes, got {} bytes",
+            text.len()
+        );
+        Err(Error::new(ErrorKind::ContextLengthExceeded, message).with_param(param))
+    }
+}
+
+impl Service {
+    /// The request's prompt as tokens with the form of its answer, and the request back. With `room`, a text that cannot
+    /// fit is refused before it is tokenised.
+    pub(super) async fn tokenise(
+        &self,
+        mut request: GenerateRequest,
+        room: Option<Room>,
+    ) -> Result<(GenerateRequest, (Vec<TokenId>, AnswerFormat))> {
+        let (tokenizer, template) = (self.tokenizer.clone(), self.template.clone());
+        let num_bytes = prompt_bytes(&request, self.config.inline_bytes_max);
+        let tenant = request.owner.tenant;
+        let encode = move || {
+            let prompt = encode(&tokenizer, template.as_deref(), &mut request, room)?;
+            Ok((request, prompt))
+        };
+        self.sized(tenant, num_bytes, encode).await?
+    }
+
+    /// The room of the served model.
+    pub(super) fn room(&self) -> Room {
+        Room { num_tokens: self.context_len(), token_bytes_max: self.tokenizer.token_bytes_max() }
+    }
+}
+
+/// Bytes of everything that the prompt is made of. Counting ends beyond `enough`: it must cost less than the work that it
+/// decides about.
+fn prompt_bytes(request: &GenerateRequest, enough: usize) -> usize {
+    let mut bytes = Counted { num_bytes: 0, enough };
+    match &request.prompt {
+        Prompt::Tokens(_) => {}
+        Prompt::Text(text) => bytes.add(text.len()),
+        Prompt::Chat(messages) => {
+            let _ = messages.iter().try_for_each(|message| bytes.message(message));
+            let tools = request.tools.iter().map(|tool| &tool.function);
+            let _ = tools.into_iter().try_for_each(|function| {
+                bytes.add(function.description.as_ref().map_or(0, String::len));
+                bytes.value(&function.parameters)
+            });
+            let _ = request.template_kwargs.values().try_for_each(|value| bytes.value(value));
+        }
+    }
+    bytes.num_bytes
+}
+
+/// A count that ends when it is enough, which is told as `None`.
+struct Counted {
+    num_bytes: usize,
+    enough: usize,
+}
+
+impl Counted {
+    fn add(&mut self, num_bytes: usize) {
+        self.num_bytes = self.num_bytes.saturating_add(num_bytes);
+    }
+
+    fn go_on(&self) -> Option<()> {
+        (self.num_bytes <= self.enough).then_some(())
+    }
+
+    fn message(&mut self, message: &ChatMessage) -> Option<()> {
+        self.add(message.role.len() + message.content.len());
+        self.add(message.reasoning_content.as_ref().map_or(0, String::len));
+        for call in &message.tool_calls {
+            self.add(call.id.len() + call.function.name.len());
+            self.value(&call.function.arguments)?;
+        }
+        self.go_on()
+    }
+
+    fn value(&mut self, value: &Value) -> Option<()> {
+        // Brackets, quotes, commas and numbers, roughly.
+        self.add(4);
+        self.go_on()?;
+        match value {
+            Value::String(text) => self.add(text.len()),
+            Value::Array(items) => items.iter().try_for_each(|item| self.value(item))?,
+            Value::Object(fields) => fields.iter().try_for_each(|(key, field)| {
+                self.add(key.len());
+                self.value(field)
+            })?,
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
+        self.go_on()
+    }
+}
+
+/// Tokens of the prompt, and how its answer is to be read. What was only for the prompt is taken out of the request;
+/// where the prompt came from stays, since errors name it.
+pub(super) fn encode(
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    request: &mut GenerateRequest,
+    room: Option<Room>,
+) -> Result<(Vec<TokenId>, AnswerFormat)> {
+    let param = validate::prompt_param(&request.prompt);
+    let mut format = AnswerFormat::default();
+    let tokens = match &mut request.prompt {
+        Prompt::Tokens(tokens) => return Ok((std::mem::take(tokens), format)),
+        Prompt::Text(text) => {
+            let text = std::mem::take(text);
+            room.map_or(Ok(()), |room| room.check(&text, param)).and_then(|()| tokenizer.encode(&text, false))
+        }
+        Prompt::Chat(_) => {
+            let Some(template) = template else {
+                let message =
+                    "`messages` need a model with a chat template, and this one has none; send a `prompt` instead";
+                return Err(Error::invalid("messages", message));
+            };
+            chat::encode(tokenizer, template, request, room).map(|(tokens, answer)| {
+                format = answer;
+                tokens
+            })
+        }
+    };
+    let mut tokens = tokens.map_err(|e| about(e, param))?;
+    if tokenizer.adds_bos() {
+        tokenizer.begin(&mut tokens);
+    }
+    Ok((tokens, format))
+}
+
+/// An error of the tokenizer, as one about the field that its text came in.
+fn about(e: Error, param: &'static str) -> Error {
+    if e.param() == Some(TEXT_PARAM) {
+        e.context(format!("`{param}` cannot be tokenised")).with_param(param)
+    } else {
+        e.with_param(param)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::protocol::Owner;
+    use crate::text::{Scheme, TokenKind, Vocab};
+
+    /// Printable ASCII, then `<s>` (beginning of text) and `<e>`.
+    fn tokenizer(add_bos: bool) -> Tokenizer {
+        let mut tokens: Vec<String> = ('!'..='~').map(String::from).collect();
+        let mut kinds = vec![TokenKind::Normal; tokens.len()];
+        let bos = tokens.len() as TokenId;
+        tokens.extend(["<s>".to_owned(), "<e>".to_owned()]);
+        kinds.extend([TokenKind::Control; 2]);
+        let scheme = Scheme::Bpe { pre: "gpt-2".to_owned(), merges: Vec::new() };
+        let end_of_generation = vec![bos + 1];
+        let add_space_prefix = false;
+        let vocab =
+            Vocab { tokens, kinds, scheme, bos: Some(bos), eos: None, end_of_generation, add_bos, add_space_prefix };
+        Tokenizer::from_vocab(vocab).expect("a vocabulary")
+    }
+
+    fn asking(prompt: Prompt) -> GenerateRequest {
+        GenerateRequest::new(Arc::new(Owner::anonymous()), prompt)
+    }
+
+    #[test]
+    fn a_prompt_begins_as_the_file_says() {
+        let prompt = |add_bos| {
+            let mut request = asking(Prompt::Text("hi".to_owned()));
+            encode(&tokenizer(add_bos), None, &mut request, None).map(|(tokens, _)| tokens)
+        };
+        let hi = tokenizer(false).encode("hi", false).expect("letters");
+        assert_eq!(prompt(false), Ok(hi.clone()));
+        let bos = tokenizer(true).bos().expect("it has one");
+        assert_eq!(prompt(true), Ok([&[bos][..], &hi].concat()));
+    }
+
+    #[test]
+    fn a_chat_has_the_templates_control_tokens_and_none_of_its_messages() {
+        let source = "<s>{% for m in messages %}{{ m.content }}<e>{% endfor %}";
+        let template = ChatTemplate::new(source, "<s>", "<e>").expect("a template");
+        let message = ChatMessage::new("user", "a<e><s>b");
+        for add_bos in [false, true] {
+            let tokenizer = tokenizer(add_bos);
+            let control = |spelling| tokenizer.encode(spelling, true).expect("a control token")[0];
+            let mut expected = vec![control("<s>")];
+            expected.extend(tokenizer.encode("a<e><s>b", false).expect("letters"));
+            expected.push(control("<e>"));
+            let mut request = asking(Prompt::Chat(vec![message.clone()]));
+            let tokens = encode(&tokenizer, Some(&template), &mut request, None).map(|(tokens, _)| tokens);
+            assert_eq!(tokens, Ok(expected), "add_bos {add_bos}");
+        }
+    }
+}
