@@ -4,11 +4,15 @@
 use std::io::IsTerminal;
 use std::panic::PanicHookInfo;
 
+use tracing::field::{Field, Visit};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::{MakeVisitor, VisitFmt, VisitOutput};
+use tracing_subscriber::fmt::format::{DefaultVisitor, Writer};
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogConfig, LogFormat};
 use crate::error::{Error, Result};
+use crate::text::{printable, printable_line};
 
 /// Starts the log. A typed level wins over `RUST_LOG`, which wins over the default.
 ///
@@ -24,10 +28,44 @@ pub fn start(config: &LogConfig) -> Result<()> {
         .with_ansi(is_terminal && !no_colour)
         .with_writer(std::io::stderr);
     let started = match config.format {
-        LogFormat::Text => builder.finish().try_init(),
+        LogFormat::Text => builder.fmt_fields(PrintableFields).finish().try_init(),
         LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
     };
     started.map_err(|e| Error::internal(format!("the log cannot be started: {e}")))
+}
+
+/// Fields as the library writes them, but each in one line and without anything that a terminal obeys: values and
+/// messages hold text from requests, servers and files, which could otherwise look like another line of the log. The
+/// library escapes some controls of messages, and line ends of neither. (JSON needs nothing: it escapes by itself.)
+struct PrintableFields;
+
+struct PrintableVisitor<'a>(DefaultVisitor<'a>);
+
+impl<'a> MakeVisitor<Writer<'a>> for PrintableFields {
+    type Visitor = PrintableVisitor<'a>;
+
+    fn make_visitor(&self, writer: Writer<'a>) -> Self::Visitor {
+        PrintableVisitor(DefaultVisitor::new(writer, true))
+    }
+}
+
+impl Visit for PrintableVisitor<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        let text = format!("{value:?}");
+        self.0.record_debug(field, &format_args!("{}", printable_line(&text)));
+    }
+}
+
+impl VisitOutput<std::fmt::Result> for PrintableVisitor<'_> {
+    fn finish(self) -> std::fmt::Result {
+        self.0.finish()
+    }
+}
+
+impl VisitFmt for PrintableVisitor<'_> {
+    fn writer(&mut self) -> &mut dyn std::fmt::Write {
+        self.0.writer()
+    }
 }
 
 fn filter(config: &LogConfig, rust_log: Option<&str>) -> Result<EnvFilter> {
@@ -52,7 +90,7 @@ pub fn report_panics_once() {
         if tracing::enabled!(tracing::Level::ERROR) {
             tracing::error!(thread, "{line}");
         } else {
-            eprintln!("tallow: thread {thread}: {line}");
+            eprintln!("tallow: thread {thread}: {}", printable(&line));
         }
         let backtrace = std::backtrace::Backtrace::capture();
         if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
@@ -71,6 +109,8 @@ fn describe(info: &PanicHookInfo<'_>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use super::*;
 
     fn config(level: &str, level_given: bool) -> LogConfig {
@@ -93,5 +133,40 @@ mod tests {
         assert!(error.message().starts_with("--log-level must be"), "{error}");
         let error = filter(&config("info", false), Some("a=b=c")).expect_err("not a filter");
         assert!(error.message().starts_with("RUST_LOG must be"), "{error}");
+    }
+
+    #[test]
+    fn text_from_outside_is_one_line_of_the_log_and_drives_no_terminal() {
+        let bytes: Arc<Mutex<Vec<u8>>> = Arc::default();
+        let written = bytes.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || Tee(written.clone()))
+            .fmt_fields(PrintableFields)
+            .finish();
+        let evil = "a\u{1b}]0;pwned\u{7}\n2030-01-01T00:00:00Z ERROR forged\u{9b}31m\u{202e}";
+        tracing::subscriber::with_default(subscriber, || {
+            let span = tracing::info_span!("request", id = evil, shown = %evil);
+            let error = Error::bad_model(evil);
+            tracing::info!(parent: &span, path = %evil, ?evil, error = &error as &dyn std::error::Error, "said {evil}");
+            tracing::info!(message = evil, "request failed");
+        });
+        let text = String::from_utf8(bytes.lock().expect("no panic while held").clone()).expect("UTF-8");
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(!text.chars().any(|c| (c.is_control() && c != '\n') || c == '\u{202e}'), "{text:?}");
+        assert!(text.contains(r"said a\u{1b}]0;pwned\u{7}\n2030") && text.contains(r"shown=a\u{1b}]0;"), "{text}");
+    }
+
+    struct Tee(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Tee {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("no panic while held").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
     }
 }

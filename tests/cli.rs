@@ -115,3 +115,59 @@ fn chat_without_a_server_says_how_to_start_one() {
 fn empty_standard_input_is_no_question() {
     check(&["chat"], 2, "", "tallow: standard input is empty");
 }
+
+/// A server that answers every request alike.
+fn one_answer(status: &str, body: &serde_json::Value) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    let body = body.to_string();
+    let answer = format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    std::thread::spawn(move || {
+        for socket in listener.incoming() {
+            let mut socket = socket.expect("a client");
+            // One read is the whole request; a client that left early is no fault.
+            let _ = std::io::Read::read(&mut socket, &mut [0; 64 << 10]);
+            let _ = socket.write_all(answer.as_bytes());
+        }
+    });
+    url
+}
+
+#[test]
+fn what_a_server_says_does_not_drive_the_terminal() {
+    let (evil, shown) = ("\u{1b}]0;pwned\u{7}\u{9b}2J", r"\u{1b}]0;pwned\u{7}\u{9b}2J");
+    let url = one_answer("400 Bad Request", &serde_json::json!({ "error": { "message": evil } }));
+    let chat = ["chat", "--url", &url, "--model", "m", "hi"];
+    let bench = ["bench", "--url", &url, "--model", "m", "--concurrency", "1", "--requests", "2"];
+    for args in [&chat[..], &bench] {
+        let (_, out, err) = run(args);
+        assert!(out.contains(shown) || err.contains(shown), "{args:?}: `{shown}` is not in\n{out:?}\n{err:?}");
+        for text in [out, err] {
+            assert!(!text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\t')), "{args:?}: {text:?}");
+        }
+    }
+}
+
+#[test]
+fn what_a_hub_or_a_manifest_says_does_not_drive_the_terminal() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let listing = serde_json::json!({ "sha": "x", "siblings": [{ "rfilename": "\u{1b}[2J\u{9b}2J.gguf" }] });
+    let hub = one_answer("200 OK", &listing);
+    let (_, _, err) =
+        output(tallow(dir.path()).args(["pull", "hub:evil/repo"]).env("HF_ENDPOINT", hub).env("HF_HOME", "none"));
+    assert!(err.contains(r"\u{1b}[2J\u{9b}2J.gguf") && !err.contains(['\u{1b}', '\u{9b}']), "{err:?}");
+
+    let manifest = |description: &str| {
+        let zeros = "0".repeat(64);
+        let text = format!(
+            "name = \"m\"\ndescription = {description}\nlicence = \"l\"\nsize_bytes = 1\nsha256 = \"{zeros}\"\n\
+             [[sources]]\nhub = {{ repo = \"a/b\", file = \"c\" }}\n"
+        );
+        std::fs::write(dir.path().join("m.toml"), text).expect("a file");
+        output(tallow(dir.path()).args(["models", "--models-dir", "."]))
+    };
+    let (_, out, _) = manifest(r#""a\u001b[2J\nb""#);
+    assert!(out.contains(r"a\u{1b}[2J\nb") && !out.contains('\u{1b}'), "{out:?}");
+    let (_, _, err) = manifest("\"a\" \u{1b}[2J");
+    assert!(err.contains(r"\u{1b}[2J") && !err.contains('\u{1b}'), "{err:?}");
+}

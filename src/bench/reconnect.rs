@@ -12,7 +12,7 @@ use super::draws::Draws;
 use super::exchange::{event_stream, parser};
 use super::lengths::Lengths;
 use super::record::{End, Failure, Record, Resumed, TokenUsage};
-use super::target::{Prepared, Target, refusal};
+use super::target::{Prepared, Target, read_body, refusal};
 use crate::client::SseEvent;
 
 /// Where connections are cut.
@@ -57,7 +57,8 @@ pub async fn follow_over_cuts(
     if response.status() != StatusCode::CREATED {
         return Err(refusal(response).await);
     }
-    let created: Value = response.json().await.map_err(|e| Failure::transport(&e))?;
+    let created: Value = serde_json::from_slice(&read_body(response).await)
+        .map_err(|e| Failure::Protocol(format!("the new stream is no JSON: {e}")))?;
     let id = created.get("id").and_then(Value::as_str).map(str::to_owned);
     let id = id.ok_or_else(|| Failure::Protocol("the new stream has no `id`".to_owned()))?;
     record.stream_id = Some(id.clone());

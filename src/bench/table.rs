@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::newcomer::NewcomerReport;
 use super::report::{LevelReport, Percentiles, Report, ServerReport};
+use crate::text::excerpt;
 
 /// The report as text.
 pub fn to_text(report: &Report) -> String {
@@ -16,7 +17,7 @@ pub fn to_text(report: &Report) -> String {
         load.api, load.mode, load.prompts, load.output_tokens, load.seed, load.num_warmup
     );
     for server in &report.servers {
-        let _ = write!(out, "\n{}  {}\n\n", server.url, server.model);
+        let _ = write!(out, "\n{}  {}\n\n", server.url, excerpt(&server.model));
         out += &throughput(server).to_text();
         out.push('\n');
         out += &further_times(server).to_text();
@@ -102,7 +103,7 @@ fn newcomer_note(new: &NewcomerReport) -> String {
         let _ = write!(note, " = {ratio:.2} x");
     }
     if let Some(error) = &new.error {
-        let _ = write!(note, "; the last failed: {error}");
+        let _ = write!(note, "; the last failed: {}", excerpt(error));
     }
     note
 }
@@ -111,7 +112,7 @@ fn newcomer_note(new: &NewcomerReport) -> String {
 pub fn level_notes(level: &LevelReport) -> Vec<String> {
     let mut notes = Vec::new();
     for (kind, error) in &level.errors {
-        notes.push(format!("{} failed, {kind}: {}", error.count, error.example));
+        notes.push(format!("{} failed, {kind}: {}", error.count, excerpt(&error.example)));
     }
     let tokens = level.tokens;
     if tokens.requests_without_usage > 0 {

@@ -12,8 +12,8 @@ use super::record::Failure;
 use super::workload::{Item, ItemPrompt};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// What is read of an error's body.
-const ERROR_BYTES_MAX: usize = 64 << 10;
+/// What is read of a body that is no stream: an error, a list of models, a new stream's first answer.
+const BODY_BYTES_MAX: usize = 1 << 20;
 /// What is kept of it.
 const SAID_CHARS_MAX: usize = 200;
 
@@ -81,7 +81,8 @@ impl Target {
                 bail!("cannot reach {}: {}; start a server with `tallow serve`", self.base, failure.message())
             }
         };
-        let list: Value = response.json().await.with_context(|| format!("{}/models", self.base))?;
+        let list: Value =
+            serde_json::from_slice(&read_body(response).await).with_context(|| format!("{}/models", self.base))?;
         let first = list.pointer("/data/0/id").and_then(Value::as_str);
         first.map(str::to_owned).ok_or_else(|| anyhow!("{} lists no model; name one with --model", self.base))
     }
@@ -175,17 +176,24 @@ pub fn base_url(address: &ServerAddress) -> anyhow::Result<String> {
 }
 
 /// What a status other than success means.
-pub async fn refusal(mut response: Response) -> Failure {
+pub async fn refusal(response: Response) -> Failure {
     let status = response.status().as_u16();
-    let mut body = Vec::new();
-    while let Ok(Some(bytes)) = response.chunk().await {
-        body.extend_from_slice(&bytes);
-        if body.len() > ERROR_BYTES_MAX {
-            break;
-        }
-    }
+    let body = read_body(response).await;
     let json: Value = serde_json::from_slice(&body).unwrap_or_default();
     let said = json.pointer("/error/message").or(json.get("error")).and_then(Value::as_str).map(str::to_owned);
     let said = said.unwrap_or_else(|| String::from_utf8_lossy(&body).trim().to_owned());
     Failure::Http(status, said.chars().take(SAID_CHARS_MAX).collect())
+}
+
+/// The body as far as it comes, and no more of it than its bound.
+pub async fn read_body(mut response: Response) -> Vec<u8> {
+    let mut body = Vec::new();
+    while let Ok(Some(bytes)) = response.chunk().await {
+        body.extend_from_slice(&bytes);
+        if body.len() > BODY_BYTES_MAX {
+            body.truncate(BODY_BYTES_MAX);
+            break;
+        }
+    }
+    body
 }

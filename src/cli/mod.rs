@@ -21,6 +21,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, Sources, Typed};
+use crate::text::printable;
 
 /// Serves language models as token streams.
 #[derive(Debug, Parser)]
@@ -76,14 +77,16 @@ fn report(error: &anyhow::Error) -> ExitCode {
         // Whoever read us has read enough (`tallow models | head -1`).
         return ExitCode::SUCCESS;
     }
-    eprintln!("tallow: {error:#}");
+    eprintln!("tallow: {}", printable(&format!("{error:#}")));
     ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
 }
 
-/// Standard output without `println!`'s panic on a closed pipe.
+/// Standard output without `println!`'s panic on a closed pipe. A terminal gets nothing that it would obey; a program
+/// that reads us gets the bytes, because a path or JSON must stay what it is.
 fn print(text: &str) -> std::io::Result<()> {
-    use std::io::Write;
+    use std::io::{IsTerminal, Write};
     let mut out = std::io::stdout().lock();
+    let text = if out.is_terminal() { printable(text) } else { text.into() };
     out.write_all(text.as_bytes())?;
     out.flush()
 }

@@ -9,6 +9,7 @@ use super::flags::ToolFlags;
 use super::progress::size;
 use super::pull::registry;
 use crate::model::registry::ListedModel;
+use crate::text::printable_line;
 
 #[derive(Debug, Args)]
 pub(super) struct ModelsArgs {
@@ -30,7 +31,9 @@ fn table(listed: &[ListedModel]) -> String {
         let cached = if model.cached.is_some() { "yes" } else { "no" };
         let path = model.cached.as_ref().map_or_else(|| "-".to_owned(), |path| path.display().to_string());
         let description = model.manifest.as_ref().map_or("from the hub", |m| m.description.as_str()).to_owned();
+        // Names of files and descriptions come from outside: each stays in its cell.
         [model.spec.clone(), size(model.size_bytes), cached.to_owned(), path, description]
+            .map(|cell| printable_line(&cell).into_owned())
     });
     let lines: Vec<[String; 5]> = std::iter::once(head).chain(cells).collect();
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
@@ -60,5 +63,18 @@ mod tests {
         assert_eq!(starts, [starts[0]; 3], "{text}");
         assert!(text.contains("a            93.8 MiB  no      -  "), "{text}");
         assert!(text.contains("longer-name     5 GiB  yes     /cache/x.gguf  from"), "{text}");
+    }
+
+    #[test]
+    fn a_name_from_outside_stays_in_its_cell() {
+        let model = ListedModel {
+            spec: "hub:evil/repo:a\u{1b}[2J\nsmollm2  1 GiB  yes.gguf".into(),
+            size_bytes: 1,
+            cached: Some("/cache/\u{9b}31m\u{202e}.gguf".into()),
+            manifest: None,
+        };
+        let text = table(&[model]);
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.contains(r"a\u{1b}[2J\nsmollm2") && text.contains(r"/cache/\u{9b}31m\u{202e}.gguf"), "{text}");
     }
 }

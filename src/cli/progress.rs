@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::config::show_bytes;
 use crate::model::registry::ProgressEvent;
+use crate::text::printable;
 
 /// Shows one step of a fetch at a time on standard error.
 #[derive(Debug)]
@@ -40,6 +41,8 @@ impl FetchProgress {
     }
 
     fn note(&self, text: &str) {
+        // A source's own words are among them: names, headers, what pip says.
+        let text = printable(text);
         match &self.bar {
             Some(bar) if !bar.is_hidden() => bar.println(text),
             Some(_) | None => eprintln!("{text}"),

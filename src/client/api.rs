@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use reqwest::{Response, StatusCode};
+use reqwest::{Response, StatusCode, redirect};
 use serde_json::{Value, json};
 
 use super::sse::SseParser;
@@ -15,6 +15,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const EVENT_BYTES_MAX: usize = 1 << 20;
 /// Of an error's body or a list of models.
 const BODY_BYTES_MAX: usize = 1 << 20;
+/// Of what a server says of an error: enough for our longest messages, too little to fill a terminal.
+const SAID_CHARS_MAX: usize = 2000;
+/// Redirects that are followed within the server's own origin.
+const REDIRECTS_MAX: usize = 5;
 /// When a server is busy and does not say for how long.
 const RETRY_AFTER_DEFAULT_MS: u64 = 1000;
 
@@ -77,6 +81,7 @@ impl ChatClient {
             ["127.", "localhost", "[::1]"].iter().any(|h| url.trim_start_matches("http://").starts_with(h));
         let http = if is_loopback { builder.no_proxy() } else { builder }
             .connect_timeout(CONNECT_TIMEOUT)
+            .redirect(redirect::Policy::custom(follow_within_origin))
             .user_agent(concat!("tallow/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|e| Error::internal(format!("the HTTP client cannot be built: {e}")))?;
@@ -155,6 +160,13 @@ impl ChatClient {
     }
 }
 
+/// The conversation goes with a redirect that keeps the body, so it may lead to the server's own scheme, host and port
+/// alone. Another one ends here, and its status is told.
+fn follow_within_origin(attempt: redirect::Attempt<'_>) -> redirect::Action {
+    let is_own = attempt.previous().first().is_some_and(|first| first.origin() == attempt.url().origin());
+    if is_own && attempt.previous().len() <= REDIRECTS_MAX { attempt.follow() } else { attempt.stop() }
+}
+
 /// What a status other than 200 means.
 async fn refusal(response: Response) -> Error {
     let status = response.status();
@@ -186,7 +198,8 @@ fn retry_after_ms(response: &Response) -> Option<u64> {
 fn error_message(body: &Value) -> Option<String> {
     let error = body.get("error").filter(|error| !error.is_null())?;
     let text = error.get("message").unwrap_or(error);
-    Some(text.as_str().map_or_else(|| text.to_string(), str::to_owned))
+    let text = text.as_str().map_or_else(|| text.to_string(), str::to_owned);
+    Some(text.chars().take(SAID_CHARS_MAX).collect())
 }
 
 async fn read_body(mut response: Response) -> Result<Vec<u8>, reqwest::Error> {

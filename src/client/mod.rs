@@ -1,5 +1,6 @@
 //! `tallow chat`: a client of the HTTP API, ours or any that speaks Chat Completions. It shares nothing with the
-//! server but the words of [`crate::protocol`]: what it shows came over the wire.
+//! server but the words of [`crate::protocol`]: what it shows came over the wire, so nothing of it reaches a terminal
+//! but through [`crate::text::printable`].
 //!
 //! `terminal` (lines in, text out) -> `session` (history, one turn, stopping) -> `api` (requests, errors) -> `sse`.
 

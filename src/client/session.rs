@@ -14,6 +14,9 @@ const RETRIES_MAX: u32 = 3;
 /// A longer wait is for the user to decide.
 const RETRY_WAIT_MS_MAX: u64 = 30_000;
 
+/// Bytes of one answer, which the history keeps: a server that never ends must not fill the memory.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+
 /// A conversation with one server.
 #[derive(Debug)]
 pub struct Session {
@@ -126,6 +129,10 @@ impl Session {
                         answer.arrived();
                         answer.text.push_str(&text);
                         write(out, &text)?;
+                        if answer.text.len() > ANSWER_BYTES_MAX {
+                            let message = format!("an answer must have at most {ANSWER_BYTES_MAX} bytes");
+                            return Err(Error::new(ErrorKind::Io, message));
+                        }
                     }
                     Piece::Reasoning(text) => {
                         answer.arrived();

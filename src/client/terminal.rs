@@ -8,6 +8,7 @@ use rustyline::error::ReadlineError;
 use super::api::{ChatClient, ChatParams};
 use super::session::{Session, TurnEnd, TurnStats};
 use crate::error::{Error, Result};
+use crate::text::{printable, printable_line};
 
 /// A question longer than this is not typed by anybody.
 const STDIN_BYTES_MAX: u64 = 16 << 20;
@@ -75,7 +76,8 @@ pub fn run(options: ChatOptions) -> Result<ChatEnd> {
             TurnEnd::Stopped(_) => Ok(ChatEnd::Stopped),
         },
         None => {
-            println!("{}", terminal.style.dim(&format!("{} at {}; /help for commands", params.model, options.url)));
+            let model = printable_line(&params.model);
+            println!("{}", terminal.style.dim(&format!("{model} at {}; /help for commands", options.url)));
             terminal.converse()
         }
     }
@@ -125,7 +127,7 @@ impl Terminal {
                 Command::Unknown(name) => println!("no command {name}; there are:\n{}", self.style.dim(HELP)),
                 Command::Say(text) => {
                     if let Err(e) = self.answer(text) {
-                        eprintln!("tallow: {e}");
+                        eprintln!("tallow: {}", printable(e.message()));
                     }
                 }
             }
@@ -135,7 +137,7 @@ impl Terminal {
     fn answer(&mut self, question: &str) -> Result<TurnEnd> {
         let mut out = Screen { inner: std::io::stdout(), is_terminal: self.style.is_terminal, at_line_start: true };
         let style = self.style;
-        let mut notice = |text: &str| eprintln!("{}", style.dim(text));
+        let mut notice = |text: &str| eprintln!("{}", style.dim(&printable(text)));
         let stop = async {
             // Without a handler Ctrl-C keeps its default meaning and ends the process, which stops the answer too.
             if tokio::signal::ctrl_c().await.is_err() {
@@ -193,8 +195,8 @@ impl<'a> Command<'a> {
     }
 }
 
-/// Standard output, with two favours: control characters of the model's do not reach a terminal (an escape sequence
-/// could retitle it or worse), and the line is ended if the answer did not.
+/// Standard output, with two favours: what a terminal would obey of the model's text is shown to it as escapes (an
+/// escape sequence could retitle it or worse), and the line is ended if the answer did not. A pipe gets the bytes.
 struct Screen<W> {
     inner: W,
     is_terminal: bool,
@@ -212,12 +214,11 @@ impl<W: Write> Screen<W> {
 
 impl<W: Write> Write for Screen<W> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        // Characters, not bytes: the C1 controls are two bytes long in UTF-8.
-        match std::str::from_utf8(bytes) {
-            Ok(text) if self.is_terminal && text.chars().any(is_harmful) => {
-                self.inner.write_all(text.replace(is_harmful, "\u{fffd}").as_bytes())?;
-            }
-            Ok(_) | Err(_) => self.inner.write_all(bytes)?,
+        if self.is_terminal {
+            // Characters, not bytes: the C1 controls are two bytes long in UTF-8. A piece of text is whole characters.
+            self.inner.write_all(printable(&String::from_utf8_lossy(bytes)).as_bytes())?;
+        } else {
+            self.inner.write_all(bytes)?;
         }
         if let Some(last) = bytes.last() {
             self.at_line_start = *last == b'\n';
@@ -228,10 +229,6 @@ impl<W: Write> Write for Screen<W> {
     fn flush(&mut self) -> std::io::Result<()> {
         self.inner.flush()
     }
-}
-
-fn is_harmful(c: char) -> bool {
-    c.is_control() && !matches!(c, '\n' | '\t')
 }
 
 /// How to show asides.
@@ -278,7 +275,7 @@ mod tests {
                 .expect("a vector takes it");
             String::from_utf8(screen.inner).expect("still UTF-8")
         };
-        assert_eq!(shown(true), "a\u{fffd}]0;x\u{fffd}\u{fffd}\tü\nb\n");
+        assert_eq!(shown(true), "a\\u{1b}]0;x\\u{7}\\u{9b}\tü\nb\n");
         assert_eq!(shown(false), "a\x1b]0;x\x07\u{9b}\tü\nb\n");
     }
 }

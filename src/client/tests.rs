@@ -293,3 +293,38 @@ fn addresses_are_checked() {
         assert!(error.message().starts_with("--url must be"), "{error}");
     }
 }
+
+#[tokio::test]
+async fn a_redirect_stays_at_the_server_that_was_named() {
+    let moved = |to: &str| response("307 Temporary Redirect", &format!("location: {to}\r\n"), "");
+    let answer = || Script::stream(&format!("{}{FINISH}{DONE}", chunk("yes")));
+    let server = serve(vec![moved("/v2/chat"), answer()]);
+    let (end, text, _) = turn(&mut session(&server.url), "hi").await;
+    end.expect("the server's own redirect is followed");
+    assert_eq!(text, "yes");
+
+    let other = serve(vec![answer()]);
+    let server = serve(vec![moved(&format!("{}/v1/chat/completions", other.url))]);
+    let error = turn(&mut session(&server.url), "a secret").await.0.expect_err("another port is another server");
+    assert!(error.message().contains("307"), "{error}");
+    assert!(other.requests.lock().expect("no panic while held").is_empty(), "neither key nor text went there");
+}
+
+#[tokio::test]
+async fn what_a_server_says_of_an_error_is_cut() {
+    let body = serde_json::json!({ "error": { "message": "x".repeat(100_000) } }).to_string();
+    let server = serve(vec![response("400 Bad Request", "", &body)]);
+    let error = turn(&mut session(&server.url), "hi").await.0.expect_err("refused");
+    assert!(error.message().len() < 2100, "{} bytes", error.message().len());
+}
+
+#[tokio::test]
+async fn an_answer_without_an_end_is_ended() {
+    let text = "x".repeat(1 << 19);
+    let pieces = std::iter::once(stream_head()).chain((0..40).map(|_| chunk(&text)));
+    let server = serve(vec![Script::new(pieces)]);
+    let (end, text, _) = turn(&mut session(&server.url), "hi").await;
+    let error = end.expect_err("40 pieces of half a mebibyte are too much");
+    assert!(error.message().contains("at most 16777216 bytes"), "{error}");
+    assert!(text.len() <= 17 << 20);
+}

@@ -1,4 +1,5 @@
-//! Tokens to text and back. Built from plain data (a vocabulary), so this floor knows no model file and no template.
+//! Tokens to text and back, and text made fit for a terminal. Built from plain data (a vocabulary), so this floor knows
+//! no model file and no template.
 
 mod answer;
 mod bpe;
@@ -7,6 +8,7 @@ mod framed;
 mod json;
 mod pieces;
 mod pretokenizer;
+mod printable;
 mod sentencepiece;
 mod shield;
 mod special;
@@ -20,6 +22,7 @@ pub use answer::{
 };
 pub use detokenizer::Detokenizer;
 pub use framed::FramedTokenizer;
+pub use printable::{excerpt, printable, printable_line};
 pub use stop::{StopOutcome, StopStrings};
 pub use tokenizer::{EncodeOptions, Tokenizer};
 pub use vocab::{Scheme, TokenKind, Vocab};

@@ -7,23 +7,31 @@
 //! models/NAME.gguf.lock       held while fetching; stays, because removing a lock file is a race of its own
 //! ```
 //!
+//! A path of the cache is made of checked words below its root ([`CacheDir::file`] is the only way to one), and what is
+//! written goes to the root's own folders: a link in the cache that leads elsewhere is not written through.
+//!
 //! Hashing 98 MB takes a tenth of a second or more, which a start can do without. So a file is hashed when it is
 //! fetched and when `pull` asks for it; a start compares size and time of change with the record, and hashes again
 //! only when these differ.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Progress, ProgressEvent};
-use crate::error::{Error, Result};
+use super::disk::{CHECK_BYTES, Disk};
+use super::manifest::check_word;
+use super::{Progress, ProgressEvent, bounded};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes moved at a time.
 pub(super) const CHUNK_BYTES: usize = 256 << 10;
+/// Bytes of the longest record that is read; ours have some 150.
+const RECORD_BYTES_MAX: u64 = 4 << 10;
 
 /// Where tallow keeps what it fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,9 +84,8 @@ impl CacheDir {
         if let Some(root) = std::env::var_os("TALLOW_CACHE_DIR").filter(|v| !v.is_empty()) {
             return Ok(Self::new(root));
         }
-        let root = dirs::cache_dir().ok_or_else(|| {
-            Error::new(crate::error::ErrorKind::Io, "this user has no cache directory; set TALLOW_CACHE_DIR")
-        })?;
+        let root = dirs::cache_dir()
+            .ok_or_else(|| Error::new(ErrorKind::Io, "this user has no cache directory; set TALLOW_CACHE_DIR"))?;
         Ok(Self::new(root.join("tallow")))
     }
 
@@ -86,19 +93,28 @@ impl CacheDir {
     pub fn models(&self) -> PathBuf {
         self.root.join("models")
     }
+
+    /// The file at `place` below the directory of model files, its parts divided by slashes.
+    ///
+    /// # Errors
+    /// If a part is no word that can be in a path: `..`, an empty one (as before the slash of an absolute path), or one
+    /// with other characters.
+    pub(super) fn file(&self, place: &str) -> Result<CacheFile> {
+        place.split('/').try_for_each(|part| check_word("cache path", part))?;
+        let path = place.split('/').fold(self.models(), |path, part| path.join(part));
+        Ok(CacheFile { root: self.root.clone(), path })
+    }
 }
 
 /// One file of the cache, there or not.
 #[derive(Debug, Clone)]
 pub(super) struct CacheFile {
+    root: PathBuf,
+    /// Below `root`.
     path: PathBuf,
 }
 
 impl CacheFile {
-    pub(super) fn new(path: PathBuf) -> Self {
-        Self { path }
-    }
-
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -121,6 +137,9 @@ impl CacheFile {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Cached::Missing),
             Err(e) => return Err(Error::io(format!("cannot read {}", self.path.display()), e)),
         };
+        if !stat.is_file() {
+            return Ok(Cached::Damaged("is not a regular file".to_owned()));
+        }
         if let Some(size) = expected.size_bytes.filter(|&size| size != stat.len()) {
             return Ok(Cached::Damaged(format!("has {} bytes, must have {size}", stat.len())));
         }
@@ -145,16 +164,9 @@ impl CacheFile {
 
     /// Waits until no other process fetches this file. The lock ends when the returned file is dropped.
     pub(super) fn lock(&self, progress: Progress<'_>) -> Result<File> {
+        self.create_dir()?;
         let path = self.beside(".lock");
-        if let Some(dir) = path.parent() {
-            std::fs::create_dir_all(dir).map_err(|e| Error::io(format!("cannot create {}", dir.display()), e))?;
-        }
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(|e| Error::io(format!("cannot open {}", path.display()), e))?;
+        let file = open_own(&path, OpenOptions::new().create(true).truncate(false).write(true))?;
         match file.try_lock() {
             Ok(()) => return Ok(file),
             Err(TryLockError::WouldBlock) => {
@@ -166,9 +178,28 @@ impl CacheFile {
         Ok(file)
     }
 
+    /// Makes the folder of the file, which must be the cache's own: neither a folder is made nor a file written beyond
+    /// a link that leads out of the cache.
+    fn create_dir(&self) -> Result<()> {
+        let dir = self.path.parent().unwrap_or(&self.root);
+        let cannot = |e| Error::io(format!("cannot create {}", dir.display()), e);
+        std::fs::create_dir_all(&self.root).map_err(cannot)?;
+        let root = self.root.canonicalize().map_err(cannot)?;
+        let existing = dir.ancestors().find_map(|dir| dir.canonicalize().ok());
+        if !existing.is_some_and(|existing| existing.starts_with(&root)) {
+            let message = format!(
+                "{} leads out of the cache {} by a link; to keep models elsewhere, set the cache's folder",
+                dir.display(),
+                self.root.display()
+            );
+            return Err(Error::new(ErrorKind::Io, message));
+        }
+        std::fs::create_dir_all(dir).map_err(cannot)
+    }
+
     /// What an earlier fetch left, hashed as far as it goes, or an empty file.
-    pub(super) fn partial(&self) -> Result<Partial> {
-        Partial::open(self.beside(".partial"))
+    pub(super) fn partial(&self, disk: &Disk) -> Result<Partial> {
+        Partial::open(self.beside(".partial"), disk)
     }
 
     /// Makes a complete partial the file, if it is what it must be; else removes it.
@@ -190,38 +221,53 @@ impl CacheFile {
     }
 
     fn record(&self) -> Option<Verified> {
-        toml::from_str(&std::fs::read_to_string(self.beside(".verified")).ok()?).ok()
+        toml::from_str(&bounded::read_text(&self.beside(".verified"), RECORD_BYTES_MAX).ok()?).ok()
     }
 
     fn write_record(&self, record: &Verified) -> Result<()> {
         let path = self.beside(".verified");
         let text = toml::to_string(record).map_err(|e| Error::internal(e.to_string()))?;
-        std::fs::write(&path, text).map_err(|e| Error::io(format!("cannot write {}", path.display()), e))
+        let mut file = open_own(&path, OpenOptions::new().create(true).truncate(true).write(true))?;
+        file.write_all(text.as_bytes()).map_err(|e| Error::io(format!("cannot write {}", path.display()), e))
     }
 }
 
-/// A file that is being fetched, hashed as it grows.
+/// A file that is being fetched, hashed as it grows. It takes no byte before it is told how many there may be.
 #[derive(Debug)]
 pub(super) struct Partial {
     path: PathBuf,
     file: File,
     hasher: Sha256,
     len: u64,
+    len_max: u64,
+    disk: Disk,
+    /// Bytes written since the disk was last looked at.
+    unchecked_bytes: u64,
 }
 
 impl Partial {
-    fn open(path: PathBuf) -> Result<Self> {
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(|e| Error::io(format!("cannot open {}", path.display()), e))?;
+    fn open(path: PathBuf, disk: &Disk) -> Result<Self> {
+        let mut file = open_own(&path, OpenOptions::new().create(true).truncate(false).read(true).write(true))?;
         // Reading to the end leaves the position where writing goes on.
         let mut hasher = Sha256::new();
         let len = hash_into(&mut hasher, &mut file).map_err(|e| Error::io(path.display(), e))?;
-        Ok(Self { path, file, hasher, len })
+        Ok(Self { path, file, hasher, len, len_max: 0, disk: disk.clone(), unchecked_bytes: 0 })
+    }
+
+    /// Allows it to grow to `len_max` bytes, if the disk has room for them.
+    ///
+    /// # Errors
+    /// If it has not.
+    pub(super) fn allow(&mut self, len_max: u64) -> Result<()> {
+        self.len_max = len_max;
+        self.check_disk()
+    }
+
+    /// Whether what is still to come has room.
+    fn check_disk(&mut self) -> Result<()> {
+        self.unchecked_bytes = 0;
+        let dir = self.path.parent().unwrap_or(&self.path);
+        self.disk.check(dir, self.len_max.saturating_sub(self.len))
     }
 
     /// Bytes so far.
@@ -235,7 +281,20 @@ impl Partial {
     }
 
     /// Appends `bytes`.
+    ///
+    /// # Errors
+    /// If they are more than were allowed, the disk has no room for the rest, or writing fails.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        if self.len + bytes.len() as u64 > self.len_max {
+            return Err(Error::new(
+                ErrorKind::Io,
+                format!("sent more bytes than the file may have ({})", self.len_max),
+            ));
+        }
+        self.unchecked_bytes += bytes.len() as u64;
+        if self.unchecked_bytes > CHECK_BYTES {
+            self.check_disk()?;
+        }
         self.file.write_all(bytes).map_err(|e| Error::io(format!("cannot write {}", self.path.display()), e))?;
         self.hasher.update(bytes);
         self.len += bytes.len() as u64;
@@ -252,9 +311,10 @@ impl Partial {
         Ok(())
     }
 
-    /// Ends a fetch that failed. What came so far stays for the next one; an empty file goes.
-    pub(super) fn keep_for_later(self) {
-        if self.len == 0 {
+    /// Ends a fetch that failed. What came so far stays for the next one; a file goes that is empty or of which nobody
+    /// knows the hash, because the next fetch would not go on from it.
+    pub(super) fn keep_for_later(self, expected: &Expected) {
+        if self.len == 0 || expected.sha256.is_none() {
             // Nothing depends on its absence.
             let _ = std::fs::remove_file(&self.path);
         }
@@ -272,6 +332,17 @@ impl Partial {
         self.file.sync_all().map_err(|e| Error::io(format!("cannot write {}", self.path.display()), e))?;
         Ok(sha256)
     }
+}
+
+/// Opens a file of the cache's own; a link in its place is refused, because it may lead out of the cache.
+fn open_own(path: &Path, options: &mut OpenOptions) -> Result<File> {
+    let cannot = |e| Error::io(format!("cannot open {}", path.display()), e);
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let file = options.custom_flags(flags.bits() as i32).open(path).map_err(cannot)?;
+    if file.metadata().map_err(cannot)?.is_file() {
+        return Ok(file);
+    }
+    Err(Error::new(ErrorKind::Io, format!("{} is not a regular file", path.display())))
 }
 
 fn hash_file(path: &Path) -> Result<String> {

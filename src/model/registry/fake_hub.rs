@@ -1,5 +1,6 @@
 //! A small server on loopback that answers as the model hub does: `/api/models/...` lists files, `/resolve/...`
-//! redirects to storage with the hash in a header, storage serves ranges. Tests tell it how to misbehave.
+//! redirects to storage with the hash in a header, storage serves ranges. Tests tell it how to misbehave, up to the
+//! bytes of each answer. A second one on another port is what a hub redirects to.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead, BufReader, Write};
@@ -28,7 +29,22 @@ pub(super) struct Behaviour {
     pub(super) status: Option<u16>,
     /// Answers with file data wait until [`FakeHub::open_gate`].
     pub(super) gate: bool,
+    /// Where the storage is, if on another server: its address without a trailing slash.
+    pub(super) storage: Option<String>,
+    /// Paths that are redirected, without another word, and where to. A prefix of a path stands for all under it.
+    pub(super) redirects: Vec<(String, String)>,
+    /// Names neither size nor hash of a file, and sends it without its length.
+    pub(super) without_size: bool,
+    /// What is sent instead of the true size.
+    pub(super) linked_size: Option<u64>,
+    /// Sends file data without its length, and this many bytes more than there are.
+    pub(super) surplus: usize,
+    /// The listing, instead of the true one.
+    pub(super) listing: Option<String>,
 }
+
+/// Makes the bytes of an answer, head and all.
+pub(super) type Script = dyn Fn(&Request) -> Vec<u8> + Send + Sync;
 
 /// One request as it came in.
 #[derive(Debug, Clone)]
@@ -44,6 +60,7 @@ pub(super) struct FakeHub {
 }
 
 struct Shared {
+    script: Option<Box<Script>>,
     files: HashMap<String, Vec<u8>>,
     behaviour: Mutex<Behaviour>,
     gate_changed: Condvar,
@@ -54,9 +71,19 @@ struct Shared {
 impl FakeHub {
     /// Serves `files` as the only repository, [`REPO`].
     pub(super) fn start(files: &[(&str, &[u8])], behaviour: Behaviour) -> Self {
+        Self::begin(files, behaviour, None)
+    }
+
+    /// Answers with the bytes that `script` makes.
+    pub(super) fn scripted(script: impl Fn(&Request) -> Vec<u8> + Send + Sync + 'static) -> Self {
+        Self::begin(&[], Behaviour::default(), Some(Box::new(script)))
+    }
+
+    fn begin(files: &[(&str, &[u8])], behaviour: Behaviour, script: Option<Box<Script>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
+            script,
             files: files.iter().map(|(name, data)| ((*name).to_owned(), data.to_vec())).collect(),
             behaviour: Mutex::new(behaviour),
             gate_changed: Condvar::new(),
@@ -80,6 +107,16 @@ impl FakeHub {
     /// Requests that asked for file data.
     pub(super) fn data_requests(&self) -> Vec<Request> {
         self.requests().into_iter().filter(|r| r.path.starts_with("/storage/")).collect()
+    }
+
+    /// The bearer tokens that came, each as often as it came.
+    pub(super) fn tokens(&self) -> Vec<String> {
+        self.requests().iter().filter_map(|r| r.headers.get("authorization").cloned()).collect()
+    }
+
+    /// Changes how it goes on.
+    pub(super) fn behave(&self, change: impl FnOnce(&mut Behaviour)) {
+        change(&mut self.shared.behaviour.lock().unwrap());
     }
 
     pub(super) fn open_gate(&self) {
@@ -115,21 +152,30 @@ impl Shared {
     fn serve(&self, mut stream: TcpStream) -> std::io::Result<()> {
         let request = read_request(&stream)?;
         self.requests.lock().unwrap().push(request.clone());
+        if let Some(script) = &self.script {
+            return stream.write_all(&script(&request));
+        }
         let mut head: Vec<(String, String)> = Vec::new();
         let (status, body) = self.answer(&request, &mut head);
         let is_data = request.path.starts_with("/storage/") && status < 300;
         let mut cut = body.len();
+        let mut surplus = None;
         if is_data {
             let behaviour = self.behaviour.lock().unwrap();
             let mut behaviour = self.gate_changed.wait_while(behaviour, |b| b.gate).unwrap();
             cut = behaviour.cut_after.pop_front().unwrap_or(cut).min(cut);
+            surplus = (behaviour.without_size || behaviour.surplus > 0).then_some(behaviour.surplus);
         }
-        let mut text = format!("HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
+        let mut text = format!("HTTP/1.1 {status} X\r\nconnection: close\r\n");
+        if surplus.is_none() {
+            text.push_str(&format!("content-length: {}\r\n", body.len()));
+        }
         for (name, value) in head {
             text.push_str(&format!("{name}: {value}\r\n"));
         }
         stream.write_all(format!("{text}\r\n").as_bytes())?;
-        stream.write_all(&body[..cut])
+        stream.write_all(&body[..cut])?;
+        stream.write_all(&vec![b'x'; surplus.unwrap_or(0)])
     }
 
     fn answer(&self, request: &Request, head: &mut Vec<(String, String)>) -> (u16, Vec<u8>) {
@@ -137,11 +183,20 @@ impl Shared {
         if let Some(status) = behaviour.status {
             return (status, Vec::new());
         }
+        for (path, to) in &behaviour.redirects {
+            if let Some(rest) = request.path.strip_prefix(path) {
+                head.push(("location".to_owned(), format!("{to}{rest}")));
+                return (307, b"moved".to_vec());
+            }
+        }
         let bearer = behaviour.token.as_ref().map(|token| format!("Bearer {token}"));
         if bearer.is_some() && request.headers.get("authorization") != bearer.as_ref() {
             return (401, Vec::new());
         }
         if request.path == format!("/api/models/{REPO}/revision/main") {
+            if let Some(listing) = &behaviour.listing {
+                return (200, listing.clone().into_bytes());
+            }
             let mut names: Vec<&String> = self.files.keys().collect();
             names.sort();
             let siblings: Vec<_> = names.iter().map(|name| serde_json::json!({ "rfilename": name })).collect();
@@ -150,11 +205,15 @@ impl Shared {
         for revision in ["main", COMMIT] {
             let name = request.path.strip_prefix(&format!("/{REPO}/resolve/{revision}/"));
             if let Some((name, data)) = name.and_then(|name| self.files.get_key_value(name)) {
-                let etag = behaviour.linked_etag.clone().unwrap_or_else(|| sha256_hex(data));
-                head.push(("location".to_owned(), format!("/storage/{name}")));
+                let storage = behaviour.storage.as_deref().unwrap_or_default();
+                head.push(("location".to_owned(), format!("{storage}/storage/{name}")));
                 head.push(("x-repo-commit".to_owned(), COMMIT.to_owned()));
-                head.push(("x-linked-etag".to_owned(), format!("\"{etag}\"")));
-                head.push(("x-linked-size".to_owned(), data.len().to_string()));
+                if !behaviour.without_size {
+                    let etag = behaviour.linked_etag.clone().unwrap_or_else(|| sha256_hex(data));
+                    let size = behaviour.linked_size.unwrap_or(data.len() as u64);
+                    head.push(("x-linked-etag".to_owned(), format!("\"{etag}\"")));
+                    head.push(("x-linked-size".to_owned(), size.to_string()));
+                }
                 return (302, b"moved".to_vec());
             }
         }

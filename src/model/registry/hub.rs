@@ -1,4 +1,5 @@
-//! Files from the model hub, through hf-hub: its endpoint, its token, its addresses, its TLS.
+//! Files from the model hub, through hf-hub: its endpoint, its token, its addresses, its TLS. What the hub says is a
+//! claim: names are checked, a file without a size is refused, and one with a size gets no byte more.
 //!
 //! hf-hub's own downloader can be given neither a time limit nor a place to write to, and would keep a second copy of
 //! each file in its cache. So only its request builder is used, and the transfer is ours: limits on every phase, each
@@ -11,13 +12,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use hf_hub::api::RepoInfo;
-use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
 use super::cache::{CHUNK_BYTES, Expected, Partial};
+use super::client::{HubClient, Redirects};
 use super::manifest::{HubSource, is_sha256};
 use super::{Progress, ProgressEvent};
 use crate::error::{Error, ErrorKind, Result};
+use crate::text::excerpt;
 
 /// Requests for one file before the source is given up; each continues where the one before broke off.
 const ATTEMPTS_MAX: usize = 50;
@@ -25,13 +27,17 @@ const ATTEMPTS_MAX: usize = 50;
 const IDLE_ATTEMPTS_MAX: usize = 3;
 /// Bytes of the longest repository listing that is read.
 const LISTING_BYTES_MAX: u64 = 16 << 20;
+/// Files of a repository; the largest ones on the hub have some 100,000.
+const LISTING_FILES_MAX: usize = 250_000;
+/// The header in which the hub names the size of a file before it redirects to the storage.
+const SIZE_HEADER: &str = "x-linked-size";
 
 /// How to reach the hub.
 #[derive(Clone)]
 pub struct HubConfig {
     /// Address without a trailing slash.
     pub endpoint: String,
-    /// Sent as bearer token to the endpoint, and to no host that it redirects to.
+    /// Sent as bearer token to the endpoint's own scheme, host and port, and to no other that it redirects to.
     pub token: Option<String>,
     /// The cache of the hub's own tools.
     pub cache: PathBuf,
@@ -79,52 +85,62 @@ pub(super) struct HubFile {
     pub(super) expected: Expected,
 }
 
-/// A client for one repository at one revision.
+/// One repository at one revision.
 pub(super) struct Hub<'a> {
     config: &'a HubConfig,
     source: &'a HubSource,
-    repo: ApiRepo,
+    client: HubClient<'a>,
 }
 
 impl<'a> Hub<'a> {
     pub(super) fn new(config: &'a HubConfig, source: &'a HubSource) -> Result<Self> {
-        let api: Api = ApiBuilder::from_cache(Cache::new(config.cache.clone()))
-            .with_endpoint(config.endpoint.clone())
-            .with_token(config.token.clone())
-            .with_user_agent("tallow", env!("CARGO_PKG_VERSION"))
-            .with_progress(false)
-            .build()
-            .map_err(|e| Error::io("cannot make a client for the hub", e))?;
-        Ok(Self { config, source, repo: api.repo(repo(source)) })
+        Ok(Self { config, source, client: HubClient::new(config, repo(source))? })
     }
 
-    /// Names of the repository's GGUF files.
-    pub(super) fn list_gguf(&self) -> Result<Vec<String>> {
-        let address = format!(
-            "{}/api/{}",
-            self.config.endpoint,
-            Repo::with_revision(self.source.repo.clone(), RepoType::Model, self.source.revision.clone()).api_url()
-        );
-        let answer = self.get(&address, None, Redirects::Follow)?;
+    /// The repository's GGUF files.
+    ///
+    /// # Errors
+    /// If the hub does not list them, or one has a name that cannot be part of a path and of an address.
+    pub(super) fn list_gguf(&self) -> Result<Vec<HubSource>> {
+        let address = format!("{}/api/{}", self.config.endpoint, repo(self.source).api_url());
+        let answer = self.client.get(&address, None, Redirects::Follow)?;
         self.check_status(answer.status, &self.source.repo)?;
-        let info: RepoInfo =
-            serde_json::from_reader(answer.body.take(LISTING_BYTES_MAX)).map_err(|e| Error::io(&address, e))?;
+        let text = answer.whole(LISTING_BYTES_MAX).map_err(|e| e.context(format!("the listing {address}")))?;
+        let info: RepoInfo = serde_json::from_slice(&text).map_err(|e| Error::io(&address, e))?;
+        if info.siblings.len() > LISTING_FILES_MAX {
+            let message = format!("{} lists more than {LISTING_FILES_MAX} files", self.source.repo);
+            return Err(Error::new(ErrorKind::Io, message));
+        }
         let mut files: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).collect();
         files.retain(|f| f.to_ascii_lowercase().ends_with(".gguf"));
         files.sort();
-        Ok(files)
+        files.into_iter().map(|file| self.listed(file)).collect()
+    }
+
+    /// A file that the hub listed.
+    fn listed(&self, file: String) -> Result<HubSource> {
+        let place = HubSource { file, ..self.source.clone() };
+        place.check().map_err(|e| {
+            e.context(format!(
+                "{} lists the file \"{}\", whose name tallow refuses; another one can be had as hub:{0}:FILE",
+                self.source.repo,
+                excerpt(&place.file)
+            ))
+        })?;
+        Ok(place)
     }
 
     /// Size, hash and exact revision of the file, as far as the hub names them. The hash stands in a header of the
-    /// first answer only, before the redirect to the storage.
+    /// hub's own last answer only, before the redirect to the storage.
     pub(super) fn describe(&self) -> Result<HubFile> {
-        let answer = self.get(&self.repo.url(&self.source.file), Some("bytes=0-0"), Redirects::Stop)?;
-        if !(300..400).contains(&answer.status) {
+        let address = self.client.file_address(&self.source.file);
+        let answer = self.client.get(&address, Some("bytes=0-0"), Redirects::FollowUntil(SIZE_HEADER))?;
+        if !answer.is_redirect() {
             self.check_status(answer.status, &self.what())?;
         }
         let header = |name: &str| answer.header(name).map(str::to_owned);
         let etag = header("x-linked-etag").or_else(|| header("etag")).map(|e| e.replace(['"', '\\'], ""));
-        let size = header("x-linked-size").or_else(|| header("content-range")?.rsplit('/').next().map(str::to_owned));
+        let size = header(SIZE_HEADER).or_else(|| header("content-range")?.rsplit('/').next().map(str::to_owned));
         let mut source = self.source.clone();
         // A commit pins what is fetched to what was described, even if the branch moves in between.
         if let Some(commit) = header("x-repo-commit") {
@@ -165,12 +181,13 @@ impl<'a> Hub<'a> {
     /// One request for what is missing.
     fn fetch_rest(&self, expected: &Expected, partial: &mut Partial, progress: Progress<'_>) -> Result<Transfer> {
         let range = (partial.len() > 0).then(|| format!("bytes={}-", partial.len()));
-        let answer = self.get(&self.repo.url(&self.source.file), range.as_deref(), Redirects::Follow)?;
+        let address = self.client.file_address(&self.source.file);
+        let answer = self.client.get(&address, range.as_deref(), Redirects::Follow)?;
         let total: Option<u64> = match answer.status {
             206 => {
                 let content_range = answer.header("content-range").unwrap_or_default();
                 let (start, total) = parse_content_range(content_range)
-                    .ok_or_else(|| Error::io("the hub sent a bad content-range", content_range))?;
+                    .ok_or_else(|| Error::io("the hub sent a bad content-range", excerpt(content_range)))?;
                 if start != partial.len() {
                     partial.restart()?;
                     return Ok(Transfer::Broken(format!("the hub sent a part that begins at {start}")));
@@ -181,18 +198,21 @@ impl<'a> Hub<'a> {
                 partial.restart()?;
                 return Ok(Transfer::Broken("the hub refused the range".to_owned()));
             }
-            status => {
-                self.check_status(status, &self.what())?;
+            200 => {
                 partial.restart()?;
                 answer.header("content-length").and_then(|v| v.parse().ok())
             }
+            status => return Err(self.refusal(status, &self.what())),
         };
         if let (Some(total), Some(size)) = (total, expected.size_bytes)
             && total != size
         {
             return Err(Error::new(ErrorKind::Io, format!("has {total} bytes on the hub, must be {size}")));
         }
-        let total = total.or(expected.size_bytes);
+        let total = total.or(expected.size_bytes).ok_or_else(|| {
+            let message = format!("the hub names no size of {}, and a file without one is not fetched", self.what());
+            Error::new(ErrorKind::Io, message)
+        })?;
         let mut body = answer.body;
         copy(&mut body, partial, total, progress)
     }
@@ -202,15 +222,14 @@ impl<'a> Hub<'a> {
         let Some(path) = Cache::new(self.config.cache.clone()).repo(repo(self.source)).get(&self.source.file) else {
             return Ok(false);
         };
-        let right_size = expected.size_bytes.is_some()
-            && std::fs::metadata(&path).is_ok_and(|stat| Some(stat.len()) == expected.size_bytes);
-        if !right_size || expected.sha256.is_none() {
+        let Some(size) = expected.size_bytes.filter(|_| expected.sha256.is_some()) else { return Ok(false) };
+        if !std::fs::metadata(&path).is_ok_and(|stat| stat.is_file() && stat.len() == size) {
             return Ok(false);
         }
         let Ok(mut file) = File::open(&path) else { return Ok(false) };
         progress(ProgressEvent::Message(format!("copying from {}", path.display())));
         partial.restart()?;
-        let transfer = copy(&mut file, partial, expected.size_bytes, progress)?;
+        let transfer = copy(&mut file, partial, size, progress)?;
         if matches!(transfer, Transfer::Complete) && expected.sha256.as_ref() == Some(&partial.sha256_so_far()) {
             return Ok(true);
         }
@@ -219,65 +238,22 @@ impl<'a> Hub<'a> {
         Ok(false)
     }
 
-    fn get(&self, address: &str, range: Option<&str>, redirects: Redirects) -> Result<Answer> {
-        let mut request = self.repo.info_request().uri(address).header("accept-encoding", "identity");
-        if let Some(range) = range {
-            request = request.header("range", range);
-        }
-        let config = request
-            .config()
-            .http_status_as_error(false)
-            .timeout_resolve(Some(self.config.connect_timeout))
-            .timeout_connect(Some(self.config.connect_timeout))
-            .timeout_recv_response(Some(self.config.silence_timeout))
-            .timeout_per_read(Some(self.config.silence_timeout));
-        let config = match redirects {
-            Redirects::Follow => config,
-            Redirects::Stop => config.max_redirects(0),
-        };
-        let response = config.build().call().map_err(|e| Error::io(format!("cannot reach {address}"), e))?;
-        let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
-        Ok(Answer {
-            status: response.status().as_u16(),
-            headers: response.headers().iter().map(|(k, v)| (k.as_str().to_owned(), text(v.as_bytes()))).collect(),
-            body: Box::new(response.into_body().into_reader()),
-        })
-    }
-
     fn what(&self) -> String {
         format!("{} in {}", self.source.file, self.source.repo)
     }
 
     fn check_status(&self, status: u16, what: &str) -> Result<()> {
+        if (200..300).contains(&status) { Ok(()) } else { Err(self.refusal(status, what)) }
+    }
+
+    fn refusal(&self, status: u16, what: &str) -> Error {
         let token = if self.config.token.is_some() { "the token may not allow it" } else { "HF_TOKEN is not set" };
         let message = match status {
-            200..300 => return Ok(()),
             401 | 403 => format!("{status}: no access to {what} ({token})"),
             404 => format!("404: no {what} at revision {}", self.source.revision),
             _ => format!("status {status} for {what}"),
         };
-        Err(Error::new(ErrorKind::Io, message))
-    }
-}
-
-/// What to do with an answer that points elsewhere.
-#[derive(Clone, Copy)]
-enum Redirects {
-    Follow,
-    Stop,
-}
-
-/// The hub's answer to one request.
-struct Answer {
-    status: u16,
-    /// Names in lower case.
-    headers: Vec<(String, String)>,
-    body: Box<dyn Read>,
-}
-
-impl Answer {
-    fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str())
+        Error::new(ErrorKind::Io, message)
     }
 }
 
@@ -292,27 +268,23 @@ fn repo(source: &HubSource) -> Repo {
 }
 
 /// Moves `from` to the end of `partial`, but never beyond `total`.
-fn copy(from: &mut dyn Read, partial: &mut Partial, total: Option<u64>, progress: Progress<'_>) -> Result<Transfer> {
+fn copy(from: &mut dyn Read, partial: &mut Partial, total: u64, progress: Progress<'_>) -> Result<Transfer> {
+    partial.allow(total)?;
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
-        progress(ProgressEvent::Bytes { done: partial.len(), total });
+        progress(ProgressEvent::Bytes { done: partial.len(), total: Some(total) });
         let n = match from.read(&mut chunk) {
             Ok(0) => break,
             Ok(n) => n,
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(e) => return Ok(Transfer::Broken(e.to_string())),
         };
-        if total.is_some_and(|total| partial.len() + n as u64 > total) {
-            return Err(Error::new(ErrorKind::Io, format!("sent more than the {} bytes it named", total.unwrap_or(0))));
-        }
         partial.write(&chunk[..n])?;
     }
-    match total {
-        Some(total) if partial.len() < total => {
-            Ok(Transfer::Broken(format!("the transfer ended at {} of {total} bytes", partial.len())))
-        }
-        _ => Ok(Transfer::Complete),
+    if partial.len() < total {
+        return Ok(Transfer::Broken(format!("the transfer ended at {} of {total} bytes", partial.len())));
     }
+    Ok(Transfer::Complete)
 }
 
 /// `bytes START-END/TOTAL`; the total may be `*`.

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use super::bounded;
 use crate::error::{Error, Result};
+use crate::text::excerpt;
 
 /// The manifests of the top-level `models/` folder, by file name.
 const EMBEDDED: [(&str, &str); 3] = [
@@ -14,8 +16,16 @@ const EMBEDDED: [(&str, &str); 3] = [
     ("all-minilm-l6-v2.toml", include_str!("../../../models/all-minilm-l6-v2.toml")),
 ];
 
+/// Bytes of a word in a path or an address: some file systems allow 143 for a name, and the cache adds suffixes.
+const WORD_BYTES_MAX: usize = 128;
 /// Most manifests read from one directory.
 const MANIFESTS_MAX: usize = 1024;
+/// Most other names of one model; each is compared with those of all others.
+const ALIASES_MAX: usize = 16;
+/// Bytes of one manifest: the longest chat templates have some 50,000.
+const MANIFEST_BYTES_MAX: u64 = 1 << 20;
+/// Bytes of all manifests of one directory.
+const MANIFESTS_BYTES_MAX: usize = 16 << 20;
 
 /// One model that tallow knows by name.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -129,7 +139,16 @@ impl Manifest {
         std::iter::once(self.name.as_str()).chain(self.aliases.iter().map(String::as_str))
     }
 
+    /// Bytes of all its files; none if that is no number of a file system.
+    pub(super) fn bytes(&self) -> Option<u64> {
+        self.beside.iter().try_fold(self.size_bytes, |sum, file| sum.checked_add(file.size_bytes))
+    }
+
     fn check(&self) -> Result<()> {
+        if self.aliases.len() > ALIASES_MAX {
+            let message = format!("`aliases` must be at most {ALIASES_MAX}, got {}", self.aliases.len());
+            return Err(Error::bad_model(message));
+        }
         for name in self.names() {
             check_word("name", name)?;
         }
@@ -140,6 +159,9 @@ impl Manifest {
             check_word("file beside it", file)?;
             check_file(*size_bytes, sha256, sources).map_err(|e| e.context(file))?;
         }
+        if self.bytes().is_none() {
+            return Err(Error::bad_model("the sum of all `size_bytes` must be less than 2^64"));
+        }
         check_file(self.size_bytes, &self.sha256, &self.sources)
     }
 }
@@ -149,7 +171,7 @@ fn check_file(size_bytes: u64, sha256: &str, sources: &[Source]) -> Result<()> {
         return Err(Error::bad_model("`size_bytes` must be greater than 0"));
     }
     if !is_sha256(sha256) {
-        return Err(Error::bad_model(format!("`sha256` must be 64 lower-case hex digits, is {sha256:?}")));
+        return Err(Error::bad_model(format!("`sha256` must be 64 lower-case hex digits, is \"{}\"", excerpt(sha256))));
     }
     if sources.is_empty() {
         return Err(Error::bad_model("`sources` must name at least one source"));
@@ -189,13 +211,12 @@ impl HubSource {
     /// # Errors
     /// If one is not.
     pub(super) fn check(&self) -> Result<()> {
-        let (owner, name) = self
-            .repo
-            .split_once('/')
-            .ok_or_else(|| Error::bad_model(format!("a hub repository is OWNER/REPO, not {:?}", self.repo)))?;
+        let (owner, name) = self.repo.split_once('/').ok_or_else(|| {
+            Error::bad_model(format!("a hub repository is OWNER/REPO, not \"{}\"", excerpt(&self.repo)))
+        })?;
         check_word("hub owner", owner)?;
         check_word("hub repository", name)?;
-        check_word("hub revision", &self.revision.replace('/', "-"))?;
+        self.revision.split('/').try_for_each(|part| check_word("hub revision", part))?;
         self.file.split('/').try_for_each(|part| check_word("hub file", part))
     }
 }
@@ -224,15 +245,20 @@ fn read_dir(dir: &Path) -> Result<Vec<Manifest>> {
         if path.extension().is_some_and(|ext| ext == "toml") {
             paths.push(path);
         }
-    }
-    if paths.len() > MANIFESTS_MAX {
-        return Err(Error::bad_model(format!("{} has more than {MANIFESTS_MAX} manifests", dir.display())));
+        if paths.len() > MANIFESTS_MAX {
+            return Err(Error::bad_model(format!("{} has more than {MANIFESTS_MAX} manifests", dir.display())));
+        }
     }
     paths.sort();
     let mut manifests: Vec<Manifest> = Vec::new();
+    let mut bytes = 0;
     for path in paths {
-        let text =
-            std::fs::read_to_string(&path).map_err(|e| Error::io(format!("cannot read {}", path.display()), e))?;
+        let text = bounded::read_text(&path, MANIFEST_BYTES_MAX)?;
+        bytes += text.len();
+        if bytes > MANIFESTS_BYTES_MAX {
+            let message = format!("the manifests of {} must have at most {MANIFESTS_BYTES_MAX} bytes", dir.display());
+            return Err(Error::bad_model(message));
+        }
         let manifest = Manifest::parse(&text, &path.display().to_string())?;
         if let Some(other) = manifests.iter().find(|m| manifest.names().any(|n| m.answers_to(n))) {
             let message = format!("{}: shares a name with the manifest of `{}`", path.display(), other.name);
@@ -250,12 +276,18 @@ pub(super) fn is_sha256(text: &str) -> bool {
 
 /// A word that is safe in a path, in an address and as an argument: letters, digits and `._+-`, not beginning with a
 /// dot or a dash.
-fn check_word(what: &str, word: &str) -> Result<()> {
+pub(super) fn check_word(what: &str, word: &str) -> Result<()> {
     let right = word.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-".contains(&b));
-    if right && word.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_') && word.len() <= 128 {
+    let begins_right = word.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if right && begins_right && word.len() <= WORD_BYTES_MAX {
         return Ok(());
     }
-    Err(Error::bad_model(format!("{what} {word:?} must be letters, digits, `.`, `_`, `+` and `-`")))
+    let message = format!(
+        "{what} \"{}\" must be letters, digits, `.`, `_`, `+` and `-`, begin with a letter, a digit or `_`, and have at \
+         most {WORD_BYTES_MAX} bytes",
+        excerpt(word)
+    );
+    Err(Error::bad_model(message))
 }
 
 fn default_revision() -> String {
@@ -327,6 +359,14 @@ package = [{ name = "p", version = "1.0", member = "x/y" }]
         check_error("size_bytes = 1", "size_bytes = 0", "`size_bytes` must be greater than 0");
         check_error("sha256 = \"0", "sha256 = \"G", "`sha256` must be 64 lower-case hex digits");
         check_error("name = \"tiny\"", "name = \"../x\"", "name \"../x\" must be letters");
+        check_error("name = \"tiny\"", "name = \"a\\u001b[2J\"", r#"name "a\u{1b}[2J" must be"#);
+        check_error("file = \"c/d.gguf\"", "file = \"d\", revision = \"a/../b\"", "hub revision \"..\"");
+        check_error(
+            "name = \"tiny\"",
+            &format!("name = \"a\"\naliases = {:?}", ["b"; 17]),
+            "`aliases` must be at most 16",
+        );
+        check_error("size_bytes = 1", "size_bytes = 18446744073709551616", "line 5");
         check_error("name = \"p\"", "name = \"--index-url\"", "package name \"--index-url\" must be");
         check_error("repo = \"a/b\"", "repo = \"ab\"", "a hub repository is OWNER/REPO");
         check_error("c/d.gguf", "c/../../d.gguf", "hub file \"..\"");
@@ -346,5 +386,32 @@ package = [{ name = "p", version = "1.0", member = "x/y" }]
         let error = load_manifests(Some(dir.path())).unwrap_err();
         assert!(error.message().contains("c.toml: shares a name with the manifest of `tiny`"), "{error}");
         assert!(load_manifests(Some(&dir.path().join("none"))).unwrap_err().message().contains("cannot read"));
+    }
+
+    #[test]
+    fn a_directory_of_other_things_than_small_files_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.toml");
+        let check = |expected: &str| {
+            let error = load_manifests(Some(dir.path())).unwrap_err();
+            assert!(error.message().contains(expected), "expected `{expected}` in: {error}");
+        };
+        // A sparse file: nothing of it is on the disk, and nothing but the bound may be read.
+        std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        check("a.toml must have at most 1048576 bytes");
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        check("a.toml is not a regular file");
+        std::fs::remove_file(&path).unwrap();
+        let comment = format!("#{}\n", "x".repeat((1 << 20) - GOOD.len() - 2));
+        for i in 0..=16 {
+            let text = comment.clone() + &GOOD.replace("\"tiny\"", &format!("\"tiny-{i}\""));
+            std::fs::write(dir.path().join(format!("{i:02}.toml")), text).unwrap();
+        }
+        check("must have at most 16777216 bytes");
+        for i in 17..=MANIFESTS_MAX {
+            std::fs::write(dir.path().join(format!("{i:02}.toml")), "").unwrap();
+        }
+        check("has more than 1024 manifests");
     }
 }

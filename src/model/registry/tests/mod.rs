@@ -2,6 +2,8 @@
 
 mod fetch;
 mod find;
+mod fuzz;
+mod hostile;
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -60,6 +62,9 @@ impl Fixture {
     /// An empty cache, a hub at `endpoint`, and no Python.
     fn new(endpoint: String, manifests: Vec<Manifest>) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        // What a path that leaves the cache would hit.
+        std::fs::create_dir(dir.path().join("outside")).unwrap();
+        std::fs::write(dir.path().join("outside/kept"), "kept").unwrap();
         let hub = HubConfig {
             endpoint,
             token: None,
@@ -69,7 +74,11 @@ impl Fixture {
         };
         let package = PackageConfig { pythons: vec!["/nowhere/python".to_owned()], ..PackageConfig::default() };
         let cache = CacheDir::new(dir.path().join("cache"));
-        Self { registry: Registry { cache, manifests, hub, package }, dir, said: Mutex::default() }
+        Self {
+            registry: Registry { cache, manifests, hub, package, disk: Disk::default() },
+            dir,
+            said: Mutex::default(),
+        }
     }
 
     fn resolve(&self, spec: &str) -> Result<ModelFile> {
@@ -99,6 +108,18 @@ impl Fixture {
         names
     }
 
+    /// All that is in the test's folder but the cache: paths, and contents of files.
+    fn files_outside(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let mut all = walk(self.dir.path());
+        all.retain(|(path, _)| !path.starts_with(self.dir.path().join("cache")));
+        all
+    }
+
+    /// Bytes of all files of the cache.
+    fn bytes_in_cache(&self) -> u64 {
+        walk(&self.dir.path().join("cache")).iter().map(|(_, content)| content.len() as u64).sum()
+    }
+
     /// Makes `script` the Python. It finds the directory for the wheels in `$wheels`.
     fn python(&mut self, script: &str) {
         use std::os::unix::fs::PermissionsExt;
@@ -118,6 +139,22 @@ impl Fixture {
         }
         self.python(&format!("cp {}/* \"$wheels\"", from.display()));
     }
+}
+
+/// Everything under `dir`, in order; links are not followed.
+fn walk(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    let Ok(entries) = std::fs::read_dir(dir) else { return found };
+    for entry in entries {
+        let (path, kind) = entry.map(|entry| (entry.path(), entry.file_type().unwrap())).unwrap();
+        let content = if kind.is_file() { std::fs::read(&path).unwrap() } else { Vec::new() };
+        if kind.is_dir() {
+            found.extend(walk(&path));
+        }
+        found.push((path, content));
+    }
+    found.sort();
+    found
 }
 
 fn write_wheel(path: &Path, member: &str, data: &[u8]) {
