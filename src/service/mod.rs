@@ -18,8 +18,8 @@ mod tool_grammar;
 mod tool_rules;
 mod validate;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Semaphore;
@@ -58,6 +58,8 @@ pub struct Service {
     clock: Clock,
     tokenising: Arc<Semaphore>,
     grammars: Arc<GrammarCompiler>,
+    /// See `constrain`.
+    grammar_threads: OnceLock<Result<Background>>,
     quotas: Quotas,
     /// Calls that embed: they have no stream in the table.
     embedding: TaskTracker,
@@ -110,6 +112,7 @@ impl Service {
             clock,
             tokenising,
             grammars,
+            grammar_threads: OnceLock::new(),
             quotas,
             embedding: TaskTracker::new(),
             encoder: None,
