@@ -101,11 +101,19 @@ impl Background {
     /// # Errors
     /// If the system gives no thread.
     pub fn start(limits: BackgroundLimits) -> Result<Self> {
+        Self::start_named("background", STACK_BYTES, limits)
+    }
+
+    /// Starts threads whose names begin with `name`, each with a stack of `stack_bytes`.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub fn start_named(name: &str, stack_bytes: usize, limits: BackgroundLimits) -> Result<Self> {
         let (lines, wake) = (Mutex::default(), Condvar::new());
         let pool = Self { shared: Arc::new(BackgroundShared { limits, lines, wake }) };
         for index in 0..limits.num_threads.max(1) {
             let shared = pool.shared.clone();
-            spawn_background(&format!("background-{index}"), STACK_BYTES, move || shared.work())
+            spawn_background(&format!("{name}-{index}"), stack_bytes, move || shared.work())
                 .map_err(|e| Error::io("cannot start a background thread", e))?;
         }
         Ok(pool)

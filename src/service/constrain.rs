@@ -1,33 +1,61 @@
 //! Constraints are compiled before their requests are accepted, so that what is wrong with one has a status.
+//!
+//! ```text
+//! in the cache?                   -> at once
+//! the owner's line, bounded       -> full: 429
+//! a thread of low priority        -> the compiler bounds its work: it ends by itself, also when nobody waits any more
+//! the longest wait is over        -> 503: the machine is too busy, the constraint may be fine
+//! ```
+//!
+//! Owners take turns, and while there are two threads or more, no owner has them all.
 
 use std::sync::Arc;
 
 use super::Service;
+use super::background::{Background, BackgroundLimits};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::RejectLabel;
 use crate::protocol::GenerateRequest;
-use crate::sampling::grammar::Grammar;
+use crate::sampling::grammar::{Grammar, STACK_BYTES};
+
+/// Requests of one owner that wait for a thread. Most are of one constraint: the first compiles it for the others.
+const WAITING_PER_OWNER_MAX: usize = 64;
 
 impl Service {
-    /// The request's constraint, compiled: at once if it was before, else away from the async threads. How many are
-    /// compiled at once, and for how long, the compiler bounds.
+    /// The request's constraint, compiled: at once if it was before, else on threads of low priority, in turn.
     ///
     /// # Errors
-    /// The compiler's, with the field that the constraint came in.
+    /// The compiler's, with the field that the constraint came in; [`ErrorKind::Overloaded`] if too many of this owner
+    /// wait; [`ErrorKind::Unavailable`] if it takes too long.
     pub(super) async fn compile(&self, request: &GenerateRequest) -> Result<Option<Arc<Grammar>>> {
         let Some(constraint) = &request.constraint else { return Ok(None) };
-        let param = request.constraint_param;
+        let (owner, param) = (request.owner.tenant, request.constraint_param);
         if let Some(grammar) = self.grammars.cached(constraint) {
             self.metrics.grammar_cache_hits.inc();
             return Ok(Some(grammar));
         }
         let (compiler, constraint) = (self.grammars.clone(), constraint.clone());
-        let task = tokio::task::spawn_blocking(move || compiler.compile(&constraint));
-        let compiled = task.await.map_err(|e| Error::internal(format!("compiling a grammar failed: {e}")))?;
-        if compiled.as_ref().is_err_and(|e| e.kind() == ErrorKind::Overloaded) {
+        let compiled = self.grammar_threads()?.run(owner, move || compiler.compile_here(owner, &constraint));
+        let patience = self.grammars.limits().compile_time_max;
+        let outcome = tokio::time::timeout(patience, compiled).await.unwrap_or_else(|_| {
+            let seconds = patience.as_secs_f64();
+            let message = format!("`{param}` could not be compiled within {seconds} seconds: the server is busy");
+            Err(Error::new(ErrorKind::Unavailable, message))
+        });
+        if outcome.as_ref().is_err_and(|e| matches!(e.kind(), ErrorKind::Overloaded | ErrorKind::Unavailable)) {
             self.metrics.reject(&RejectLabel::GRAMMARS_FULL);
         }
-        let grammar = compiled.map_err(|e| e.context(format!("`{param}` cannot be used")).with_param(param))?;
+        let grammar = outcome?.map_err(|e| e.context(format!("`{param}` cannot be used")).with_param(param))?;
         Ok(Some(grammar))
+    }
+
+    /// The threads that compile, started with the first constraint.
+    fn grammar_threads(&self) -> Result<&Background> {
+        let start = || {
+            let num_threads = self.grammars.limits().compiling_max.max(1);
+            let limits = BackgroundLimits { num_threads, waiting_per_owner_max: WAITING_PER_OWNER_MAX };
+            Background::start_named("grammar", STACK_BYTES, limits)
+        };
+        self.grammar_threads.get_or_init(start).as_ref().map_err(Clone::clone)
     }
 }

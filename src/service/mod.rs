@@ -20,8 +20,8 @@ mod tool_grammar;
 mod tool_rules;
 mod validate;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_util::task::TaskTracker;
@@ -57,6 +57,8 @@ pub struct Service {
     clock: Clock,
     background: Background,
     grammars: Arc<GrammarCompiler>,
+    /// See `constrain`.
+    grammar_threads: OnceLock<Result<Background>>,
     quotas: Quotas,
     /// Calls that embed: they have no stream in the table.
     embedding: TaskTracker,
@@ -112,6 +114,7 @@ impl Service {
             clock,
             background,
             grammars,
+            grammar_threads: OnceLock::new(),
             quotas,
             embedding: TaskTracker::new(),
             encoder: None,

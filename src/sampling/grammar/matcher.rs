@@ -11,16 +11,15 @@
 //! than one way. A text that goes on after the end of its process therefore walks through its tokens just as it came to
 //! them ([`Matcher::start`]).
 
-use llguidance::Matcher as Inner;
-
-use super::{Grammar, explain};
+use super::Grammar;
+use super::parser::Parser;
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::TokenId;
 use crate::sampling::TokenMask;
 
 /// A text's place in its grammar. Nothing in it is shared with another text.
 pub struct Matcher {
-    inner: Inner,
+    parser: Parser,
     fast_forward: bool,
 }
 
@@ -42,7 +41,7 @@ impl Matcher {
     /// # Errors
     /// If the text is none of this grammar, or the grammar is too complex for it.
     pub fn start(grammar: &Grammar, text: &[TokenId], fast_forward: bool) -> Result<(Self, Vec<TokenId>)> {
-        let mut matcher = Self { inner: grammar.matcher(), fast_forward };
+        let mut matcher = Self { parser: grammar.parser(), fast_forward };
         let mut rest = text;
         loop {
             let mut forced = matcher.forced()?;
@@ -68,7 +67,7 @@ impl Matcher {
         if self.is_complete() {
             return Ok(Next::Complete);
         }
-        let mask = self.inner.compute_mask().map_err(|e| failed(&e))?;
+        let mask = self.parser.mask().map_err(|e| failed(&e))?;
         Ok(Next::Sample(TokenMask::from_words(mask.as_slice().to_vec())))
     }
 
@@ -77,7 +76,7 @@ impl Matcher {
     /// # Errors
     /// If it may not, or the grammar is too complex.
     pub fn accept(&mut self, token: TokenId) -> Result<()> {
-        self.inner.consume_token(token).map_err(|e| failed(&e))
+        self.parser.consume(&[token]).map_err(|e| failed(&e))
     }
 
     /// Tokens that must come now, accepted; most often none.
@@ -88,19 +87,16 @@ impl Matcher {
         if !self.fast_forward || self.is_complete() {
             return Ok(Vec::new());
         }
-        let tokens = self.inner.compute_ff_tokens();
-        if let Some(message) = self.inner.get_error() {
-            return Err(failed(&message));
-        }
+        let tokens = self.parser.forced().map_err(|e| failed(&e))?;
         if !tokens.is_empty() {
-            self.inner.consume_tokens(&tokens).map_err(|e| failed(&e))?;
+            self.parser.consume(&tokens).map_err(|e| failed(&e))?;
         }
         Ok(tokens)
     }
 
     /// Whether the text is complete, and nothing can follow.
     pub fn is_complete(&self) -> bool {
-        !self.inner.is_error() && self.inner.is_stopped()
+        self.parser.is_complete()
     }
 }
 
@@ -110,6 +106,6 @@ impl std::fmt::Debug for Matcher {
     }
 }
 
-fn failed(cause: &impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::InvalidRequest, format!("the text cannot go on by its grammar: {}", explain(cause)))
+fn failed(cause: &str) -> Error {
+    Error::new(ErrorKind::InvalidRequest, format!("the text cannot go on by its grammar: {cause}"))
 }

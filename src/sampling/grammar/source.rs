@@ -4,29 +4,40 @@ use llguidance::JsonCompileOptions;
 use llguidance::api::TopLevelGrammar;
 use serde_json::Value;
 
+use super::shape::regex::NESTING_MAX;
+use super::shape::{self, Budget};
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::Constraint;
 
-/// Brackets within brackets in a grammar or an expression: its parser recurses.
-const NESTING_MAX: usize = 128;
+/// Bytes of a constraint as it comes.
+pub(super) fn num_bytes(constraint: &Constraint) -> usize {
+    match constraint {
+        Constraint::JsonObject => 0,
+        Constraint::JsonSchema(text) | Constraint::Regex(text) | Constraint::Lark(text) => text.len(),
+        Constraint::Choice(choices) => choices.iter().map(String::len).sum(),
+    }
+}
 
 /// The grammar of a constraint.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidRequest`] if it is not even well formed.
+/// [`ErrorKind::InvalidRequest`] if it is not well formed, or refused by its shape.
 pub(super) fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar> {
     match constraint {
         Constraint::JsonObject => json(serde_json::json!({"type": "object"})),
         Constraint::JsonSchema(text) => {
             let schema = serde_json::from_str(text).map_err(|e| wrong(format!("the schema must be JSON: {e}")))?;
+            shape::schema::check(&schema, &mut Budget::default()).map_err(wrong)?;
             json(schema)
         }
         Constraint::Regex(text) => {
-            check_nesting(text)?;
+            let cost = shape::regex::cost(text).map_err(wrong)?;
+            Budget::default().spend(&cost, &"it").map_err(wrong)?;
             Ok(TopLevelGrammar::from_regex(text))
         }
         Constraint::Lark(text) => {
             check_nesting(text)?;
+            shape::lark::check(text, &mut Budget::default()).map_err(wrong)?;
             Ok(TopLevelGrammar::from_lark(text.clone()))
         }
         Constraint::Choice(choices) => Ok(TopLevelGrammar::from_lark(choice(choices))),
@@ -58,8 +69,9 @@ fn choice(choices: &[String]) -> String {
     format!("start: CHOICE\nCHOICE: {}\n", quoted.join(" | "))
 }
 
+/// The parser of Lark's notation recurses.
 fn check_nesting(text: &str) -> Result<()> {
-    let mut depth = 0usize;
+    let mut depth = 0u32;
     for byte in text.bytes() {
         match byte {
             b'(' | b'[' | b'{' => depth += 1,

@@ -120,47 +120,42 @@ fn what_cannot_be_compiled_is_refused_with_the_reason() {
 }
 
 #[test]
-fn hostile_grammars_are_refused_in_time() {
-    let compiler = compiler(GrammarLimits::default());
-    let began = Instant::now();
-    let nested = "(".repeat(100) + "a" + &"{9}){9}".repeat(50) + &")".repeat(50);
-    let wide = format!("start: {}", vec!["/[a-z]{1,900}x[a-z]{1,900}y/"; 400].join(" | "));
-    let doubling: String = (0..60).map(|i| format!("r{i}: r{} r{}\n", i + 1, i + 1)).collect();
-    let schemas: String = (0..40)
-        .map(|i| {
-            format!(r##""d{i}": {{"allOf": [{{"$ref": "#/$defs/d{n}"}}, {{"$ref": "#/$defs/d{n}"}}]}},"##, n = i + 1)
-        })
-        .collect();
-    for constraint in [
-        Constraint::Regex(nested),
-        Constraint::Regex("(.*a.{200}){3}|(.*b.{300}){4}".to_owned()),
-        Constraint::Lark(wide),
-        Constraint::Lark(format!("start: r0\n{doubling}r60: \"a\"\n")),
-        schema(&format!(r##"{{"$ref": "#/$defs/d0", "$defs": {{{schemas} "d40": {{"type": "integer"}}}}}}"##)),
-    ] {
-        // Some are fine after all; none may take long or bring the process down.
-        let _ = compiler.compile(&constraint);
-    }
-    assert!(began.elapsed() < 5 * GrammarLimits::default().compile_time_max + Duration::from_secs(50));
-    compiler.compile(&Constraint::JsonObject).expect("others are not held up");
+fn what_would_take_too_much_is_refused_with_its_place_the_bound_and_the_value() {
+    let number =
+        |value: &str| schema(&format!(r#"{{"properties": {{"a": {{"type": "integer", "multipleOf": {value}}}}}}}"#));
+    refused(
+        &number("9999991"),
+        "`#/properties/a/multipleOf` must be at most 10000 in a schema once its decimal point is left out, got 9999991",
+    );
+    refused(&number("0.123456789"), "must have at most 6 decimals");
+    refused(&Constraint::Regex(r"[\p{Lu}\p{Nd}]?".repeat(3400)), "at one place, got");
+    refused(&Constraint::Regex("[a-z]?".repeat(3400)), "steps per character, got");
+    refused(&Constraint::Regex(r"\w".repeat(1000)), "at most 512 Unicode classes such as `\\w` or `\\p{L}`, got 1000");
+    refused(&Constraint::Regex("(abcd){100000}".to_owned()), "at most 10000 characters, got 400000");
+    let doubling: String = (0..40).map(|i| format!("T{i}: T{n} /[ab]/ T{n}\n", n = i + 1)).collect();
+    refused(&Constraint::Lark(format!("start: T0\n{doubling}T40: \"a\"\n")), "steps per character");
+    let patterns: Vec<String> = (0..100).map(|i| format!(r#""^p{i}": {{}}"#)).collect();
+    refused(
+        &schema(&format!(r#"{{"patternProperties": {{{}}}}}"#, patterns.join(", "))),
+        "at most 32 patterns in all, got 100",
+    );
 }
 
 #[test]
-fn a_compilation_that_takes_too_long_is_given_up_and_counts_until_it_ends() {
-    let limits = GrammarLimits { compile_time_max: Duration::ZERO, compiling_max: 1, ..GrammarLimits::default() };
-    let compiler = compiler(limits);
-    let e = compiler.compile(&Constraint::JsonObject).expect_err("no time");
-    assert!(e.message().contains("longer to compile than 0 seconds"), "{e}");
-    let slot = loop {
-        // The one that was given up ends by itself.
-        if let Ok(slot) = CompileSlot::take(&compiler) {
-            break slot;
+fn errors_are_in_words_of_ours() {
+    // Nothing of the model's vocabulary can begin a text of this.
+    refused(&Constraint::Lark("start: /a/ & /b/".to_owned()), "");
+    for (constraint, theirs) in [
+        (Constraint::Lark("start: A\nA: /a/ & /b/".to_owned()), "NoExtension"),
+        (Constraint::Regex("[a&&b]".to_owned()), "NoExtension"),
+        (schema(r#"{"type": "string", "pattern": "^a$", "minLength": 2}"#), "SearchRegex"),
+        (Constraint::Lark("start: s\ns: s".to_owned()), "Internal error"),
+        (Constraint::Regex("((a|b|[a-z ]){1,900}x?[a-z]{1,900}y?){1,900}(.*a.{900}){9}".to_owned()), "fuel"),
+    ] {
+        if let Err(e) = compiler(GrammarLimits::default()).compile(&constraint) {
+            assert!(!e.message().contains(theirs), "{e}");
         }
-        std::thread::yield_now();
-    };
-    let e = compiler.compile(&Constraint::JsonObject).expect_err("no room");
-    assert_eq!(e.kind(), ErrorKind::Overloaded);
-    drop(slot);
+    }
 }
 
 #[test]
@@ -179,6 +174,21 @@ fn the_cache_keeps_what_was_used_last_and_what_is_in_use() {
     assert_eq!(compiler.metrics.grammar_cache_hits.get(), 1);
     compiler.compile(&of("e")).expect("fine");
     assert_eq!(compiler.cache().len(), 2);
+}
+
+#[test]
+fn no_owner_flushes_what_another_has_compiled() {
+    let compiler = compiler(GrammarLimits { cached_max: 8, ..GrammarLimits::default() });
+    let of = |owner: u64, number: usize| Constraint::Regex(format!("{}{number}", ["a", "b"][owner as usize]));
+    for number in 0..3 {
+        compiler.compile_here(Tenant(0), &of(0, number)).expect("fine");
+    }
+    for number in 0..100 {
+        compiler.compile_here(Tenant(1), &of(1, number)).expect("fine");
+    }
+    assert!((0..3).all(|number| compiler.cached(&of(0, number)).is_some()), "{:?}", compiler.cache());
+    assert!((95..100).all(|number| compiler.cached(&of(1, number)).is_some()));
+    assert_eq!(compiler.cache().len(), 8);
 }
 
 #[test]

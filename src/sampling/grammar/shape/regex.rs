@@ -1,0 +1,226 @@
+//! What a regular expression costs, by its syntax tree.
+//!
+//! The compiler takes derivatives: what remains of the expression after one character. The derivative of a sequence is
+//! that of its first part and, while the parts before can be empty, that of each part behind:
+//!
+//! ```text
+//! heads(ab)  = heads(a)               if a cannot be empty
+//! heads(ab)  = heads(a) + heads(b)    if it can
+//! steps(ab)  = steps(a) + steps(b) + heads(ab)
+//! ```
+//!
+//! So `x?` a thousand times costs a thousand heads a thousand times, and this is what has to be bounded: the compiler
+//! looks at its own count only when a derivative is done.
+
+use regex_syntax::ast::parse::ParserBuilder;
+use regex_syntax::ast::{
+    Ast, ClassPerlKind, ClassSet, ClassSetBinaryOp, ClassSetItem, Repetition, RepetitionKind, RepetitionRange,
+};
+
+/// Brackets within brackets: parsers recurse.
+pub(in super::super) const NESTING_MAX: u32 = 128;
+/// Alternatives that can come first at one place.
+const HEADS_MAX: u64 = 4_096;
+/// A repeated text that must come, in characters: all of it is forced into a text at once.
+const FORCED_MAX: u64 = 10_000;
+/// A member of a class beyond ASCII, in alternatives of first bytes: at most so many.
+const WIDE_HEADS: u64 = 4;
+/// A Unicode class: about so many.
+const UNICODE_HEADS: u64 = 48;
+/// Heads of a trie: alternatives that begin with a literal are merged by their first byte.
+const TRIE_HEADS_MAX: u64 = 256;
+
+/// What an expression, or a part of one, costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) struct Cost {
+    /// Whether it matches nothing at all.
+    is_nullable: bool,
+    /// Alternatives that can come first.
+    pub(super) heads: u64,
+    /// Expressions that one derivative looks at.
+    pub(super) steps: u64,
+    /// Unicode classes.
+    pub(super) classes: u64,
+    /// Characters that must come and are known, if it is nothing else.
+    forced: Option<u64>,
+}
+
+pub(super) const EMPTY: Cost = Cost { is_nullable: true, heads: 0, steps: 1, classes: 0, forced: Some(0) };
+pub(super) const CHARACTER: Cost = Cost { is_nullable: false, heads: 1, steps: 1, classes: 0, forced: Some(1) };
+const CLASS: Cost = Cost { forced: None, ..CHARACTER };
+
+impl Cost {
+    fn class(wide: u64, unicode: u64) -> Self {
+        // However many members there are, what comes of them is at most 256 first bytes.
+        let heads = (1 + WIDE_HEADS * wide + UNICODE_HEADS * unicode).min(256);
+        Self { heads, steps: 1 + wide + unicode, classes: unicode, ..CLASS }
+    }
+
+    /// A text of `num_chars` characters.
+    pub(super) fn literal(num_chars: u64) -> Self {
+        if num_chars == 0 { EMPTY } else { Self { steps: num_chars, forced: Some(num_chars), ..CHARACTER } }
+    }
+
+    /// Any part of a text of `num_chars` characters, or nothing.
+    pub(super) fn part_of(num_chars: u64) -> Self {
+        Self { is_nullable: true, heads: num_chars.min(256), steps: num_chars.saturating_mul(4), ..CLASS }
+    }
+
+    /// One after the other.
+    pub(super) fn then(self, next: Self) -> Self {
+        let heads = if self.is_nullable { self.heads.saturating_add(next.heads) } else { self.heads };
+        Self {
+            is_nullable: self.is_nullable && next.is_nullable,
+            heads,
+            steps: self.steps.saturating_add(next.steps).saturating_add(heads),
+            classes: self.classes.saturating_add(next.classes),
+            forced: self.forced.zip(next.forced).map(|(a, b)| a.saturating_add(b)),
+        }
+    }
+
+    /// One or the other.
+    pub(super) fn or(self, other: Self) -> Self {
+        Self {
+            is_nullable: self.is_nullable || other.is_nullable,
+            heads: self.heads.saturating_add(other.heads),
+            steps: self.steps.saturating_add(other.steps).saturating_add(other.heads),
+            classes: self.classes.saturating_add(other.classes),
+            forced: None,
+        }
+    }
+
+    /// Both at once: each of the one's heads meets each of the other's.
+    pub(super) fn and(self, other: Self) -> Self {
+        let heads = self.heads.max(1).saturating_mul(other.heads.max(1));
+        Self {
+            is_nullable: self.is_nullable && other.is_nullable,
+            heads,
+            steps: self.steps.saturating_add(other.steps).saturating_add(heads),
+            classes: self.classes.saturating_add(other.classes),
+            forced: None,
+        }
+    }
+
+    /// What it does not match: its heads are made disjoint, each against each.
+    pub(super) fn not(self) -> Self {
+        let pairs = self.heads.saturating_mul(self.heads);
+        Self { is_nullable: true, heads: pairs.min(256), steps: self.steps.saturating_add(pairs), forced: None, ..self }
+    }
+
+    /// So many times.
+    pub(super) fn repeated(self, min: u64, max: Option<u64>) -> Self {
+        Self {
+            is_nullable: min == 0 || self.is_nullable,
+            steps: self.steps.saturating_add(self.heads).saturating_add(2),
+            forced: self.forced.filter(|_| max == Some(min)).map(|forced| forced.saturating_mul(min)),
+            ..self
+        }
+    }
+
+    /// Whether a part of this cost is too much on its own.
+    ///
+    /// # Errors
+    /// A sentence about it.
+    pub(super) fn check(self) -> Result<Self, String> {
+        let Self { heads, forced, .. } = self;
+        if heads > HEADS_MAX {
+            return Err(format!("at most {HEADS_MAX} alternatives may come first at one place, got {heads}"));
+        }
+        if let Some(forced) = forced.filter(|forced| *forced > FORCED_MAX) {
+            return Err(format!("a repeated text must come to at most {FORCED_MAX} characters, got {forced}"));
+        }
+        Ok(self)
+    }
+}
+
+/// What `pattern` costs.
+///
+/// # Errors
+/// A sentence, if it is malformed, nests too deeply, or one of its parts is too much on its own.
+pub(in super::super) fn cost(pattern: &str) -> Result<Cost, String> {
+    let parsed = ParserBuilder::new().nest_limit(NESTING_MAX).build().parse(pattern);
+    of(&parsed.map_err(|e| e.kind().to_string())?)
+}
+
+fn of(ast: &Ast) -> Result<Cost, String> {
+    match ast {
+        Ast::Empty(_) | Ast::Flags(_) | Ast::Assertion(_) => Ok(EMPTY),
+        Ast::Literal(_) => Ok(CHARACTER),
+        Ast::Dot(_) => Ok(Cost::class(1, 0)),
+        Ast::ClassPerl(class) if class.kind == ClassPerlKind::Space => Ok(Cost::class(2, 0)),
+        Ast::ClassUnicode(_) | Ast::ClassPerl(_) => Ok(Cost::class(0, 1)),
+        Ast::ClassBracketed(class) => {
+            let (wide, unicode) = members(&class.kind);
+            Ok(Cost::class(wide + u64::from(class.negated), unicode))
+        }
+        Ast::Repetition(repetition) => repeated(repetition),
+        Ast::Group(group) => of(&group.ast),
+        Ast::Alternation(alternation) => alternatives(&alternation.asts),
+        Ast::Concat(concat) => {
+            // From behind, for the heads of all that follows.
+            let parts = concat.asts.iter().rev();
+            let cost = parts.map(of).try_fold(EMPTY, |behind, part| part.map(|part| part.then(behind)))?;
+            cost.check()
+        }
+    }
+}
+
+fn repeated(repetition: &Repetition) -> Result<Cost, String> {
+    let (min, max) = match &repetition.op.kind {
+        RepetitionKind::ZeroOrOne => (0, Some(1)),
+        RepetitionKind::ZeroOrMore => (0, None),
+        RepetitionKind::OneOrMore => (1, None),
+        RepetitionKind::Range(RepetitionRange::Exactly(n)) => (*n, Some(*n)),
+        RepetitionKind::Range(RepetitionRange::AtLeast(n)) => (*n, None),
+        RepetitionKind::Range(RepetitionRange::Bounded(n, m)) => (*n, Some(*m)),
+    };
+    of(&repetition.ast)?.repeated(min.into(), max.map(u64::from)).check()
+}
+
+fn alternatives(all: &[Ast]) -> Result<Cost, String> {
+    let (mut merged, mut rest) = (None::<Cost>, None::<Cost>);
+    for ast in all {
+        let cost = of(ast)?;
+        let sum = if begins_with_literal(ast) { &mut merged } else { &mut rest };
+        *sum = Some(sum.map_or(cost, |sum| sum.or(cost)));
+    }
+    let merged = merged.map(|cost| Cost { heads: cost.heads.min(TRIE_HEADS_MAX), ..cost });
+    let both = merged.into_iter().chain(rest).reduce(Cost::or).unwrap_or(EMPTY);
+    both.check()
+}
+
+fn begins_with_literal(ast: &Ast) -> bool {
+    match ast {
+        Ast::Literal(_) => true,
+        Ast::Concat(concat) => concat.asts.first().is_some_and(begins_with_literal),
+        Ast::Group(group) => begins_with_literal(&group.ast),
+        _ => false,
+    }
+}
+
+/// Members of a class beyond ASCII, and Unicode classes among them.
+fn members(set: &ClassSet) -> (u64, u64) {
+    match set {
+        ClassSet::BinaryOp(ClassSetBinaryOp { lhs, rhs, .. }) => {
+            let ((a, b), (c, d)) = (members(lhs), members(rhs));
+            (a + c, b + d)
+        }
+        ClassSet::Item(item) => item_members(item),
+    }
+}
+
+fn item_members(item: &ClassSetItem) -> (u64, u64) {
+    match item {
+        ClassSetItem::Empty(_) | ClassSetItem::Ascii(_) => (0, 0),
+        ClassSetItem::Literal(literal) => (u64::from(!literal.c.is_ascii()), 0),
+        ClassSetItem::Range(range) => (u64::from(!range.end.c.is_ascii()), 0),
+        ClassSetItem::Unicode(_) | ClassSetItem::Perl(_) => (0, 1),
+        ClassSetItem::Bracketed(class) => {
+            let (wide, unicode) = members(&class.kind);
+            (wide + u64::from(class.negated), unicode)
+        }
+        ClassSetItem::Union(union) => {
+            union.items.iter().map(item_members).fold((0, 0), |(a, b), (c, d)| (a + c, b + d))
+        }
+    }
+}
