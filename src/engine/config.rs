@@ -44,8 +44,8 @@ pub struct EngineConfig {
     pub step_time_max: Duration,
     /// A worker that computes nothing in a step for so long is not ready.
     pub stall_time_max: Duration,
-    /// Workers that hung, were replaced within `abandoned_time`, and hang still; one more has to wait until that time is
-    /// over. Each keeps its memory and threads.
+    /// Most hung workers that are replaced within `abandoned_time`, those not counted whose threads have ended; a further one
+    /// is replaced when the oldest of them was given up longer ago. Each keeps its memory and threads while it hangs.
     pub workers_abandoned_max: u64,
     /// See `workers_abandoned_max`.
     pub abandoned_time: Duration,

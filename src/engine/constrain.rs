@@ -10,7 +10,7 @@ use super::output::Output;
 use crate::error::{Error, Result};
 use crate::protocol::{FinishReason, SamplingParams, TokenId};
 use crate::sampling::TokenMask;
-use crate::sampling::grammar::{Grammar, Matcher, Next};
+use crate::sampling::grammar::{Grammar, Matcher, Next, STACK_BYTES};
 
 /// A sequence's grammar, and where its text stands in it.
 #[derive(Debug)]
@@ -73,11 +73,13 @@ impl Constrained {
         }
     }
 
-    /// Takes its matcher back, if `ticket` is its own.
-    pub(super) fn take_answer(&mut self, ticket: u64, question: Question) {
-        if self.asked() == Some(ticket) {
-            self.state = ConstrainedState::Known(question);
+    /// Takes its matcher back if `ticket` is its own; else the matcher is returned, as its sequence has ended.
+    pub(super) fn take_answer(&mut self, ticket: u64, question: Question) -> Option<Question> {
+        if self.asked() != Some(ticket) {
+            return Some(question);
         }
+        self.state = ConstrainedState::Known(question);
+        None
     }
 
     /// Whether what may come next is known.
@@ -135,6 +137,11 @@ impl Constrained {
 }
 
 impl Question {
+    /// Whether the matcher must first be brought to where the text stands, which may take longer than any mask.
+    pub(super) fn is_at_start(&self) -> bool {
+        matches!(self.place, Some(Place::Behind(_)))
+    }
+
     /// Works out what may come next.
     pub(super) fn work(&mut self) {
         self.next = Some(self.find());
@@ -150,12 +157,12 @@ impl Question {
         self.grammar.mark_slow();
     }
 
-    /// It cannot be worked out.
+    /// Answers with `e`, and drops the matcher.
     pub(super) fn fail(&mut self, e: Error) {
         (self.place, self.next) = (None, Some(Err(e)));
     }
 
-    /// The same.
+    /// The question, answered with `e`.
     pub(super) fn failed(mut self, e: Error) -> Self {
         self.fail(e);
         self
@@ -201,8 +208,15 @@ pub(super) fn end(reason: Option<FinishReason>, is_complete: bool, output: &mut 
     }
 }
 
-/// Whether a text is complete that goes on behind `emitted`; what fails here is left for the worker to tell.
+/// Whether a text is complete that goes on behind `emitted`; what fails here is left for the worker to tell. Matching needs
+/// a deep stack, so this takes a thread for the time.
 pub(super) fn is_complete(grammar: &Grammar, emitted: &[TokenId], sampling: &SamplingParams) -> bool {
-    Matcher::start(grammar, emitted, fast_forwards(sampling))
-        .is_ok_and(|(matcher, forced)| forced.is_empty() && matcher.is_complete())
+    let find = || {
+        Matcher::start(grammar, emitted, fast_forwards(sampling))
+            .is_ok_and(|(matcher, forced)| forced.is_empty() && matcher.is_complete())
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("replay".to_owned()).stack_size(STACK_BYTES);
+        thread.spawn_scoped(scope, find).ok().and_then(|found| found.join().ok()).unwrap_or(false)
+    })
 }

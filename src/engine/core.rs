@@ -16,7 +16,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use self::generation::{End, Generation, Turn};
-use super::constrain::Constrained;
+use super::constrain::{Constrained, Question};
 use super::lease::{Gauges, Lease};
 use super::masks::{Job, MaskWait, Masks};
 use super::output::Output;
@@ -24,16 +24,13 @@ use super::pooling::Pooling;
 use super::queue::{Entry, Pulled, Queue};
 use super::scheduler::{Newcomer, Scheduler, SchedulerLimits};
 use super::sequence::Sequence;
-use super::takeover::{self, Held, Origin, SUSPECT_LOSSES};
+use super::takeover::{self, Held, Origin};
 use crate::error::{ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::{Batch, Model};
 use crate::protocol::{Event, StreamId, Task, TokenId};
 use crate::sampling::{Sampler, SeenTokens};
 use crate::text::Tokenizer;
-
-/// After a loss, for so many steps per place: newcomers begin one at a time, so that the next loss has a culprit.
-const CAUTIOUS_STEPS_PER_PLACE: usize = 4;
 
 /// One worker's model, sequences and scratch.
 pub struct EngineCore {
@@ -52,8 +49,6 @@ pub struct EngineCore {
     /// Hidden states of one sequence.
     states: Vec<f32>,
     gauges: Gauges,
-    /// Steps that are still to be taken with caution.
-    num_cautious_steps: usize,
 }
 
 /// What a worker's core shares with the rest of the engine.
@@ -111,7 +106,6 @@ impl EngineCore {
             logits: Vec::new(),
             states: Vec::new(),
             gauges,
-            num_cautious_steps: 0,
             parts,
         }
     }
@@ -122,7 +116,6 @@ impl EngineCore {
     /// If the model fails. Like after a panic, the core is of no more use then than for [`EngineCore::hand_over`].
     pub fn step(&mut self) -> Result<Step> {
         let started_at = self.parts.queue.now();
-        self.num_cautious_steps = self.num_cautious_steps.saturating_sub(1);
         self.end_cancelled();
         self.scheduler.schedule();
         if let Some(message) = self.pull(started_at) {
@@ -165,8 +158,8 @@ impl EngineCore {
         if is_empty {
             return Step::Idle;
         }
-        let generations = &mut self.generations;
-        self.masks.wait(|job| answer(generations, job));
+        let (generations, now) = (&mut self.generations, self.parts.queue.now());
+        self.masks.wait(|job| answer(generations, job, now));
         self.sample_held(self.parts.queue.now());
         self.settle();
         Step::Waited
@@ -175,26 +168,19 @@ impl EngineCore {
     /// Hands its sequences to other workers, or to its own successor; `what` says what happened. The core is of no more
     /// use after that.
     pub fn hand_over(&mut self, what: &str) {
-        let culprit = self.lease.culprit();
-        takeover::hand_over(self.lease.revoke(), culprit, what, &self.parts);
+        let (lost, culprit) = self.lease.revoke();
+        takeover::hand_over(lost, culprit, what, &self.parts);
     }
 
-    /// Begins newcomers one at a time for a while: a worker was lost just now.
-    pub fn be_cautious(&mut self) {
-        self.num_cautious_steps = CAUTIOUS_STEPS_PER_PLACE * self.generations.len();
-    }
-
-    /// The sequence whose fault it will be if the model does not return: the only newcomer, else the only suspect.
+    /// The sequence that is to blame if the model does not return from this step: the only one that is not settled.
     fn likely_culprit(&self) -> Option<usize> {
-        let planned =
-            || self.scheduler.plan().iter().filter_map(|p| Some((p.slot, self.generations[p.slot].as_ref()?)));
-        let only = |mut slots: Vec<usize>| slots.pop().filter(|_| slots.is_empty());
-        let newcomers: Vec<usize> =
-            planned().filter(|(_, g)| g.last_token_at.is_none()).map(|(slot, _)| slot).collect();
-        if !newcomers.is_empty() {
-            return only(newcomers);
-        }
-        only(planned().filter(|(_, g)| g.num_losses >= SUSPECT_LOSSES).map(|(slot, _)| slot).collect())
+        let mut unsettled = self
+            .scheduler
+            .plan()
+            .iter()
+            .map(|planned| planned.slot)
+            .filter(|slot| self.generations[*slot].as_ref().is_some_and(|generation| !generation.is_settled()));
+        unsettled.next().filter(|_| unsettled.next().is_none())
     }
 
     /// Ends every sequence with an error event.
@@ -235,16 +221,17 @@ impl EngineCore {
     fn pull(&mut self, now: Duration) -> Option<String> {
         while !self.lease.is_revoked() {
             let (scheduler, generations) = (&self.scheduler, &self.generations);
-            let live = || generations.iter().flatten();
-            let is_busy = self.num_cautious_steps > 0 && live().any(|g| g.last_token_at.is_none());
-            let has_suspect = live().any(|g| g.num_losses >= SUSPECT_LOSSES);
+            // One that waits for its mask takes part in no step.
+            let in_steps = || generations.iter().flatten().filter(|g| g.held.is_none());
+            let has_unsettled = in_steps().any(|g| !g.is_settled());
+            let has_suspect = in_steps().any(|g| g.has_returned && !g.is_settled());
             let fits = |entry: &Entry, passed: Option<&Entry>| {
                 let Entry { request, chain, .. } = entry;
                 let newcomer = Newcomer { share: entry.share(), prompt: &request.prompt, chain: chain.as_ref() };
                 let leader = slot_of(generations, request.leader);
                 let num_shared = request.num_prompt_tokens() - 1;
-                !is_busy
-                    && !(has_suspect && entry.num_losses >= SUSPECT_LOSSES)
+                !has_suspect
+                    && !(has_unsettled && entry.has_returned)
                     && passed.is_none_or(|passed| scheduler.may_pass(newcomer.share, passed.share()))
                     && leader.is_none_or(|slot| !scheduler.is_computing(slot, num_shared))
                     && scheduler.admits(newcomer)
@@ -261,7 +248,7 @@ impl EngineCore {
 
     fn admit(&mut self, entry: Entry, now: Duration) {
         let share = entry.share();
-        let Entry { request, chain, grammar, writer, accepted_at, cancelled_at, num_losses, .. } = entry;
+        let Entry { request, chain, grammar, writer, accepted_at, cancelled_at, has_returned, .. } = entry;
         let (seed, num_tokens_max) = (request.seed(), request.num_tokens_max());
         let slot = self.free_slots.pop().expect("as many slots as sequences");
         let origin = Origin {
@@ -270,7 +257,7 @@ impl EngineCore {
             is_named: chain.is_some(),
             accepted_at,
             cancelled_at: cancelled_at.clone(),
-            num_losses,
+            has_returned,
         };
         let held = Held::new(writer.log().clone(), slot, origin);
         self.lease.work_for(Some(slot));
@@ -309,17 +296,17 @@ impl EngineCore {
         let cached_tokens = cached_before.unwrap_or(found_tokens);
         writer.usage.prompt_tokens = prompt_tokens;
         writer.usage.cached_tokens = cached_tokens;
-        let metrics = &self.parts.metrics;
-        metrics.prompt_tokens.inc_by(prompt_tokens as u64);
-        metrics.cached_tokens.inc_by(found_tokens as u64);
-        metrics.queue_wait_seconds.observe(now.saturating_sub(accepted_at).as_secs_f64());
+        self.parts.metrics.cached_tokens.inc_by(found_tokens as u64);
         if cached_before.is_none() {
+            self.parts.metrics.prompt_tokens.inc_by(prompt_tokens as u64);
+            self.parts.metrics.queue_wait_seconds.observe(now.saturating_sub(accepted_at).as_secs_f64());
             writer.append(Event::Started { prompt_tokens, cached_tokens });
         }
         let sampling = request.sampling;
         self.generations[slot] = Some(Box::new(Generation {
             tenant: share.tenant,
-            num_losses,
+            has_returned,
+            num_tokens_before: emitted_tokens,
             held: None,
             late_time: Duration::ZERO,
             writer,
@@ -331,7 +318,8 @@ impl EngineCore {
             num_tokens_max,
             accepted_at,
             cancelled_at,
-            last_token_at: None,
+            // The first token of a text that was begun elsewhere is not its first.
+            last_token_at: (emitted_tokens > 0).then_some(now),
             prompt_logprobs: Vec::new(),
             pooling,
         }));
@@ -351,10 +339,10 @@ impl EngineCore {
 
     /// Takes the masks that are there.
     fn collect_masks(&mut self, forward_time: Duration) {
-        let generations = &mut self.generations;
+        let (generations, now) = (&mut self.generations, self.parts.queue.now());
         let lacks_mask = |slot: usize| generations[slot].as_ref().is_some_and(|g| g.lacks_mask());
         let is_alone = self.scheduler.plan().iter().all(|planned| planned.is_sampled && lacks_mask(planned.slot));
-        self.masks.collect(forward_time, is_alone, |job| answer(generations, job));
+        self.masks.collect(forward_time, is_alone, |job| answer(generations, job, now));
     }
 
     /// Samples for every sequence whose last token was computed, and publishes what that makes visible.
@@ -382,7 +370,7 @@ impl EngineCore {
                 continue;
             }
             // What was kept before it was preempted is the same row.
-            drop(generation.release(now));
+            generation.held = None;
             self.lease.work_for(Some(planned.slot));
             let (sampler, scheduler, parts) = (&mut self.sampler, &mut self.scheduler, &self.parts);
             let end = generation.sample(row, &mut Turn { planned, sampler, scheduler, parts, now });
@@ -401,10 +389,10 @@ impl EngineCore {
             }
             // A sequence that was preempted meanwhile samples once its tokens are computed again.
             let Some(planned) = self.scheduler.standing(slot).filter(|_| !generation.lacks_mask()) else { continue };
-            let Some(mut row) = generation.release(now) else { continue };
+            let Some(mut held) = generation.held.take() else { continue };
             self.lease.work_for(Some(slot));
             let (sampler, scheduler, parts) = (&mut self.sampler, &mut self.scheduler, &self.parts);
-            let end = generation.sample(&mut row, &mut Turn { planned, sampler, scheduler, parts, now });
+            let end = generation.sample(&mut held.row, &mut Turn { planned, sampler, scheduler, parts, now });
             self.ended.extend(end.map(|end| (slot, end)));
         }
         self.lease.work_for(None);
@@ -456,10 +444,11 @@ impl EngineCore {
     }
 }
 
-/// Gives a mask to the sequence that asked for it, unless that has ended.
-fn answer(generations: &mut [Option<Box<Generation>>], job: Job) {
-    if let Some(constrained) = generations[job.slot].as_mut().and_then(|g| g.constrained.as_mut()) {
-        constrained.take_answer(job.ticket, job.question);
+/// Gives a mask to the sequence that asked for it; if that has ended, its matcher is returned.
+fn answer(generations: &mut [Option<Box<Generation>>], job: Job, now: Duration) -> Option<Question> {
+    match &mut generations[job.slot] {
+        Some(generation) => generation.take_answer(job.ticket, job.question, now),
+        None => Some(job.question),
     }
 }
 

@@ -63,14 +63,10 @@ impl Lease {
         Ok(())
     }
 
-    /// Notes for which sequence alone the core works from here on: should that never end, or panic, it is the cause.
+    /// Notes the sequence that the core works for alone from here on. If the work panics or hangs, that sequence is the
+    /// culprit.
     pub(super) fn work_for(&self, slot: Option<usize>) {
         self.at_work.store(slot.map_or(0, |slot| slot + 1), Ordering::Relaxed);
-    }
-
-    /// The slot of the sequence that the core works for alone, or did when it panicked.
-    pub(super) fn culprit(&self) -> Option<usize> {
-        self.at_work.load(Ordering::Relaxed).checked_sub(1)
     }
 
     /// Blocks while the disk that keeps the core's streams is far behind: within a step it would look as if it hung.
@@ -80,12 +76,13 @@ impl Lease {
         log.inspect(|log| log.wait_for_disk());
     }
 
-    /// Appends an event; `false` if the right is gone.
-    pub(super) fn append(&self, log: &StreamLog, event: Event) -> bool {
+    /// Appends an event, after `before`, which nobody can take the right away during; `false` if the right is gone.
+    pub(super) fn append(&self, log: &StreamLog, event: Event, before: impl FnOnce(&Event)) -> bool {
         let mut state = self.lock();
         if state.is_revoked {
             return false;
         }
+        before(&event);
         if event.is_terminal() {
             state.live.remove(&log.id());
         } else if let Some(held) = state.live.get_mut(&log.id()) {
@@ -103,11 +100,12 @@ impl Lease {
         }
     }
 
-    /// Takes the right away; returns the sequences that the core held, which no further call finds.
-    pub(super) fn revoke(&self) -> Vec<Held> {
+    /// Takes the right away; returns the sequences that the core held, which no further call finds, and the slot of the
+    /// one that it was working for alone.
+    pub(super) fn revoke(&self) -> (Vec<Held>, Option<usize>) {
         let mut state = self.lock();
         if state.is_revoked {
-            return Vec::new();
+            return (Vec::new(), None);
         }
         state.is_revoked = true;
         self.change(&mut state, GaugeValues::default());
@@ -115,7 +113,7 @@ impl Lease {
         let mut held: Vec<Held> = std::mem::take(&mut state.live).into_values().collect();
         // As they came, so that they go on in that order.
         held.sort_by_key(|held| (held.origin.accepted_at, held.log.id()));
-        held
+        (held, self.at_work.load(Ordering::Relaxed).checked_sub(1))
     }
 
     fn change(&self, state: &mut LeaseState, values: GaugeValues) {

@@ -13,7 +13,7 @@
 //! sequence whose mask is late keeps the row of logits that it would have sampled from and sits out the following steps
 //! until the mask is there. The text is the same either way: the row and the mask do not depend on when they meet.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -40,8 +40,9 @@ const GRACE_ALONE: Duration = Duration::from_millis(20);
 /// Processor time of a mask that moves its grammar to the slow lane. Grammars of real schemas take 0.05 to 1 ms.
 const SLOW_MASK: Duration = Duration::from_millis(3);
 
-/// Matchers of ended sequences that wait to be freed; a further one is freed by the worker itself.
-const BURIED_MAX: usize = 1024;
+/// Matchers of ended sequences that wait to be freed. Each may hold tens of megabytes, so a further one is freed by the
+/// worker itself.
+const BURIED_MAX: usize = 64;
 
 /// How long a step waits for masks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,6 +62,7 @@ pub(super) struct Job {
     tenant: Tenant,
     /// Rises with every question, so that an answer to a sequence that has ended is told from one to its successor.
     pub(super) ticket: u64,
+    is_quick: bool,
     pub(super) question: Question,
 }
 
@@ -79,7 +81,7 @@ pub(super) struct Masks {
     first_of_step: u64,
     /// Answers that count as late.
     withheld: Vec<Job>,
-    /// Times that it was drawn which do.
+    /// How often it was drawn which answers are late.
     num_draws: u64,
 }
 
@@ -102,7 +104,9 @@ struct LaneLine {
     waiting: VecDeque<Job>,
     /// What is only to be freed.
     buried: Vec<Question>,
-    last_served: Option<Tenant>,
+    /// When each owner was served last, in served questions; forgotten when nothing waits.
+    served: HashMap<Tenant, u64>,
+    num_served: u64,
     is_closed: bool,
 }
 
@@ -142,20 +146,26 @@ impl Masks {
             None => match Lanes::start(self.answers_max, metrics) {
                 Ok(lanes) => self.lanes.insert(lanes),
                 // Without a thread it is not worked out here: that would be everybody's time.
-                Err(e) => return constrained.take_answer(ticket, question.failed(e)),
+                Err(e) => return drop(constrained.take_answer(ticket, question.failed(e))),
             },
         };
         self.next_ticket += 1;
         self.num_away += 1;
-        let is_slow = question.is_slow();
-        self.num_awaited += usize::from(!is_slow);
-        let lane = if is_slow { &lanes.slow } else { &lanes.quick };
-        lane.push(Job { slot, tenant, ticket, question });
+        let is_quick = !question.is_slow();
+        self.num_awaited += usize::from(is_quick);
+        let lane = if is_quick { &lanes.quick } else { &lanes.slow };
+        lane.push(Job { slot, tenant, ticket, is_quick, question });
     }
 
-    /// Takes the answers that are there, waits for the rest of this step's as long as that harms nobody, and hands each
-    /// to `give`. `forward_time` is what the model took; `is_alone` says that nothing but these masks is waited for.
-    pub(super) fn collect(&mut self, forward_time: Duration, is_alone: bool, mut give: impl FnMut(Job)) {
+    /// Takes the answers that are there, waits for the rest of this step's within the grace, and hands each to `give`, which
+    /// returns the matcher of a sequence that has ended. `forward_time` is what the model took; `is_alone` says that every
+    /// sequence of the step needs a mask.
+    pub(super) fn collect(
+        &mut self,
+        forward_time: Duration,
+        is_alone: bool,
+        mut give: impl FnMut(Job) -> Option<Question>,
+    ) {
         if let MaskWait::Drawn(seed) = self.wait {
             return self.draw_late(seed, give);
         }
@@ -170,17 +180,19 @@ impl Masks {
             };
             let Some(job) = self.next_answer(patience.saturating_sub(began.elapsed())) else { return };
             num_given += 1;
-            give(job);
+            let ended = give(job);
+            self.bury(ended);
         }
     }
 
     /// Waits a little for any answer: every sequence that runs needs one.
-    pub(super) fn wait(&mut self, mut give: impl FnMut(Job)) {
+    pub(super) fn wait(&mut self, mut give: impl FnMut(Job) -> Option<Question>) {
         if let MaskWait::Drawn(seed) = self.wait {
             return self.draw_late(seed, give);
         }
         if let Some(job) = self.next_answer(GRACE_ALONE) {
-            give(job);
+            let ended = give(job);
+            self.bury(ended);
         }
     }
 
@@ -201,6 +213,12 @@ impl Masks {
         lanes.slow.bury(constrained.into_question());
     }
 
+    fn bury(&self, question: Option<Question>) {
+        if let Some(lanes) = &self.lanes {
+            lanes.slow.bury(question);
+        }
+    }
+
     fn next_answer(&mut self, patience: Duration) -> Option<Job> {
         let lanes = self.lanes.as_ref()?;
         let answer = if patience.is_zero() {
@@ -210,11 +228,11 @@ impl Masks {
         };
         let job = answer.ok()?;
         self.num_away -= 1;
-        self.num_awaited -= usize::from(job.ticket >= self.first_of_step && self.num_awaited > 0);
+        self.num_awaited -= usize::from(job.is_quick && job.ticket >= self.first_of_step);
         Some(job)
     }
 
-    fn draw_late(&mut self, seed: u64, mut give: impl FnMut(Job)) {
+    fn draw_late(&mut self, seed: u64, mut give: impl FnMut(Job) -> Option<Question>) {
         self.num_draws += 1;
         let mut all = std::mem::take(&mut self.withheld);
         while self.num_away > 0 {
@@ -224,7 +242,7 @@ impl Masks {
         all.sort_by_key(|job| job.ticket);
         for job in all {
             let draw = random_u64(seed, job.ticket ^ (self.num_draws << 32));
-            if draw.is_multiple_of(4) { self.withheld.push(job) } else { give(job) }
+            if draw.is_multiple_of(4) { self.withheld.push(job) } else { drop(give(job)) }
         }
     }
 }
@@ -278,7 +296,8 @@ impl Lane {
     fn serve(&self, answer: &SyncSender<Job>, metrics: &Metrics) {
         while let Some(work) = self.next() {
             match work {
-                Work::Bury(buried) => drop(buried),
+                // What is broken may panic once more.
+                Work::Bury(buried) => drop(catch_unwind(AssertUnwindSafe(|| drop(buried)))),
                 Work::Answer(mut job) => {
                     job.work(metrics);
                     if answer.send(*job).is_err() {
@@ -312,11 +331,17 @@ impl Lane {
 }
 
 impl LaneLine {
-    /// The first question of an owner other than the last one's, so that one owner's do not hold up another's.
+    /// The first question of the owner that was served longest ago, so that one owner's do not hold up another's.
     fn take(&mut self) -> Option<Job> {
-        let other = self.waiting.iter().position(|job| Some(job.tenant) != self.last_served);
-        let job = self.waiting.remove(other.unwrap_or_default())?;
-        self.last_served = Some(job.tenant);
+        if self.waiting.is_empty() {
+            self.served.clear();
+            return None;
+        }
+        let last_served = |job: &Job| self.served.get(&job.tenant).copied().unwrap_or_default();
+        let (at, _) = self.waiting.iter().enumerate().min_by_key(|(at, job)| (last_served(job), *at))?;
+        let job = self.waiting.remove(at)?;
+        self.num_served += 1;
+        self.served.insert(job.tenant, self.num_served);
         Some(job)
     }
 }
@@ -324,12 +349,14 @@ impl LaneLine {
 impl Job {
     fn work(&mut self, metrics: &Metrics) {
         let (began, began_cpu) = (Instant::now(), cpu_time());
+        let is_replay = self.question.is_at_start();
         // What panics here is one request's, and its matcher is thrown away.
         let worked = catch_unwind(AssertUnwindSafe(|| self.question.work()));
         if worked.is_err() {
-            self.question.fail(Error::internal("the grammar of this request met a bug in the server"));
+            let failed = Error::internal("the grammar of this request met a bug in the server");
+            let _ = catch_unwind(AssertUnwindSafe(|| self.question.fail(failed)));
         }
-        if cpu_time().saturating_sub(began_cpu) > SLOW_MASK {
+        if !is_replay && cpu_time().saturating_sub(began_cpu) > SLOW_MASK {
             self.question.mark_slow();
         }
         metrics.grammar_mask_seconds.observe(began.elapsed().as_secs_f64());

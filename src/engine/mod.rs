@@ -178,6 +178,7 @@ impl Engine {
     /// are over, or `shutdown_time_max` is. May be called again.
     pub fn shutdown(&self, message: &str) {
         self.queue().stop(message);
+        self.shared.leave_vacant();
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         if !self.shared.wait_exited(self.shared.config.shutdown_time_max) {
             tracing::error!("a worker is stuck in a step and is left behind");

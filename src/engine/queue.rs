@@ -61,8 +61,8 @@ pub struct Entry {
     pub accepted_at: Duration,
     /// When somebody asked for its end.
     pub cancelled_at: Arc<OnceLock<Duration>>,
-    /// Workers that were lost while they had it, without a culprit.
-    pub num_losses: u32,
+    /// Whether it came back from a lost worker.
+    pub has_returned: bool,
     /// The place it was told last.
     position: usize,
     /// Not before this is it told another one.
@@ -210,7 +210,7 @@ impl Queue {
             writer,
             accepted_at: now,
             cancelled_at,
-            num_losses: 0,
+            has_returned: false,
             position: 0,
             next_note_at,
         };
@@ -223,10 +223,10 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes back what a lost worker had, before everything that waits: it has had its turn. No bound refuses it.
+    /// Takes back what a lost worker had, before all that its owner has waiting: it has had its turn. No bound refuses it.
     pub(super) fn give_back(&self, returned: Returned) {
         let Returned { origin, chain, writer } = returned;
-        let Origin { request, grammar, accepted_at, cancelled_at, num_losses, .. } = origin;
+        let Origin { request, grammar, accepted_at, cancelled_at, has_returned, .. } = origin;
         let now = self.now();
         let mut state = self.lock();
         if let Phase::Stopped(message) = &state.phase {
@@ -234,13 +234,20 @@ impl Queue {
             drop(state);
             return writer.failed(ErrorKind::Unavailable, message);
         }
+        // The hook that would have taken it out ran while it was nowhere. From here on it finds it.
+        if writer.is_cancelled() {
+            drop(state);
+            return writer.cancelled();
+        }
+        self.shared.metrics.requests_taken_over.inc();
+        tracing::warn!(stream = %writer.log().id(), "goes on with another worker");
         let (tenant, num_tokens) = (request.tenant, request.num_tokens_max());
         self.shared.metrics.num_waiting.inc();
         self.shared.metrics.queue_tokens.inc_by(num_tokens as i64);
         let next_note_at = now + self.limits.note_interval;
         let (position, weight) = (0, request.queue.weight);
         let entry =
-            Entry { request, chain, grammar, writer, accepted_at, cancelled_at, num_losses, position, next_note_at };
+            Entry { request, chain, grammar, writer, accepted_at, cancelled_at, has_returned, position, next_note_at };
         state.rate.on_accepted(now);
         state.waiting.push_first(tenant, weight, num_tokens, entry);
         drop(state);
@@ -348,6 +355,11 @@ impl Queue {
     pub fn wait(&self) {
         let idle = |s: &mut State| s.waiting.is_empty() && !matches!(s.phase, Phase::Stopped(_));
         drop(self.wake.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Wakes a worker: one that was given up may have been woken in its stead.
+    pub(super) fn pass_wake_on(&self) {
+        self.wake.notify_one();
     }
 
     /// Blocks for `time`, or until the end; true if it has come.

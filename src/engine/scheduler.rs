@@ -177,8 +177,7 @@ impl Scheduler {
         &self.plan
     }
 
-    /// The part in the step of a sequence that runs and has nothing to compute: the token behind its last is still to be
-    /// chosen.
+    /// The part in the step of a sequence that runs, has all its tokens computed, and has not sampled the next one yet.
     pub fn standing(&self, slot: usize) -> Option<Planned> {
         let index = self.running.iter().position(|sequence| sequence.slot() == slot)?;
         let is_standing = self.running[index].num_remaining() == 0;

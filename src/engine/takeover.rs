@@ -2,19 +2,20 @@
 //!
 //! ```text
 //! the culprit, if there is one -> ends, with an error that says so
-//! every other sequence         -> back into the queue, before everything that waits there, with the tokens that were
-//!                                 shown; draws follow from seed and position, so the text goes on with the same bytes
+//! every other sequence         -> back into the queue, before all others of its owner, with the tokens that were shown;
+//!                                 draws follow from seed and position, so the text goes on with the same bytes
 //! ```
 //!
-//! The culprit is, in this order:
+//! The culprit is the sequence that the worker was working for alone (admitting, embedding, sampling); in a step of the
+//! model it is the only sequence of the step that is not *settled*. A newcomer is settled once it has a token from its
+//! worker, a sequence that came back from a lost worker once it has [`SETTLED_TOKENS`] of them. If several are not settled,
+//! or none, nobody is blamed, and all come back.
 //!
-//! 1. the sequence that the worker was working for alone (admitting, embedding, sampling);
-//! 2. in a step of the model, the only sequence that has not got a token from this worker yet;
-//! 3. the only suspect in the step: a sequence that was present at [`SUSPECT_LOSSES`] losses without a culprit.
-//!
-//! A worker runs one suspect at a time ([`super::core`]). So each loss either ends one request or makes every request that
-//! was present more suspect, and no request can keep losing workers.
+//! A sequence that came back begins only while every other sequence of its worker is settled, and nothing new begins before it
+//! is settled itself ([`super::core`]). What a request did once it does again, as its text is replayed; so the next loss has a
+//! culprit. Each loss ends one request, or each request gets some tokens further: no request can keep losing workers.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -29,8 +30,9 @@ use crate::protocol::{Event, FinishReason, Resumed, Usage, ValidRequest};
 use crate::sampling::grammar::Grammar;
 use crate::stream::StreamLog;
 
-/// Losses without a culprit after which a sequence that was present each time is a suspect.
-pub(super) const SUSPECT_LOSSES: u32 = 2;
+/// Tokens that a sequence must get after a loss before it is above suspicion: more than can be held back when it is replayed,
+/// which is the longest stop string, in most cases.
+pub(super) const SETTLED_TOKENS: usize = 16;
 
 /// A sequence that a worker holds: what it was asked, and what of its text was shown since. Enough to go on elsewhere.
 #[derive(Debug)]
@@ -43,6 +45,7 @@ pub(super) struct Held {
     text_bytes: usize,
     cached_tokens: Option<usize>,
     has_told_prompt: bool,
+    has_told_vector: bool,
 }
 
 /// A request as a worker took it from the queue.
@@ -54,15 +57,23 @@ pub(super) struct Origin {
     pub(super) is_named: bool,
     pub(super) accepted_at: Duration,
     pub(super) cancelled_at: Arc<OnceLock<Duration>>,
-    /// Losses without a culprit at which it was present.
-    pub(super) num_losses: u32,
+    /// Whether it came back from a lost worker, and was not settled since.
+    pub(super) has_returned: bool,
 }
 
 impl Held {
     /// Nothing shown yet.
     pub(super) fn new(log: Arc<StreamLog>, slot: usize, origin: Origin) -> Self {
-        let (emitted, text_bytes, cached_tokens, has_told_prompt) = (Vec::new(), 0, None, false);
-        Self { log, slot, origin, emitted, text_bytes, cached_tokens, has_told_prompt }
+        Self {
+            log,
+            slot,
+            origin,
+            emitted: Vec::new(),
+            text_bytes: 0,
+            cached_tokens: None,
+            has_told_prompt: false,
+            has_told_vector: false,
+        }
     }
 
     /// Notes an event that its readers get.
@@ -74,7 +85,8 @@ impl Held {
                 self.text_bytes += token.text.len();
             }
             Event::Prompt { .. } => self.has_told_prompt = true,
-            Event::Queued { .. } | Event::Embedding { .. } | Event::Done { .. } | Event::Error(_) => {}
+            Event::Embedding { .. } => self.has_told_vector = true,
+            Event::Queued { .. } | Event::Done { .. } | Event::Error(_) => {}
         }
     }
 
@@ -101,32 +113,52 @@ impl Held {
 /// happened to the worker.
 pub(super) fn hand_over(lost: Vec<Held>, culprit: Option<usize>, what: &str, parts: &CoreParts) {
     for held in lost {
-        let tenant = held.log.tenant();
-        let num_reserved = held.origin.request.num_tokens_max();
-        let mut writer = Writer::again(held.log.clone(), parts.queue.writer_shared());
-        if culprit == Some(held.slot) {
-            let request = &held.origin.request;
-            let (prompt_tokens, cached_tokens) = (request.num_prompt_tokens(), held.cached_tokens.unwrap_or_default());
-            let completion_tokens = held.emitted.len() + request.resumed.map_or(0, |resumed| resumed.num_emitted);
-            writer.usage = Usage { prompt_tokens, cached_tokens, completion_tokens };
-            parts.queue.on_lost(tenant, num_reserved, writer.usage.num_computed());
-            tracing::error!(stream = %held.log.id(), "ended as the cause of a lost worker: {what}");
-            writer.failed(ErrorKind::Internal, format!("{what}, and this request was the cause"));
-            continue;
+        let writer = Writer::again(held.log.clone(), parts.queue.writer_shared());
+        let is_culprit = culprit == Some(held.slot);
+        // If it panics, the writer ends the stream as it is dropped, and the others go on.
+        let handed = catch_unwind(AssertUnwindSafe(|| {
+            if is_culprit { end(held, writer, what, parts) } else { give_back(held, writer, parts) }
+        }));
+        if handed.is_err() {
+            tracing::error!("a sequence of a lost worker could not be handed over");
         }
-        // It is charged anew.
-        parts.queue.on_lost(tenant, num_reserved, 0);
-        let mut origin = held.into_origin();
-        origin.num_losses += u32::from(culprit.is_none());
-        if let Some((finish_reason, usage, stop)) = end_of(&origin.request, origin.grammar.as_deref(), parts) {
-            writer.usage = usage;
-            writer.done(finish_reason, stop);
-            continue;
-        }
-        tracing::warn!(stream = %writer.log().id(), "goes on with another worker");
-        parts.metrics.requests_taken_over.inc();
-        let chain = origin.is_named.then(|| HashChain::new(tenant, &origin.request.prompt));
-        parts.queue.give_back(Returned { origin, chain, writer });
+    }
+}
+
+fn end(held: Held, mut writer: Writer, what: &str, parts: &CoreParts) {
+    let num_reserved = held.origin.request.num_tokens_max();
+    tracing::error!(stream = %held.log.id(), "ended as the cause of a lost worker: {what}");
+    writer.usage = usage_of(&held.into_origin().request);
+    parts.queue.on_lost(writer.log().tenant(), num_reserved, writer.usage.num_computed());
+    writer.failed(ErrorKind::Internal, format!("{what}, and this request was the cause"));
+}
+
+fn give_back(held: Held, mut writer: Writer, parts: &CoreParts) {
+    let tenant = held.log.tenant();
+    // It is charged anew.
+    parts.queue.on_lost(tenant, held.origin.request.num_tokens_max(), 0);
+    let has_told_vector = held.has_told_vector;
+    let mut origin = held.into_origin();
+    origin.has_returned = true;
+    writer.usage = usage_of(&origin.request);
+    if has_told_vector {
+        return writer.done(FinishReason::Stop, None);
+    }
+    if let Some((finish_reason, usage, stop)) = end_of(&origin.request, origin.grammar.as_deref(), parts) {
+        writer.usage = usage;
+        return writer.done(finish_reason, stop);
+    }
+    let chain = origin.is_named.then(|| HashChain::new(tenant, &origin.request.prompt));
+    parts.queue.give_back(Returned { origin, chain, writer });
+}
+
+/// What a resumed request has spent so far.
+fn usage_of(request: &ValidRequest) -> Usage {
+    let resumed = request.resumed.unwrap_or_default();
+    Usage {
+        prompt_tokens: request.num_prompt_tokens(),
+        cached_tokens: resumed.cached_tokens.unwrap_or_default(),
+        completion_tokens: resumed.num_emitted,
     }
 }
 
@@ -142,14 +174,15 @@ pub(super) fn end_of(
     let prompt_tokens = request.num_prompt_tokens();
     let emitted = &request.prompt[prompt_tokens..];
     let replayed = output.replay(emitted, &parts.tokenizer);
-    let is_complete = grammar.is_some_and(|g| constrain::is_complete(g, emitted, &request.sampling));
     // What was held back has been shown: by a token that ended the text, is counted, and is no part of it.
     let is_stopped = replayed.text_bytes < resumed.text_bytes;
+    // Elsewhere it makes no difference: a text that is complete ends when its next mask is asked for.
+    let may_be_complete = replayed.end == Some(FinishReason::Length) || (replayed.end.is_none() && is_stopped);
+    let is_complete = may_be_complete && grammar.is_some_and(|g| constrain::is_complete(g, emitted, &request.sampling));
     let reason = replayed.end.or(is_stopped.then_some(FinishReason::Stop));
     let finish_reason = constrain::end(reason, is_complete, &mut output)?;
-    let cached_tokens = resumed.cached_tokens.unwrap_or_default();
-    let num_ends = usize::from(is_stopped && replayed.end.is_none() && !is_complete);
-    let usage = Usage { prompt_tokens, cached_tokens, completion_tokens: resumed.num_emitted + num_ends };
+    let mut usage = usage_of(request);
+    usage.completion_tokens += usize::from(is_stopped && replayed.end.is_none() && !is_complete);
     Some((finish_reason, usage, output.stop_string().map(str::to_owned)))
 }
 
@@ -173,7 +206,7 @@ impl Held {
             task: Task::Generate,
         };
         let (accepted_at, cancelled_at) = (Duration::ZERO, Arc::default());
-        let origin = Origin { request, grammar: None, is_named: false, accepted_at, cancelled_at, num_losses: 0 };
+        let origin = Origin { request, grammar: None, is_named: false, accepted_at, cancelled_at, has_returned: false };
         Self::new(log, slot, origin)
     }
 }

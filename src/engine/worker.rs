@@ -29,6 +29,10 @@ use super::takeover::{self, Held};
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelFactory, ModelSpec};
 
+/// Hung threads that may exist in all, for each that is replaced within the time. Past this, a worker is replaced only once
+/// one of them has ended: their memory must have a bound.
+const HUNG_PER_ABANDONED_MAX: u64 = 4;
+
 /// What all workers and the engine share.
 pub(super) struct Shared {
     pub config: EngineConfig,
@@ -40,7 +44,7 @@ pub(super) struct Shared {
     pub num_alive: AtomicUsize,
     pub num_exited: Mutex<usize>,
     pub exited: Condvar,
-    /// Hung workers that were replaced: when, and what their threads hold as long as they live.
+    /// Threads that were given up: when, and what each holds as long as it lives.
     pub abandoned: Mutex<Vec<(Duration, Weak<Pulse>)>>,
 }
 
@@ -58,7 +62,7 @@ enum Current {
     #[default]
     Loading,
     Core(CurrentCore),
-    /// None, and no thread either: it hung, and cannot be replaced yet.
+    /// None. The thread hangs and was given up; another one is to be started.
     Vacant,
 }
 
@@ -95,6 +99,7 @@ impl Status {
         self.has_model.load(Ordering::Acquire) && !self.is_stuck(now, stall_time_max)
     }
 
+    /// Whether its core has been in a step for longer than `time` without computing anything.
     fn is_stuck(&self, now: Duration, time: Duration) -> bool {
         matches!(&*self.lock(), Current::Core(core) if core.pulse.is_stuck(now, time))
     }
@@ -132,47 +137,65 @@ impl Shared {
         let mut started = Vec::new();
         for (index, status) in self.statuses.iter().enumerate() {
             status.look(now);
-            let lost =
-                if status.is_stuck(now, self.config.step_time_max) { self.give_up(index, status, now) } else { None };
-            let is_vacant = matches!(&*status.lock(), Current::Vacant);
-            if is_vacant && self.may_replace(now) {
-                started.extend(self.replace(index, status, lost.unwrap_or_default()));
-            } else if let Some(lost) = lost {
-                // They wait in the queue, for other workers or for the time when this one is replaced.
-                lost.hand_over(&self.parts);
+            if let Some(lost) = self.give_up(index, status, now) {
+                // They wait in the queue, for other workers or for this one's successor.
+                takeover::hand_over(lost.held, lost.culprit, Lost::WHAT, &self.parts);
+            }
+            if matches!(&*status.lock(), Current::Vacant) && self.may_replace(now) {
+                started.extend(self.replace(index, status));
             }
         }
         started
     }
 
+    /// Takes a worker that still hangs its right to write.
     fn give_up(&self, index: usize, status: &Status, now: Duration) -> Option<Lost> {
-        let Current::Core(core) = std::mem::replace(&mut *status.lock(), Current::Vacant) else { return None };
-        let lost = Lost { culprit: core.lease.culprit(), held: core.lease.revoke() };
-        status.has_model.store(false, Ordering::Release);
-        let num_abandoned = self.parts.metrics.workers_abandoned.inc() + 1;
-        tracing::error!(worker = index, num_sequences = lost.held.len(), num_abandoned, "{}", Lost::WHAT);
+        let mut current = status.lock();
+        // Under the lock, so that a step which ends now either ends before or is revoked.
+        let Current::Core(core) = &*current else { return None };
+        if !core.pulse.is_stuck(now, self.config.step_time_max) {
+            return None;
+        }
+        let (held, culprit) = core.lease.revoke();
         self.lock_abandoned().push((now, Arc::downgrade(&core.pulse)));
-        Some(lost)
+        *current = Current::Vacant;
+        status.has_model.store(false, Ordering::Release);
+        drop(current);
+        let num_abandoned = self.parts.metrics.workers_abandoned.inc() + 1;
+        tracing::error!(worker = index, num_sequences = held.len(), num_abandoned, "{}", Lost::WHAT);
+        Some(Lost { culprit, held })
     }
 
-    /// Whether few enough hung threads were given up lately, and still hang with all their memory.
+    /// Whether few enough threads were given up lately and hang still, and few enough in all: each keeps its memory.
     fn may_replace(&self, now: Duration) -> bool {
         let mut abandoned = self.lock_abandoned();
+        abandoned.retain(|(_, pulse)| pulse.strong_count() > 0);
         let is_recent = |at: &Duration| now.saturating_sub(*at) < self.config.abandoned_time;
-        abandoned.retain(|(at, pulse)| is_recent(at) && pulse.strong_count() > 0);
-        abandoned.len() as u64 <= self.config.workers_abandoned_max
+        let num_recent = abandoned.iter().filter(|(at, _)| is_recent(at)).count() as u64;
+        let max = self.config.workers_abandoned_max;
+        num_recent <= max && abandoned.len() as u64 <= max.saturating_mul(HUNG_PER_ABANDONED_MAX)
     }
 
-    fn replace(self: &Arc<Self>, index: usize, status: &Status, lost: Lost) -> Option<JoinHandle<()>> {
+    /// Counts out the workers that hung and were not replaced: nobody else will.
+    pub(super) fn leave_vacant(&self) {
+        for status in &self.statuses {
+            let mut current = status.lock();
+            if matches!(*current, Current::Vacant) {
+                *current = Current::Loading;
+                drop(Exit { shared: self, is_replaced: false });
+            }
+        }
+    }
+
+    fn replace(self: &Arc<Self>, index: usize, status: &Status) -> Option<JoinHandle<()>> {
         *status.lock() = Current::Loading;
         self.parts.metrics.worker_restarts.inc();
         let shared = self.clone();
         let builder = std::thread::Builder::new().name(format!("worker-{index}"));
         let spawned = builder.spawn(move || {
             let exit = Exit { shared: &shared, is_replaced: false };
-            lost.hand_over(&shared.parts);
             let worker = Worker { shared: &shared, index, status: &shared.statuses[index] };
-            worker.reload(1).map_or(Left::Ended, |model| worker.live(model, true)).leave(exit);
+            worker.reload(1).map_or(Left::Ended, |model| worker.live(model)).leave(exit);
         });
         self.started(index, spawned)
     }
@@ -203,7 +226,6 @@ impl Shared {
 }
 
 /// The sequences of a worker that hung.
-#[derive(Default)]
 struct Lost {
     culprit: Option<usize>,
     held: Vec<Held>,
@@ -211,10 +233,6 @@ struct Lost {
 
 impl Lost {
     const WHAT: &str = "the worker hung in a step and was given up";
-
-    fn hand_over(self, parts: &CoreParts) {
-        takeover::hand_over(self.held, self.culprit, Self::WHAT, parts);
-    }
 }
 
 /// A worker's life. `loaded` hears once whether the first load went well; if not, that was it.
@@ -227,7 +245,7 @@ fn run(shared: &Shared, index: usize, loaded: SyncSender<Result<ModelSpec>>) {
     let heard = loaded.send(first.as_ref().map(|model| model.spec().clone()).map_err(Clone::clone));
     drop(loaded);
     if let (Ok(model), Ok(())) = (first, heard) {
-        worker.live(model, false).leave(exit);
+        worker.live(model).leave(exit);
     }
 }
 
@@ -279,23 +297,21 @@ enum Fate {
 }
 
 impl Worker<'_> {
-    /// Runs cores until the end; `is_cautious` says that the first follows one that was lost.
-    fn live(&self, first: Box<dyn Model>, mut is_cautious: bool) -> Left {
+    /// Runs cores until the end.
+    fn live(&self, first: Box<dyn Model>) -> Left {
         let mut model = Some(first);
         let mut num_failures = 0;
         while let Some(fresh) = model.take() {
             let mut core = EngineCore::new(fresh, self.shared.parts.clone());
-            if std::mem::replace(&mut is_cautious, true) {
-                core.be_cautious();
-            }
             let pulse = self.status.set_current(&core);
             self.status.has_model.store(true, Ordering::Release);
             let fate = self.serve(&mut core, &pulse);
-            if core.lease().is_revoked() {
+            if !self.leave_core(&core) {
+                // What hung may panic as it is dropped, and must not count out its successor.
+                let _ = catch_unwind(AssertUnwindSafe(|| drop(core)));
+                self.shared.parts.queue.pass_wake_on();
                 return Left::Replaced;
             }
-            *self.status.lock() = Current::Loading;
-            self.status.has_model.store(false, Ordering::Release);
             let Fate::Failed { message, has_worked } = fate else { return Left::Ended };
             tracing::error!(worker = self.index, "step failed: {message}");
             self.shared.parts.metrics.worker_restarts.inc();
@@ -306,6 +322,17 @@ impl Worker<'_> {
             model = self.reload(num_failures);
         }
         Left::Ended
+    }
+
+    /// Says that no core runs any more; `false` if this one was given up, so that the worker is another thread's.
+    fn leave_core(&self, core: &EngineCore) -> bool {
+        let mut current = self.status.lock();
+        let is_own = !core.lease().is_revoked();
+        if is_own {
+            *current = Current::Loading;
+            self.status.has_model.store(false, Ordering::Release);
+        }
+        is_own
     }
 
     /// Steps until the end or a failure.

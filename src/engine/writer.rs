@@ -80,7 +80,7 @@ impl Writer {
     pub fn append(&self, event: Event) {
         debug_assert!(!event.is_terminal(), "use the methods that end it");
         match &self.lease {
-            Some(lease) => drop(lease.append(&self.log, event)),
+            Some(lease) => drop(lease.append(&self.log, event, |_| {})),
             None => drop(self.log.append(event)),
         }
     }
@@ -140,29 +140,26 @@ impl Writer {
 
     fn end(&mut self, event: Event) {
         self.is_ended = true;
-        if self.lease.as_ref().is_some_and(|lease| lease.is_revoked()) {
-            return; // Another writer has the log.
+        match &self.lease {
+            // If the right is gone, another writer has the log, and counts.
+            Some(lease) => drop(lease.append(&self.log, event, |event| self.before_end(event))),
+            None => {
+                self.before_end(&event);
+                self.log.append(event);
+            }
         }
+    }
+
+    fn before_end(&self, event: &Event) {
         // What is handed over goes on in the next process, where its end is told and counted.
         if self.log.is_suspended() {
             tracing::info!(stream = %self.log.id(), "left to the next process");
         } else {
-            self.log_end(&event);
-            self.count_end(&event);
+            self.log_end(event);
+            self.count_end(event);
         }
-        // Before the event, so that whoever has seen it finds the engine idle.
+        // Before the event, so that a reader that has seen it finds the engine idle.
         self.shared.num_live.fetch_sub(1, Ordering::SeqCst);
-        let has_written = match &self.lease {
-            Some(lease) => lease.append(&self.log, event),
-            None => {
-                self.log.append(event);
-                true
-            }
-        };
-        if !has_written {
-            // Taken away in this moment: it was counted twice.
-            self.shared.num_live.fetch_add(1, Ordering::SeqCst);
-        }
     }
 }
 
@@ -188,7 +185,8 @@ mod tests {
         let held = |slot: usize| Held::for_test(logs[slot].clone(), slot);
         let first = first.lease(&lease, held(0)).expect("the right is there");
         first.append(Event::Started { prompt_tokens: 1, cached_tokens: 0 });
-        let lost = lease.revoke();
+        let (lost, culprit) = lease.revoke();
+        assert_eq!(culprit, None);
         assert_eq!(lost.iter().map(|held| held.slot).collect::<Vec<_>>(), [0]);
         let late = late.lease(&lease, held(1)).expect_err("the right is gone");
         assert_eq!(late.slot, 1);

@@ -78,6 +78,8 @@ impl Coverage {
             "taken over",
             "told that it expired",
         ];
+        // A token that makes the stub panic may come up in a text while a newcomer's prompt is computed; that is rare.
+        assert!(100 * self.count_of("ended for another's panic") <= self.count_of("panics"), "{self:?}");
         for what in all {
             assert!(self.count_of(what) >= 10, "hardly ever happened: {what}: {self:?}");
         }
@@ -228,7 +230,6 @@ impl World {
         let before: Vec<bool> = self.logs.iter().flatten().map(|log| log.is_finished()).collect();
         self.workers[which].core.hand_over("the worker failed");
         self.workers[which] = worker(&self.schedule, &self.parts, self.mutation);
-        self.workers[which].core.be_cautious();
         let present = (0..self.logs.len()).filter(|&i| self.logs[i].is_some());
         for (index, was_finished) in present.zip(before) {
             let is_finished = self.logs[index].as_ref().is_some_and(|log| log.is_finished());

@@ -4,10 +4,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::CoreParts;
-use crate::engine::constrain::{self, Constrained};
+use crate::engine::constrain::{self, Constrained, Question};
 use crate::engine::output::Output;
 use crate::engine::pooling::Pooling;
 use crate::engine::scheduler::{Planned, Scheduler};
+use crate::engine::takeover::SETTLED_TOKENS;
 use crate::engine::writer::Writer;
 use crate::error::{ErrorKind, Result};
 use crate::metrics::Metrics;
@@ -17,16 +18,18 @@ use crate::sampling::{Draw, Sampled, Sampler, SeenTokens, TokenMask};
 
 /// A sequence ends that has waited for masks for so long in all ...
 const LATE_TIME_MAX: Duration = Duration::from_secs(30);
-/// ... and this for each of its tokens. One that is alone in the slow lane waits for milliseconds; grammars that fill the lane
-/// must not hold places in the worker for as long as they like.
-const LATE_TIME_PER_TOKEN: Duration = Duration::from_millis(100);
+/// ... and this for each of its tokens. On a busy machine the slow lane gets 1.5 % of a core, so a mask of 10 ms takes 0.7 s.
+/// Grammars that fill the lane wait for longer, and must not hold places in the worker for as long as they like.
+const LATE_TIME_PER_TOKEN: Duration = Duration::from_secs(1);
 
 /// A request in flight, as far as the scheduler need not know it.
 #[derive(Debug)]
 pub(super) struct Generation {
     pub(super) tenant: Tenant,
-    /// Workers that were lost while they had it, without a culprit.
-    pub(super) num_losses: u32,
+    /// Whether it came back from a lost worker.
+    pub(super) has_returned: bool,
+    /// Tokens that were there when this worker got it.
+    pub(super) num_tokens_before: usize,
     pub(super) writer: Writer,
     pub(super) output: Output,
     pub(super) sampling: SamplingParams,
@@ -51,7 +54,8 @@ pub(super) struct Generation {
 #[derive(Debug)]
 pub(super) struct HeldRow {
     pub(super) row: Vec<f32>,
-    pub(super) since: Duration,
+    /// Since when the mask is waited for; `None` once it is there.
+    pub(super) since: Option<Duration>,
 }
 
 /// What a sequence needs to take its next token.
@@ -96,22 +100,33 @@ impl Generation {
         self.constrained.as_ref().is_some_and(|constrained| !constrained.is_known())
     }
 
+    /// Whether a lost worker would not be blamed on it: see [`crate::engine::takeover`].
+    pub(super) fn is_settled(&self) -> bool {
+        let num_tokens = self.output.num_tokens() - self.num_tokens_before;
+        num_tokens >= if self.has_returned { SETTLED_TOKENS } else { 1 }
+    }
+
     /// Keeps the row that it cannot sample from yet.
     pub(super) fn hold(&mut self, row: &[f32], now: Duration) {
-        let since = self.held.as_ref().map_or(now, |held| held.since);
+        let since = self.held.as_ref().and_then(|held| held.since).or(Some(now));
         self.held = Some(HeldRow { row: row.to_vec(), since });
     }
 
-    /// The row that was kept until its mask came.
-    pub(super) fn release(&mut self, now: Duration) -> Option<Vec<f32>> {
-        let held = self.held.take()?;
-        self.late_time += now.saturating_sub(held.since);
-        Some(held.row)
+    /// Takes the answer to its question about the next token, if that is its own; else the matcher is returned.
+    pub(super) fn take_answer(&mut self, ticket: u64, question: Question, now: Duration) -> Option<Question> {
+        let Some(constrained) = &mut self.constrained else { return Some(question) };
+        let stale = constrained.take_answer(ticket, question);
+        if constrained.is_known()
+            && let Some(since) = self.held.as_mut().and_then(|held| held.since.take())
+        {
+            self.late_time += now.saturating_sub(since);
+        }
+        stale
     }
 
     /// Its end, if its masks are late beyond all bounds.
     pub(super) fn check_late(&self, now: Duration) -> Option<End> {
-        let late_time = self.late_time + now.saturating_sub(self.held.as_ref()?.since);
+        let late_time = self.late_time + now.saturating_sub(self.held.as_ref()?.since?);
         let num_tokens = u32::try_from(self.output.num_tokens()).unwrap_or(u32::MAX);
         (late_time > LATE_TIME_MAX + LATE_TIME_PER_TOKEN * num_tokens).then(|| {
             let seconds = late_time.as_secs();

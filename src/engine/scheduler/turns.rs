@@ -7,8 +7,8 @@
 //! newcomer:  goes before the next preempted one if its owner's claim is smaller, and that one was not passed too often
 //! way:       while there is no place, or there are too few blocks: of all that make way, the youngest of the owner with
 //!            the largest claim is preempted, if there are enough of them
-//! makes way: a sequence whose owner owes one to whoever begins, that got a token since it last began, and was not
-//!            passed too often
+//! makes way: a sequence whose owner owes one to whoever begins, that got a token since it last began or waits for the
+//!            mask of its first, and was not passed too often
 //! ```
 //!
 //! Why every request ends: for each fair preemption somebody got a token, so there are no more of them than tokens. For
@@ -157,7 +157,7 @@ impl Scheduler {
         while !self.has_room(num_running, num_available, num_blocks) {
             let makes_way = |index: &usize| {
                 let sequence = &self.running[*index];
-                sequence.has_advanced()
+                (sequence.has_advanced() || sequence.num_remaining() == 0)
                     && !self.is_due(sequence)
                     && !way.contains(index)
                     && places.owes(sequence.share(), share)
