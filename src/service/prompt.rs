@@ -8,6 +8,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{ChatMessage, GenerateRequest, Prompt, TokenId};
 use crate::text::{AnswerFormat, TEXT_PARAM, Tokenizer};
 
+/// Shorter texts are tokenised in any case, within about 10 ms: an error that says their tokens is worth more.
+const EARLY_BYTES: usize = 64 << 10;
+
 /// The longest text that can still become a prompt: so many tokens of so many bytes each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Room {
@@ -20,7 +23,7 @@ impl Room {
     /// [`ErrorKind::ContextLengthExceeded`] for a text that is too long however it is cut into tokens.
     pub(super) fn check(self, text: &str, param: &'static str) -> Result<()> {
         let Self { num_tokens, token_bytes_max } = self;
-        if text.len() <= num_tokens.saturating_mul(token_bytes_max) {
+        if text.len() <= num_tokens.saturating_mul(token_bytes_max).max(EARLY_BYTES) {
             return Ok(());
         }
         let message = format!(

@@ -293,7 +293,7 @@ async fn rules_are_told_with_their_field() {
         (json!({"prompt": ""}), "prompt", "must have at least one token"),
         (json!({"prompt": ["a", 1]}), "prompt", "token ids or prompts, not both"),
         (json!({"prompt": {"a": 1}}), "prompt", "expected a string, a list of token ids"),
-        (json!({"prompt": [[1, -1]]}), "prompt[0]", "did not match"),
+        (json!({"prompt": [[1, -1]]}), "prompt[0][1]", "invalid value: integer `-1`"),
         (json!({"prompt": [999_999]}), "prompt[0]", "`prompt[0]` must be a token id below"),
         (json!({"prompt": "x", "n": 0}), "n", "must be at least 1"),
         (json!({"prompt": "x", "n": 5}), "prompt", "at most 4 texts, got 1 prompts with 5 choices"),

@@ -1,6 +1,6 @@
 //! Every number of every body at the ends of its type and beyond: whatever comes, it is an answer or the client's error.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tallow::engine::EngineConfig;
 use tallow::model::stub::StubConfig;
 

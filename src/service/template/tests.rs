@@ -223,7 +223,10 @@ fn output_is_capped_while_it_is_written() {
     let template = template.with_output_bytes_max(20);
     assert_eq!(template.render(&chat()[..1], true).as_deref(), Ok("Be brief."));
     let error = template.render(&chat(), true).and_then(|_| template.render(&[message("user", &"x".repeat(21))], true));
-    assert_eq!(error.map_err(|e| e.message().to_owned()), Err("the chat template wrote more than 20 bytes".to_owned()));
+    assert_eq!(
+        error.map_err(|e| e.message().to_owned()),
+        Err("`messages` must become at most 20 bytes of prompt in the chat template, got more".to_owned())
+    );
 }
 
 #[test]
