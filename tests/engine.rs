@@ -17,6 +17,9 @@ use tallow::protocol::{
 use tallow::stream::{CancelCause, StreamLog};
 use tallow::text::Tokenizer;
 
+#[path = "engine/lost.rs"]
+mod lost;
+
 struct Server {
     engine: Arc<Engine>,
     metrics: Arc<Metrics>,
@@ -243,112 +246,6 @@ fn what_can_never_run_is_refused_with_the_reason() {
     assert!(refused(sized(190, 20)).message().contains("context of 200 tokens"));
     assert_eq!(refused(ValidRequest { prompt: vec![999], ..request(0) }).kind(), ErrorKind::InvalidRequest);
     transcript(&server.submit(sized(100, 29)));
-}
-
-/// A server whose first model has these faults; its successors are fine.
-fn failing_once(faults: StubFaults, gate: Option<Arc<StubGate>>, config: EngineConfig) -> Server {
-    let num_made = AtomicUsize::new(0);
-    let factory: ModelFactory = Arc::new(move || {
-        let is_first = num_made.fetch_add(1, Ordering::SeqCst) == 0;
-        let faults = if is_first { faults.clone() } else { StubFaults::default() };
-        let gate = gate.clone().filter(|_| is_first);
-        Ok(Box::new(StubModel::new(StubConfig { faults, gate, ..StubConfig::default() })))
-    });
-    Server::with_factory(config, factory).expect("the stub loads")
-}
-
-fn brisk() -> EngineConfig {
-    EngineConfig { worker_backoff_min: Duration::from_millis(1), ..EngineConfig::default() }
-}
-
-#[track_caller]
-fn solo(request: ValidRequest) -> (String, FinishReason, usize) {
-    transcript(&Server::start(EngineConfig::default(), StubConfig::default()).submit(request))
-}
-
-#[test]
-fn a_panic_ends_the_request_that_caused_it_and_the_others_go_on_with_the_same_text() {
-    let faults = StubFaults { panic_on_token: Some(1), ..StubFaults::default() };
-    let gate = StubGate::new();
-    let server = Server::start(brisk(), StubConfig { faults, gate: Some(gate.clone()), ..StubConfig::default() });
-    let neighbours = [server.submit(request(4)), server.submit(endless(9))];
-    gate.allow(3);
-    gate.wait_arrived(4);
-    let bad = server.submit(with_token(1, 1));
-    gate.open();
-    let info = error(&bad);
-    assert_eq!(info.kind, ErrorKind::Internal);
-    assert!(info.message.contains("told to panic on token 1, and this request was the cause"), "{}", info.message);
-    for (log, expect) in neighbours.iter().zip([request(4), endless(9)]) {
-        assert_eq!(transcript(log), solo(expect));
-    }
-    let m = &server.metrics;
-    assert_eq!((m.worker_restarts.get(), m.requests_failed.get(), m.requests_taken_over.get()), (1, 1, 2));
-    assert_eq!((m.requests_accepted.get(), m.requests_done.get()), (3, 2));
-    assert_eq!(server.gauges(), (0, 0, 0));
-    assert!(server.engine.is_ready() && server.engine.is_idle());
-}
-
-/// The stub panics on prompts alone here, so several of them begin in one step and none can be named.
-#[test]
-fn of_several_suspects_each_begins_alone_until_the_cause_is_found() {
-    let faults = StubFaults { panic_on_token: Some(1), ..StubFaults::default() };
-    let gate = StubGate::new();
-    let server = Server::start(brisk(), StubConfig { faults, gate: Some(gate.clone()), ..StubConfig::default() });
-    let logs: Vec<_> = (0..6).map(|n| server.submit(if n == 3 { with_token(n, 1) } else { request(n) })).collect();
-    gate.open();
-    for (n, log) in logs.iter().enumerate() {
-        match n {
-            3 => assert!(error(log).message.ends_with("this request was the cause")),
-            n => assert_eq!(transcript(log), solo(request(n as u32)), "request {n}"),
-        }
-    }
-    assert_eq!(server.metrics.requests_failed.get(), 1);
-}
-
-#[test]
-fn a_device_that_fails_once_costs_nobody_its_text() {
-    let server = failing_once(StubFaults { error_at_step: Some(5), ..StubFaults::default() }, None, brisk());
-    let logs: Vec<_> = (0..8).map(|n| server.submit(request(n))).collect();
-    for (n, log) in logs.iter().enumerate() {
-        assert_eq!(transcript(log), solo(request(n as u32)), "request {n}");
-    }
-    assert_eq!((server.metrics.worker_restarts.get(), server.metrics.requests_failed.get()), (1, 0));
-}
-
-#[test]
-fn a_request_that_loses_worker_after_worker_ends() {
-    let faults = StubFaults { error_at_step: Some(2), ..StubFaults::default() };
-    let server = Server::start(brisk(), StubConfig { faults, ..StubConfig::default() });
-    assert_eq!(error(&server.submit(endless(0))).kind, ErrorKind::Internal);
-    assert_eq!(server.metrics.worker_restarts.get(), 2, "once it has come back, it is not settled after two tokens");
-}
-
-#[test]
-fn what_a_hung_worker_had_goes_on_with_another_and_can_still_be_cancelled() {
-    let gate = StubGate::new();
-    let config = EngineConfig { step_time_max: Duration::from_millis(20), ..brisk() };
-    let faults = StubFaults { silent_from_step: Some(0), ..StubFaults::default() };
-    let server = failing_once(faults, Some(gate.clone()), config);
-    let logs = [server.submit(request(4)), server.submit(request(5)), server.submit(endless(6))];
-    gate.allow(6);
-    gate.wait_arrived(7);
-    logs[2].cancel(CancelCause::Requested);
-    wait_for("the successor", || {
-        server.engine.sweep();
-        server.metrics.worker_restarts.get() == 1
-    });
-    for (log, number) in logs[..2].iter().zip([4, 5]) {
-        assert_eq!(transcript(log), solo(request(number)));
-    }
-    assert_eq!(error(&logs[2]).kind, ErrorKind::Cancelled);
-    // What the hung one does when it wakes reaches nobody.
-    gate.open();
-    assert_eq!(transcript(&server.submit(request(7))), solo(request(7)));
-    let m = &server.metrics;
-    assert_eq!((m.requests_done.get(), m.requests_failed.get(), m.requests_cancelled.get()), (3, 0, 1));
-    assert_eq!(server.gauges(), (0, 0, 0));
-    assert!(server.engine.is_idle());
 }
 
 #[test]

@@ -24,7 +24,7 @@ use super::pooling::Pooling;
 use super::queue::{Entry, Pulled, Queue};
 use super::scheduler::{Newcomer, Scheduler, SchedulerLimits};
 use super::sequence::Sequence;
-use super::takeover::{self, Held, Origin};
+use super::takeover::{self, Held};
 use crate::error::{ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::{Batch, Model};
@@ -247,18 +247,10 @@ impl EngineCore {
     }
 
     fn admit(&mut self, entry: Entry, now: Duration) {
-        let share = entry.share();
+        let (share, origin) = (entry.share(), entry.origin());
         let Entry { request, chain, grammar, writer, accepted_at, cancelled_at, has_returned, .. } = entry;
         let (seed, num_tokens_max) = (request.seed(), request.num_tokens_max());
         let slot = self.free_slots.pop().expect("as many slots as sequences");
-        let origin = Origin {
-            request: request.clone(),
-            grammar: grammar.clone(),
-            is_named: chain.is_some(),
-            accepted_at,
-            cancelled_at: cancelled_at.clone(),
-            has_returned,
-        };
         let held = Held::new(writer.log().clone(), slot, origin);
         self.lease.work_for(Some(slot));
         let mut writer = match writer.lease(&self.lease, held) {
@@ -270,26 +262,21 @@ impl EngineCore {
         let (prompt, emitted) = request.prompt.split_at(prompt_tokens);
         let mut seen = SeenTokens::new(&request.sampling, prompt, request.max_tokens);
         let mut output = Output::new(request.stop, request.max_tokens, &self.parts.end_of_generation);
-        // What an earlier process has shown: draws, penalties and held-back text go on from there.
+        // What was shown before this worker had it: draws, penalties and held-back text go on from there.
         emitted.iter().for_each(|token| seen.push(*token));
         output.replay(emitted, &self.parts.tokenizer);
         let emitted_tokens = emitted.len();
         writer.usage.completion_tokens = emitted_tokens;
         let constrained = grammar.map(|grammar| Constrained::new(grammar, emitted, &request.sampling));
+        let pooling = (request.task == Task::Embed).then(Pooling::default);
         let mut sequence = Sequence::new(slot, share, request.prompt, num_tokens_max, chain);
-        // One that goes on after the end of another process has more than the prompt, and goes its own way.
-        if let Some(leader) = slot_of(&self.generations, request.leader)
-            && emitted_tokens == 0
-            && request.sampling.prompt_logprobs.is_none()
-        {
-            sequence.follow(leader);
-        }
         if request.sampling.prompt_logprobs.is_some() {
             sequence.want_prompt_logits();
-        }
-        let pooling = (request.task == Task::Embed).then(Pooling::default);
-        if pooling.is_some() {
+        } else if pooling.is_some() {
             sequence.want_no_logits();
+        } else if let Some(leader) = slot_of(&self.generations, request.leader).filter(|_| emitted_tokens == 0) {
+            // One that goes on after its worker or process has more than the prompt, and goes its own way.
+            sequence.follow(leader);
         }
         let found_tokens = self.scheduler.admit(sequence);
         let cached_before = request.resumed.and_then(|resumed| resumed.cached_tokens);

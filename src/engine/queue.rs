@@ -6,15 +6,17 @@
 //! to logs; a log's hook is never called with the log's own lock held, so the order queue, then log, holds.
 
 mod places;
+mod returned;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+pub(super) use returned::Returned;
+
 use super::fair::{FairQueue, Load, Ticket};
 use super::rate::ServiceRate;
 use super::share::Share;
-use super::takeover::Origin;
 use super::writer::{Writer, WriterShared};
 use crate::cache::HashChain;
 use crate::error::{Error, ErrorKind, Result};
@@ -67,14 +69,6 @@ pub struct Entry {
     position: usize,
     /// Not before this is it told another one.
     next_note_at: Duration,
-}
-
-/// A request whose worker was lost.
-#[derive(Debug)]
-pub(super) struct Returned {
-    pub(super) origin: Origin,
-    pub(super) chain: Option<HashChain>,
-    pub(super) writer: Writer,
 }
 
 /// What a worker finds in the queue.
@@ -221,37 +215,6 @@ impl Queue {
         drop(state);
         self.wake.notify_one();
         Ok(())
-    }
-
-    /// Takes back what a lost worker had, before all that its owner has waiting: it has had its turn. No bound refuses it.
-    pub(super) fn give_back(&self, returned: Returned) {
-        let Returned { origin, chain, writer } = returned;
-        let Origin { request, grammar, accepted_at, cancelled_at, has_returned, .. } = origin;
-        let now = self.now();
-        let mut state = self.lock();
-        if let Phase::Stopped(message) = &state.phase {
-            let message = message.clone();
-            drop(state);
-            return writer.failed(ErrorKind::Unavailable, message);
-        }
-        // The hook that would have taken it out ran while it was nowhere. From here on it finds it.
-        if writer.is_cancelled() {
-            drop(state);
-            return writer.cancelled();
-        }
-        self.shared.metrics.requests_taken_over.inc();
-        tracing::warn!(stream = %writer.log().id(), "goes on with another worker");
-        let (tenant, num_tokens) = (request.tenant, request.num_tokens_max());
-        self.shared.metrics.num_waiting.inc();
-        self.shared.metrics.queue_tokens.inc_by(num_tokens as i64);
-        let next_note_at = now + self.limits.note_interval;
-        let (position, weight) = (0, request.queue.weight);
-        let entry =
-            Entry { request, chain, grammar, writer, accepted_at, cancelled_at, has_returned, position, next_note_at };
-        state.rate.on_accepted(now);
-        state.waiting.push_first(tenant, weight, num_tokens, entry);
-        drop(state);
-        self.wake.notify_one();
     }
 
     fn count_refused(&self, e: &Error) {

@@ -224,7 +224,6 @@ impl World {
         }
     }
 
-    /// What a worker does after a panic.
     fn restart(&mut self, which: usize) {
         self.seen.count("panics", 1);
         let before: Vec<bool> = self.logs.iter().flatten().map(|log| log.is_finished()).collect();

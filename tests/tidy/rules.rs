@@ -142,6 +142,7 @@ const TOP_LEVEL: &[&str] = &[
     ".gitignore",
     "ARCHITECTURE.md",
     "CHANGELOG.md",
+    "SECURITY.md",
     "Cargo.lock",
     "Cargo.toml",
     "LICENSE",
