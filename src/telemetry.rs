@@ -12,7 +12,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogConfig, LogFormat};
 use crate::error::{Error, Result};
-use crate::text::{printable, printable_line};
+use crate::text::{printable, printable_json, printable_line};
 
 /// Starts the log. A typed level wins over `RUST_LOG`, which wins over the default.
 ///
@@ -29,14 +29,16 @@ pub fn start(config: &LogConfig) -> Result<()> {
         .with_writer(std::io::stderr);
     let started = match config.format {
         LogFormat::Text => builder.fmt_fields(PrintableFields).finish().try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
+        LogFormat::Json => {
+            builder.json().flatten_event(true).with_writer(|| JsonWriter(std::io::stderr())).finish().try_init()
+        }
     };
     started.map_err(|e| Error::internal(format!("the log cannot be started: {e}")))
 }
 
 /// Fields as the library writes them, but each in one line and without anything that a terminal obeys: values and
 /// messages hold text from requests, servers and files, which could otherwise look like another line of the log. The
-/// library escapes some controls of messages, and line ends of neither. (JSON needs nothing: it escapes by itself.)
+/// library escapes some controls of messages, and line ends of neither.
 struct PrintableFields;
 
 struct PrintableVisitor<'a>(DefaultVisitor<'a>);
@@ -65,6 +67,21 @@ impl VisitOutput<std::fmt::Result> for PrintableVisitor<'_> {
 impl VisitFmt for PrintableVisitor<'_> {
     fn writer(&mut self) -> &mut dyn std::fmt::Write {
         self.0.writer()
+    }
+}
+
+/// What JSON leaves to its writer: line ends and the other controls below 32 are escaped already, those from 127 on not.
+struct JsonWriter<W>(W);
+
+impl<W: std::io::Write> std::io::Write for JsonWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        // The library writes an event in one piece.
+        self.0.write_all(printable_json(&String::from_utf8_lossy(bytes)).as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
     }
 }
 
@@ -137,24 +154,41 @@ mod tests {
 
     #[test]
     fn text_from_outside_is_one_line_of_the_log_and_drives_no_terminal() {
-        let bytes: Arc<Mutex<Vec<u8>>> = Arc::default();
-        let written = bytes.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_ansi(false)
-            .with_writer(move || Tee(written.clone()))
-            .fmt_fields(PrintableFields)
-            .finish();
         let evil = "a\u{1b}]0;pwned\u{7}\n2030-01-01T00:00:00Z ERROR forged\u{9b}31m\u{202e}";
-        tracing::subscriber::with_default(subscriber, || {
-            let span = tracing::info_span!("request", id = evil, shown = %evil);
-            let error = Error::bad_model(evil);
-            tracing::info!(parent: &span, path = %evil, ?evil, error = &error as &dyn std::error::Error, "said {evil}");
-            tracing::info!(message = evil, "request failed");
-        });
-        let text = String::from_utf8(bytes.lock().expect("no panic while held").clone()).expect("UTF-8");
-        assert_eq!(text.lines().count(), 2, "{text}");
-        assert!(!text.chars().any(|c| (c.is_control() && c != '\n') || c == '\u{202e}'), "{text:?}");
-        assert!(text.contains(r"said a\u{1b}]0;pwned\u{7}\n2030") && text.contains(r"shown=a\u{1b}]0;"), "{text}");
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let bytes: Arc<Mutex<Vec<u8>>> = Arc::default();
+            let written = bytes.clone();
+            let builder = tracing_subscriber::fmt().with_ansi(false);
+            let emit = || {
+                let span = tracing::info_span!("request", id = evil, shown = %evil);
+                let error = Error::bad_model(evil);
+                let error: &dyn std::error::Error = &error;
+                tracing::info!(parent: &span, path = %evil, ?evil, error, "said {evil}");
+                tracing::info!(message = evil, "request failed");
+            };
+            match format {
+                LogFormat::Text => {
+                    let builder = builder.with_writer(move || Tee(written.clone())).fmt_fields(PrintableFields);
+                    tracing::subscriber::with_default(builder.finish(), emit);
+                }
+                LogFormat::Json => {
+                    let builder = builder.json().with_writer(move || JsonWriter(Tee(written.clone())));
+                    tracing::subscriber::with_default(builder.finish(), emit);
+                }
+            }
+            let text = String::from_utf8(bytes.lock().expect("no panic while held").clone()).expect("UTF-8");
+            assert_eq!(text.lines().count(), 2, "{text}");
+            assert!(!text.chars().any(|c| (c.is_control() && c != '\n') || c == '\u{202e}'), "{text:?}");
+            match format {
+                LogFormat::Text => {
+                    let expected = [r"said a\u{1b}]0;pwned\u{7}\n2030", r"shown=a\u{1b}]0;"];
+                    assert!(expected.iter().all(|e| text.contains(e)), "{text}");
+                }
+                LogFormat::Json => {
+                    assert!(text.lines().all(|l| serde_json::from_str::<serde_json::Value>(l).is_ok()), "{text}");
+                }
+            }
+        }
     }
 
     struct Tee(Arc<Mutex<Vec<u8>>>);

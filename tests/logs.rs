@@ -13,14 +13,18 @@ const PROMPT: &str = "a-secret-that-no-log-may-hold";
 
 /// The log of a server that was asked once, as JSON lines.
 async fn log_of(args: &[&str]) -> (String, String) {
-    let all = [&["--model", "stub", "--log-format", "json"], args].concat();
+    log_of_prompt(&[&["--log-format", "json"], args].concat(), PROMPT).await
+}
+
+async fn log_of_prompt(args: &[&str], prompt: &str) -> (String, String) {
+    let all = [&["--model", "stub"], args].concat();
     let (mut server, mut log) = Server::start_piped(&all, Stdio::piped());
     let reply = server
         .http
         .post(format!("{}/v1/chat/completions", server.url))
         .header("x-request-id", "req-of-the-test")
         .header("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
-        .json(&json!({"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 5, "ignore_eos": true}))
+        .json(&json!({"messages": [{"role": "user", "content": prompt}], "max_tokens": 5, "ignore_eos": true}))
         .send()
         .await
         .unwrap();
@@ -53,4 +57,14 @@ async fn a_request_and_its_generation_are_one_line_each_and_no_prompt() {
 async fn prompts_are_logged_when_asked_for() {
     let (text, _) = log_of(&["--log-prompts"]).await;
     assert_eq!(text.matches(PROMPT).count(), 1, "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_in_the_log_is_one_line_and_drives_no_terminal() {
+    let forged = "a\n2030-01-01T00:00:00Z ERROR forged \u{1b}]0;pwned\u{7}\u{9b}2J";
+    for format in ["text", "json"] {
+        let (text, _) = log_of_prompt(&["--log-format", format, "--log-prompts"], forged).await;
+        assert!(text.contains("forged") && !text.lines().any(|line| line.starts_with("2030")), "{text}");
+        assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+    }
 }

@@ -14,6 +14,7 @@ use crate::bench::{
     self, Api, Ask, Lengths, Level, Mode, Plan, Prompts, REQUESTS_MAX, ServerAddress, Slo, Workload, read_dataset,
 };
 use crate::error::Error;
+use crate::text::printable_json;
 
 /// Requests at once of one level, at most.
 const CONCURRENCY_MAX: usize = 1024;
@@ -181,7 +182,7 @@ pub(super) fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
         let mut json = serde_json::to_string_pretty(&report)?;
         json.push('\n');
         if is_standard_output(path) {
-            print(&json)?;
+            print(&printable_json(&json))?;
         } else {
             write(path, &json)?;
         }

@@ -11,6 +11,7 @@ use super::{pull, sections};
 use crate::bench::offline::{self, Layers, Subject, Workload};
 use crate::config::{Typed, setting};
 use crate::telemetry;
+use crate::text::printable_json;
 
 /// Where `--json` without a path goes.
 pub(super) const STANDARD_OUTPUT: &str = "-";
@@ -97,7 +98,7 @@ pub(super) fn run(args: OfflineArgs, shared: Shared) -> anyhow::Result<ExitCode>
         Some(path) => {
             let json = serde_json::to_string_pretty(&report)? + "\n";
             if path.as_os_str() == STANDARD_OUTPUT {
-                super::print(&json)?;
+                super::print(&printable_json(&json))?;
             } else {
                 std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
                 super::print(&report.to_string())?;

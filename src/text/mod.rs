@@ -22,7 +22,7 @@ pub use answer::{
 };
 pub use detokenizer::Detokenizer;
 pub use framed::FramedTokenizer;
-pub use printable::{excerpt, printable, printable_line};
+pub use printable::{excerpt, printable, printable_json, printable_line};
 pub use stop::{StopOutcome, StopStrings};
 pub use tokenizer::{EncodeOptions, Tokenizer};
 pub use vocab::{Scheme, TokenKind, Vocab};

@@ -7,6 +7,7 @@
 //! nothing of where the text goes: who prints, decides.
 
 use std::borrow::Cow;
+use std::fmt::Write;
 
 /// Characters of an [`excerpt`].
 const EXCERPT_CHARS_MAX: usize = 200;
@@ -21,6 +22,19 @@ pub fn printable_line(text: &str) -> Cow<'_, str> {
     escape(text, is_harmful)
 }
 
+/// JSON as JSON: it may hold such characters in its strings, since it must escape no more than C0. They are shown as
+/// its own escapes (`\u009b`), so that a reader of the JSON gets the same strings.
+pub fn printable_json(json: &str) -> Cow<'_, str> {
+    rewrite(
+        json,
+        |c| is_harmful(c) && c != '\n',
+        |c, shown| {
+            // All of them are in the basic plane, so four digits suffice. Writing to a string cannot fail.
+            let _ = write!(shown, "\\u{:04x}", u32::from(c));
+        },
+    )
+}
+
 /// The beginning of `text` in one line: for a name or a value in the middle of a message.
 pub fn excerpt(text: &str) -> String {
     let end = text.char_indices().nth(EXCERPT_CHARS_MAX).map(|(at, _)| at);
@@ -31,12 +45,16 @@ pub fn excerpt(text: &str) -> String {
 }
 
 fn escape(text: &str, is_escaped: impl Fn(char) -> bool) -> Cow<'_, str> {
+    rewrite(text, is_escaped, |c, shown| shown.extend(c.escape_default()))
+}
+
+fn rewrite(text: &str, is_escaped: impl Fn(char) -> bool, escape: impl Fn(char, &mut String)) -> Cow<'_, str> {
     if !text.contains(&is_escaped) {
         return Cow::Borrowed(text);
     }
     let mut shown = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        if is_escaped(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
+        if is_escaped(c) { escape(c, &mut shown) } else { shown.push(c) }
     }
     Cow::Owned(shown)
 }
@@ -65,6 +83,15 @@ mod tests {
         let all: String = ('\0'..=char::MAX).collect();
         assert!(!printable(&all).chars().any(|c| c.is_control() && c != '\n' && c != '\t'));
         assert!(!printable_line(&all).chars().any(char::is_control));
+    }
+
+    #[test]
+    fn json_stays_the_same_json() {
+        let all: String = ('\0'..=char::MAX).collect();
+        let json = serde_json::to_string_pretty(&[&all]).expect("a string is JSON");
+        let shown = printable_json(&json);
+        assert!(!shown.chars().any(|c| c.is_control() && c != '\n') && !shown.contains('\u{202e}'));
+        assert_eq!(serde_json::from_str::<[String; 1]>(&shown).expect("still JSON"), [all]);
     }
 
     #[test]

@@ -184,15 +184,14 @@ fn check_scheme(address: &Url) -> Result<()> {
     if matches!(address.scheme(), "http" | "https") {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Io, format!("{} must begin with http:// or https://", shown(address))))
+    let message = format!("the hub's address must begin with http:// or https://, got `{}:`", address.scheme());
+    Err(Error::new(ErrorKind::Io, message))
 }
 
-/// An address for messages, without its query: the storage's are signed, and who has one may fetch with it.
+/// An address for messages, without what is secret in it: a signature in the query of the storage's addresses, a
+/// password in the operator's.
 fn shown(address: &Url) -> String {
-    let mut address = address.clone();
-    address.set_query(None);
-    address.set_fragment(None);
-    excerpt(address.as_str())
+    excerpt(&format!("{}{}", address.origin().ascii_serialization(), address.path()))
 }
 
 #[cfg(test)]
@@ -227,8 +226,8 @@ mod tests {
     }
 
     #[test]
-    fn a_signed_address_is_shown_without_its_signature() {
-        let address = Url::parse("https://cdn.test/x?signature=secret#y").expect("an address");
+    fn an_address_is_shown_without_its_secrets() {
+        let address = Url::parse("https://user:secret@cdn.test:443/x?signature=secret#y").expect("an address");
         assert_eq!(shown(&address), "https://cdn.test/x");
     }
 }

@@ -105,8 +105,9 @@ impl<'a> Hub<'a> {
         let address = format!("{}/api/{}", self.config.endpoint, repo(self.source).api_url());
         let answer = self.client.get(&address, None, Redirects::Follow)?;
         self.check_status(answer.status, &self.source.repo)?;
-        let text = answer.whole(LISTING_BYTES_MAX).map_err(|e| e.context(format!("the listing {address}")))?;
-        let info: RepoInfo = serde_json::from_slice(&text).map_err(|e| Error::io(&address, e))?;
+        let what = format!("the hub's listing of {}", self.source.repo);
+        let text = answer.whole(LISTING_BYTES_MAX).map_err(|e| e.context(&what))?;
+        let info: RepoInfo = serde_json::from_slice(&text).map_err(|e| Error::io(&what, e))?;
         if info.siblings.len() > LISTING_FILES_MAX {
             let message = format!("{} lists more than {LISTING_FILES_MAX} files", self.source.repo);
             return Err(Error::new(ErrorKind::Io, message));

@@ -403,7 +403,7 @@ package = [{ name = "p", version = "1.0", member = "x/y" }]
         std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
         check("a.toml is not a regular file");
         std::fs::remove_file(&path).unwrap();
-        let comment = format!("#{}\n", "x".repeat((1 << 20) - GOOD.len() - 2));
+        let comment = format!("#{}\n", "x".repeat((1 << 20) - GOOD.len() - 20));
         for i in 0..=16 {
             let text = comment.clone() + &GOOD.replace("\"tiny\"", &format!("\"tiny-{i}\""));
             std::fs::write(dir.path().join(format!("{i:02}.toml")), text).unwrap();

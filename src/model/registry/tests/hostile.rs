@@ -251,7 +251,9 @@ fn a_pip_that_brings_too_much_is_stopped() {
     assert!(text.contains("pip was stopped: the download took more than 134217808 bytes"), "{text}");
     assert!(f.cached().is_empty(), "{:?}", f.cached());
     if cfg!(target_os = "linux") {
-        f.python("trap '' XFSZ; sleep 0.2; truncate -s 70M $wheels/1.whl 2>&1 || echo 'ERROR: too large' >&2; exit 1");
+        // The script waits until its bound is there.
+        let wait = "until [ \"$(ulimit -f)\" != unlimited ]; do sleep 0.01; done; trap '' XFSZ";
+        f.python(&format!("{wait}; truncate -s 70M $wheels/1.whl 2>&1 || echo 'ERROR: too large' >&2; exit 1"));
         let text = f.resolve("tiny").unwrap_err().message().to_owned();
         assert!(text.ends_with("ERROR: too large"), "{text}");
     }
