@@ -110,6 +110,10 @@ impl Inner {
     fn written(&mut self, result: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let num_bytes = if let Poll::Ready(Ok(num_bytes)) = &result { *num_bytes } else { 0 };
         if self.is_too_slow(num_bytes, cx) {
+            // Or the kernel would go on to keep what it has for a client that takes an hour over it.
+            if let Err(e) = self.stream.set_zero_linger() {
+                tracing::debug!(error = %e, "a slow connection lingers");
+            }
             return Poll::Ready(Err(io::Error::new(
                 io::ErrorKind::TimedOut,
                 "the client reads a large answer too slowly",

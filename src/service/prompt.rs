@@ -192,6 +192,23 @@ mod tests {
     }
 
     #[test]
+    fn a_run_without_a_break_is_told_with_the_field_that_it_came_in() {
+        let long = "a".repeat(200_000);
+        let template =
+            ChatTemplate::new("{% for m in messages %}{{ m.content }}{% endfor %}", "", "").expect("compiles");
+        for (prompt, field) in [
+            (Prompt::Text(long.clone()), "prompt"),
+            (Prompt::Chat(vec![ChatMessage::new("user", long.clone())]), "messages"),
+        ] {
+            let error = encode(&tokenizer(false), Some(&template), &mut asking(prompt), None).expect_err("too long");
+            assert_eq!((error.kind(), error.param()), (ErrorKind::InvalidRequest, Some(field)));
+            let expect =
+                format!("`{field}` cannot be tokenised: a run of text without a break must have at most 131072");
+            assert!(error.message().starts_with(&expect), "{error}");
+        }
+    }
+
+    #[test]
     fn a_prompt_begins_as_the_file_says() {
         let prompt = |add_bos| {
             let mut request = asking(Prompt::Text("hi".to_owned()));
