@@ -25,7 +25,7 @@ impl RejectLabel {
     pub const STREAMS_FULL: Self = Self { reason: "streams_full" };
     /// An owner is over a limit of its own.
     pub const OWNER_LIMIT: Self = Self { reason: "owner_limit" };
-    /// As many grammars are being compiled as may be at once.
+    /// Too many requests of an owner wait for a grammar to be compiled, or one has waited too long.
     pub const GRAMMARS_FULL: Self = Self { reason: "grammars_full" };
     /// As many responses as may be kept are still running.
     pub const RESPONSES_FULL: Self = Self { reason: "responses_full" };

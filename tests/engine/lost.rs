@@ -158,7 +158,8 @@ fn with_two_workers_a_poisonous_prompt_among_many_ends_alone() {
 fn failures_of_the_device_do_not_make_the_server_serial() {
     let num_made = AtomicUsize::new(0);
     let factory: ModelFactory = Arc::new(move || {
-        let error_at_step = (num_made.fetch_add(1, Ordering::SeqCst) < 2).then_some(400);
+        // The second comes when all that came back are settled.
+        let error_at_step = [Some(200), Some(1200), None][num_made.fetch_add(1, Ordering::SeqCst).min(2)];
         let faults = StubFaults { error_at_step, ..StubFaults::default() };
         Ok(Box::new(StubModel::new(StubConfig { faults, num_blocks: 4096, ..StubConfig::default() })))
     });
