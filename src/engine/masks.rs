@@ -6,7 +6,7 @@
 //! ```text
 //! worker:  build the batch -> ask ----> forward -> collect, for a short grace -> sample those whose masks are there
 //! quick lane:                 \---> masks of grammars that were quick so far        (normal priority)
-//! slow lane:                   \--> masks of grammars that once were slow           (lowest priority, owners in turn)
+//! slow lane:                   \--> masks of grammars that once were slow           (low priority, owners in turn)
 //! ```
 //!
 //! A mask is work for one sequence, and a step is everybody's, so no step waits for a mask longer than the grace. A

@@ -18,7 +18,7 @@ use crate::sampling::{Draw, Sampled, Sampler, SeenTokens, TokenMask};
 
 /// A sequence ends that has waited for masks for so long in all ...
 const LATE_TIME_MAX: Duration = Duration::from_secs(30);
-/// ... and this for each of its tokens. On a busy machine the slow lane gets 1.5 % of a core, so a mask of 10 ms takes 0.7 s.
+/// ... and this for each of its tokens. On a busy machine the slow lane gets 6 % of a core, so a mask of 10 ms takes 0.16 s.
 /// Grammars that fill the lane wait for longer, and must not hold places in the worker for as long as they like.
 const LATE_TIME_PER_TOKEN: Duration = Duration::from_secs(1);
 

@@ -51,7 +51,8 @@ fn expression(r: &mut Random, depth: u64) -> String {
 }
 
 fn statement(r: &mut Random, depth: u64) -> String {
-    let value = expression(r, 1 + r.below(2));
+    let height = 1 + r.below(2);
+    let value = expression(r, height);
     if depth == 0 {
         return format!("{{{{ {value} }}}}");
     }
