@@ -333,7 +333,6 @@ impl Config {
         let mut values = Values { sources, resolved: Vec::with_capacity(SETTINGS.len()) };
         let config = Self {
             server: values.server()?,
-            keys: values.keys()?,
             streams: StreamsConfig {
                 num_streams_max: values.number("streams.num_streams_max")?,
                 num_bytes_max: values.number("streams.num_bytes_max")?,
@@ -361,6 +360,7 @@ impl Config {
                 prompts: values.bool("log.prompts")?,
                 level_given: values.origin("log.level") != Origin::Default,
             },
+            keys: values.keys()?,
             memory: values.memory()?,
             embeddings: values.embeddings()?,
             file: sources.file_path().map(PathBuf::from),

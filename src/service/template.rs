@@ -56,6 +56,8 @@ pub struct ChatTemplate {
     knows_tools: bool,
     call_syntax: CallSyntax,
     reasoning_syntax: Option<ReasoningSyntax>,
+    /// Whether it fails on a plain chat: then it is at fault, and no client can help it.
+    is_broken: bool,
 }
 
 impl fmt::Debug for ChatTemplate {
@@ -83,7 +85,7 @@ impl ChatTemplate {
             let compiled = environment.add_template_owned(TEMPLATE, source);
             compiled.map(|()| environment).map_err(|e| Error::bad_model(format!("the chat template is not valid: {e}")))
         })?;
-        Ok(Self {
+        let mut template = Self {
             environment,
             bos: bos.to_owned(),
             eos: eos.to_owned(),
@@ -91,7 +93,12 @@ impl ChatTemplate {
             knows_tools,
             call_syntax,
             reasoning_syntax,
-        })
+            is_broken: true,
+        };
+        // With the flag set, only what the template itself raises is the client's error.
+        let tried = template.render(&[ChatMessage::new("user", "Hi")], true);
+        template.is_broken = tried.is_err_and(|e| e.kind() == ErrorKind::Internal);
+        Ok(template)
     }
 
     /// Sets the form of calls, for a template that does not show its family's, or not truly.
@@ -134,8 +141,8 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidRequest`]: with the template's own words if it rejects the messages (`raise_exception`), and if
-    /// it runs too long on them, writes too much or fails otherwise. A template that can do nothing with a good chat is
-    /// at fault itself, yet here nobody knows whether a chat is good, and messages can be made to fail any template.
+    /// it runs too long on them, writes too much or fails otherwise. [`ErrorKind::Internal`] in place of the latter if it
+    /// does so on a plain chat too.
     pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
         self.render_with(messages, add_generation_prompt, &BTreeMap::new())
     }
@@ -169,7 +176,7 @@ impl ChatTemplate {
         on_deep_stack(move || {
             let mut output = CappedOutput { bytes: Vec::new(), bytes_max: self.output_bytes_max };
             let template = environment.get_template(TEMPLATE).map_err(|e| Error::internal(e.to_string()))?;
-            template.render_captured_to(variables, &mut output).map_err(|e| as_error(&e))?;
+            template.render_captured_to(variables, &mut output).map_err(|e| as_error(&e, self.is_broken))?;
             String::from_utf8(output.bytes).map_err(|_| Error::internal("a rendered template is UTF-8"))
         })
     }
@@ -233,25 +240,31 @@ impl fmt::Display for RaisedException {
 
 impl std::error::Error for RaisedException {}
 
-/// Our error for Jinja's: the template's own objection is about the request, all else about the template.
-fn as_error(error: &JinjaError) -> Error {
+/// Our error for Jinja's: the template's own objection is about the request, all else about the template if that is broken.
+fn as_error(error: &JinjaError, is_broken: bool) -> Error {
+    let mut too_long = None;
     let mut cause = std::error::Error::source(error);
     while let Some(source) = cause {
         if let Some(RaisedException(message)) = source.downcast_ref() {
             return Error::invalid("messages", message.clone());
         }
-        if let Some(full) = source.downcast_ref::<io::Error>().filter(|e| e.kind() == io::ErrorKind::FileTooLarge) {
-            return Error::invalid("messages", full.to_string());
-        }
+        let is_full = |e: &&io::Error| e.kind() == io::ErrorKind::FileTooLarge;
+        too_long = too_long.or(source.downcast_ref::<io::Error>().filter(is_full).map(ToString::to_string));
         cause = source.source();
     }
-    match error.kind() {
-        JinjaErrorKind::OutOfFuel => Error::invalid(
-            "messages",
-            "`messages` must not make the chat template do more work than their length allows it",
-        ),
-        _ => Error::invalid("messages", format!("`messages` must be some that the chat template can render: {error}")),
+    let is_out_of_fuel = error.kind() == JinjaErrorKind::OutOfFuel;
+    if is_broken {
+        let what = if is_out_of_fuel { "it does too much work".to_owned() } else { error.to_string() };
+        return Error::internal(format!("the model's chat template cannot render a plain chat: {what}"));
     }
+    if let Some(rule) = too_long {
+        return Error::invalid("messages", rule);
+    }
+    if is_out_of_fuel {
+        let rule = "`messages` must not make the chat template do more work than their length allows it";
+        return Error::invalid("messages", rule);
+    }
+    Error::invalid("messages", format!("`messages` must be some that the chat template can render: {error}"))
 }
 
 /// Collects output up to a limit.

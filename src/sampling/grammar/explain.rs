@@ -27,6 +27,10 @@ const PHRASES: &[(&str, &str)] = &[
     ("lookarounds not supported yet; ", "look-around is not supported: "),
     ("Internal error: initial push failed", "no text satisfies it"),
     ("panic: ", "the grammar compiler failed on it: "),
+    ("(And (", "all of (("),
+    ("(Or (", "one of (("),
+    ("(SearchRegex /", "(the pattern /"),
+    ("(Regex /", "(the expression /"),
 ];
 
 /// The library's sentence in one line and plain words.

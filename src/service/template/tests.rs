@@ -193,7 +193,7 @@ fn hostile_templates_end_in_an_error() {
     ];
     for source in corpus {
         let error = fails(source);
-        assert_eq!(error.kind(), ErrorKind::InvalidRequest, "{source}: {error}");
+        assert_eq!(error.kind(), ErrorKind::Internal, "it fails on any chat: {source}: {error}");
     }
 }
 
@@ -207,10 +207,7 @@ fn values_as_deep_as_fuel_allows_do_not_overflow_the_stack() {
         let source = nest.replace("100000", &depth.to_string()) + tail;
         let template = ChatTemplate::new(&source, "", "").expect("compiles");
         let outcome = template.render(&chat(), true);
-        assert!(
-            outcome.as_ref().map_or_else(|e| e.kind() == ErrorKind::InvalidRequest, |text| !text.is_empty()),
-            "{tail}"
-        );
+        assert!(outcome.as_ref().map_or_else(|e| e.kind() == ErrorKind::Internal, |text| !text.is_empty()), "{tail}");
     }
     let deep_source = format!("{{{{ {}1 }}}}", "not ".repeat(50_000));
     let template = ChatTemplate::new(&deep_source, "", "").expect("the parser has room");
