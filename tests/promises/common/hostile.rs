@@ -12,7 +12,9 @@ use tokio::time::timeout;
 use super::{SseParser, Wire, scale};
 
 /// Longest time that one shot may take; a server that needs longer is judged by its neighbours' figures.
-const SHOT_TIME_MAX: Duration = Duration::from_secs(30);
+fn shot_time_max() -> Duration {
+    Duration::from_secs(scale(3, 30) as u64)
+}
 
 /// Bodies are at most this long: the server's own bound, less a little.
 const BODY_BYTES: usize = (4 << 20) - 4096;
@@ -201,7 +203,7 @@ impl Attack {
 
     /// Sends it once.
     pub async fn shoot(&self, to: SocketAddr, key: (&str, &str)) -> Outcome {
-        let shot = timeout(SHOT_TIME_MAX, self.exchange(to, key)).await;
+        let shot = timeout(shot_time_max(), self.exchange(to, key)).await;
         shot.ok().and_then(Result::ok).map_or(Outcome::Cut, Outcome::Answered)
     }
 
@@ -220,7 +222,7 @@ impl Attack {
                 wire.send("POST", self.path, &[key], &self.body).await?;
                 let status = wire.head().await?.status;
                 // Long enough to be felt, short enough to try it again.
-                for _ in 0..4 {
+                for _ in 0..scale(1, 4) {
                     wire.some().await?;
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
