@@ -325,6 +325,25 @@ fn a_row_of_nan_ends_its_own_sequence_only() {
     assert_eq!(server.metrics.worker_restarts.get(), 0);
 }
 
+/// The prompts of one key took the whole of each step, so that another key's request began when they were done.
+#[test]
+fn a_newcomer_s_first_token_does_not_wait_for_another_owner_s_long_prompts() {
+    let gate = StubGate::new();
+    let stub = StubConfig { gate: Some(gate.clone()), num_blocks: 4096, ..StubConfig::default() };
+    let server = Server::start(EngineConfig { max_num_batched_tokens: 128, ..EngineConfig::default() }, stub);
+    let long = |n: u32| ValidRequest { prompt: vec![97 + n; 3000], tenant: Tenant(1), max_tokens: 1, ..request(n) };
+    let many: Vec<_> = (0..8).map(|n| server.submit(long(n))).collect();
+    gate.allow(2);
+    gate.wait_arrived(3);
+    let other = server.submit(ValidRequest { tenant: Tenant(2), ..request(20) });
+    gate.allow(8);
+    gate.wait_arrived(11);
+    assert!(other.len() > 2, "no token in eight steps: {:?}", other.status());
+    gate.open();
+    transcript(&other);
+    many.iter().for_each(|log| drop(transcript(log)));
+}
+
 #[test]
 fn draining_finishes_what_is_here_and_refuses_the_rest() {
     let gate = StubGate::new();

@@ -117,6 +117,9 @@ impl EngineCore {
     pub fn step(&mut self) -> Result<Step> {
         let started_at = self.parts.queue.now();
         self.end_cancelled();
+        let scheduler = &self.scheduler;
+        let expected = self.parts.queue.next_owner(|tenant| !scheduler.has_place(tenant));
+        self.scheduler.expect(expected);
         self.scheduler.schedule();
         if let Some(message) = self.pull(started_at) {
             self.fail_all(ErrorKind::Unavailable, &message);

@@ -5,6 +5,7 @@
 //! Its clock is given to it, and it draws nothing at random. The lock is held for operations on the order and appends
 //! to logs; a log's hook is never called with the log's own lock held, so the order queue, then log, holds.
 
+mod owners;
 mod places;
 mod returned;
 
@@ -157,8 +158,7 @@ impl Queue {
         let id = request.id;
         let cancelled_at = Arc::new(OnceLock::new());
         self.push((request, chain, grammar), log.clone(), cancelled_at.clone())?;
-        // Weak, as the queue holds the log that holds the hook.
-        let queue = Arc::downgrade(self);
+        let queue = Arc::downgrade(self); // Weak, as the queue holds the log that holds the hook.
         log.on_cancel(move |_| {
             if let Some(queue) = queue.upgrade() {
                 // Only this closure sets it, and it runs once.

@@ -7,7 +7,8 @@
 //!                no block left -> preempt another one, maybe itself
 //!            prefill budget = what is left, and if somebody decodes at most 4 for each who does
 //!                (at least 32, at most prefill_tokens_per_step_max)
-//!            running sequences with more to compute (prompts, forced tokens), oldest first: a chunk each
+//!            running sequences with more to compute (prompts, forced tokens), oldest first: a chunk each; where they are
+//!                of several owners, or an owner waits that has none here, each owner has its part of the budget
 //! admit:     while admits() the next of the queue: a chunk, and who must make way is preempted
 //! readmit:   preempted sequences that have room again: a chunk each
 //! batch:     what was planned, as arrays
@@ -34,15 +35,15 @@
 
 mod turns;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 pub use turns::Newcomer;
 
 use super::sequence::{Sequence, num_blocks_needed};
-use super::share::Places;
+use super::share::{Places, Share};
 use crate::cache::{BLOCK_SIZE, BlockId, BlockPool};
 use crate::model::Batch;
-use crate::protocol::TokenId;
+use crate::protocol::{Tenant, TokenId};
 
 /// The scheduler's bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +86,8 @@ pub struct Scheduler {
     prefill_budget: usize,
     /// Whether somebody decodes in it.
     is_shared: bool,
+    /// An owner without a place here that waits for one.
+    expected: Option<Share>,
     num_preemptions: u64,
     num_fair_preemptions: u64,
     num_admitted: u64,
@@ -122,6 +125,7 @@ impl Scheduler {
             copies: Vec::new(),
             prefill_budget: 0,
             is_shared: false,
+            expected: None,
             num_preemptions: 0,
             num_fair_preemptions: 0,
             num_admitted: 0,
@@ -144,11 +148,38 @@ impl Scheduler {
         self.is_shared = !self.plan.is_empty();
         self.prefill_budget =
             if self.is_shared { left.min(share).min(self.limits.prefill_tokens_per_step_max) } else { left };
+        let mut parts = self.parts_of_owners();
         for index in 0..self.running.len() {
             if self.running[index].num_remaining() > 1 {
-                self.plan_chunk(index);
+                let part = parts.get_mut(&self.running[index].share().tenant);
+                let spent = self.plan_chunk(index, part.as_deref().copied().unwrap_or(usize::MAX));
+                part.into_iter().for_each(|part| *part = part.saturating_sub(spent));
             }
         }
+    }
+
+    /// Says before a step that an owner waits which has no place here: prompts of others leave it a part of the step. Without
+    /// that, an owner whose prompts fill the step would keep it out until they are computed.
+    pub fn expect(&mut self, newcomer: Option<Share>) {
+        self.expected = newcomer;
+    }
+
+    /// Whether an owner has a sequence here that takes part in steps.
+    pub fn has_place(&self, tenant: Tenant) -> bool {
+        self.places.has(tenant)
+    }
+
+    /// What of the prefill budget each owner may use, by weight; empty if there is only one to use it.
+    fn parts_of_owners(&mut self) -> BTreeMap<Tenant, usize> {
+        let prompts = self.running.iter().filter(|sequence| sequence.num_remaining() > 1).map(Sequence::share);
+        let weights: BTreeMap<Tenant, u64> =
+            prompts.chain(self.expected.take()).map(|share| (share.tenant, u64::from(share.weight.max(1)))).collect();
+        if weights.len() < 2 {
+            return BTreeMap::new();
+        }
+        let total: u64 = weights.values().sum();
+        let part = |weight: u64| (self.prefill_budget as u64 * weight / total).max(1) as usize;
+        weights.into_iter().map(|(tenant, weight)| (tenant, part(weight))).collect()
     }
 
     /// Whether the sequence in `slot` runs and has its first `num_tokens` tokens not computed yet: who shares them
@@ -311,19 +342,22 @@ impl Scheduler {
         index + 1
     }
 
-    fn plan_chunk(&mut self, index: usize) {
-        if self.prefill_budget == 0 {
-            return;
+    /// Plans a chunk that costs at most `part` of the budget; returns what it costs.
+    fn plan_chunk(&mut self, index: usize, part: usize) -> usize {
+        let budget = self.prefill_budget.min(part);
+        if budget == 0 {
+            return 0;
         }
         let sequence = &self.running[index];
         let attended = if self.is_shared { sequence.num_computed_tokens() } else { 0 };
         let cost = 1.0 + attended as f64 / self.limits.attention_span as f64;
-        let affordable = ((self.prefill_budget as f64 / cost) as usize).max(1);
+        let affordable = ((budget as f64 / cost) as usize).max(1);
         let num_tokens = sequence.num_remaining().min(affordable);
         let num_tokens = if sequence.wants_logits() { num_tokens.min(WANTED_PER_STEP_MAX) } else { num_tokens };
         let spent = (num_tokens as f64 * cost).ceil() as usize;
         self.prefill_budget = self.prefill_budget.saturating_sub(spent);
         self.push_plan(index, num_tokens);
+        spent
     }
 
     fn push_plan(&mut self, index: usize, num_tokens: usize) {

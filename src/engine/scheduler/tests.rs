@@ -108,6 +108,26 @@ fn decoding_comes_first_and_bounds_the_prefill_beside_it() {
 }
 
 #[test]
+fn prompts_of_one_owner_leave_a_part_of_each_step_to_another() {
+    let mut d = Driver::new(LIMITS, 64);
+    d.scheduler.schedule();
+    assert_eq!(d.admit(0, &prompt(500, 1)), Some(0));
+    assert_eq!(d.run(), [(0, 64)], "alone it has all");
+    d.scheduler.schedule();
+    assert_eq!(d.admit_of(SECOND, 1, &prompt(70, 2)), None, "its next chunk takes the whole step");
+    assert_eq!(d.run(), [(0, 64)]);
+    d.scheduler.expect(Some(SECOND));
+    d.scheduler.schedule();
+    assert_eq!(d.admit_of(SECOND, 1, &prompt(70, 2)), Some(0));
+    assert_eq!(d.run(), [(0, 32), (1, 32)]);
+    assert_eq!(d.step(), [(0, 32), (1, 32)], "while both have prompts, each has its part");
+    d.scheduler.expect(Some(HEAVY));
+    d.scheduler.schedule();
+    assert_eq!(d.admit_of(HEAVY, 2, &prompt(100, 3)), Some(0));
+    assert_eq!(d.run(), [(0, 12), (1, 6), (2, 46)], "by weight, and what is left goes to who begins");
+}
+
+#[test]
 fn slots_and_blocks_bound_admission() {
     let mut d = Driver::new(LIMITS, 16);
     d.scheduler.schedule();

@@ -100,7 +100,7 @@ impl Scheduler {
         let found = sequence.num_computed_tokens();
         self.places.add(sequence.share());
         self.running.push(sequence);
-        self.plan_chunk(self.running.len() - 1);
+        self.plan_chunk(self.running.len() - 1, usize::MAX);
         found
     }
 
