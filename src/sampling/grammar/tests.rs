@@ -142,6 +142,18 @@ fn what_would_take_too_much_is_refused_with_its_place_the_bound_and_the_value() 
 }
 
 #[test]
+fn few_patterns_are_put_together_for_one_text() {
+    let all =
+        |num: usize| (0..num).map(|i| format!(r#"{{"type": "string", "pattern": "a.{{{i}}}b"}}"#)).collect::<Vec<_>>();
+    refused(&schema(&format!(r#"{{"allOf": [{}]}}"#, all(60).join(", "))), "at most 8 patterns for one text");
+    let defs: Vec<String> = all(60).iter().enumerate().map(|(i, s)| format!(r#""d{i}": {s}"#)).collect();
+    let refs: Vec<String> = (0..60).map(|i| format!(r##"{{"$ref": "#/$defs/d{i}"}}"##)).collect();
+    let halves = format!(r#"{{"allOf": [{}]}}, {{"allOf": [{}]}}"#, refs[..6].join(", "), refs[6..12].join(", "));
+    refused(&schema(&format!(r#"{{"allOf": [{halves}], "$defs": {{{}}}}}"#, defs.join(", "))), "at most 8 patterns");
+    grammar(&schema(&format!(r#"{{"anyOf": [{}]}}"#, all(30).join(", "))));
+}
+
+#[test]
 fn errors_are_in_words_of_ours() {
     // Nothing of the model's vocabulary can begin a text of this.
     refused(&Constraint::Lark("start: /a/ & /b/".to_owned()), "");

@@ -6,6 +6,7 @@
 //! size of one operation, worked out in one pass over the source, and every refusal names the keyword or the
 //! terminal, the bound and the value.
 
+mod joined;
 pub(super) mod lark;
 pub(super) mod regex;
 pub(super) mod schema;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
-use super::{Budget, regex};
+use super::{Budget, joined, regex};
 
 /// A multiple is told by its remainder, which is a state of its own. One digit at a time, each state has ten more.
 const MULTIPLE_OF_MAX: u64 = 10_000;
@@ -31,7 +31,7 @@ const APPLICATORS: [&str; 6] = ["$ref", "allOf", "anyOf", "oneOf", "enum", "cons
 /// # Errors
 /// A sentence with the keyword, its place, the bound and the value.
 pub(in super::super) fn check(schema: &Value, budget: &mut Budget) -> Result<(), String> {
-    let mut walk = Walk { budget, tally: Tally::default() };
+    let mut walk = Walk { budget, root: schema, tally: Tally::default() };
     walk.subschema(schema, &Place::ROOT)?;
     walk.tally.check()
 }
@@ -120,6 +120,8 @@ impl Tally {
 
 struct Walk<'a> {
     budget: &'a mut Budget,
+    /// The whole document.
+    root: &'a Value,
     tally: Tally,
 }
 
@@ -144,6 +146,9 @@ impl Walk<'_> {
         });
         if applied > 1 || (applied == 1 && others) {
             self.tally.num_joined += 1;
+        }
+        if keywords.contains_key("allOf") || keywords.contains_key("$ref") {
+            joined::check(keywords, self.root, place)?;
         }
         for (name, value) in keywords {
             if !ANNOTATIONS.contains(&name.as_str()) {
