@@ -21,6 +21,8 @@
 //! from there on. The states of chunked bodies are those of hyper's decoder (RFC 9112, section 7.1), which bounds sizes
 //! and extensions.
 
+#![expect(clippy::match_same_arms, reason = "a table of transitions, one line for each")]
+
 /// The longest name that the check must know.
 const NAME_BYTES_MAX: usize = "transfer-encoding".len();
 /// The longest value that the check must know: a length in decimal digits, with spaces around it.
@@ -265,7 +267,7 @@ impl Chunk {
             (Self::Size(n) | Self::SizeSpace(n) | Self::Extension(n), b'\r') => Self::SizeLf(n),
             (Self::Extension(_), b'\n') => return Err("a chunk's extension must not have LF"),
             (Self::Extension(n), _) => Self::Extension(n),
-            (Self::SizeLf(0), b'\n') | (Self::TrailerLf, b'\n') => Self::TrailerStart,
+            (Self::SizeLf(0) | Self::TrailerLf, b'\n') => Self::TrailerStart,
             (Self::SizeLf(n), b'\n') => Self::Data(n),
             (Self::DataCr, b'\r') => Self::DataLf,
             (Self::DataLf, b'\n') => Self::Size(0),

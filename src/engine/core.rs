@@ -233,8 +233,8 @@ impl EngineCore {
                 let newcomer = Newcomer { share: entry.share(), prompt: &request.prompt, chain: chain.as_ref() };
                 let leader = slot_of(generations, request.leader);
                 let num_shared = request.num_prompt_tokens() - 1;
-                !has_suspect
-                    && !(has_unsettled && entry.has_returned)
+                let is_held_up = has_suspect || has_unsettled && entry.has_returned;
+                !is_held_up
                     && passed.is_none_or(|passed| scheduler.may_pass(newcomer.share, passed.share()))
                     && leader.is_none_or(|slot| !scheduler.is_computing(slot, num_shared))
                     && scheduler.admits(newcomer)

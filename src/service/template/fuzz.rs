@@ -79,7 +79,7 @@ fn statement(r: &mut Random, depth: u64) -> String {
 fn random_templates_end_within_their_bounds() {
     let cases = std::env::var("TALLOW_FUZZ_CASES").ok().and_then(|n| n.parse::<u64>().ok());
     let cases = cases.map_or(CASES_DEFAULT, |n| n.div_ceil(100));
-    let chat = vec![ChatMessage::new("user", "Hi!"), ChatMessage::new("assistant", &"long ".repeat(200))];
+    let chat = vec![ChatMessage::new("user", "Hi!"), ChatMessage::new("assistant", "long ".repeat(200))];
     let (mut num_rendered, mut num_refused) = (0, 0);
     for case in 0..cases {
         let mut r = Random { position: case << 16 };
