@@ -59,7 +59,7 @@ fn structured(field: &str, constraint: Value, n: usize) -> String {
 }
 
 /// One whose honest twin asks for the same without what is hostile about it.
-fn twinned(attack: Attack, twin: Value) -> Attack {
+fn twinned(attack: Attack, twin: &Value) -> Attack {
     Attack { twin: Some(twin.to_string().into()), ..attack }
 }
 
@@ -85,7 +85,7 @@ pub fn attacks() -> Vec<Attack> {
                 "/v1/completions",
                 structured("guided_grammar", json!("start: s\ns: s s s | s s | /[a-z ]/\n"), 60),
             ),
-            json!({"prompt": "a", "max_tokens": 60, "n": 60, "seed": 3, "ignore_eos": true}),
+            &json!({"prompt": "a", "max_tokens": 60, "n": 60, "seed": 3, "ignore_eos": true}),
         ),
         attack(
             "a multiple of a large number",
@@ -158,7 +158,7 @@ pub fn attacks() -> Vec<Attack> {
                 })
                 .to_string(),
             ),
-            json!({"prompt": "a", "max_tokens": 400, "n": 16, "ignore_eos": true}),
+            &json!({"prompt": "a", "max_tokens": 400, "n": 16, "ignore_eos": true}),
         ),
     ];
     let polled = json!({
@@ -181,7 +181,7 @@ pub fn attacks() -> Vec<Attack> {
     let honest_work = json!({"input": "a", "max_output_tokens": 1200, "ignore_eos": true});
     all.push(Attack {
         manner: Manner::Polling,
-        ..twinned(attack("a polled response", "/v1/responses", polled.to_string()), honest_work)
+        ..twinned(attack("a polled response", "/v1/responses", polled.to_string()), &honest_work)
     });
     all
 }
