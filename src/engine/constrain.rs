@@ -3,14 +3,22 @@
 //! A matcher is in one place at a time: with its sequence, or on its way through a lane (`masks`), which works out what
 //! may come next. What a grammar forces is appended without being sampled, and the scheduler computes it together with
 //! the token before. Not so where log-probabilities are told, which every token has to have been sampled for.
+//!
+//! A sampled token is accepted in the step, which takes microseconds. Where the grammar is slow it goes through the lane
+//! as well, and the sequence sits out until it comes back.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::output::Output;
 use crate::error::{Error, Result};
 use crate::protocol::{FinishReason, SamplingParams, TokenId};
 use crate::sampling::TokenMask;
 use crate::sampling::grammar::{Grammar, Matcher, Next, STACK_BYTES};
+
+/// Processor time of a mask, or of accepting a token, from which on a grammar is slow: all further work for it is the slow
+/// lane's. Grammars of real schemas take 0.05 to 1 ms.
+const SLOW: Duration = Duration::from_millis(3);
 
 /// A sequence's grammar, and where its text stands in it.
 #[derive(Debug)]
@@ -35,7 +43,18 @@ pub(super) struct Question {
     fast_forward: bool,
     /// `None` if working it out failed.
     place: Option<Place>,
-    next: Option<Result<Next>>,
+    /// A sampled token that the matcher has not seen.
+    sampled: Option<TokenId>,
+    next: Option<Result<Answer>>,
+}
+
+/// What a lane worked out.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// What may come next.
+    Next(Next),
+    /// The sampled token was accepted, and these are forced behind it.
+    Accepted(Vec<TokenId>),
 }
 
 /// Where a text stands.
@@ -50,7 +69,7 @@ impl Constrained {
     /// A text that goes on behind `emitted`.
     pub(super) fn new(grammar: Arc<Grammar>, emitted: &[TokenId], sampling: &SamplingParams) -> Self {
         let place = Some(Place::Behind(emitted.to_vec()));
-        let question = Question { grammar, fast_forward: fast_forwards(sampling), place, next: None };
+        let question = Question { grammar, fast_forward: fast_forwards(sampling), place, sampled: None, next: None };
         Self { state: ConstrainedState::Here(question) }
     }
 
@@ -87,11 +106,11 @@ impl Constrained {
         matches!(self.state, ConstrainedState::Known(_))
     }
 
-    /// Takes what may come next.
+    /// Takes what was asked for.
     ///
     /// # Errors
     /// If the grammar fails.
-    pub(super) fn take_next(&mut self) -> Result<Next> {
+    pub(super) fn take_next(&mut self) -> Result<Answer> {
         let unknown = || Error::internal("a token was sampled before its mask was known");
         match std::mem::replace(&mut self.state, ConstrainedState::Asked(u64::MAX)) {
             ConstrainedState::Known(mut question) => {
@@ -106,16 +125,27 @@ impl Constrained {
         }
     }
 
-    /// Notes a sampled token; returns what is forced behind it.
+    /// Whether work for its grammar was slow before, as far as its matcher is here to be asked.
+    pub(super) fn is_slow(&self) -> bool {
+        matches!(&self.state, ConstrainedState::Here(question) | ConstrainedState::Known(question) if question.is_slow())
+    }
+
+    /// Notes a sampled token; returns what is forced behind it. If that is `deferred`, a lane has to be asked for it.
     ///
     /// # Errors
     /// If the grammar fails.
-    pub(super) fn accept(&mut self, token: TokenId) -> Result<Vec<TokenId>> {
-        let ConstrainedState::Here(Question { place: Some(Place::At(matcher)), .. }) = &mut self.state else {
+    pub(super) fn accept(&mut self, token: TokenId, deferred: bool) -> Result<Option<Vec<TokenId>>> {
+        let ConstrainedState::Here(question) = &mut self.state else {
             return Err(Error::internal("no matcher to accept with"));
         };
-        matcher.accept(token)?;
-        matcher.forced()
+        if deferred {
+            question.sampled = Some(token);
+            return Ok(None);
+        }
+        let began = cpu_time();
+        let forced = question.accept(token);
+        question.mark_if_slow(began);
+        forced.map(Some)
     }
 
     /// Whether the text is complete, so that nothing can follow.
@@ -147,14 +177,16 @@ impl Question {
         self.next = Some(self.find());
     }
 
-    /// Whether a mask of this grammar was slow before.
+    /// Whether work for this grammar was slow before.
     pub(super) fn is_slow(&self) -> bool {
         self.grammar.is_slow()
     }
 
-    /// A mask of this grammar was slow.
-    pub(super) fn mark_slow(&self) {
-        self.grammar.mark_slow();
+    /// Marks the grammar if the work since `began`, in this thread's time, was slow.
+    pub(super) fn mark_if_slow(&self, began: Duration) {
+        if cpu_time().saturating_sub(began) > SLOW {
+            self.grammar.mark_slow();
+        }
     }
 
     /// Answers with `e`, and drops the matcher.
@@ -168,7 +200,23 @@ impl Question {
         self
     }
 
-    fn find(&mut self) -> Result<Next> {
+    fn accept(&mut self, token: TokenId) -> Result<Vec<TokenId>> {
+        let Some(Place::At(matcher)) = &mut self.place else {
+            return Err(Error::internal("no matcher to accept with"));
+        };
+        self.sampled = None;
+        matcher.accept(token)?;
+        matcher.forced()
+    }
+
+    fn find(&mut self) -> Result<Answer> {
+        match self.sampled {
+            Some(token) => self.accept(token).map(Answer::Accepted),
+            None => self.find_next().map(Answer::Next),
+        }
+    }
+
+    fn find_next(&mut self) -> Result<Next> {
         match &mut self.place {
             Some(Place::At(matcher)) => matcher.allowed(),
             Some(Place::Behind(emitted)) => {
@@ -180,6 +228,12 @@ impl Question {
             None => Err(Error::internal("a matcher was asked after it failed")),
         }
     }
+}
+
+/// Processor time of this thread: the time of the clock would count what others take on a busy machine.
+pub(super) fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or_default(), u32::try_from(time.tv_nsec).unwrap_or_default())
 }
 
 /// Whether what is forced need not be sampled.

@@ -298,6 +298,7 @@ impl EngineCore {
             has_returned,
             num_tokens_before: emitted_tokens,
             held: None,
+            sampled: None,
             late_time: Duration::ZERO,
             writer,
             output,
@@ -363,7 +364,9 @@ impl EngineCore {
             generation.held = None;
             self.lease.work_for(Some(planned.slot));
             let (sampler, scheduler, parts) = (&mut self.sampler, &mut self.scheduler, &self.parts);
-            let end = generation.sample(row, &mut Turn { planned, sampler, scheduler, parts, now });
+            let defers = self.masks.defers(generation.constrained.as_ref());
+            let end = generation.sample(row, &mut Turn { planned, sampler, scheduler, parts, defers, now });
+            generation.ask_deferred(planned.slot, &mut self.masks, &self.parts.metrics);
             self.ended.extend(end.map(|end| (planned.slot, end)));
         }
         self.lease.work_for(None);
@@ -382,7 +385,9 @@ impl EngineCore {
             let Some(mut held) = generation.held.take() else { continue };
             self.lease.work_for(Some(slot));
             let (sampler, scheduler, parts) = (&mut self.sampler, &mut self.scheduler, &self.parts);
-            let end = generation.sample(&mut held.row, &mut Turn { planned, sampler, scheduler, parts, now });
+            let defers = self.masks.defers(generation.constrained.as_ref());
+            let end = generation.sample(&mut held.row, &mut Turn { planned, sampler, scheduler, parts, defers, now });
+            generation.ask_deferred(slot, &mut self.masks, &self.parts.metrics);
             self.ended.extend(end.map(|end| (slot, end)));
         }
         self.lease.work_for(None);

@@ -19,7 +19,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::constrain::{Constrained, Question};
+use super::constrain::{self, Constrained, Question};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::protocol::Tenant;
@@ -37,9 +37,6 @@ const GRACE_MAX: Duration = Duration::from_millis(2);
 /// A step in which nothing else could go on waits longer. This bounds how late such a step sees newcomers.
 const GRACE_ALONE: Duration = Duration::from_millis(20);
 
-/// Processor time of a mask that moves its grammar to the slow lane. Grammars of real schemas take 0.05 to 1 ms.
-const SLOW_MASK: Duration = Duration::from_millis(3);
-
 /// Matchers of ended sequences that wait to be freed. Each may hold tens of megabytes, so a further one is freed by the
 /// worker itself.
 const BURIED_MAX: usize = 64;
@@ -50,8 +47,8 @@ pub enum MaskWait {
     /// For the grace.
     #[default]
     Grace,
-    /// For all of them, and then some are taken for late, drawn with this seed: a simulation's steps must not depend on
-    /// the speed of threads.
+    /// For all of them, and then some are taken for late, and some grammars for slow, drawn with this seed: a simulation's
+    /// steps must not depend on the speed of threads.
     Drawn(u64),
 }
 
@@ -155,6 +152,15 @@ impl Masks {
         self.num_awaited += usize::from(is_quick);
         let lane = if is_quick { &lanes.quick } else { &lanes.slow };
         lane.push(Job { slot, tenant, ticket, is_quick, question });
+    }
+
+    /// Whether a token that is sampled now is accepted in a lane.
+    pub(super) fn defers(&self, constrained: Option<&Constrained>) -> bool {
+        match (self.wait, constrained) {
+            (_, None) => false,
+            (MaskWait::Grace, Some(constrained)) => constrained.is_slow(),
+            (MaskWait::Drawn(seed), Some(_)) => random_u64(!seed, self.next_ticket).is_multiple_of(4),
+        }
     }
 
     /// Takes the answers that are there, waits for the rest of this step's within the grace, and hands each to `give`, which
@@ -348,7 +354,7 @@ impl LaneLine {
 
 impl Job {
     fn work(&mut self, metrics: &Metrics) {
-        let (began, began_cpu) = (Instant::now(), cpu_time());
+        let (began, began_cpu) = (Instant::now(), constrain::cpu_time());
         let is_replay = self.question.is_at_start();
         // What panics here is one request's, and its matcher is thrown away.
         let worked = catch_unwind(AssertUnwindSafe(|| self.question.work()));
@@ -356,15 +362,9 @@ impl Job {
             let failed = Error::internal("the grammar of this request met a bug in the server");
             let _ = catch_unwind(AssertUnwindSafe(|| self.question.fail(failed)));
         }
-        if !is_replay && cpu_time().saturating_sub(began_cpu) > SLOW_MASK {
-            self.question.mark_slow();
+        if !is_replay {
+            self.question.mark_if_slow(began_cpu);
         }
         metrics.grammar_mask_seconds.observe(began.elapsed().as_secs_f64());
     }
-}
-
-/// Processor time of this thread: the time of the clock would count what others take on a busy machine.
-fn cpu_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(u64::try_from(time.tv_sec).unwrap_or_default(), u32::try_from(time.tv_nsec).unwrap_or_default())
 }

@@ -4,13 +4,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::CoreParts;
-use crate::engine::constrain::{self, Constrained, Question};
+use crate::engine::constrain::{self, Answer, Constrained, Question};
+use crate::engine::masks::Masks;
 use crate::engine::output::Output;
 use crate::engine::pooling::Pooling;
 use crate::engine::scheduler::{Planned, Scheduler};
 use crate::engine::takeover::SETTLED_TOKENS;
 use crate::engine::writer::Writer;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::protocol::{Event, FinishReason, SamplingParams, Tenant, TokenId, TokenLogprob};
 use crate::sampling::grammar::Next;
@@ -37,6 +38,8 @@ pub(super) struct Generation {
     pub(super) constrained: Option<Constrained>,
     /// Logits to sample from once the mask is there, and since when they wait.
     pub(super) held: Option<HeldRow>,
+    /// What was sampled, while a lane works out whether the grammar goes on behind it, and how.
+    pub(super) sampled: Option<Sampled>,
     /// How long it has waited for masks that came.
     pub(super) late_time: Duration,
     pub(super) seed: u64,
@@ -64,6 +67,8 @@ pub(super) struct Turn<'a> {
     pub(super) sampler: &'a mut Sampler,
     pub(super) scheduler: &'a mut Scheduler,
     pub(super) parts: &'a CoreParts,
+    /// Whether a lane accepts the token.
+    pub(super) defers: bool,
     pub(super) now: Duration,
 }
 
@@ -112,6 +117,13 @@ impl Generation {
         self.held = Some(HeldRow { row: row.to_vec(), since });
     }
 
+    /// Has a lane accept what was sampled, where that is deferred.
+    pub(super) fn ask_deferred(&mut self, slot: usize, masks: &mut Masks, metrics: &Arc<Metrics>) {
+        if let Some(constrained) = self.constrained.as_mut().filter(|_| self.sampled.is_some()) {
+            masks.ask(slot, self.tenant, constrained, metrics);
+        }
+    }
+
     /// Takes the answer to its question about the next token, if that is its own; else the matcher is returned.
     pub(super) fn take_answer(&mut self, ticket: u64, question: Question, now: Duration) -> Option<Question> {
         let Some(constrained) = &mut self.constrained else { return Some(question) };
@@ -138,22 +150,13 @@ impl Generation {
         })
     }
 
-    /// Takes the next token, and what its grammar forces behind it.
+    /// Takes the next token, and what its grammar forces behind it. With a slow grammar it only samples, and keeps the row
+    /// until the lane has accepted the token.
     pub(super) fn sample(&mut self, row: &mut [f32], turn: &mut Turn<'_>) -> Option<End> {
         if self.sampling.prompt_logprobs.take().is_some() {
             self.writer.append(Event::Prompt { logprobs: std::mem::take(&mut self.prompt_logprobs) });
         }
-        let next = self.constrained.as_mut().map(Constrained::take_next).transpose();
-        let taken = match next {
-            Ok(Some(Next::Complete)) => Ok(Some(self.output.close())),
-            Ok(Some(Next::Forced(tokens))) => Ok(self.force(&tokens, turn)),
-            Ok(Some(Next::Sample(mask))) => {
-                let mask = constrain::without(mask, self.output.banned_with(&turn.parts.end_of_generation));
-                self.draw(row, Some(&mask), turn)
-            }
-            Ok(None) => self.draw(row, None, turn),
-            Err(e) => Err(e),
-        };
+        let taken = self.take(row, turn);
         if let Some(event) = self.output.take_event() {
             self.writer.append(Event::Token(event));
         }
@@ -163,12 +166,35 @@ impl Generation {
         }
     }
 
-    fn draw(
-        &mut self,
-        row: &mut [f32],
-        allowed: Option<&TokenMask>,
-        turn: &mut Turn<'_>,
-    ) -> Result<Option<FinishReason>> {
+    fn take(&mut self, row: &mut [f32], turn: &mut Turn<'_>) -> Result<Option<FinishReason>> {
+        let Some(constrained) = &mut self.constrained else {
+            let sampled = self.draw(row, None, turn)?;
+            return Ok(self.push(sampled, turn));
+        };
+        match constrained.take_next()? {
+            Answer::Next(Next::Complete) => Ok(Some(self.output.close())),
+            Answer::Next(Next::Forced(tokens)) => Ok(self.force(&tokens, turn)),
+            Answer::Next(Next::Sample(mask)) => {
+                let mask = constrain::without(mask, self.output.banned_with(&turn.parts.end_of_generation));
+                let sampled = self.draw(row, Some(&mask), turn)?;
+                let accepted =
+                    self.constrained.as_mut().map(|constrained| constrained.accept(sampled.token, turn.defers));
+                if let Some(forced) = accepted.transpose()?.flatten() {
+                    return Ok(self.push_accepted(sampled, &forced, turn));
+                }
+                self.sampled = Some(sampled);
+                self.hold(row, turn.now);
+                Ok(None)
+            }
+            Answer::Accepted(forced) => {
+                let sampled = self.sampled.take();
+                let sampled = sampled.ok_or_else(|| Error::internal("a token was accepted that was not sampled"))?;
+                Ok(self.push_accepted(sampled, &forced, turn))
+            }
+        }
+    }
+
+    fn draw(&self, row: &mut [f32], allowed: Option<&TokenMask>, turn: &mut Turn<'_>) -> Result<Sampled> {
         let draw = Draw {
             params: &self.sampling,
             seen: &self.seen,
@@ -178,18 +204,26 @@ impl Generation {
             seed: self.seed,
             position: self.output.num_tokens() as u64,
         };
-        let sampled = turn.sampler.sample(row, &draw)?;
+        turn.sampler.sample(row, &draw)
+    }
+
+    /// Appends a token that the grammar has accepted, and what it forces behind it.
+    fn push_accepted(&mut self, sampled: Sampled, forced: &[TokenId], turn: &mut Turn<'_>) -> Option<FinishReason> {
+        let reason = self.push(sampled, turn);
+        let is_complete = forced.is_empty() && self.constrained.as_ref().is_some_and(Constrained::is_complete);
+        match constrain::end(reason, is_complete, &mut self.output) {
+            None => self.force(forced, turn),
+            reason => reason,
+        }
+    }
+
+    /// Appends a sampled token.
+    fn push(&mut self, sampled: Sampled, turn: &mut Turn<'_>) -> Option<FinishReason> {
         let token = sampled.token;
         self.count_token(&turn.parts.metrics, turn.now);
         self.seen.push(token);
         turn.scheduler.push_token(turn.planned, token);
-        let reason = self.output.push(sampled, &turn.parts.tokenizer);
-        let Some(constrained) = &mut self.constrained else { return Ok(reason) };
-        let forced = constrained.accept(token)?;
-        match constrain::end(reason, forced.is_empty() && constrained.is_complete(), &mut self.output) {
-            None => Ok(self.force(&forced, turn)),
-            reason => Ok(reason),
-        }
+        self.output.push(sampled, &turn.parts.tokenizer)
     }
 
     /// Appends tokens that must come.

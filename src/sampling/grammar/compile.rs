@@ -9,7 +9,6 @@ use std::panic::AssertUnwindSafe;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use llguidance::ParserFactory;
 use llguidance::api::{GrammarInit, ParserLimits};
 use llguidance::derivre::StateID;
 use llguidance::earley::SlicedBiasComputer;
@@ -17,6 +16,7 @@ use llguidance::earley::lexerspec::{LexemeIdx, LexerSpec};
 use llguidance::earley::regexvec::RegexVec;
 use llguidance::panic_utils::catch_unwind;
 use llguidance::toktrie::{InferenceCapabilities, Recognizer};
+use llguidance::{Logger, ParserFactory};
 
 use super::parser::Parser;
 use super::source::wrong;
@@ -31,21 +31,26 @@ const COMPILE_FUEL: u64 = 1_000_000;
 const MASK_FUEL: u64 = 200_000;
 /// States of one text's lexer, one to two KB each.
 const LEXER_STATES_MAX: usize = 16_384;
-/// Items of one row of the parser: ways to go on at one place. A row costs their square.
-const ITEMS_IN_ROW_MAX: usize = 500;
+/// Items of one row of the parser: ways to go on at one place. A schema has four for each optional property that may come.
+const ITEMS_IN_ROW_MAX: usize = 2000;
+/// Where the rules are a client's own: they may be ambiguous, and then a row costs the square of its items.
+const ITEMS_IN_LARK_ROW_MAX: usize = 500;
 /// Items of all rows that one mask, or one run of forced text, makes.
-const MASK_ITEMS_MAX: usize = 50_000;
+const MASK_ITEMS_MAX: usize = 20_000;
 /// Symbols of a grammar. The library itself takes at most 65,525.
 const GRAMMAR_SIZE_MAX: usize = 60_000;
 /// From this weight on, the library walks through the vocabulary with a terminal before the first text.
 const LARGE_TERMINAL: u32 = 1000;
 
+/// What is forced need not be sampled.
+const CAPABILITIES: InferenceCapabilities =
+    InferenceCapabilities { ff_tokens: true, conditional_ff_tokens: false, backtrack: false, fork: false };
+
 /// What compiles for the vocabulary of `tokenizer`.
 pub(super) fn factory(tokenizer: &Arc<Tokenizer>) -> Result<ParserFactory> {
     let environment = vocabulary::environment(tokenizer);
-    let capabilities = InferenceCapabilities { ff_tokens: true, ..InferenceCapabilities::default() };
     let slices = SlicedBiasComputer::general_slices();
-    let factory = ParserFactory::new(&environment, capabilities, &slices);
+    let factory = ParserFactory::new(&environment, CAPABILITIES, &slices);
     let mut factory = factory.map_err(|e| Error::internal(format!("grammars cannot be used: {e}")))?;
     factory.quiet();
     *factory.limits_mut() = ParserLimits {
@@ -67,13 +72,17 @@ pub(super) fn factory(tokenizer: &Arc<Tokenizer>) -> Result<ParserFactory> {
 /// [`crate::error::ErrorKind::InvalidRequest`] if it is none, or too much.
 pub(super) fn grammar(constraint: &Constraint, factory: &ParserFactory) -> Result<Grammar> {
     let source = source::grammar(constraint)?;
-    let limits = factory.limits().clone();
+    let mut limits = factory.limits().clone();
+    if matches!(constraint, Constraint::Lark(_)) {
+        limits.max_items_in_row = ITEMS_IN_LARK_ROW_MAX;
+    }
     let environment = factory.tok_env().clone();
     let init = GrammarInit::Serialized(source);
-    let built = catch_unwind(AssertUnwindSafe(|| init.to_internal(Some(environment), limits)));
+    let built = catch_unwind(AssertUnwindSafe(|| init.to_internal(Some(environment), limits.clone())));
     let (rules, lexer) = built.map_err(|e| wrong(explain::sentence(&format!("{e:#}"))))?;
     try_out(lexer.clone(), factory)?;
-    let parser = factory.create_parser_from_init_default(GrammarInit::Internal(rules, lexer));
+    let (init, logger) = (GrammarInit::Internal(rules, lexer), Logger::new(0, 0));
+    let parser = factory.create_parser_from_init_ext(init, logger, CAPABILITIES, limits);
     let mut parser = Parser::new(parser.map_err(|e| wrong(explain::sentence(&format!("{e:#}"))))?);
     let lexer_bytes = parser.lexer_bytes();
     // Whatever has no beginning is found here, and the first mask of every text is quicker for it.

@@ -1,64 +1,122 @@
-//! How many patterns one text would have to match at once: what `allOf`, `$ref` and keywords beside them put together. The
-//! library intersects them before it counts its steps, and twenty that do not fit each other take hundreds of megabytes.
+//! What is put together for one text, by `allOf`, `$ref` and keywords beside them: how many patterns it would have to match at
+//! once, and how many ways there are to leave out properties. The library works both out before it counts its steps.
+//! Twenty patterns that do not fit each other take hundreds of megabytes, 1,500 optional properties with `minProperties`
+//! five gigabytes: each property that may be the one that is there is a rule with all the others.
 
+use std::collections::HashSet;
 use std::fmt;
+use std::ops::AddAssign;
 
 use serde_json::{Map, Value};
 
 /// Most patterns that one text may have to match.
-const JOINED_PATTERNS_MAX: usize = 8;
+const PATTERNS_MAX: usize = 8;
+/// Most pairs of optional properties in all objects with `minProperties` or `maxProperties`. 140 such properties of one
+/// object are as many symbols as a grammar may have.
+const PROPERTY_PAIRS_MAX: usize = 20_000;
 /// References within references that are followed.
 const DEPTH_MAX: usize = 16;
 /// Subschemas that are looked at; a schema that needs more for one place is refused.
 const STEPS_MAX: usize = 20_000;
+
+/// What one text is put together from.
+#[derive(Debug, Default, Clone, Copy)]
+struct Parts {
+    num_patterns: usize,
+    /// Properties that are not required where they stand.
+    num_optional: usize,
+    /// `minProperties` or `maxProperties` is among its keywords.
+    is_counted: bool,
+}
+
+impl AddAssign for Parts {
+    fn add_assign(&mut self, other: Self) {
+        self.num_patterns += other.num_patterns;
+        self.num_optional += other.num_optional;
+        self.is_counted |= other.is_counted;
+    }
+}
 
 struct Count<'a> {
     root: &'a Value,
     num_steps: usize,
 }
 
-/// Checks the schema `keywords` of the document `root`, which stands at `place`.
+/// Adds the schema `keywords` of the document `root`, which stands at `place`, to the pairs of properties of those before.
 ///
 /// # Errors
 /// A sentence with the place, the bound and the value.
-pub(super) fn check(keywords: &Map<String, Value>, root: &Value, place: &impl fmt::Display) -> Result<(), String> {
+pub(super) fn check(
+    keywords: &Map<String, Value>,
+    root: &Value,
+    property_pairs: &mut usize,
+    place: &impl fmt::Display,
+) -> Result<(), String> {
     let mut count = Count { root, num_steps: 0 };
-    let num = count.of_keywords(keywords, 0);
-    if num > JOINED_PATTERNS_MAX || count.num_steps > STEPS_MAX {
-        let got = if num > JOINED_PATTERNS_MAX { num.to_string() } else { "too many references".to_owned() };
+    let parts = count.of_keywords(keywords, 0);
+    if parts.num_patterns > PATTERNS_MAX || count.num_steps > STEPS_MAX {
+        let got = if parts.num_patterns > PATTERNS_MAX {
+            parts.num_patterns.to_string()
+        } else {
+            "too many references".to_owned()
+        };
         return Err(format!(
-            "`{place}` must put together at most {JOINED_PATTERNS_MAX} patterns for one text (by `allOf` and `$ref`), got {got}"
+            "`{place}` must put together at most {PATTERNS_MAX} patterns for one text (by `allOf` and `$ref`), got {got}"
+        ));
+    }
+    if parts.is_counted {
+        *property_pairs = property_pairs.saturating_add(parts.num_optional.saturating_pow(2));
+    }
+    if *property_pairs > PROPERTY_PAIRS_MAX {
+        return Err(format!(
+            "`{place}`: with `minProperties` or `maxProperties`, the squares of the numbers of optional properties of all \
+             objects must come to at most {PROPERTY_PAIRS_MAX}, got {property_pairs}"
         ));
     }
     Ok(())
 }
 
 impl Count<'_> {
-    fn patterns(&mut self, value: &Value, depth: usize) -> usize {
+    fn parts(&mut self, value: &Value, depth: usize) -> Parts {
         self.num_steps += 1;
         match value {
             Value::Object(keywords) if self.num_steps <= STEPS_MAX => self.of_keywords(keywords, depth),
-            _ => 0,
+            _ => Parts::default(),
         }
     }
 
-    fn of_keywords(&mut self, keywords: &Map<String, Value>, depth: usize) -> usize {
-        let mut num = 0;
+    fn of_keywords(&mut self, keywords: &Map<String, Value>, depth: usize) -> Parts {
+        let mut sum = Parts::default();
         for (name, value) in keywords {
-            num += match (name.as_str(), value) {
-                ("pattern", _) => 1,
-                ("allOf", Value::Array(items)) => items.iter().map(|item| self.patterns(item, depth)).sum(),
-                // One of them, whichever.
+            match (name.as_str(), value) {
+                ("pattern", _) => sum.num_patterns += 1,
+                ("properties", Value::Object(properties)) => {
+                    let required = keywords.get("required").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+                    let required: HashSet<&str> = required.iter().filter_map(Value::as_str).collect();
+                    sum.num_optional += properties.keys().filter(|name| !required.contains(name.as_str())).count();
+                }
+                ("minProperties" | "maxProperties", _) => sum.is_counted = true,
+                ("allOf", Value::Array(items)) => items.iter().for_each(|item| sum += self.parts(item, depth)),
+                // One of them, whichever: the most patterns. Each is put together with what stands beside it.
                 ("anyOf" | "oneOf", Value::Array(items)) => {
-                    items.iter().map(|item| self.patterns(item, depth)).max().unwrap_or_default()
+                    let mut all = Parts::default();
+                    let mut num_patterns = 0;
+                    for item in items {
+                        let one = self.parts(item, depth);
+                        num_patterns = num_patterns.max(one.num_patterns);
+                        all += one;
+                    }
+                    sum += Parts { num_patterns, ..all };
                 }
                 ("$ref", Value::String(to)) if depth < DEPTH_MAX => {
                     let target = to.strip_prefix('#').and_then(|pointer| self.root.pointer(pointer));
-                    target.map_or(0, |target| self.patterns(target, depth + 1))
+                    if let Some(target) = target {
+                        sum += self.parts(target, depth + 1);
+                    }
                 }
-                _ => 0,
-            };
+                _ => {}
+            }
         }
-        num
+        sum
     }
 }

@@ -31,7 +31,7 @@ const APPLICATORS: [&str; 6] = ["$ref", "allOf", "anyOf", "oneOf", "enum", "cons
 /// # Errors
 /// A sentence with the keyword, its place, the bound and the value.
 pub(in super::super) fn check(schema: &Value, budget: &mut Budget) -> Result<(), String> {
-    let mut walk = Walk { budget, root: schema, tally: Tally::default() };
+    let mut walk = Walk { budget, root: schema, tally: Tally::default(), property_pairs: 0 };
     walk.subschema(schema, &Place::ROOT)?;
     walk.tally.check()
 }
@@ -123,6 +123,7 @@ struct Walk<'a> {
     /// The whole document.
     root: &'a Value,
     tally: Tally,
+    property_pairs: usize,
 }
 
 impl Walk<'_> {
@@ -147,8 +148,12 @@ impl Walk<'_> {
         if applied > 1 || (applied == 1 && others) {
             self.tally.num_joined += 1;
         }
-        if keywords.contains_key("allOf") || keywords.contains_key("$ref") {
-            joined::check(keywords, self.root, place)?;
+        // A reference that stands alone is compiled where it leads.
+        if ["allOf", "minProperties", "maxProperties"].iter().any(|name| keywords.contains_key(*name))
+            || (applied > 0 && others)
+            || applied > 1
+        {
+            joined::check(keywords, self.root, &mut self.property_pairs, place)?;
         }
         for (name, value) in keywords {
             if !ANNOTATIONS.contains(&name.as_str()) {
