@@ -86,7 +86,7 @@ impl App {
         if self.config.keys.is_empty() {
             return Ok(self.anonymous.clone());
         }
-        let Some(secret) = secret(request.headers()) else {
+        let Some(secret) = secret(request.headers())? else {
             let by_cookie = self.sessions.owner_of(request.method(), request.headers());
             return by_cookie.map_or_else(|| Err(unauthorized(KEY_WANTED)), |owner| owner.map_err(session::refused));
         };
@@ -100,16 +100,29 @@ impl App {
 /// # Errors
 /// 401 for one that was let through by its cookie.
 pub(super) fn require_key(headers: &HeaderMap) -> Result<(), Problem> {
-    secret(headers).map(|_| ()).ok_or_else(|| unauthorized(KEY_WANTED))
+    secret(headers)?.map(|_| ()).ok_or_else(|| unauthorized(KEY_WANTED))
 }
 
-fn secret(headers: &HeaderMap) -> Option<&[u8]> {
-    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
-        let (scheme, rest) = value.as_bytes().split_at_checked("bearer ".len())?;
+/// The key that a request brings. Where both headers come, as some clients send them, it is the one of `authorization`.
+///
+/// # Errors
+/// 400 if one of them comes several times: a proxy may have looked at another line.
+fn secret(headers: &HeaderMap) -> Result<Option<&[u8]>, Problem> {
+    let bearer = once(headers, "authorization")?.and_then(|value| {
+        let (scheme, rest) = value.split_at_checked("bearer ".len())?;
         scheme.eq_ignore_ascii_case(b"bearer ").then(|| rest.trim_ascii())
     });
-    let own = headers.get("x-api-key").map(|value| value.as_bytes().trim_ascii());
-    bearer.or(own).filter(|secret| !secret.is_empty())
+    let own = once(headers, "x-api-key")?.map(<[u8]>::trim_ascii);
+    Ok(bearer.or(own).filter(|secret| !secret.is_empty()))
+}
+
+fn once<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<&'a [u8]>, Problem> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next().map(HeaderValue::as_bytes);
+    if values.next().is_some() {
+        return Err(Problem::http(StatusCode::BAD_REQUEST, Some("several_keys"), format!("`{name}` must come once")));
+    }
+    Ok(first)
 }
 
 /// Looks at every key, so that the time does not say which one it was.
@@ -177,10 +190,9 @@ mod tests {
     fn keys_come_in_two_headers_and_no_cookie() {
         #[track_caller]
         fn check(headers: &[(&'static str, &'static str)], expect: Option<&str>) {
-            let headers = headers
-                .iter()
-                .map(|(name, value)| (header::HeaderName::from_static(name), HeaderValue::from_static(value)));
-            assert_eq!(secret(&headers.collect()), expect.map(str::as_bytes));
+            let headers = header_map(headers);
+            let found = secret(&headers).ok().flatten();
+            assert_eq!(found, expect.map(str::as_bytes));
         }
         check(&[("authorization", "Bearer abc")], Some("abc"));
         check(&[("authorization", "bearer  abc ")], Some("abc"));
@@ -191,5 +203,22 @@ mod tests {
         for none in ["", "Bearer", "Bearer ", "abc", "Basic abc"] {
             check(&[("authorization", none)], None);
         }
+    }
+
+    #[test]
+    fn a_header_with_a_key_comes_once() {
+        for name in ["authorization", "x-api-key"] {
+            let twice = header_map(&[(name, "Bearer abc"), (name, "Bearer abc")]);
+            let problem = secret(&twice).expect_err("refused");
+            assert_eq!(problem.status(), StatusCode::BAD_REQUEST);
+        }
+    }
+
+    fn header_map(headers: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, HeaderValue::from_static(value));
+        }
+        map
     }
 }

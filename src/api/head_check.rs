@@ -5,7 +5,8 @@
 //! - a line that ends in LF without CR,
 //! - several `content-length` lines, also if they agree, and `content-length` beside `transfer-encoding`,
 //! - a `transfer-encoding` other than `chunked`, and several of them,
-//! - several `host` lines.
+//! - several `host` lines,
+//! - a chunk's size with white space behind it, unless an extension follows.
 //!
 //! The check follows the bytes of a connection from request to request:
 //!
@@ -64,6 +65,7 @@ enum State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Chunk {
     Size(u64),
+    /// White space, which may come before an extension.
     SizeSpace(u64),
     Extension(u64),
     SizeLf(u64),
@@ -264,7 +266,8 @@ impl Chunk {
             (Self::Size(n), b'A'..=b'F') => Self::Size(size(n, byte - b'A' + 10)?),
             (Self::Size(n) | Self::SizeSpace(n), b' ' | b'\t') => Self::SizeSpace(n),
             (Self::Size(n) | Self::SizeSpace(n), b';') => Self::Extension(n),
-            (Self::Size(n) | Self::SizeSpace(n) | Self::Extension(n), b'\r') => Self::SizeLf(n),
+            (Self::SizeSpace(_), b'\r') => return Err("a chunk's size must not have white space behind it"),
+            (Self::Size(n) | Self::Extension(n), b'\r') => Self::SizeLf(n),
             (Self::Extension(_), b'\n') => return Err("a chunk's extension must not have LF"),
             (Self::Extension(n), _) => Self::Extension(n),
             (Self::SizeLf(0) | Self::TrailerLf, b'\n') => Self::TrailerStart,

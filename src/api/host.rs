@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
+use axum::http::uri::Authority;
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -32,14 +33,15 @@ impl Hosts {
     }
 }
 
-/// Answers 421 to a request that was meant for another host. One without `Host` is of no browser.
+/// Answers 421 to a request that was meant for another host, by `Host` or by the name in its target, which a proxy may have
+/// gone by. One with neither is of no browser.
 pub(super) async fn check(State(hosts): State<Option<Hosts>>, request: Request, next: Next) -> Response {
-    if let (Some(hosts), Some(value)) = (hosts, request.headers().get(header::HOST)) {
-        let host = value.to_str().unwrap_or("?");
-        if !hosts.allow(host) {
-            let message = format!("this server does not answer to the host {host:?} (--allowed-hosts adds names)");
-            return Problem::http(StatusCode::MISDIRECTED_REQUEST, Some("wrong_host"), message).into_response();
-        }
+    let Some(hosts) = hosts else { return next.run(request).await };
+    let header = request.headers().get(header::HOST).map(|value| value.to_str().unwrap_or("?"));
+    let target = request.uri().authority().map(Authority::as_str);
+    if let Some(host) = header.into_iter().chain(target).find(|host| !hosts.allow(host)) {
+        let message = format!("this server does not answer to the host {host:?} (--allowed-hosts adds names)");
+        return Problem::http(StatusCode::MISDIRECTED_REQUEST, Some("wrong_host"), message).into_response();
     }
     next.run(request).await
 }

@@ -118,7 +118,7 @@ impl EngineCore {
         let started_at = self.parts.queue.now();
         self.end_cancelled();
         let scheduler = &self.scheduler;
-        let expected = self.parts.queue.next_owner(|tenant| !scheduler.has_place(tenant));
+        let expected = self.parts.queue.next_owner(|tenant| !scheduler.has_prompt(tenant));
         self.scheduler.expect(expected);
         self.scheduler.schedule();
         if let Some(message) = self.pull(started_at) {

@@ -86,7 +86,7 @@ pub struct Scheduler {
     prefill_budget: usize,
     /// Whether somebody decodes in it.
     is_shared: bool,
-    /// An owner without a place here that waits for one.
+    /// An owner without a prompt here that waits with one.
     expected: Option<Share>,
     num_preemptions: u64,
     num_fair_preemptions: u64,
@@ -158,15 +158,15 @@ impl Scheduler {
         }
     }
 
-    /// Says before a step that an owner waits which has no place here: prompts of others leave it a part of the step. Without
+    /// Says before a step that an owner waits which has no prompt here: prompts of others leave it a part of the step. Without
     /// that, an owner whose prompts fill the step would keep it out until they are computed.
     pub fn expect(&mut self, newcomer: Option<Share>) {
         self.expected = newcomer;
     }
 
-    /// Whether an owner has a sequence here that takes part in steps.
-    pub fn has_place(&self, tenant: Tenant) -> bool {
-        self.places.has(tenant)
+    /// Whether a prompt of this owner is being computed here.
+    pub fn has_prompt(&self, tenant: Tenant) -> bool {
+        self.running.iter().any(|sequence| sequence.share().tenant == tenant && sequence.num_remaining() > 1)
     }
 
     /// What of the prefill budget each owner may use, by weight; empty if there is only one to use it.

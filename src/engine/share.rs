@@ -66,11 +66,6 @@ impl Places {
         self.0.iter().any(|(tenant, from)| *tenant != to.tenant && from.owes(claim))
     }
 
-    /// Whether the owner has a place.
-    pub(super) fn has(&self, tenant: Tenant) -> bool {
-        self.0.contains_key(&tenant)
-    }
-
     /// Places by owner.
     pub(super) fn counts(&self) -> impl Iterator<Item = (Tenant, usize)> {
         self.0.iter().map(|(tenant, claim)| (*tenant, claim.num_places as usize))

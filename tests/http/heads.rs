@@ -38,6 +38,7 @@ const REFUSED: &[&str] = &[
 const BROKEN_CHUNKS: &[&str] = &[
     "f\n{\"prompt\": \"a\"}\r\n0\r\n\r\n",
     "f\r\n{\"prompt\": \"a\"}\n0\r\n\r\n",
+    "f \r\n{\"prompt\": \"a\"}\r\n0\r\n\r\n",
     "0xf\r\n{\"prompt\": \"a\"}\r\n0\r\n\r\n",
     "f\r\n{\"prompt\": \"a\"}x\r\n0\r\n\r\n",
     "f\r\n{\"prompt\": \"a\"}\r\n0\r\n\n",

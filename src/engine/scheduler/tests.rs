@@ -128,6 +128,22 @@ fn prompts_of_one_owner_leave_a_part_of_each_step_to_another() {
 }
 
 #[test]
+fn who_waits_with_a_prompt_is_told_from_who_only_decodes() {
+    let mut d = Driver::new(LIMITS, 64);
+    d.scheduler.schedule();
+    assert_eq!(d.admit_of(SECOND, 0, &prompt(4, 1)), Some(0));
+    d.run();
+    d.scheduler.schedule();
+    assert_eq!(d.admit(1, &prompt(500, 2)), Some(0));
+    d.run();
+    assert!(d.scheduler.has_prompt(FIRST.tenant) && !d.scheduler.has_prompt(SECOND.tenant));
+    // So it is expected with its second request, beside the first which decodes.
+    d.scheduler.expect(Some(SECOND));
+    d.scheduler.schedule();
+    assert_eq!(d.admit_of(SECOND, 2, &prompt(4, 3)), Some(0));
+}
+
+#[test]
 fn slots_and_blocks_bound_admission() {
     let mut d = Driver::new(LIMITS, 16);
     d.scheduler.schedule();

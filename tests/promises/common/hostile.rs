@@ -13,7 +13,7 @@ use super::{SseParser, Wire, scale};
 
 /// Longest time that one shot may take; a server that needs longer is judged by its neighbours' figures.
 fn shot_time_max() -> Duration {
-    Duration::from_secs(scale(3, 30) as u64)
+    Duration::from_secs(scale(3, 10) as u64)
 }
 
 /// Bodies are at most this long: the server's own bound, less a little.
@@ -38,7 +38,8 @@ pub struct Attack {
     pub path: &'static str,
     pub body: Arc<str>,
     pub manner: Manner,
-    /// A request for as much honest work, which the neighbour has to share the machine with in any case.
+    /// A request for as much honest work, which the neighbour has to share the machine with in any case; without one it
+    /// is a text of the same length.
     pub twin: Option<Arc<str>>,
 }
 
@@ -56,6 +57,11 @@ fn structured(field: &str, constraint: Value, n: usize) -> String {
     let mut body = json!({"prompt": "a", "max_tokens": 60, "n": n, "temperature": 1.0, "seed": 3});
     body[field] = constraint;
     body.to_string()
+}
+
+/// The same work without a constraint.
+fn unstructured(n: usize) -> Value {
+    json!({"prompt": "a", "max_tokens": 60, "n": n, "seed": 3, "ignore_eos": true})
 }
 
 /// One whose honest twin asks for the same without what is hostile about it.
@@ -85,7 +91,7 @@ pub fn attacks() -> Vec<Attack> {
                 "/v1/completions",
                 structured("guided_grammar", json!("start: s\ns: s s s | s s | /[a-z ]/\n"), 60),
             ),
-            &json!({"prompt": "a", "max_tokens": 60, "n": 60, "seed": 3, "ignore_eos": true}),
+            &unstructured(60),
         ),
         attack(
             "a multiple of a large number",
@@ -93,15 +99,21 @@ pub fn attacks() -> Vec<Attack> {
             structured("guided_json", json!({"type": "integer", "multipleOf": 9_999_991}), 1),
         ),
         attack("3,400 Unicode classes", "/v1/completions", structured("guided_regex", json!(unicode), 1)),
-        attack(
-            "a tower of alternatives",
-            "/v1/completions",
-            structured("guided_json", serde_json::from_str(&tower).unwrap(), 1),
+        twinned(
+            attack(
+                "a tower of alternatives",
+                "/v1/completions",
+                structured("guided_json", serde_json::from_str(&tower).unwrap(), 1),
+            ),
+            &unstructured(1),
         ),
-        attack(
-            "counted repetitions within each other",
-            "/v1/completions",
-            structured("guided_regex", json!("(((a{1,90}b{1,90}){1,90}c){1,90}d){1,90}"), 1),
+        twinned(
+            attack(
+                "counted repetitions within each other",
+                "/v1/completions",
+                structured("guided_regex", json!("(((a{1,90}b{1,90}){1,90}c){1,90}d){1,90}"), 1),
+            ),
+            &unstructured(1),
         ),
         attack("empty items", "/v1/responses", filled(r#"{"input":["#, "{\"role\":\"user\",\"content\":\"\"}", "]}")),
         attack("items that are nothing", "/v1/responses", filled(r#"{"input":["#, "{}", "]}")),
@@ -196,9 +208,21 @@ pub enum Outcome {
 
 impl Attack {
     /// The honest work that it is compared with.
-    pub fn twin(&self) -> Option<Self> {
-        let body = self.twin.clone()?;
-        Some(Self { body, manner: Manner::Plain, ..self.clone() })
+    pub fn twin(&self) -> Self {
+        let body = self.twin.clone().unwrap_or_else(|| self.text_of_the_same_length().into());
+        Self { body, manner: Manner::Plain, ..self.clone() }
+    }
+
+    fn text_of_the_same_length(&self) -> String {
+        let text = "word ".repeat(self.body.len().saturating_sub(200) / 5 + 1);
+        let message = json!([{"role": "user", "content": text}]);
+        let body = match self.path {
+            "/v1/chat/completions" | "/v1/messages" => json!({"messages": message, "max_tokens": 1}),
+            "/v1/messages/count_tokens" => json!({"messages": message}),
+            "/v1/embeddings" | "/v1/responses" => json!({"input": text}),
+            _ => json!({"prompt": text, "max_tokens": 1}),
+        };
+        body.to_string()
     }
 
     /// Sends it once.
