@@ -192,7 +192,7 @@ async fn p24(model: &str, name: &str) {
     let watch = Watch::start(address);
     let before = memory::resident(server.pid());
     let (mut live, mut ratio, mut ttft) = (Worst::NONE, Worst::NONE, Worst::NONE);
-    let mut memory_max = 0;
+    let (mut all_alone, mut all_attacked, mut memory_max) = (Times::default(), Times::default(), 0);
     for shot in attacks() {
         let (mut beside_twin, mut beside_attack, mut outcomes) = (Times::default(), Times::default(), Vec::new());
         for _ in 0..scale(1, 3) {
@@ -219,6 +219,8 @@ async fn p24(model: &str, name: &str) {
         live.see(live_ms, shot.name);
         ratio.see(gap_ms / gap_alone, shot.name);
         ttft.see(ttft_ms / ttft_alone, shot.name);
+        all_alone.add(beside_twin);
+        all_attacked.add(beside_attack);
         let is_fault =
             |outcome: &&Outcome| matches!(outcome, Outcome::Answered(status) if *status >= 500 && *status != 503);
         assert_eq!(outcomes.iter().find(is_fault), None, "{}", shot.name);
@@ -245,19 +247,33 @@ async fn p24(model: &str, name: &str) {
         // Without the twins there is nothing to compare with.
         return;
     }
+    let ([_, gap_alone, ttft_alone], [_, gap_ms, ttft_ms]) = (all_alone.p99(), all_attacked.p99());
+    let percent = |ratio: f64| (ratio - 1.0) * 100.0;
     Figure {
         promise: "P24",
-        what: &format!("a neighbour's gap between tokens, p99, {name}"),
+        what: &format!("a neighbour's gap between tokens, p99, against as much honest work, {name}"),
         asked: "+<= 20 %",
         measured: format!(
-            "{:+.0} % ({}); newcomers {:+.0} % ({}); memory +{} MiB",
-            (ratio.value - 1.0) * 100.0,
+            "{:+.0} % ({gap_alone:.1} -> {gap_ms:.1} ms); worst {:+.0} % ({}); memory +{} MiB",
+            percent(gap_ms / gap_alone),
+            percent(ratio.value),
             ratio.by,
-            (ttft.value - 1.0) * 100.0,
-            ttft.by,
             memory_max >> 20
         ),
-        is_reached: ratio.value <= GAP_RATIO_MAX,
+        is_reached: gap_ms / gap_alone <= GAP_RATIO_MAX,
+    }
+    .record();
+    Figure {
+        promise: "P24",
+        what: &format!("a newcomer's answer of one token, p99, against as much honest work, {name}"),
+        asked: "+<= 20 %",
+        measured: format!(
+            "{:+.0} % ({ttft_alone:.0} -> {ttft_ms:.0} ms); worst {:+.0} % ({})",
+            percent(ttft_ms / ttft_alone),
+            percent(ttft.value),
+            ttft.by
+        ),
+        is_reached: ttft_ms / ttft_alone <= GAP_RATIO_MAX,
     }
     .record();
 }

@@ -93,10 +93,14 @@ pub fn attacks() -> Vec<Attack> {
             ),
             &unstructured(60),
         ),
-        attack(
-            "a multiple of a large number",
-            "/v1/completions",
-            structured("guided_json", json!({"type": "integer", "multipleOf": 9_999_991}), 1),
+        twinned(
+            attack(
+                "a multiple of a large number",
+                "/v1/completions",
+                structured("guided_json", json!({"type": "integer", "multipleOf": 9_999_991}), 1),
+            ),
+            // Refused as fast, so asked for as often.
+            &json!({"prompt": "a", "max_tokens": -1}),
         ),
         attack("3,400 Unicode classes", "/v1/completions", structured("guided_regex", json!(unicode), 1)),
         twinned(
@@ -214,7 +218,9 @@ impl Attack {
     }
 
     fn text_of_the_same_length(&self) -> String {
-        let text = "word ".repeat(self.body.len().saturating_sub(200) / 5 + 1);
+        // Each byte that comes as a chunk of its own takes six.
+        let num_bytes = self.body.len() * if self.manner == Manner::Drops { 6 } else { 1 };
+        let text = "word ".repeat(num_bytes.saturating_sub(200) / 5 + 1);
         let message = json!([{"role": "user", "content": text}]);
         let body = match self.path {
             "/v1/chat/completions" | "/v1/messages" => json!({"messages": message, "max_tokens": 1}),
