@@ -66,10 +66,10 @@ soak: tools ## clients of every manner for TALLOW_SOAK_SECONDS (600), after whic
 	@TALLOW_PROMISES=long cargo test --locked --profile fast --test promises p18_ -- --nocapture
 
 miri: ## the kernels' portable and generic parts under the interpreter that finds undefined behaviour (nightly, half an hour)
-	@MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --locked --lib kernels::
+	@MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --locked -p tallow-kernels
 
 check-arm: ## type-check the NEON path (needs: rustup target add aarch64-unknown-linux-gnu)
-	@cargo check --locked --lib --target aarch64-unknown-linux-gnu
+	@cargo check --locked --workspace --lib --target aarch64-unknown-linux-gnu
 
 clean: ## remove what was built
 	@cargo clean

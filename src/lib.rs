@@ -8,7 +8,6 @@ pub mod client;
 pub mod config;
 pub mod engine;
 pub mod error;
-pub mod kernels;
 pub mod metrics;
 pub mod model;
 pub mod protocol;
@@ -18,3 +17,5 @@ pub mod stream;
 pub mod telemetry;
 pub mod text;
 pub mod threads;
+
+pub use tallow_kernels as kernels;

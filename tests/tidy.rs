@@ -27,7 +27,7 @@ impl Finding {
 
 type Rule = fn(&Source) -> Vec<Finding>;
 
-/// Rules for code under `src/`, each with a snippet that must break it and one that must not.
+/// Rules for code of the program, each with a snippet that must break it and one that must not.
 const SRC_RULES: &[(&str, Rule, Example, Example)] = &[
     (
         "imports go down the floors",
@@ -70,22 +70,25 @@ const SRC_RULES: &[(&str, Rule, Example, Example)] = &[
         "unsafe has a home",
         rules::unsafe_has_a_home,
         ("src/engine/a.rs", "unsafe { f() }"),
-        ("src/kernels/a.rs", "unsafe { f() }"),
+        ("crates/kernels/src/a.rs", "unsafe { f() }"),
     ),
     (
         "unsafe says why",
         rules::unsafe_says_why,
-        ("src/kernels/a.rs", "// fast\nlet x = unsafe { f() };"),
+        ("crates/kernels/src/a.rs", "// fast\nlet x = unsafe { f() };"),
         (
-            "src/kernels/a.rs",
+            "crates/kernels/src/a.rs",
             "// SAFETY: f is fine\n// with this.\n#[rustfmt::skip]\nlet x =\n    unsafe { f() };\nunsafe fn g() {}",
         ),
     ),
     (
         "unsafe says why",
         rules::unsafe_says_why,
-        ("src/kernels/a.rs", "fn g() {\n// SAFETY of this one\n}\nlet x = unsafe { f() };"),
-        ("src/kernels/a.rs", "// SAFETY of all below: f is fine\nimpl A {\n fn a() {}\n fn b() { unsafe { f() } }\n}"),
+        ("crates/kernels/src/a.rs", "fn g() {\n// SAFETY of this one\n}\nlet x = unsafe { f() };"),
+        (
+            "crates/kernels/src/a.rs",
+            "// SAFETY of all below: f is fine\nimpl A {\n fn a() {}\n fn b() { unsafe { f() } }\n}",
+        ),
     ),
     (
         "channels are bounded",
@@ -168,7 +171,7 @@ fn assert_none(rule: &str, findings: &[String]) {
 
 #[test]
 fn src_keeps_the_rules() {
-    let sources = sources(&["src/"]);
+    let sources = sources(&["src/", "crates/"]);
     let mut findings = Vec::new();
     for (_, rule, _, _) in SRC_RULES {
         findings.extend(sources.iter().flat_map(rule).map(|f| f.0));
@@ -182,7 +185,7 @@ fn src_keeps_the_rules() {
 
 #[test]
 fn all_rust_files_keep_the_rules() {
-    let sources = sources(&["src/", "tests/", "benches/"]);
+    let sources = sources(&["src/", "crates/", "tests/", "benches/"]);
     for (name, rule) in ALL_RULES {
         let findings: Vec<String> = sources.iter().flat_map(rule).map(|f| f.0).collect();
         assert_none(name, &findings);
@@ -193,10 +196,27 @@ fn all_rust_files_keep_the_rules() {
 fn every_floor_is_a_room_and_every_room_has_a_floor() {
     let modules = std::fs::read_to_string(root().join("src/lib.rs")).expect("the crate's root");
     let modules: Vec<&str> = modules.lines().filter_map(|l| l.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
-    assert!(modules.len() > 5, "{modules:?}");
-    for module in modules {
-        assert!(floors::FLOORS.iter().any(|(name, _)| *name == module), "{module} has no floor");
+    let crates = tracked();
+    let crates: Vec<&str> =
+        crates.iter().filter_map(|path| path.strip_prefix("crates/")?.strip_suffix("/Cargo.toml")).collect();
+    assert!(modules.len() > 5 && !crates.is_empty(), "{modules:?} {crates:?}");
+    for room in modules.into_iter().chain(crates) {
+        assert!(floors::FLOORS.iter().any(|(name, _)| *name == room), "{room} has no floor");
     }
+}
+
+/// What a crate may import its manifest says, so the floors are checked there.
+#[test]
+fn crates_depend_on_lower_ones_only() {
+    let manifests: Vec<String> =
+        tracked().into_iter().filter(|path| path.starts_with("crates/") && path.ends_with("/Cargo.toml")).collect();
+    for path in manifests {
+        let text = std::fs::read_to_string(root().join(&path)).expect("a manifest");
+        let own = path.split('/').nth(1).expect("a crate's folder");
+        assert_none("floors of crates", &floors::dependencies_go_down(own, &text));
+    }
+    assert_eq!(floors::dependencies_go_down("kernels", "tallow-engine = { path = \"x\" }").len(), 1);
+    assert!(floors::dependencies_go_down("engine", "tallow-kernels = { path = \"x\" }").is_empty());
 }
 
 #[test]
@@ -247,7 +267,7 @@ fn leftovers_are_found() {
 #[test]
 fn a_second_unsafe_in_the_reader_is_found() {
     let source = |path: &str| Source::new(path, "unsafe { map() }");
-    let both = [source("src/model/gguf/mod.rs"), source("src/model/gguf/tensor.rs"), source("src/kernels/a.rs")];
+    let both = [source("src/model/gguf/mod.rs"), source("src/model/gguf/tensor.rs"), source("crates/kernels/src/a.rs")];
     assert_eq!(rules::one_unsafe_block_maps_files(&both).len(), 1);
     assert!(rules::one_unsafe_block_maps_files(&both[1..]).is_empty());
 }

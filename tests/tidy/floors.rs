@@ -52,11 +52,18 @@ const DIALECT_TEXTS: &[&str] = &[
     "\"[DONE]",
 ];
 
-/// The room of a file under `src/`: its first folder, or its own name.
+/// The room of a file: its first folder, or its own name; in a crate whose files are one room, the crate.
 pub fn room(path: &str) -> Option<&str> {
-    let inside = path.strip_prefix("src/")?;
-    let room = inside.split('/').next()?;
-    Some(room.strip_suffix(".rs").unwrap_or(room)).filter(|room| *room != "lib")
+    let (krate, inside) = match path.strip_prefix("crates/") {
+        Some(path) => path.split_once("/src/").map(|(krate, inside)| (Some(krate), inside))?,
+        None => (None, path.strip_prefix("src/")?),
+    };
+    let first = inside.split('/').next()?;
+    let room = first.strip_suffix(".rs").unwrap_or(first);
+    match krate {
+        Some(krate) if floor(room).is_none() => Some(krate),
+        _ => Some(room).filter(|room| *room != "lib"),
+    }
 }
 
 fn floor(room: &str) -> Option<u32> {
@@ -83,6 +90,8 @@ pub fn imports_go_down(source: &Source) -> Vec<Finding> {
                         format!("`{room}` may not import `{name}`: not below it"),
                     ));
                 }
+                // A crate that is one room has modules of its own.
+                None if source.path.starts_with("crates/") => {}
                 // Macros and items at the crate's root would be a way around the floors; there are none.
                 None => findings.push(Finding::new(source, offset, format!("`{name}` has no floor"))),
             }
@@ -90,6 +99,13 @@ pub fn imports_go_down(source: &Source) -> Vec<Finding> {
     }
     findings.extend(supers_stay_inside(source));
     findings
+}
+
+/// Dependencies in a crate's manifest that are not below it.
+pub fn dependencies_go_down(own: &str, manifest: &str) -> Vec<String> {
+    let others = manifest.lines().filter_map(|line| line.strip_prefix("tallow-")?.split_once([' ', '.', '=']));
+    let above = others.map(|(other, _)| other).filter(|other| floor(other) >= floor(own));
+    above.map(|other| format!("crate `{own}` may not depend on `{other}`: not below it")).collect()
 }
 
 /// The module names right after `crate::`: one, or each of a brace group.
@@ -124,6 +140,10 @@ fn identifier(text: &str) -> &str {
 /// `super::` may not climb out of the room, where it would be an import that nobody counts.
 fn supers_stay_inside(source: &Source) -> Vec<Finding> {
     let inner = source.inline_modules();
+    // The compiler sees to it that nothing leaves a crate.
+    if source.path.starts_with("crates/") {
+        return Vec::new();
+    }
     let folders = source.path.trim_end_matches("/mod.rs").matches('/').count();
     let mut findings = Vec::new();
     let mut covered = 0;

@@ -9,13 +9,12 @@ use std::sync::atomic::AtomicU64;
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, InplaceOp2, Layout, Result as CandleResult, Storage, Tensor};
 
-use super::ActivationType;
 use super::weights::{LayerTensors, Matrix, Tensors};
-use crate::cache::KvStore;
+use super::{ActivationType, kernel_error};
 use crate::error::Result;
 use crate::kernels::{
-    Activations, AttentionShape, Input, Isa, KvLayer, Memory, Norm, Output, Packed, Part, Pool, QkNorm, Ragged,
-    add_rms_norm, attention, dequantize_row, gated, linear, rms_norm,
+    Activations, AttentionShape, Input, Isa, KvLayer, KvStore, Memory, Norm, Output, Packed, Part, Pool, QkNorm,
+    Ragged, add_rms_norm, attention, dequantize_row, gated, linear, rms_norm,
 };
 use crate::model::Batch;
 use crate::model::config::ModelConfig;
@@ -63,7 +62,8 @@ impl Weights {
         let tensors = Tensors::new(gguf, &config);
         tensors.embeddings()?;
         let mut memory = Memory::default();
-        let mut pack = |m: Matrix<'_>| Packed::pack(m.format, m.n, m.k, m.bytes, &mut memory, pool);
+        let mut pack =
+            |m: Matrix<'_>| Packed::pack(m.format, m.n, m.k, m.bytes, &mut memory, pool).map_err(kernel_error);
         let layers = (0..config.layers.len()).map(|i| Layer::load(&config, i, tensors.layer(i)?, &mut pack));
         let layers = layers.collect::<Result<Vec<_>>>()?;
         let final_norm = tensors.final_norm()?;
@@ -243,7 +243,7 @@ impl Fused {
     ) -> Result<Self> {
         let quantized = (activations == ActivationType::Int8).then(Quantized::default);
         let c = &weights.config;
-        let kv = KvStore::new(c.layers.len(), num_blocks, c.num_kv_heads, c.head_dim)?;
+        let kv = KvStore::new(c.layers.len(), num_blocks, c.num_kv_heads, c.head_dim).map_err(kernel_error)?;
         Ok(Self {
             weights,
             kv,

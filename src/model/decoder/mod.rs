@@ -19,7 +19,7 @@ use super::gguf::Gguf;
 use super::{Batch, Model, ModelSpec};
 use crate::cache::BLOCK_SIZE;
 use crate::error::{Error, Result};
-use crate::kernels::{Isa, Pool};
+use crate::kernels::{self, Isa, Pool};
 use rope::Rope;
 
 /// Where the decoder runs and how.
@@ -99,7 +99,7 @@ impl DecoderWeights {
         let spec = spec(&config, options)?;
         // Once more with what the KV memory really allows: rope factors may depend on it.
         let config = Arc::new(ModelConfig::from_gguf(gguf, Some(spec.max_model_len))?);
-        let isa = Isa::from_env()?;
+        let isa = Isa::from_env().map_err(kernel_error)?;
         let loaded = match &options.compute {
             Compute::Cpu { num_threads, .. } => {
                 let mut pool = Pool::new(*num_threads);
@@ -244,4 +244,13 @@ fn check(batch: &Batch, spec: &ModelSpec) {
     assert_eq!(batch.cu_blocks.len(), batch.cu_seqlens.len(), "one block table per sequence");
     assert!(batch.token_ids.iter().all(|id| (*id as usize) < spec.vocab_size), "a token outside the vocabulary");
     assert!(batch.logits_indices.iter().all(|i| (*i as usize) < num_tokens), "a row outside the batch");
+}
+
+/// What the kernels could not have, as a caller of the model sees it.
+fn kernel_error(e: kernels::Error) -> Error {
+    match e {
+        kernels::Error::BadWeights(_) => Error::bad_model(e.to_string()),
+        kernels::Error::NoMemory { .. } => Error::internal(e.to_string()),
+        kernels::Error::UnknownIsa { .. } => Error::invalid("TALLOW_ISA", e.to_string()),
+    }
 }

@@ -1,8 +1,8 @@
 //! Against attention written plainly in f64, on every instruction set, in batches and alone.
 
 use super::*;
-use crate::kernels::Activations;
-use crate::kernels::kv_write::clamped_f16;
+use crate::Activations;
+use crate::kv_write::clamped_f16;
 
 /// Not random, but irregular.
 fn value(i: usize) -> f32 {

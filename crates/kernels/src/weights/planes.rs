@@ -12,7 +12,7 @@
 //! 3 = pair + bit, the wider plane holding the low bits. So packed codes take no more memory than the file's.
 
 use super::WeightFormat;
-use crate::kernels::simd::Simd;
+use crate::simd::Simd;
 
 /// Which planes hold a format's codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -124,10 +124,10 @@ macro_rules! simd_kernel {
     ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:path) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
-        $vis fn $name(isa: $crate::kernels::simd::Isa, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name(isa: $crate::simd::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             {
-                use $crate::kernels::simd::{Avx2, Avx512};
+                use $crate::simd::{Avx2, Avx512};
                 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma,f16c")]
                 fn avx512_vnni(s: Avx512<true>, $($arg: $ty),*) $(-> $ret)? {
                     $body(s, $($arg),*)
@@ -146,19 +146,19 @@ macro_rules! simd_kernel {
                 }
                 match isa.level() {
                     // SAFETY: a token of this type exists only if the CPU has the shell's features.
-                    $crate::kernels::simd::Level::Avx512Vnni(s) => return unsafe { avx512_vnni(s, $($arg),*) },
+                    $crate::simd::Level::Avx512Vnni(s) => return unsafe { avx512_vnni(s, $($arg),*) },
                     // SAFETY: as above.
-                    $crate::kernels::simd::Level::Avx512(s) => return unsafe { avx512(s, $($arg),*) },
+                    $crate::simd::Level::Avx512(s) => return unsafe { avx512(s, $($arg),*) },
                     // SAFETY: as above.
-                    $crate::kernels::simd::Level::AvxVnni(s) => return unsafe { avx_vnni(s, $($arg),*) },
+                    $crate::simd::Level::AvxVnni(s) => return unsafe { avx_vnni(s, $($arg),*) },
                     // SAFETY: as above.
-                    $crate::kernels::simd::Level::Avx2(s) => return unsafe { avx2(s, $($arg),*) },
-                    $crate::kernels::simd::Level::Portable => {}
+                    $crate::simd::Level::Avx2(s) => return unsafe { avx2(s, $($arg),*) },
+                    $crate::simd::Level::Portable => {}
                 }
             }
             #[cfg(target_arch = "aarch64")]
             {
-                use $crate::kernels::simd::{NeonDotprod, NeonI8mm, NeonWidening};
+                use $crate::simd::{NeonDotprod, NeonI8mm, NeonWidening};
                 #[target_feature(enable = "neon,dotprod,i8mm")]
                 fn neon_i8mm(s: NeonI8mm, $($arg: $ty),*) $(-> $ret)? {
                     $body(s, $($arg),*)
@@ -173,17 +173,17 @@ macro_rules! simd_kernel {
                 }
                 match isa.level() {
                     // SAFETY: a token of this type exists only if the CPU has the shell's features.
-                    $crate::kernels::simd::Level::NeonI8mm(s) => return unsafe { neon_i8mm(s, $($arg),*) },
+                    $crate::simd::Level::NeonI8mm(s) => return unsafe { neon_i8mm(s, $($arg),*) },
                     // SAFETY: as above.
-                    $crate::kernels::simd::Level::NeonDotprod(s) => return unsafe { neon_dotprod(s, $($arg),*) },
+                    $crate::simd::Level::NeonDotprod(s) => return unsafe { neon_dotprod(s, $($arg),*) },
                     // SAFETY: as above.
-                    $crate::kernels::simd::Level::Neon(s) => return unsafe { neon(s, $($arg),*) },
-                    $crate::kernels::simd::Level::Portable => {}
+                    $crate::simd::Level::Neon(s) => return unsafe { neon(s, $($arg),*) },
+                    $crate::simd::Level::Portable => {}
                 }
             }
             #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-            let $crate::kernels::simd::Level::Portable = isa.level();
-            $body($crate::kernels::simd::Portable, $($arg),*)
+            let $crate::simd::Level::Portable = isa.level();
+            $body($crate::simd::Portable, $($arg),*)
         }
     };
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use memmap2::{MmapMut, MmapRaw};
 
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
 /// Bytes of a map. Pages that nobody writes are never backed, so a map that is not full costs nothing.
 const MAP_BYTES: usize = if cfg!(miri) { 1 << 20 } else { 256 << 20 };
@@ -70,7 +70,7 @@ impl Memory {
 }
 
 fn new_map(len: usize, has_large_pages: bool) -> Result<Arc<MmapRaw>> {
-    let failed = |e| Error::internal(format!("cannot get {len} bytes of memory: {e}"));
+    let failed = |e: std::io::Error| Error::NoMemory { num_bytes: len, cause: e.to_string() };
     let map = MmapMut::map_anon(len).map_err(failed)?;
     // A system without large pages refuses: it is slower there, not wrong.
     #[cfg(all(target_os = "linux", not(miri)))]

@@ -6,7 +6,7 @@ use std::fmt;
 use super::{Avx2, Avx512};
 #[cfg(target_arch = "aarch64")]
 use super::{NeonDotprod, NeonI8mm, NeonWidening};
-use crate::error::{Error, Result};
+use crate::{Error, Result};
 
 /// The proof that this CPU has an instruction set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +78,7 @@ impl Isa {
         let all = Self::all_here();
         all.iter().copied().find(|isa| isa.to_string() == name).ok_or_else(|| {
             let here: Vec<String> = all.iter().map(ToString::to_string).collect();
-            Error::invalid("TALLOW_ISA", format!("TALLOW_ISA must be one of {}, got {name:?}", here.join(", ")))
+            Error::UnknownIsa { known: here.join(", "), got: name.to_owned() }
         })
     }
 
@@ -119,7 +119,7 @@ mod tests {
             assert_eq!(Isa::by_name(&isa.to_string()), Ok(isa));
         }
         let error = Isa::by_name("mmx").expect_err("unknown");
-        assert!(error.message().contains("portable"), "{error}");
-        assert!(error.message().contains("mmx"), "{error}");
+        assert!(error.to_string().contains("portable"), "{error}");
+        assert!(error.to_string().contains("mmx"), "{error}");
     }
 }

@@ -15,10 +15,10 @@ use half::f16;
 use super::WeightFormat;
 use super::planes::{Planes, pack_codes};
 use super::unpack::{Block, unpack};
-use crate::error::{Error, Result};
-use crate::kernels::memory::{Memory, Region};
-use crate::kernels::pool::{Pool, SharedMut};
-use crate::kernels::simd::LANES;
+use crate::memory::{Memory, Region};
+use crate::pool::{Pool, SharedMut};
+use crate::simd::LANES;
+use crate::{Error, Result};
 
 /// Weights per row in one packed block.
 pub(crate) const BLOCK_K: usize = 32;
@@ -115,13 +115,13 @@ impl Packed {
         if n == 0 || k == 0 || !k.is_multiple_of(format.block_len()) {
             let block = format.block_len();
             let message = format!("a {format} matrix must have rows of n x {block} weights, got [{n}, {k}]");
-            return Err(Error::bad_model(message));
+            return Err(Error::BadWeights(message));
         }
         let row_bytes = format.row_bytes(k);
         if bytes.len() != n * row_bytes {
             let message =
                 format!("a {format} matrix [{n}, {k}] must have {} bytes, got {}", n * row_bytes, bytes.len());
-            return Err(Error::bad_model(message));
+            return Err(Error::BadWeights(message));
         }
         let layout = Layout::of(format);
         let num_tiles = n.div_ceil(LANES);

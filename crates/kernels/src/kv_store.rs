@@ -1,7 +1,14 @@
-//! The memory behind the block pool: keys and values of every layer, as the CPU kernels lay them out.
+//! KV memory: keys and values of every layer, as the CPU kernels lay them out.
 
-use crate::error::Result;
-use crate::kernels::{KvLayer, Memory};
+use crate::{KV_BLOCK, KvLayer, Memory, Result};
+
+/// Names one block of KV memory: [`BLOCK_SIZE`] token slots in every layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockId(pub u32);
+
+/// Token slots per block. Attention walks KV in blocks of this size, so it is part of the arithmetic, not a setting:
+/// another value gives other bits. A multiple of 32 suits the paged GPU kernels too.
+pub const BLOCK_SIZE: usize = KV_BLOCK;
 
 /// KV memory of one worker, f16.
 #[derive(Debug)]

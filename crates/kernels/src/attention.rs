@@ -26,7 +26,7 @@ use super::memory::{Halves, Memory};
 use super::pool::{Pool, SharedMut, for_rows};
 use super::simd::{Isa, LANES};
 use super::weights::BLOCK_K;
-use crate::error::Result;
+use crate::Result;
 
 /// Positions in one KV block.
 pub const KV_BLOCK: usize = 32;

@@ -10,6 +10,8 @@
 mod activations;
 mod attend;
 mod attention;
+mod error;
+mod kv_store;
 mod kv_write;
 mod math;
 mod matmul;
@@ -23,6 +25,8 @@ mod weights;
 
 pub use activations::{Activations, Output};
 pub use attention::{AttentionShape, KV_BLOCK, KvLayer, QkNorm, Ragged, RopePairs, attention};
+pub use error::{Error, Result};
+pub use kv_store::{BLOCK_SIZE, BlockId, KvStore};
 pub use matmul::{Activation, Input, Part, gated, linear};
 pub use memory::Memory;
 pub use norm::{Norm, add_rms_norm, rms_norm};

@@ -25,7 +25,7 @@ impl Block {
 
 impl WeightFormat {
     /// Weights that share a scale.
-    pub(in crate::kernels) const fn group_len(self) -> usize {
+    pub(crate) const fn group_len(self) -> usize {
         match self {
             Self::Q2K | Self::Q3K | Self::Q6K => 16,
             _ => 32,
@@ -33,7 +33,7 @@ impl WeightFormat {
     }
 
     /// The code that stands for zero (before `min`).
-    pub(in crate::kernels) const fn zero(self) -> u8 {
+    pub(crate) const fn zero(self) -> u8 {
         match self {
             Self::Q3K => 4,
             Self::Q4_0 => 8,
@@ -44,7 +44,7 @@ impl WeightFormat {
         }
     }
 
-    pub(in crate::kernels) const fn has_min(self) -> bool {
+    pub(crate) const fn has_min(self) -> bool {
         matches!(self, Self::Q4_1 | Self::Q5_1 | Self::Q2K | Self::Q4K | Self::Q5K)
     }
 }

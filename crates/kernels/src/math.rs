@@ -48,7 +48,7 @@ pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::F) -> S::F {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::simd::{Isa, simd_kernel};
+    use crate::simd::{Isa, simd_kernel};
 
     #[inline(always)]
     fn all_body<S: Simd>(s: S, x: &[f32; 16], out: &mut [[f32; 16]; 3]) {

@@ -1,8 +1,8 @@
 //! Both ways of multiplying against dot products in f64, for every format, instruction set, batch and pool.
 
 use super::*;
-use crate::kernels::Memory;
-use crate::kernels::weights::{WeightFormat, dequantize_row};
+use crate::Memory;
+use crate::weights::{WeightFormat, dequantize_row};
 
 fn random_bytes(format: WeightFormat, n: usize, k: usize) -> Vec<u8> {
     let mut state = 7u64;
