@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use serde_json::json;
-use tallow::engine::{Engine, EngineConfig};
+use tallow::engine::{Engine, EngineConfig, Load};
 use tallow::error::Result;
 use tallow::metrics::Metrics;
 use tallow::model::decoder::{ActivationType, Compute, DecoderOptions};
@@ -215,7 +215,7 @@ impl Backend for Nowhere {
         Ok(())
     }
 
-    fn check_room(&self, _tenant: Tenant) -> Result<()> {
+    fn check_room(&self, _tenant: Tenant, _coming: Load) -> Result<()> {
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use super::scheduler::SchedulerLimits;
 use crate::error::{Error, Result};
 use crate::sampling::grammar::GrammarLimits;
 
-/// Each time a sequence is passed, some of it is computed twice; so often, and it keeps its place.
+/// A preempted sequence that was passed so often is the next to go on, unless its owner has more than its part.
 const PASSED_MAX: usize = 64;
 
 /// How much the engine takes on.

@@ -61,6 +61,13 @@ pub struct Load {
     pub tokens: usize,
 }
 
+impl Load {
+    /// So many, each as short as can be.
+    pub fn of_requests(requests: usize) -> Self {
+        Self { requests, tokens: requests }
+    }
+}
+
 #[derive(Debug)]
 struct Flow<T> {
     weight: u32,

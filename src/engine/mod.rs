@@ -42,6 +42,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 pub use config::EngineConfig;
+pub use fair::Load;
 pub use masks::MaskWait;
 
 use self::core::CoreParts;
@@ -142,8 +143,8 @@ impl Engine {
     ///
     /// # Errors
     /// Those of [`Self::submit`] that do not depend on the request.
-    pub fn check_room(&self, tenant: Tenant) -> Result<()> {
-        self.queue().check_room(tenant)
+    pub fn check_room(&self, tenant: Tenant, coming: Load) -> Result<()> {
+        self.queue().check_room(tenant, coming)
     }
 
     /// Ends what has waited for too long, and tells the rest where they stand. To be called a few times a second.

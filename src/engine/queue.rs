@@ -8,6 +8,7 @@
 mod owners;
 mod places;
 mod returned;
+mod room;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -169,13 +170,13 @@ impl Queue {
         Ok(())
     }
 
-    /// Whether a request of `tenant` would be refused however short it is: asked before any work goes into it.
+    /// Whether one of so many requests of `tenant` would be refused: asked before any work goes into them.
     ///
     /// # Errors
     /// As [`Self::submit`].
-    pub fn check_room(&self, tenant: Tenant) -> Result<()> {
+    pub fn check_room(&self, tenant: Tenant, coming: Load) -> Result<()> {
         let now = self.now();
-        self.lock().admit(&self.limits, tenant, 1, now).inspect_err(|e| self.count_refused(e))
+        self.lock().admit(&self.limits, tenant, coming, now).inspect_err(|e| self.count_refused(e))
     }
 
     fn push(
@@ -189,7 +190,8 @@ impl Queue {
         let (tenant, terms, num_tokens) = (request.tenant, request.queue, request.num_tokens_max());
         // What was accepted once is not refused because its process died.
         if request.resumed.is_none() {
-            state.admit(&self.limits, tenant, num_tokens, now).inspect_err(|e| self.count_refused(e))?;
+            let coming = Load { requests: 1, tokens: num_tokens };
+            state.admit(&self.limits, tenant, coming, now).inspect_err(|e| self.count_refused(e))?;
         }
         // Who sees it counted as accepted sees it wait.
         metrics.num_waiting.inc();
@@ -437,52 +439,6 @@ impl Entry {
 }
 
 impl State {
-    fn admit(&self, limits: &QueueLimits, tenant: Tenant, num_tokens: usize, now: Duration) -> Result<()> {
-        if let Phase::Closed(message) | Phase::Stopped(message) = &self.phase {
-            return Err(Error::new(ErrorKind::Unavailable, message.clone()));
-        }
-        let excess = self.excess(limits, num_tokens).or_else(|| self.excess_of(tenant, limits, num_tokens));
-        match excess {
-            Some((message, tokens)) => Err(Error::overloaded(message, self.rate.retry_after_ms(tokens, now))),
-            None => Ok(()),
-        }
-    }
-
-    /// Which bound a further `num_tokens` would break, and how many tokens must leave before they would not.
-    fn excess(&self, limits: &QueueLimits, num_tokens: usize) -> Option<(String, usize)> {
-        let Load { requests, tokens } = self.waiting.load();
-        let message = if requests >= limits.requests_max {
-            format!("the queue is full: {requests} requests wait")
-        } else if requests > 0 && tokens + num_tokens > limits.tokens_max {
-            format!("the queue is full: {tokens} tokens wait, {num_tokens} more came")
-        } else {
-            return None;
-        };
-        let num_leave = (requests + 1).saturating_sub(limits.requests_max);
-        let leaving = self.waiting.order(num_leave);
-        let by_requests: usize =
-            leaving.iter().filter_map(|t| self.waiting.get(*t)).map(|e| e.request.num_tokens_max()).sum();
-        let by_tokens = (tokens + num_tokens).saturating_sub(limits.tokens_max).min(tokens);
-        Some((message, by_requests.max(by_tokens)))
-    }
-
-    /// The same for an owner's part of the queue.
-    fn excess_of(&self, tenant: Tenant, limits: &QueueLimits, num_tokens: usize) -> Option<(String, usize)> {
-        let (all, own) = (self.waiting.load(), self.waiting.load_of(tenant));
-        let num_free = limits.requests_max - all.requests;
-        let num_tokens_free = limits.tokens_max.saturating_sub(all.tokens + num_tokens);
-        let is_too_much = own.requests >= OWNER_SHARE * num_free
-            || own.tokens + num_tokens > num_tokens_free.saturating_mul(OWNER_SHARE);
-        if tenant == Tenant(0) || own.requests == 0 || !is_too_much {
-            return None;
-        }
-        let Load { requests, tokens } = own;
-        let message = format!(
-            "{requests} requests with {tokens} tokens of this key wait; what is left of the queue is kept for others"
-        );
-        Some((message, num_tokens))
-    }
-
     /// The first of another owner's that fits although it passes `next`.
     fn first_passing(
         &self,

@@ -56,7 +56,8 @@ pub struct SchedulerLimits {
     pub prefill_tokens_per_step_max: usize,
     /// A token that attends to this many others takes twice the time of one that attends to none.
     pub attention_span: usize,
-    /// A preempted sequence is passed by this many younger ones in its life, and by no more.
+    /// A preempted sequence is passed by this many younger ones in its life, and by no more, beside those of owners that its
+    /// own owes a place.
     pub passed_max: usize,
 }
 

@@ -17,7 +17,7 @@ pub struct Sequence {
     pub(super) leader: Option<usize>,
     /// How many were admitted before it; the scheduler counts.
     pub(super) age: u64,
-    /// How many younger ones began while it was preempted.
+    /// How many younger ones began while it was preempted, beside those of owners that its own owes a place.
     pub(super) num_passed: usize,
     /// Whether it got a token since it last began.
     has_advanced: bool,
@@ -111,7 +111,8 @@ impl Sequence {
         self.share
     }
 
-    /// How many younger ones began while it was preempted, in all its life.
+    /// How many younger ones began while it was preempted, in all its life, beside those of owners that its own owes a
+    /// place.
     pub fn num_passed(&self) -> usize {
         self.num_passed
     }

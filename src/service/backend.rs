@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::engine::Load;
 use crate::error::Result;
 use crate::protocol::{Tenant, ValidRequest};
 use crate::sampling::grammar::GrammarCompiler;
@@ -29,11 +30,12 @@ pub trait Backend: Send + Sync {
     /// [`crate::error::ErrorKind::Unavailable`] while loading or draining. Nothing was appended to `log` then.
     fn submit(&self, request: ValidRequest, log: Arc<StreamLog>) -> Result<()>;
 
-    /// Whether any request of `tenant` would be refused now: asked before it is templated and tokenised.
+    /// Whether one of so many requests of `tenant` would be refused now: asked before they are templated and tokenised, and
+    /// once more before the first is submitted, so that none is taken in to be thrown out again.
     ///
     /// # Errors
-    /// Those of [`Self::submit`] that do not depend on the request.
-    fn check_room(&self, tenant: Tenant) -> Result<()>;
+    /// Those of [`Self::submit`].
+    fn check_room(&self, tenant: Tenant, coming: Load) -> Result<()>;
 
     /// Where it compiles constraints, if that is in this process: the service then checks them there, and they are
     /// compiled once.

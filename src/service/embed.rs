@@ -12,6 +12,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use super::Service;
 use super::prompt::{self, Room};
 use super::validate::{self, Limits};
+use crate::engine::Load;
 use crate::engine::encoder::EncoderPool;
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{Event, GenerateRequest, OnDisconnect, Owner, Prompt, StreamId, TokenId, ValidRequest};
@@ -114,7 +115,7 @@ impl Service {
         self.check_inputs(&request.inputs)?;
         if encoder.is_none() {
             // Whoever is to be refused is refused before work goes into it.
-            self.backend.check_room(request.owner.tenant)?;
+            self.backend.check_room(request.owner.tenant, Load::of_requests(1))?;
         }
         let owner = request.owner.clone();
         // However many the inputs are, it is one request to its owner's limits.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Backend, Readiness};
-use crate::engine::Engine;
+use crate::engine::{Engine, Load};
 use crate::error::Result;
 use crate::protocol::{Tenant, ValidRequest};
 use crate::sampling::grammar::GrammarCompiler;
@@ -30,8 +30,8 @@ impl Backend for LocalBackend {
         self.engine.submit(request, log)
     }
 
-    fn check_room(&self, tenant: Tenant) -> Result<()> {
-        self.engine.check_room(tenant)
+    fn check_room(&self, tenant: Tenant, coming: Load) -> Result<()> {
+        self.engine.check_room(tenant, coming)
     }
 
     fn grammars(&self) -> Option<Arc<GrammarCompiler>> {

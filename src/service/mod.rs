@@ -36,6 +36,7 @@ pub use restore::Restored;
 pub use template::ChatTemplate;
 
 use crate::cache::BLOCK_SIZE;
+use crate::engine::Load;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Metrics, RejectLabel};
 use crate::model::ModelSpec;
@@ -149,7 +150,7 @@ impl Service {
         validate::choices(num_choices, &self.config)?;
         validate::parameters(&request, self.limits())?;
         // Whoever is to be refused is refused before work goes into it.
-        self.backend.check_room(request.owner.tenant)?;
+        self.check_room(&request.owner, num_choices)?;
         let owner = request.owner.clone();
         let slot = self.quotas.begin(&owner, num_choices).inspect_err(|e| self.count_limited(e))?;
         let (request, (prompt, format)) = self.tokenise(request, Some(self.room())).await?;
@@ -161,10 +162,21 @@ impl Service {
         let first = validate::fit(StreamId::random(), request, prompt, random_seed(), limits)?;
         let num_tokens = first.num_tokens_max() * num_choices;
         self.quotas.spend(&owner, num_tokens).inspect_err(|e| self.count_limited(e))?;
+        let coming = Load { requests: num_choices, tokens: num_tokens };
+        let give_back = |_: &Error| self.quotas.give_back(&owner, num_tokens);
+        self.backend.check_room(owner.tenant, coming).inspect_err(give_back)?;
         let all = choices::all_or_none(&first, num_choices, |valid| self.accept(valid, format.clone()))
-            .inspect_err(|_| self.quotas.give_back(&owner, num_tokens))?;
+            .inspect_err(give_back)?;
         slot.occupy(all.iter().map(|started| &started.log));
         Ok(all)
+    }
+
+    /// Whether so many generations of an owner would be refused however short they are: asked before work goes into them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Overloaded`] and [`ErrorKind::Unavailable`], as of [`Self::start`].
+    pub fn check_room(&self, owner: &Owner, num_generations: usize) -> Result<()> {
+        self.backend.check_room(owner.tenant, Load::of_requests(num_generations))
     }
 
     fn accept(&self, valid: ValidRequest, format: AnswerFormat) -> Result<Started> {

@@ -160,7 +160,11 @@ async fn a_full_queue_is_429_with_a_time_to_come_back() {
     assert_eq!(refused.status, 429);
     assert!(refused.headers["retry-after"].parse::<u64>().unwrap() >= 1);
     assert!(refused.headers["retry-after-ms"].parse::<u64>().unwrap() >= 1);
-    assert_eq!(server.service.table().len(), 2, "the refused one left nothing");
+    for several in [json!({"prompt": "a", "n": 100}), json!({"prompt": ["a", "b", "c"]})] {
+        assert_eq!(post(server.address, "/v1/completions", &several).await.status, 429, "{several}");
+    }
+    assert_eq!(server.service.table().len(), 2, "the refused ones left nothing");
+    assert_eq!(server.service.metrics().requests_accepted.get(), 2, "none was taken in to be thrown out again");
     gate.open();
     idle(&server).await;
 }

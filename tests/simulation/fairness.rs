@@ -80,9 +80,15 @@ fn is_owed(tenant: Tenant, own: &[usize], waiting: &[usize], schedule: &Schedule
     let places = |tenant: Tenant| running.iter().filter(|s| s.share().tenant == tenant).count();
     let has_less = |other: Tenant| places(tenant) * weight(other) < places(other) * weight(tenant);
     let is_next = |other: Tenant| other == tenant || has_less(other);
+    let owes =
+        |other: Tenant| other != tenant && (places(other) - 1) * weight(tenant) >= (places(tenant) + 1) * weight(other);
+    let passes = |s: &Sequence| {
+        let other = s.share().tenant;
+        has_less(other) && (s.num_passed() < schedule.limits.passed_max || owes(other))
+    };
     // Others go first, or it has one that was preempted.
     if !waiting.iter().all(|&index| is_next(request(index).tenant))
-        || !scheduler.waiting().all(|s| s.num_passed() < schedule.limits.passed_max && has_less(s.share().tenant))
+        || !scheduler.waiting().all(passes)
         || running.len() + scheduler.num_waiting() >= scheduler.num_in_flight_max()
     {
         return false;
@@ -97,12 +103,8 @@ fn is_owed(tenant: Tenant, own: &[usize], waiting: &[usize], schedule: &Schedule
     let fits = |&index: &usize| {
         request(index).queue.timeout_ms.is_none() && request(index).prompt.len().div_ceil(BLOCK_SIZE) <= num_blocks_left
     };
-    let owes = |s: &Sequence| {
-        let other = s.share().tenant;
-        other != tenant && (places(other) - 1) * weight(tenant) >= (places(tenant) + 1) * weight(other)
-    };
     running.len() == limits.max_num_seqs
         && num_remaining < num_tokens_min
         && own.iter().all(fits)
-        && running.iter().any(|s| owes(s) && s.has_advanced() && s.num_passed() < limits.passed_max)
+        && running.iter().any(|s| owes(s.share().tenant) && s.has_advanced())
 }

@@ -122,6 +122,7 @@ async fn start(
     prompts: Vec<Prompt>,
     wanted: &Wanted,
 ) -> Result<Vec<Running>, Problem> {
+    app.service.check_room(&base.owner, prompts.len() * wanted.best_of)?;
     let mut all: Vec<Running> = Vec::new();
     for (number, prompt) in prompts.into_iter().enumerate() {
         let echoed = wanted.is_echo.then(|| prompt.clone());

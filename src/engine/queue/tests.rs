@@ -3,6 +3,9 @@
 use std::sync::atomic::AtomicU64;
 
 use super::*;
+
+const ONE: Load = Load { requests: 1, tokens: 1 };
+
 use crate::protocol::{Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, Task, Tenant};
 use crate::stream::CancelCause;
 
@@ -310,12 +313,31 @@ fn one_key_cannot_fill_the_queue() {
     }
     let refused = b.submit_to(&log_of(1, 999), 5).expect_err("still too many");
     assert_eq!(refused.kind(), ErrorKind::Overloaded);
-    assert!(b.queue.check_room(Tenant(1)).is_err() && b.queue.check_room(Tenant(2)).is_ok());
+    assert!(b.queue.check_room(Tenant(1), ONE).is_err() && b.queue.check_room(Tenant(2), ONE).is_ok());
     let without_keys = bench(100, 100_000);
     assert_eq!((0..200).take_while(|id| without_keys.submit(*id, 5).is_ok()).count(), 100);
     let by_tokens = bench(100, 1000);
     let taken = (0..100).take_while(|id| by_tokens.submit_to(&log_of(1, *id), 90).is_ok()).count();
     assert_eq!(taken, 8, "of ten");
+}
+
+/// What is asked for several at once is what would be found out one by one.
+#[test]
+fn there_is_room_for_several_if_each_would_be_let_in() {
+    for (owner, num_before, num_tokens) in
+        [(0, 0, 5), (0, 7, 5), (1, 0, 5), (1, 3, 5), (1, 6, 90), (2, 0, 90), (0, 0, 900)]
+    {
+        for num_coming in 1..14 {
+            let b = bench(10, 1000);
+            (0..num_before).for_each(|id| drop(b.submit_to(&log_of(1, id), 5)));
+            // Each has a prompt of ten.
+            let coming = Load { requests: num_coming, tokens: num_coming * (10 + num_tokens) };
+            let is_room = b.queue.check_room(Tenant(owner), coming).is_ok();
+            let ids = 100..100 + num_coming as u128;
+            let all_let_in = ids.into_iter().all(|id| b.submit_to(&log_of(owner, id), num_tokens).is_ok());
+            assert_eq!(is_room, all_let_in, "{num_coming} of owner {owner} with {num_tokens} behind {num_before}");
+        }
+    }
 }
 
 #[test]

@@ -311,36 +311,45 @@ fn nobody_is_preempted_before_it_has_a_token() {
 }
 
 #[test]
-fn who_was_passed_often_keeps_its_place() {
-    let mut d = full(LIMITS);
-    for n in 0..LIMITS.passed_max {
+fn who_is_owed_a_place_gets_it_however_often() {
+    // What is computed again fits a step.
+    let limits = SchedulerLimits { max_num_batched_tokens: 512, prefill_tokens_per_step_max: 512, ..LIMITS };
+    let mut d = full(limits);
+    for n in 0..10 * LIMITS.passed_max {
         d.step_with(SECOND, 10 + n);
         assert_eq!(d.waiting(), [3]);
         d.scheduler.remove(10 + n);
         d.step();
         assert!(d.waiting().is_empty(), "it comes back when there is a place");
     }
-    d.step_with(SECOND, 20);
-    assert_eq!(d.waiting(), [2], "now the next one makes way");
-    d.step_with(SECOND, 21);
-    d.step_with(SECOND, 22);
-    assert_eq!((d.running(), d.waiting()), (vec![0, 3, 20, 21], vec![1, 2]));
+    // Also beside one of its own that stays.
+    d.step_with(SECOND, 100);
+    for n in 0..10 * LIMITS.passed_max {
+        d.step_with(SECOND, 200 + n);
+        assert_eq!((d.running(), d.waiting()), (vec![0, 1, 100, 200 + n], vec![2, 3]));
+        d.scheduler.remove(200 + n);
+        d.step();
+        assert_eq!(d.waiting(), [3]);
+    }
 }
 
 #[test]
-fn who_waits_long_enough_stands_before_all_newcomers() {
+fn who_waits_long_enough_stands_before_newcomers_that_are_owed_nothing() {
     let mut d = full(LIMITS);
-    let third = Share { tenant: Tenant(3), weight: 1 };
-    d.step_with(SECOND, 10);
-    d.step_with(third, 11);
-    assert_eq!((d.running(), d.waiting()), (vec![0, 1, 10, 11], vec![2, 3]));
+    let [third, fourth] = [3, 4].map(|tenant| Share { tenant: Tenant(tenant), weight: 1 });
+    for (slot, share) in [(10, SECOND), (11, third), (12, fourth)] {
+        d.step_with(share, slot);
+    }
+    assert_eq!((d.running(), d.waiting()), (vec![0, 10, 11, 12], vec![1, 2, 3]), "one each");
     // A place becomes free and a newcomer with a smaller claim takes it, but only as often as it may.
-    d.scheduler.remove(11);
-    d.step_with(third, 12);
-    assert_eq!((d.running(), d.waiting()), (vec![0, 1, 10, 12], vec![2, 3]));
-    d.scheduler.remove(12);
-    d.step_with(third, 13);
-    assert_eq!((d.running(), d.waiting()), (vec![0, 1, 10, 3], vec![2]));
+    for n in 0..LIMITS.passed_max {
+        d.scheduler.remove(12 + n);
+        d.step_with(fourth, 13 + n);
+        assert_eq!((d.running(), d.waiting()), (vec![0, 10, 11, 13 + n], vec![1, 2, 3]));
+    }
+    d.scheduler.remove(12 + LIMITS.passed_max);
+    d.step_with(fourth, 20);
+    assert_eq!((d.running(), d.waiting()), (vec![0, 10, 11, 1], vec![2, 3]));
 }
 
 #[test]

@@ -2,14 +2,16 @@
 //! its newcomers. Between owners places are shared (`share`):
 //!
 //! ```text
-//! next:      of the preempted, those that were passed `passed_max` times, oldest first;
-//!            then those of the owner with the smallest claim, oldest first
-//! newcomer:  goes before the next preempted one if its owner's claim is smaller, and that one was not passed too often
+//! next:      of the preempted, those of the owner with the smallest claim, oldest first; but an older one that was passed
+//!            `passed_max` times goes before it, unless its owner owes a place
+//! newcomer:  goes before the next preempted one if its owner's claim is smaller, with the same exception
 //! way:       while there is no place, or there are too few blocks: of all that make way, the youngest of the owner with
 //!            the largest claim is preempted, if there are enough of them
 //! makes way: a sequence whose owner owes one to whoever begins, that got a token since it last began or waits for the
-//!            mask of its first, and was not passed too often
+//!            mask of its first
 //! ```
+//! To be passed by an owner that is owed a place does not count: else one that sends short requests, each of them in
+//! its right, would soon have no right any more.
 //!
 //! Why every request ends: for each fair preemption somebody got a token, so there are no more of them than tokens. For
 //! blocks the oldest that runs is never preempted, so it advances until it ends or an older one begins.
@@ -85,12 +87,13 @@ impl Scheduler {
 
     /// Preempts `way`, and begins. Returns how many of its tokens need not be computed.
     fn start(&mut self, mut way: Vec<usize>, mut sequence: Sequence) -> usize {
+        // By what each had when it was decided who begins.
+        let places = self.places.clone();
         way.sort_unstable();
         self.num_fair_preemptions += way.len() as u64;
         way.into_iter().rev().for_each(|index| self.preempt(index));
-        for passed in self.waiting.iter_mut().filter(|waiting| waiting.age < sequence.age) {
-            passed.num_passed += 1;
-        }
+        let is_passed = |s: &&mut Sequence| s.age < sequence.age && !places.owes(s.share(), sequence.share());
+        self.waiting.iter_mut().filter(is_passed).for_each(|passed| passed.num_passed += 1);
         sequence.take_blocks(&mut self.pool);
         let slot = sequence.leader.take();
         let leader = slot.and_then(|slot| self.running.iter().find(|running| running.slot() == slot));
@@ -123,24 +126,26 @@ impl Scheduler {
     }
 
     fn next_waiting(&self) -> Option<usize> {
-        let turn = |index: &usize| {
-            let sequence = &self.waiting[*index];
-            let claim = (!self.is_due(sequence)).then(|| self.places.claim(sequence.share()));
-            (claim, sequence.age)
-        };
-        (0..self.waiting.len()).min_by_key(turn)
+        let turn = |index: &usize| (self.places.claim(self.waiting[*index].share()), self.waiting[*index].age);
+        let mut next = (0..self.waiting.len()).min_by_key(turn)?;
+        // Each is older than the one before, so this ends.
+        while let Some(older) = self.waiting.iter().take(next).position(|s| self.is_due(s, self.waiting[next].share()))
+        {
+            next = older;
+        }
+        Some(next)
     }
 
     fn goes_before_waiting(&self, share: Share) -> bool {
-        self.next_waiting().is_none_or(|index| {
-            let next = &self.waiting[index];
-            !self.is_due(next) && self.places.claim(share) < self.places.claim(next.share())
-        })
+        let claim = self.places.claim(share);
+        !self.waiting.iter().any(|sequence| self.is_due(sequence, share))
+            && self.next_waiting().is_none_or(|index| claim < self.places.claim(self.waiting[index].share()))
     }
 
-    /// Whether it was passed so often that nobody younger may go before it any more.
-    fn is_due(&self, sequence: &Sequence) -> bool {
-        sequence.num_passed >= self.limits.passed_max
+    /// Whether it was passed so often that nobody younger of this owner may go before it any more. Who is owed a place by its
+    /// owner may: that one has more than its part, however often it gives of it.
+    fn is_due(&self, sequence: &Sequence, newcomer: Share) -> bool {
+        sequence.num_passed >= self.limits.passed_max && !self.places.owes(sequence.share(), newcomer)
     }
 
     /// Who makes way for one of this owner that needs so many blocks: nobody if there is room, `None` if there is none
@@ -158,7 +163,6 @@ impl Scheduler {
             let makes_way = |index: &usize| {
                 let sequence = &self.running[*index];
                 (sequence.has_advanced() || sequence.num_remaining() == 0)
-                    && !self.is_due(sequence)
                     && !way.contains(index)
                     && places.owes(sequence.share(), share)
             };

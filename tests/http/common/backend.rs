@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use tallow::engine::Load;
 use tallow::error::{Error, ErrorKind, Result};
 use tallow::protocol::{
     ErrorInfo, Event, FinishReason, Tenant, TokenEvent, TokenId, TokenLogprob, Usage, ValidRequest,
@@ -97,7 +98,7 @@ impl Backend for GatedBackend {
         Ok(())
     }
 
-    fn check_room(&self, _tenant: Tenant) -> Result<()> {
+    fn check_room(&self, _tenant: Tenant, _coming: Load) -> Result<()> {
         Ok(())
     }
 
