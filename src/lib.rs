@@ -7,15 +7,14 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod engine;
-pub mod error;
 pub mod metrics;
 pub mod model;
-pub mod protocol;
 pub mod sampling;
 pub mod service;
-pub mod stream;
 pub mod telemetry;
 pub mod text;
 pub mod threads;
 
 pub use tallow_kernels as kernels;
+pub use tallow_stream as stream;
+pub use tallow_stream::{error, protocol};

@@ -308,6 +308,24 @@ fn an_engine_without_a_model_does_not_start() {
 }
 
 #[test]
+fn states_that_cannot_be_read_end_their_own_input_only() {
+    let faults = StubFaults { no_states_of_token: Some(2), ..StubFaults::default() };
+    let gate = StubGate::new();
+    let stub = StubConfig { faults, gate: Some(gate.clone()), ..StubConfig::default() };
+    let server = Server::start(EngineConfig::default(), stub);
+    let embed = |request: ValidRequest| ValidRequest { task: Task::Embed, max_tokens: 0, ..request };
+    let logs = [request(1), embed(with_token(2, 2)), embed(request(3))].map(|request| server.submit(request));
+    gate.open();
+    let info = error(&logs[1]);
+    assert!(info.kind == ErrorKind::Internal && info.message.contains("no states"), "{info:?}");
+    let solo = Server::start(EngineConfig::default(), StubConfig::default());
+    for (log, request) in [(&logs[0], request(1)), (&logs[2], embed(request(3)))] {
+        assert_eq!(transcript(log), transcript(&solo.submit(request)));
+    }
+    assert_eq!(server.metrics.worker_restarts.get(), 0);
+}
+
+#[test]
 fn a_row_of_nan_ends_its_own_sequence_only() {
     let faults = StubFaults { nan_on_token: Some(2), ..StubFaults::default() };
     let gate = StubGate::new();

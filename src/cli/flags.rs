@@ -58,7 +58,11 @@ fn heading(section: &str) -> &'static str {
         "model" => "Model",
         "registry" => "Weights",
         "embeddings" => "Embeddings",
-        _ => "Log",
+        "responses" => "Responses",
+        "memory" => "Memory",
+        "log" => "Log",
+        // Every flag is given its heading at every start, so no test can miss it.
+        other => unreachable!("settings of `{other}` have no heading"),
     }
 }
 

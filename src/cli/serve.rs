@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
@@ -73,10 +74,8 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         result = &mut served => return Ok(result.map(|()| ExitCode::SUCCESS)?),
         _ = signals.next() => {}
     }
-    tracing::info!(
-        "draining: running streams have {} s; another signal ends at once",
-        config.server.drain_timeout_ms / 1000
-    );
+    let timeout = Duration::from_millis(config.server.drain_timeout_ms);
+    tracing::info!("draining: running streams have {timeout:?}; another signal ends at once");
     stop.cancel();
     tokio::select! {
         result = &mut served => Ok(result.map(|()| ExitCode::SUCCESS)?),

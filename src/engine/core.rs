@@ -25,7 +25,7 @@ use super::queue::{Entry, Pulled, Queue};
 use super::scheduler::{Newcomer, Scheduler, SchedulerLimits};
 use super::sequence::Sequence;
 use super::takeover::{self, Held};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::Metrics;
 use crate::model::{Batch, Model};
 use crate::protocol::{Event, StreamId, Task, TokenId};
@@ -130,7 +130,7 @@ impl EngineCore {
         }
         self.gauges.set(&self.scheduler);
         if self.scheduler.plan().is_empty() {
-            return Ok(self.wait_for_masks());
+            return self.wait_for_masks();
         }
         self.scheduler.build(&mut self.batch);
         self.ask_masks();
@@ -143,7 +143,7 @@ impl EngineCore {
         }
         computed?;
         self.lease.work_for(None);
-        self.embed()?;
+        self.embed();
         self.scheduler.commit();
         self.collect_masks(forward_time);
         let now = self.parts.queue.now();
@@ -155,17 +155,19 @@ impl EngineCore {
     }
 
     /// Takes what comes of the masks that every running sequence waits for, if there are any.
-    fn wait_for_masks(&mut self) -> Step {
-        let is_empty = self.scheduler.num_running() + self.scheduler.num_waiting() == 0;
-        debug_assert!(is_empty || self.masks.has_questions(), "sequences that stand still");
-        if is_empty {
-            return Step::Idle;
+    fn wait_for_masks(&mut self) -> Result<Step> {
+        if self.scheduler.num_running() + self.scheduler.num_waiting() == 0 {
+            return Ok(Step::Idle);
+        }
+        if !self.masks.has_questions() {
+            // They would do so for ever: a fresh worker takes them up.
+            return Err(Error::internal("sequences stand still that wait for nothing"));
         }
         let (generations, now) = (&mut self.generations, self.parts.queue.now());
         self.masks.wait(|job| answer(generations, job, now));
         self.sample_held(self.parts.queue.now());
         self.settle();
-        Step::Waited
+        Ok(Step::Waited)
     }
 
     /// Hands its sequences to other workers, or to its own successor; `what` says what happened. The core is of no more

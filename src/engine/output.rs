@@ -107,6 +107,10 @@ impl Output {
         if self.num_tokens < self.max_tokens {
             return None;
         }
+        // Half a character that was cut off is no text. Where log-probabilities are told, each token has to be shown.
+        if self.next.logprobs.is_empty() {
+            self.detokenizer.forget_partial();
+        }
         Some(if self.flush() { FinishReason::Stop } else { FinishReason::Length })
     }
 
@@ -144,6 +148,7 @@ impl Output {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::TokenLogprob;
 
     fn stop_at(strings: &[&str]) -> StopParams {
         StopParams { strings: strings.iter().map(|&s| s.to_owned()).collect(), ..StopParams::default() }
@@ -184,6 +189,25 @@ mod tests {
         check(ids, "hello", "he", FinishReason::Stop, 3);
         let min = StopParams { min_tokens: 4, ..stop_at(&["l"]) };
         check(min, "hello all", "hello a", FinishReason::Stop, 8);
+    }
+
+    #[test]
+    fn a_character_that_is_cut_off_is_not_shown() {
+        let tokens: Vec<TokenId> = "a🙂".bytes().map(TokenId::from).collect();
+        for (max_tokens, expect) in [(1, "a"), (2, "a"), (3, "a"), (4, "a"), (5, "a🙂")] {
+            let (texts, end) = run(StopParams::default(), max_tokens, &tokens);
+            assert_eq!((texts.concat().as_str(), end), (expect, Some((FinishReason::Length, max_tokens))));
+        }
+        // A text that ends by itself has what the model wrote.
+        let (texts, _) = run(StopParams::default(), 9, &[0xf0, 0x9f, 256]);
+        assert_eq!(texts.concat(), "\u{fffd}");
+        let (tokenizer, mut output) = (Tokenizer::byte_level(), Output::new(StopParams::default(), 1, &[256]));
+        let logprob = TokenLogprob { token: 0xf0, logprob: -0.5, top: Vec::new() };
+        output.push(Sampled { token: 0xf0, logprob: Some(logprob) }, &tokenizer);
+        assert_eq!(
+            output.take_event().map(|event| (event.text, event.logprobs.len())),
+            Some(("\u{fffd}".to_owned(), 1))
+        );
     }
 
     #[test]

@@ -79,6 +79,8 @@ pub struct StubFaults {
     pub silent_from_step: Option<u64>,
     /// Sequences that have this token anywhere get rows of NaN.
     pub nan_on_token: Option<TokenId>,
+    /// The states of this token cannot be read.
+    pub no_states_of_token: Option<TokenId>,
 }
 
 /// The model without weights.
@@ -240,6 +242,9 @@ impl Model for StubModel {
         states.clear();
         let mut seq = 0;
         for row in rows {
+            if self.config.faults.no_states_of_token == Some(batch.token_ids[row]) {
+                return Err(Error::internal("the stub was told to have no states of this token"));
+            }
             while batch.rows(seq).end <= row {
                 seq += 1;
             }

@@ -46,6 +46,11 @@ impl Detokenizer {
         !self.partial.is_empty()
     }
 
+    /// Forgets the beginning of a character that will not become whole.
+    pub fn forget_partial(&mut self) {
+        self.partial.clear();
+    }
+
     /// Ends the generation: the text not yet taken, and one U+FFFD for a character that never became whole.
     pub fn finish(&mut self) -> String {
         if !self.partial.is_empty() {

@@ -2,12 +2,11 @@
 //! those that are complete.
 
 use super::{End, EngineCore};
-use crate::error::Result;
 use crate::protocol::{Event, FinishReason};
 
 impl EngineCore {
     /// Adds the states of the step just computed.
-    pub(super) fn embed(&mut self) -> Result<()> {
+    pub(super) fn embed(&mut self) {
         for (index, planned) in self.scheduler.plan().iter().enumerate() {
             let generation = self.generations[planned.slot].as_mut().expect("a planned sequence is alive");
             let Some(pooling) = &mut generation.pooling else { continue };
@@ -18,7 +17,11 @@ impl EngineCore {
             let num_known = pooling.num_tokens().saturating_sub(first).min(rows.len());
             let new = rows.start + num_known..rows.end;
             if !new.is_empty() {
-                self.model.hidden_states(&self.batch, new.clone(), &mut self.states)?;
+                // What fails for one input is that one's failure.
+                if let Err(e) = self.model.hidden_states(&self.batch, new.clone(), &mut self.states) {
+                    self.ended.push((planned.slot, End::Failed(e.kind(), e.message().to_owned())));
+                    continue;
+                }
                 pooling.add(&self.states, new.len());
             }
             if !planned.is_sampled {
@@ -36,6 +39,5 @@ impl EngineCore {
             self.ended.push((planned.slot, end));
         }
         self.lease.work_for(None);
-        Ok(())
     }
 }

@@ -14,9 +14,9 @@ use tokio::sync::oneshot;
 
 use super::records::{EVENTS, STREAMS, StoredStream, seal};
 use super::{Change, Health, StoreLimits, WholeMark};
+use crate::StreamLog;
+use crate::holdings::Holdings;
 use crate::protocol::{StreamId, Tenant};
-use crate::stream::StreamLog;
-use crate::stream::holdings::Holdings;
 
 /// Changes in one transaction; more wait for the next.
 const NUM_CHANGES_PER_COMMIT_MAX: usize = 8_192;

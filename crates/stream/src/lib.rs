@@ -1,13 +1,18 @@
 //! A generation's life as a log: append-only, dense ids from 0, one terminal event that is last. A reader is a cursor
-//! into it, so any number can follow, leave and come back. This is the only floor-1 room that may be async: a reader
-//! can wait for the next event. It knows nothing of HTTP, and nothing of who produces events; it reads no clock.
+//! into it, so any number can follow, leave and come back. This is the only room below the service that may be async: a
+//! reader can wait for the next event. It knows nothing of HTTP, and nothing of who produces events; it reads no clock.
+//!
+//! The words that all rooms share stand here, as those of events do: `protocol` and `error`.
 
+pub mod error;
 mod expired;
 mod feed;
 mod holdings;
 mod log;
 mod progress;
+pub mod protocol;
 mod reader;
+mod size;
 mod status;
 mod store;
 mod table;

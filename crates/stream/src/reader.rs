@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::log::{Entry, StreamLog, payload_bytes};
-use super::{CancelCause, log::State};
+use super::log::{Entry, State, StreamLog};
+use super::size::payload_bytes;
 use crate::error::ErrorKind;
-use crate::protocol::{ErrorInfo, Event, OnDisconnect, TokenEvent, Usage};
+use crate::protocol::{ErrorInfo, Event, TokenEvent, Usage};
 
 /// Most events that come as one, and most of their memory: what a lagging reader holds at a time is bounded with it. On
 /// the wire a rival's log-probability takes eight times its memory, so that is 128 KiB at most, for text a few.
 const MERGED_EVENTS_MAX: usize = 256;
 const MERGED_BYTES_MAX: usize = 16 << 10;
 
-/// A cursor into a log. Dropping it leaves the stream, which may cancel it (see [`OnDisconnect`]).
+/// A cursor into a log. Dropping it leaves the stream, which may cancel it (see [`OnDisconnect`](crate::protocol::OnDisconnect)).
 #[derive(Debug)]
 pub struct StreamReader {
     log: Arc<StreamLog>,
@@ -164,25 +164,40 @@ fn merged(state: &State, index: usize, backlog_min: usize) -> Option<Entry> {
 
 impl Drop for StreamReader {
     fn drop(&mut self) {
-        let mut state = self.log.lock();
-        state.num_readers -= 1;
-        // One that was sent away has not left: it is to come back to the next process.
-        let last = state.num_readers == 0 && state.suspended_at.is_none();
-        drop(state);
-        if last && self.log.on_disconnect() == OnDisconnect::Cancel {
-            self.log.cancel(CancelCause::ReaderLeft);
-        }
+        self.log.leave();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{FinishReason, StreamId, Tenant, TokenLogprob, Usage};
+    use crate::CancelCause;
+    use crate::protocol::{FinishReason, OnDisconnect, StreamId, Tenant, TokenLogprob};
     use std::sync::atomic::{AtomicU64, Ordering};
 
     fn log(policy: OnDisconnect) -> Arc<StreamLog> {
         StreamLog::new(StreamId(1), Tenant(0), policy)
+    }
+
+    #[test]
+    fn who_joins_as_the_last_one_leaves_knows_at_once_whether_it_is_over() {
+        let barrier = std::sync::Barrier::new(2);
+        for _ in 0..2000 {
+            let log = log(OnDisconnect::Cancel);
+            let last = log.reader(0);
+            std::thread::scope(|scope| {
+                let leaving = scope.spawn(|| {
+                    barrier.wait();
+                    drop(last);
+                });
+                barrier.wait();
+                let joined = log.reader(0);
+                let was_over = log.cancelled();
+                leaving.join().expect("no panic");
+                assert_eq!(log.cancelled(), was_over, "it was ended for a reader that was not the last");
+                drop(joined);
+            });
+        }
     }
 
     fn token(text: &str) -> Event {

@@ -7,15 +7,15 @@
 //! cursor that stands before them is told so.
 
 use std::collections::VecDeque;
-use std::mem::size_of;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use super::feed::{Feed, Happening};
 use super::progress::Progress;
+use super::size::event_bytes;
 use super::{CancelCause, StreamReader, StreamStatus, StreamStore};
 use crate::error::ErrorKind;
-use crate::protocol::{Event, OnDisconnect, StreamId, Tenant, TokenLogprob};
+use crate::protocol::{Event, OnDisconnect, StreamId, Tenant};
 
 /// Milliseconds since the Unix epoch, never going back. Handed in, so that nothing here reads a clock.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
@@ -385,7 +385,22 @@ impl StreamLog {
     /// Asks for the end. The first cause stays; a finished log ignores it, but those that it leads may still run.
     /// Returns whether this call was the one.
     pub fn cancel(&self, cause: CancelCause) -> bool {
+        self.cancel_in(self.lock(), cause)
+    }
+
+    /// A reader is gone. That it was the last and that the stream ends for it is one step: whoever joins after the one
+    /// has come after the other too.
+    pub(super) fn leave(&self) {
         let mut state = self.lock();
+        state.num_readers -= 1;
+        // One that was sent away has not left: it is to come back to the next process.
+        let is_last = state.num_readers == 0 && state.suspended_at.is_none();
+        if is_last && self.on_disconnect == OnDisconnect::Cancel {
+            self.cancel_in(state, CancelCause::ReaderLeft);
+        }
+    }
+
+    fn cancel_in(&self, mut state: MutexGuard<'_, State>, cause: CancelCause) -> bool {
         let is_first = state.cancelled.is_none() && state.terminal().is_none();
         let mut hook = None;
         if is_first {
@@ -472,23 +487,4 @@ impl std::fmt::Debug for StreamLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("StreamLog").field("id", &self.id).field("len", &self.len()).finish_non_exhaustive()
     }
-}
-
-fn event_bytes(event: &Event) -> usize {
-    size_of::<Entry>() + payload_bytes(event)
-}
-
-/// What an event holds beside itself.
-pub(super) fn payload_bytes(event: &Event) -> usize {
-    match event {
-        Event::Token(t) => t.text.len() + 4 * t.tokens.len() + logprobs_bytes(&t.logprobs),
-        Event::Prompt { logprobs } => logprobs_bytes(logprobs),
-        Event::Embedding { values } => size_of_val(values.as_slice()),
-        Event::Error(info) => info.message.len(),
-        Event::Queued { .. } | Event::Started { .. } | Event::Done { .. } => 0,
-    }
-}
-
-fn logprobs_bytes(logprobs: &[TokenLogprob]) -> usize {
-    logprobs.iter().map(|l| size_of::<TokenLogprob>() + 8 * l.top.len()).sum()
 }

@@ -123,6 +123,7 @@ impl fmt::Display for Error {
     }
 }
 
+#[cfg(feature = "candle")]
 impl From<candle_core::Error> for Error {
     fn from(e: candle_core::Error) -> Self {
         Self::internal(format!("tensor operation failed: {e}"))

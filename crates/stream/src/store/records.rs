@@ -99,10 +99,14 @@ pub(super) fn open(path: &Path, is_marked: impl Fn() -> bool) -> Result<Opened> 
 fn prepare(database: &Database, path: &Path, is_whole: bool) -> Result<Epoch> {
     let transaction = || -> Result<(u64, u64), redb::Error> {
         let write = database.begin_write()?;
-        write.open_table(STREAMS)?;
-        write.open_table(EVENTS)?;
         let mut meta = write.open_table(META)?;
         let format = meta.get("format")?.map(|v| v.value());
+        // A file of another format stays as it is: the transaction ends without a commit.
+        if let Some(format) = format.filter(|format| *format != FORMAT) {
+            return Ok((format, 0));
+        }
+        write.open_table(STREAMS)?;
+        write.open_table(EVENTS)?;
         let epoch = meta.get("epoch")?.map(|v| v.value()).filter(|_| is_whole).unwrap_or_else(|| Epoch::random().0);
         if format.is_none() {
             meta.insert("format", FORMAT)?;
@@ -110,7 +114,7 @@ fn prepare(database: &Database, path: &Path, is_whole: bool) -> Result<Epoch> {
         meta.insert("epoch", epoch)?;
         drop(meta);
         write.commit()?;
-        Ok((format.unwrap_or(FORMAT), epoch))
+        Ok((FORMAT, epoch))
     };
     match transaction() {
         Ok((FORMAT, epoch)) => Ok(Epoch(epoch)),

@@ -62,6 +62,29 @@ fn events(log: &Arc<StreamLog>) -> Vec<Event> {
 }
 
 #[test]
+fn a_file_of_another_format_is_refused_and_stays_as_it_is() {
+    const META: redb::TableDefinition<'_, &str, u64> = redb::TableDefinition::new("meta");
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = StreamStore::open(dir.path(), LIMITS).unwrap();
+    store.close();
+    drop(store);
+    let path = dir.path().join(FILE_NAME);
+    let open = || redb::Database::create(&path).unwrap();
+    let database = open();
+    let write = database.begin_write().unwrap();
+    write.open_table(META).unwrap().insert("format", 77).unwrap();
+    write.open_table(META).unwrap().insert("epoch", 5).unwrap();
+    write.commit().unwrap();
+    drop(database);
+    let e = StreamStore::open(dir.path(), LIMITS).map(|_| ()).expect_err("another format");
+    assert!(e.message().contains("this is of format 77"), "{e}");
+    let database = open();
+    let read = redb::ReadableDatabase::begin_read(&database).unwrap();
+    let meta = read.open_table(META).unwrap();
+    assert_eq!(redb::ReadableTable::get(&meta, "epoch").unwrap().map(|epoch| epoch.value()), Some(5));
+}
+
+#[test]
 fn what_was_kept_is_there_after_reopening_and_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let (store, stored) = StreamStore::open(dir.path(), LIMITS).unwrap();
