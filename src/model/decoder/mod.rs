@@ -249,8 +249,8 @@ fn check(batch: &Batch, spec: &ModelSpec) {
 /// What the kernels could not have, as a caller of the model sees it.
 fn kernel_error(e: kernels::Error) -> Error {
     match e {
-        kernels::Error::BadWeights(_) => Error::bad_model(e.to_string()),
-        kernels::Error::NoMemory { .. } => Error::internal(e.to_string()),
-        kernels::Error::UnknownIsa { .. } => Error::invalid("TALLOW_ISA", e.to_string()),
+        kernels::Error::BadWeights(message) => Error::bad_model(message),
+        e @ kernels::Error::NoMemory { .. } => Error::internal(e.to_string()),
+        e @ kernels::Error::UnknownIsa { .. } => Error::invalid("TALLOW_ISA", e.to_string()),
     }
 }
