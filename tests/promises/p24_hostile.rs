@@ -193,8 +193,7 @@ async fn p24(model: &str, name: &str) {
     let window = Duration::from_millis(scale(200, 3000) as u64);
     let watch = Watch::start(address);
     let before = memory::resident(server.pid());
-    let (mut live, mut ratio, mut ttft) = (Worst::NONE, Worst::NONE, Worst::NONE);
-    let (mut all_alone, mut all_attacked, mut memory_max) = (Times::default(), Times::default(), 0);
+    let (mut live, mut gaps, mut ttfts, mut memory_max) = (Worst::NONE, Vec::new(), Vec::new(), 0);
     for shot in attacks() {
         let (mut beside_twin, mut beside_attack, mut outcomes) = (Times::default(), Times::default(), Vec::new());
         for _ in 0..scale(1, 3) {
@@ -219,10 +218,8 @@ async fn p24(model: &str, name: &str) {
             outcomes.first()
         );
         live.see(live_ms, shot.name);
-        ratio.see(gap_ms / gap_alone, shot.name);
-        ttft.see(ttft_ms / ttft_alone, shot.name);
-        all_alone.add(beside_twin);
-        all_attacked.add(beside_attack);
+        gaps.push((gap_ms / gap_alone, shot.name));
+        ttfts.push((ttft_ms / ttft_alone, shot.name));
         let is_fault =
             |outcome: &&Outcome| matches!(outcome, Outcome::Answered(status) if *status >= 500 && *status != 503);
         assert_eq!(outcomes.iter().find(is_fault), None, "{}", shot.name);
@@ -249,35 +246,28 @@ async fn p24(model: &str, name: &str) {
         // Without the twins there is nothing to compare with.
         return;
     }
-    let ([_, gap_alone, ttft_alone], [_, gap_ms, ttft_ms]) = (all_alone.p99(), all_attacked.p99());
-    let percent = |ratio: f64| (ratio - 1.0) * 100.0;
-    Figure {
-        promise: "P24",
-        what: &format!("a neighbour's gap between tokens, p99, against as much honest work, {name}"),
-        asked: "+<= 20 %",
-        measured: format!(
-            "{:+.0} % ({gap_alone:.1} -> {gap_ms:.1} ms); worst {:+.0} % ({}); memory +{} MiB",
-            percent(gap_ms / gap_alone),
-            percent(ratio.value),
-            ratio.by,
-            memory_max >> 20
-        ),
-        is_reached: gap_ms / gap_alone <= GAP_RATIO_MAX,
+    for (what, ratios) in
+        [("gap between tokens, a neighbour's", &mut gaps), ("answer of one token, a newcomer's", &mut ttfts)]
+    {
+        // By attack, and not over all times at once: those beside the heaviest work would hide the others.
+        let worst = ratios.iter().max_by(|a, b| a.0.total_cmp(&b.0)).copied().unwrap_or((0.0, ""));
+        let median = quantile(&mut ratios.iter().map(|(ratio, _)| *ratio).collect::<Vec<_>>(), 0.5);
+        let percent = |ratio: f64| (ratio - 1.0) * 100.0;
+        Figure {
+            promise: "P24",
+            what: &format!("{what}, p99 against as much honest work, {name}"),
+            asked: "+<= 20 % under each attack",
+            measured: format!(
+                "{:+.0} % at worst ({}), median {:+.0} %; memory +{} MiB",
+                percent(worst.0),
+                worst.1,
+                percent(median),
+                memory_max >> 20
+            ),
+            is_reached: worst.0 <= GAP_RATIO_MAX,
+        }
+        .record();
     }
-    .record();
-    Figure {
-        promise: "P24",
-        what: &format!("a newcomer's answer of one token, p99, against as much honest work, {name}"),
-        asked: "+<= 20 %",
-        measured: format!(
-            "{:+.0} % ({ttft_alone:.0} -> {ttft_ms:.0} ms); worst {:+.0} % ({})",
-            percent(ttft_ms / ttft_alone),
-            percent(ttft.value),
-            ttft.by
-        ),
-        is_reached: ttft_ms / ttft_alone <= GAP_RATIO_MAX,
-    }
-    .record();
 }
 
 #[tokio::test(flavor = "multi_thread")]
