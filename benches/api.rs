@@ -20,10 +20,10 @@ use futures_util::StreamExt;
 use serde_json::json;
 use tallow::engine::{Engine, EngineConfig, Load};
 use tallow::error::Result;
+use tallow::hub::{CacheDir, list};
 use tallow::metrics::Metrics;
 use tallow::model::decoder::{ActivationType, Compute, DecoderOptions};
 use tallow::model::load::{LoadedModel, load};
-use tallow::model::registry::{CacheDir, list};
 use tallow::model::stub::{StubConfig, StubModel};
 use tallow::protocol::{
     ChatMessage, Event, FinishReason, GenerateRequest, OnDisconnect, Owner, Prompt, QueueTerms, SamplingParams,

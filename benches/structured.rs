@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tallow::engine::{Engine, EngineConfig};
+use tallow::hub::{CacheDir, list};
 use tallow::metrics::Metrics;
 use tallow::model::decoder::{ActivationType, Compute, DecoderOptions};
 use tallow::model::load::load;
-use tallow::model::registry::{CacheDir, list};
 use tallow::protocol::{
     Constraint, Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Task, Tenant, TokenId,
     ValidRequest,

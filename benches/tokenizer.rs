@@ -10,8 +10,8 @@ mod corpus;
 use std::path::Path;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use tallow::hub::{CacheDir, list};
 use tallow::model::gguf::Gguf;
-use tallow::model::registry::{CacheDir, list};
 use tallow::model::vocab::vocab_from_gguf;
 use tallow::protocol::TokenId;
 use tallow::text::{Detokenizer, Tokenizer};

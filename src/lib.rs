@@ -1,20 +1,18 @@
 #![doc = include_str!("../ARCHITECTURE.md")]
 
 pub mod api;
-pub mod bench;
-pub mod cache;
 pub mod cli;
-pub mod client;
 pub mod config;
-pub mod engine;
-pub mod metrics;
-pub mod model;
-pub mod sampling;
 pub mod service;
 pub mod telemetry;
-pub mod text;
-pub mod threads;
 
+pub use tallow_bench as bench;
+pub use tallow_bench::client;
+pub use tallow_engine as engine;
+pub use tallow_engine::{cache, metrics, sampling, threads};
+pub use tallow_hub as hub;
 pub use tallow_kernels as kernels;
+pub use tallow_model as model;
+pub use tallow_model::text;
 pub use tallow_stream as stream;
 pub use tallow_stream::{error, protocol};

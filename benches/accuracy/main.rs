@@ -15,10 +15,10 @@ use candle_core::Device;
 use clap::{CommandFactory, Parser};
 use score::Score;
 use serde_json::json;
+use tallow::hub::{CacheDir, resolve};
 use tallow::model::decoder::{ActivationType, Compute, Decoder, DecoderWeights};
 use tallow::model::gguf::Gguf;
 use tallow::model::load::load;
-use tallow::model::registry::{CacheDir, resolve};
 
 #[derive(Debug, Parser)]
 #[command(name = "accuracy", about = "Perplexity of the served decoder, and its divergence from the reference")]

@@ -8,7 +8,7 @@ use clap::Args;
 use super::flags::ToolFlags;
 use super::progress::size;
 use super::pull::registry;
-use crate::model::registry::ListedModel;
+use crate::hub::ListedModel;
 use crate::text::printable_line;
 
 #[derive(Debug, Args)]

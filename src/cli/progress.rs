@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::config::show_bytes;
-use crate::model::registry::ProgressEvent;
+use crate::hub::ProgressEvent;
 use crate::text::printable;
 
 /// Shows one step of a fetch at a time on standard error.

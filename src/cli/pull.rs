@@ -7,7 +7,7 @@ use clap::Args;
 use super::flags::ToolFlags;
 use super::progress::FetchProgress;
 use crate::config::RegistryConfig;
-use crate::model::registry::{CacheDir, Registry};
+use crate::hub::{CacheDir, Registry};
 
 #[derive(Debug, Args)]
 pub(super) struct PullArgs {

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use tallow::model::registry::{CacheDir, ProgressEvent, resolve};
+use tallow::hub::{CacheDir, ProgressEvent, resolve};
 
 /// The default model, small enough for every test.
 pub const SMOLLM2: &str = "smollm2-135m-instruct";

@@ -9,6 +9,7 @@ mod expired;
 mod feed;
 mod holdings;
 mod log;
+mod printable;
 mod progress;
 pub mod protocol;
 mod reader;
@@ -19,6 +20,7 @@ mod table;
 
 pub use feed::{Feed, FeedEvent, FeedRead, FeedReader, Happening};
 pub use log::{Clock, Entry, StreamLog};
+pub use printable::{excerpt, printable, printable_json, printable_line};
 pub use reader::{Gap, Read, StreamReader};
 pub use status::{CancelCause, StreamStatus};
 pub use store::{StoreLimits, StoredStream, StreamRecord, StreamStore};

@@ -1,5 +1,5 @@
 //! A reader of event streams by the letter of the standard (WHATWG HTML, "Parsing an event stream" and
-//! "Interpreting an event stream"), byte by byte; it shares nothing with `src/client/sse.rs`.
+//! "Interpreting an event stream"), byte by byte; it shares nothing with `crates/bench/src/client/sse.rs`.
 //!
 //! Being a proof of what we write, it also notes what the standard would forgive: see [`SseParser::oddities`].
 

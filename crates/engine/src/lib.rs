@@ -1,0 +1,262 @@
+//! The engine: a bounded queue, workers that pull from it, and the step loop. Plain threads, no async; it knows
+//! nothing of HTTP, templates or files. Requests come in validated, as token ids, each with the log its events go to.
+//!
+//! | file | what |
+//! |---|---|
+//! | `queue` | requests that wait, bounded; cancelled ones leave at once |
+//! | `fair` | whose turn it is |
+//! | `share` | whose places in a worker are more than its share |
+//! | `scheduler`, `sequence` | which tokens make up the next step, in which blocks |
+//! | `output` | tokens to text; when it is over |
+//! | `pooling` | hidden states to the vector of a text |
+//! | `constrain`, `masks` | texts that keep to a grammar; which tokens may come, beside the steps |
+//! | `takeover` | what becomes of a lost worker's sequences |
+//! | `core` | one step, from schedule to publish |
+//! | `worker` | a thread around the steps: panics, restarts, sleep |
+//! | `writer` | a log's one terminal event |
+//! | `encoder` | a model that only embeds: a thread and a queue of its own |
+//! | `rate` | when a refused client should come back |
+
+pub mod cache;
+mod config;
+mod constrain;
+pub mod core;
+pub mod encoder;
+mod fair;
+mod lease;
+mod masks;
+pub mod metrics;
+pub mod output;
+mod pooling;
+pub mod queue;
+mod rate;
+pub mod sampling;
+pub mod scheduler;
+pub mod sequence;
+pub mod share;
+mod takeover;
+pub mod threads;
+mod worker;
+mod writer;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+pub use config::EngineConfig;
+pub use fair::Load;
+pub use masks::MaskWait;
+
+use self::core::CoreParts;
+use self::queue::Queue;
+use self::scheduler::Scheduler;
+use self::worker::Shared;
+use crate::cache::{BLOCK_SIZE, HashChain};
+use crate::metrics::Metrics;
+use crate::sampling::grammar::GrammarCompiler;
+use tallow_model::text::Tokenizer;
+use tallow_model::{ModelFactory, ModelSpec};
+use tallow_stream::StreamLog;
+use tallow_stream::error::{Error, ErrorKind, Result};
+use tallow_stream::protocol::{Event, Task, Tenant, TokenId, ValidRequest};
+
+/// A pool of workers behind a queue.
+pub struct Engine {
+    shared: Arc<Shared>,
+    spec: ModelSpec,
+    grammars: Arc<GrammarCompiler>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Engine {
+    /// Starts the workers and waits until each has its model.
+    ///
+    /// # Errors
+    /// If a setting breaks its rule, or a model does not load.
+    pub fn start(
+        config: EngineConfig,
+        factory: ModelFactory,
+        tokenizer: Arc<Tokenizer>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>> {
+        config.validate()?;
+        let began = Instant::now();
+        let queue = Queue::new(config.queue_limits(), metrics.clone(), Arc::new(move || began.elapsed()));
+        let ids = 0..tokenizer.vocab_size() as TokenId;
+        let end_of_generation = ids.filter(|&id| tokenizer.is_end_of_generation(id)).collect();
+        let parts = CoreParts {
+            limits: config.scheduler_limits(),
+            queue,
+            tokenizer,
+            end_of_generation,
+            metrics,
+            mask_wait: MaskWait::Grace,
+        };
+        let grammars = GrammarCompiler::new(parts.tokenizer.clone(), config.grammars.clone(), parts.metrics.clone());
+        let num_workers = config.num_workers;
+        let shared = Arc::new(Shared {
+            config,
+            factory,
+            parts,
+            statuses: (0..num_workers).map(|_| worker::Status::default()).collect(),
+            num_alive: AtomicUsize::new(num_workers),
+            num_exited: Mutex::new(0),
+            exited: Condvar::new(),
+            abandoned: Mutex::default(),
+        });
+        let (sender, loaded) = sync_channel(num_workers);
+        let threads = (0..num_workers).map(|index| worker::spawn(&shared, index, sender.clone())).collect();
+        drop(sender);
+        let spec = match (threads, first_spec(&loaded)) {
+            (Ok(threads), Ok(spec)) => {
+                return Ok(Arc::new(Self { shared, spec, grammars, threads: Mutex::new(threads) }));
+            }
+            (Err(e), _) | (_, Err(e)) => e,
+        };
+        shared.parts.queue.stop("the engine did not start");
+        Err(spec)
+    }
+
+    /// Takes a request; its events go to `log`, `Queued` before this returns.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Overloaded`] when the queue is full, with the time to come back; [`ErrorKind::Unavailable`] while
+    /// draining or without workers; [`ErrorKind::ContextLengthExceeded`] and [`ErrorKind::InvalidRequest`] for what
+    /// the model could never run. Nothing was appended to `log` then.
+    #[expect(clippy::needless_pass_by_value, reason = "the engine becomes an owner of the log")]
+    pub fn submit(&self, request: ValidRequest, log: Arc<StreamLog>) -> Result<()> {
+        self.check(&request)?;
+        // The service has compiled it just now; only a request of an earlier process takes its time here.
+        let grammar = request.constraint.as_ref().map(|c| self.grammars.compile(c)).transpose()?;
+        if let Some((finish_reason, usage, stop)) = takeover::end_of(&request, grammar.as_deref(), &self.shared.parts) {
+            log.append(Event::Done { finish_reason, usage, stop });
+            return Ok(());
+        }
+        let prefix_cache = self.shared.config.prefix_cache;
+        // Here and not in the worker: hashing a long prompt takes as long as a token.
+        // What the cache has is not computed, so it has no logits and no states.
+        let is_computed = request.sampling.prompt_logprobs.is_some() || request.task == Task::Embed;
+        let is_named = prefix_cache && !is_computed;
+        let chain = is_named.then(|| HashChain::new(request.tenant, &request.prompt));
+        self.queue().submit_constrained(request, chain, grammar, &log)
+    }
+
+    /// Whether a request of `tenant` would be refused however short it is.
+    ///
+    /// # Errors
+    /// Those of [`Self::submit`] that do not depend on the request.
+    pub fn check_room(&self, tenant: Tenant, coming: Load) -> Result<()> {
+        self.queue().check_room(tenant, coming)
+    }
+
+    /// Ends what has waited for too long, and tells the rest where they stand. To be called a few times a second.
+    pub fn sweep(&self) {
+        let started = self.shared.watch();
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).extend(started);
+        self.queue().sweep();
+    }
+
+    /// Whether requests are taken and a worker serves them.
+    pub fn is_ready(&self) -> bool {
+        let (now, stall_time_max) = (self.queue().now(), self.shared.config.stall_time_max);
+        self.queue().is_open() && self.shared.statuses.iter().any(|status| status.is_ready(now, stall_time_max))
+    }
+
+    /// Whether no worker is left, and none will come.
+    pub fn has_failed(&self) -> bool {
+        self.shared.num_alive.load(Ordering::SeqCst) == 0
+    }
+
+    /// Takes no new requests from now on; those that wait or run go on.
+    pub fn drain(&self) {
+        self.queue().close("the server is shutting down");
+    }
+
+    /// Whether nothing waits or runs.
+    pub fn is_idle(&self) -> bool {
+        self.queue().is_idle()
+    }
+
+    /// Ends what is left with an error event that says `message`, and the workers with it. Blocks until their steps
+    /// are over, or `shutdown_time_max` is. May be called again.
+    pub fn shutdown(&self, message: &str) {
+        self.queue().stop(message);
+        self.shared.leave_vacant();
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        if !self.shared.wait_exited(self.shared.config.shutdown_time_max) {
+            tracing::error!("a worker is stuck in a step and is left behind");
+        }
+        for thread in threads.into_iter().filter(JoinHandle::is_finished) {
+            // It reported its end as its last act, and panics do not get that far.
+            let _ = thread.join();
+        }
+    }
+
+    /// What the model can do; the same for every worker.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Where its requests' constraints are compiled, and kept.
+    pub fn grammars(&self) -> &Arc<GrammarCompiler> {
+        &self.grammars
+    }
+
+    /// The queue, for its depth.
+    pub fn queue(&self) -> &Arc<Queue> {
+        &self.shared.parts.queue
+    }
+
+    /// Validation has seen the request already, but a token past the vocabulary would crash the worker, and whether
+    /// it fits the pool only the engine knows.
+    fn check(&self, request: &ValidRequest) -> Result<()> {
+        let ModelSpec { vocab_size, max_model_len, num_blocks, .. } = self.spec;
+        let num_tokens_max = request.num_tokens_max();
+        let is_embedding = request.task == Task::Embed;
+        if request.prompt.is_empty() || (request.max_tokens == 0) != is_embedding {
+            return Err(Error::invalid("prompt", "prompt and `max_tokens` must be at least one token"));
+        }
+        if let Some(token) = request.prompt.iter().find(|&&token| token as usize >= vocab_size) {
+            return Err(Error::invalid("prompt", format!("token {token} is not of this model's {vocab_size}")));
+        }
+        let too_long = |rule: String| {
+            let (p, m) = (request.prompt.len(), request.max_tokens);
+            let message = format!("{rule}, got {p} prompt tokens and `max_tokens` {m}");
+            Err(Error::new(ErrorKind::ContextLengthExceeded, message))
+        };
+        if num_tokens_max > max_model_len {
+            return too_long(format!("prompt and output must fit the model's context of {max_model_len} tokens"));
+        }
+        // Of what is embedded, the last token is computed too.
+        if !Scheduler::can_ever_fit(num_tokens_max + usize::from(is_embedding), num_blocks) {
+            let room = num_blocks * BLOCK_SIZE;
+            return too_long(format!("prompt and output must fit the server's KV memory of {room} tokens"));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shutdown("the server is shutting down");
+    }
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { spec, shared, .. } = self;
+        f.debug_struct("Engine").field("spec", spec).field("config", &shared.config).finish_non_exhaustive()
+    }
+}
+
+/// Waits for every worker's first load; all models are alike.
+fn first_spec(loaded: &Receiver<Result<ModelSpec>>) -> Result<ModelSpec> {
+    let mut specs = loaded.iter().collect::<Result<Vec<_>>>()?;
+    let spec = specs.pop().ok_or_else(|| Error::internal("no worker started"))?;
+    match specs.iter().find(|other| **other != spec) {
+        None => Ok(spec),
+        Some(other) => Err(Error::internal(format!("workers differ: {spec:?} and {other:?}"))),
+    }
+}

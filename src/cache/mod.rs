@@ -1,8 +1,0 @@
-//! The KV cache: which blocks are whose. No tensors; the memory behind the blocks is the kernels' (`KvStore`).
-
-mod block_hash;
-mod block_pool;
-
-pub use crate::kernels::{BLOCK_SIZE, BlockId};
-pub use block_hash::{BlockHash, HashChain};
-pub use block_pool::{BlockPool, PrefixHit};
