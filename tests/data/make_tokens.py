@@ -3,7 +3,7 @@
 llama_like.json is a SentencePiece BPE vocabulary with Llama 2's settings (a space in front, byte fallback), trained on
 that corpus, in which every seventh long piece was put out of use.
 
-    TALLOW_CORPUS=lines.json cargo test --test tokenizer_real the_corpus
+    TALLOW_CORPUS=lines.json cargo test --test real tokenizer the_corpus
     python3 -m pip install gguf tokenizers sentencepiece protobuf
     python3 tests/data/make_tokens.py lines.json SMOLLM2.gguf GEMMA3.gguf tests/data
 """

@@ -4,8 +4,6 @@
 //! change. Counts, bytes and ratios are asserted; times are measured and written to `target/promises/`, where
 //! `tests/promises/table` reads them (`make prove`). Where a server's own memory counts it runs in a child process.
 
-#[path = "../common/server.rs"]
-mod binary;
 mod common;
 #[path = "../common/gated.rs"]
 mod gated;
@@ -30,10 +28,15 @@ mod p19_stop;
 mod p24_hostile;
 #[path = "../common/real.rs"]
 mod real;
+#[path = "../common/record.rs"]
+mod record;
+mod restart;
 #[allow(dead_code)] // Two test binaries share it, and each uses a part.
-#[path = "../http/common/backend.rs"]
+#[path = "../fast/http/common/backend.rs"]
 mod scripted;
 
 /// The binary's own allocator, since the memory of a server made of this file is measured.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+#[path = "../common/server.rs"]
+mod server;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::binary::Server;
 use crate::common::{Figure, scale};
+use crate::server::Server;
 
 const NUM_STREAMS: usize = 64;
 const ASKED: &str = "measured, none asked";

@@ -19,7 +19,7 @@ use tallow::stream::StreamLog;
 use tallow::text::Tokenizer;
 
 use crate::common::Figure;
-use crate::common::record::quantile;
+use crate::record::quantile;
 
 const MANY: usize = 1000;
 const FEW: usize = 10;

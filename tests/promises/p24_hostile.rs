@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::binary::Server;
 use crate::common::hostile::{Attack, Outcome, attacks};
 use crate::common::{Figure, SseParser, Wire, http, is_long, memory, quantile, scale};
+use crate::server::Server;
 
 const HOSTILE: (&str, &str) = ("authorization", "Bearer sk-hostile-1");
 const OTHER: (&str, &str) = ("authorization", "Bearer sk-other-01");

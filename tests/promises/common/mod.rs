@@ -6,15 +6,13 @@ pub mod hostile;
 pub mod memory;
 pub mod proxy;
 pub mod random;
-#[path = "../../common/record.rs"]
-pub mod record;
 pub mod sse;
 pub mod wire;
 
+pub use crate::record::{Figure, is_long, quantile, scale};
 pub use child::ChildServer;
 pub use host::{Host, Options};
 pub use proxy::{Fault, Proxy};
 pub use random::Random;
-pub use record::{Figure, is_long, quantile, scale};
 pub use sse::{SseEvent, SseParser};
 pub use wire::{Reply, Wire, http};
