@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/target/venv/bin:$(PATH)
 
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: help serve test tools fmt lint doc bench prove soak miri check-arm clean
+.PHONY: help serve test clients tools fmt lint doc bench prove soak miri check-arm clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-9s %s\n", $$1, $$2 }'
@@ -33,6 +33,9 @@ else
 	@echo "cargo-nextest is not installed: running plain cargo test"
 	@cargo test --locked --no-fail-fast
 endif
+
+clients: tools ## every client that people have, the large ones and a real model too
+	@TALLOW_CLIENTS=all cargo test --locked --test clients
 
 tools: ## see to compiler, Python and pip
 	@.ci/tools
@@ -53,7 +56,7 @@ bench: ## benchmarks
 # printed whatever failed, and the end is 1 if anything did.
 prove: tools ## every proof at its full length, then the table of promises
 	@rm -rf target/promises; status=0; \
-	TALLOW_SIM_SCHEDULES=$${TALLOW_SIM_SCHEDULES:-200000} TALLOW_FUZZ_CASES=$${TALLOW_FUZZ_CASES:-1000000} \
+	TALLOW_CLIENTS=all TALLOW_SIM_SCHEDULES=$${TALLOW_SIM_SCHEDULES:-200000} TALLOW_FUZZ_CASES=$${TALLOW_FUZZ_CASES:-1000000} \
 	  PROPTEST_CASES=$${PROPTEST_CASES:-20000} TALLOW_GOLDEN_PROMPTS=$${TALLOW_GOLDEN_PROMPTS:-64} TALLOW_PROMISES=long \
 	  TALLOW_RESTARTS=$${TALLOW_RESTARTS:-100} TALLOW_RESTARTS_REAL=$${TALLOW_RESTARTS_REAL:-10} \
 	  cargo test --locked --profile fast --no-fail-fast --lib --tests -- \

@@ -1,6 +1,9 @@
 //! Clients that people have already, unchanged, against the real binary: OpenAI's and Anthropic's own, async-openai,
 //! Vercel's AI SDK and lm-evaluation-harness, with the stub and with a real model, and a fuzzer that reads our description
 //! of the API.
+//!
+//! `TALLOW_CLIENTS=all` (`make clients`) runs all of them. Without it the evaluation harness, which is large and asks for
+//! nothing that the others do not, and the real model are skipped.
 
 mod async_openai;
 #[path = "../common/packages.rs"]
@@ -18,13 +21,28 @@ use serde_json::Value;
 use server::Server;
 use tallow::api::openapi::ROUTES;
 
+/// Whether all are wanted; says so where they are not.
+fn are_all_wanted(what: &str) -> bool {
+    let is_wanted = std::env::var("TALLOW_CLIENTS").is_ok_and(|word| word == "all");
+    if !is_wanted {
+        println!("skipped: {what} runs in `make clients`");
+    }
+    is_wanted
+}
+
 /// Where the packages are, installed where they are not yet.
 fn python_packages() -> &'static Path {
     static READY: OnceLock<PathBuf> = OnceLock::new();
     READY.get_or_init(|| {
-        let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("clients");
-        let list = beside("requirements.txt");
-        packages::once(&to, &std::fs::read(&list).unwrap(), || {
+        let (folder, list) = if are_all_wanted("the evaluation harness") {
+            ("clients_all", "requirements_all.txt")
+        } else {
+            ("clients", "requirements.txt")
+        };
+        let (to, list) = (Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder), beside(list));
+        let wanted =
+            ["requirements.txt", "requirements_all.txt"].map(|name| std::fs::read(beside(name)).unwrap()).concat();
+        packages::once(&to, &wanted, || {
             let to = to.to_string_lossy();
             packages::pip(&["install", "--no-compile", "--upgrade", "--target", &to, "-r", &list]);
         });
@@ -89,6 +107,9 @@ async fn clients_that_are_refused_come_back() {
 
 #[test]
 fn the_evaluation_harness_measures_what_is_served() {
+    if !are_all_wanted("the evaluation harness") {
+        return;
+    }
     check("harness.py", &Server::start(&["--model", "stub"]), "stub", 4);
 }
 
@@ -105,6 +126,9 @@ fn vercels_ai_sdk_works_as_it_does_elsewhere() {
 
 #[tokio::test]
 async fn real_models_serve_every_client() {
+    if !are_all_wanted("a real model") {
+        return;
+    }
     let model = "smollm2-135m-instruct";
     let server = Server::start(&["--model", model]);
     check("openai_client.py", &server, model, 10);
