@@ -23,13 +23,15 @@ use tallow::error::Result;
 use tallow::hub::{CacheDir, list};
 use tallow::metrics::Metrics;
 use tallow::model::decoder::{ActivationType, Compute, DecoderOptions};
-use tallow::model::load::{LoadedModel, load};
+use tallow::model::load::{OpenModel, open};
 use tallow::model::stub::{StubConfig, StubModel};
 use tallow::protocol::{
     ChatMessage, Event, FinishReason, GenerateRequest, OnDisconnect, Owner, Prompt, QueueTerms, SamplingParams,
     StopParams, StreamId, Task, Tenant, Usage, ValidRequest,
 };
-use tallow::service::{Backend, ChatTemplate, Readiness, Service, ServiceConfig};
+use tallow::service::{
+    Backend, ChatTemplate, ModelLimits, Models, Readiness, Served, ServedConfig, Service, ServiceConfig,
+};
 use tallow::stream::{StreamLog, StreamTable, TableLimits};
 use tallow::text::Tokenizer;
 
@@ -133,19 +135,16 @@ fn processor_us(pid: u32) -> f64 {
 }
 
 /// From messages to a valid request in a backend's hands, with a new text each time.
-async fn cost_of_chat(model: LoadedModel) {
+async fn cost_of_chat(model: OpenModel) {
     let source = model.chat_template.as_deref().expect("it chats");
     let template = ChatTemplate::new(source, &model.bos_text, &model.eos_text).expect("its template is one");
-    let service = Service::new(
-        ServiceConfig { model_name: MODEL.to_owned(), ..ServiceConfig::default() },
-        model.tokenizer.clone(),
-        Some(template),
-        model.spec,
-        Arc::new(Nowhere),
-        Arc::new(StreamTable::new(TableLimits::default())),
-        Arc::new(Metrics::default()),
-    )
-    .expect("threads");
+    let metrics = Arc::new(Metrics::default());
+    let (tokenizer, spec) = (model.tokenizer.clone(), model.spec.clone());
+    let config = ServedConfig::named(MODEL);
+    let served = Served::new(config, tokenizer, Some(template), spec, Arc::new(Nowhere), metrics.clone());
+    let models = Models::new(vec![Arc::new(served)], ModelLimits::default()).expect("one model");
+    let table = Arc::new(StreamTable::new(TableLimits::default()));
+    let service = Service::new(ServiceConfig::default(), models, table, metrics).expect("threads");
     let owner = Arc::new(Owner::anonymous());
     let (mut us, mut num_tokens) = (Vec::with_capacity(NUM_CHATS), 0);
     for seed in 0..NUM_CHATS {
@@ -198,11 +197,11 @@ fn text(tokenizer: &Tokenizer, seed: u64) -> String {
     text
 }
 
-fn cached() -> Option<LoadedModel> {
+fn cached() -> Option<OpenModel> {
     let found = list(&CacheDir::from_env().ok()?).ok()?.into_iter().find(|model| model.spec == MODEL)?;
     let compute = Compute::Cpu { num_threads: 1, activations: ActivationType::Int8 };
     let options = DecoderOptions { compute, max_model_len: Some(2048), kv_bytes_max: 1 << 28, max_num_seqs: 1 };
-    load(&found.cached?, &options).ok()
+    open(&found.cached?, &options).ok()
 }
 
 /// Takes every request and ends it.

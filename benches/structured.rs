@@ -13,7 +13,7 @@ use tallow::engine::{Engine, EngineConfig};
 use tallow::hub::{CacheDir, list};
 use tallow::metrics::Metrics;
 use tallow::model::decoder::{ActivationType, Compute, DecoderOptions};
-use tallow::model::load::load;
+use tallow::model::load::open;
 use tallow::protocol::{
     Constraint, Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Task, Tenant, TokenId,
     ValidRequest,
@@ -110,10 +110,11 @@ fn main() {
     let compute = Compute::Cpu { num_threads, activations: ActivationType::Int8 };
     let options =
         DecoderOptions { compute, max_model_len: Some(512), kv_bytes_max: 1 << 30, max_num_seqs: NUM_STREAMS };
-    let model = load(&path, &options).expect("the model loads");
+    let model = open(&path, &options).expect("the model loads");
     let metrics = Arc::new(Metrics::default());
     let config = EngineConfig { max_num_seqs: NUM_STREAMS, prefix_cache: false, ..EngineConfig::default() };
-    let engine = Engine::start(config, model.factory, model.tokenizer, metrics.clone()).expect("the engine starts");
+    let engine = Engine::start(config, model.load().expect("its weights load"), model.tokenizer, metrics.clone())
+        .expect("the engine starts");
     let schema = Constraint::JsonSchema(SCHEMA.to_owned());
     // Warm: pages, and the grammar.
     run(&engine, &metrics, 0, None);

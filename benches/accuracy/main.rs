@@ -18,7 +18,7 @@ use serde_json::json;
 use tallow::hub::{CacheDir, resolve};
 use tallow::model::decoder::{ActivationType, Compute, Decoder, DecoderWeights};
 use tallow::model::gguf::Gguf;
-use tallow::model::load::load;
+use tallow::model::load::open;
 
 #[derive(Debug, Parser)]
 #[command(name = "accuracy", about = "Perplexity of the served decoder, and its divergence from the reference")]
@@ -58,7 +58,7 @@ fn main() -> Result<()> {
         ("f32", cpu(ActivationType::F32)),
         ("int8", cpu(ActivationType::Int8)),
     ];
-    let tokenizer = load(&path, &score::options(cpu(ActivationType::F32), args.window))?.tokenizer;
+    let tokenizer = open(&path, &score::options(cpu(ActivationType::F32), args.window))?.tokenizer;
     let windows = score::windows(&tokenizer, &text, args.tokens, args.window)?;
     ensure!(!windows.is_empty(), "the text must fill a window of {} tokens", args.window);
     let gguf = Arc::new(Gguf::open(&path)?);

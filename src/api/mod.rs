@@ -201,7 +201,7 @@ pub fn router(service: Arc<Service>, config: ApiConfig, address: SocketAddr) -> 
         .route("/health/ready", get(health::ready))
         .route("/metrics", get(health::metrics))
         .route("/v1/models", get(openai::list_models))
-        .route("/v1/models/{*name}", get(openai::get_model))
+        .route("/v1/models/{*name}", get(openai::get_model).post(openai::change_model))
         .route("/v1/chat/completions", post(openai::create))
         .route("/v1/chat/completions/{id}/cancel", post(openai::cancel))
         .route("/v1/completions", post(openai::create_text))

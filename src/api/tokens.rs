@@ -98,14 +98,15 @@ pub async fn tokenize(
     let body = body::read(request, &app, tenant).await?;
     let (asked, _held) = body.parse(&app, tenant, move |json| read(json, owner)).await?;
     let Asked { generate, is_chat, adds_special, is_spelled } = asked;
+    let served = app.service.served(generate.model.as_deref())?.clone();
     let mut tokens = app.service.prompt_tokens(generate).await?;
-    let tokenizer = app.service.tokenizer().clone();
+    let tokenizer = served.tokenizer().clone();
     // No text of a user is ever taken for the beginning-of-text token: it was added.
     let is_begun = tokenizer.adds_bos() && tokens.first().copied() == tokenizer.bos();
     if !is_chat && !adds_special && is_begun {
         tokens.remove(0);
     }
-    let (num_bytes, max_model_len) = (tokens.len() * TOKEN_BYTES, app.service.context_len());
+    let (num_bytes, max_model_len) = (tokens.len() * TOKEN_BYTES, served.context_len());
     let make = move || Ok(Tokenized { tokens, max_model_len, is_spelled, tokenizer });
     answer::json(&app, tenant, num_bytes, make).await
 }

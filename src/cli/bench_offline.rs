@@ -89,7 +89,7 @@ pub(super) fn run(args: OfflineArgs, shared: Shared) -> anyhow::Result<ExitCode>
     let subject = Subject {
         name: file.name,
         path: file.path,
-        options: sections::decoder(&config)?,
+        options: sections::decoder(&config, &config.model)?,
         engine: sections::engine(&config),
     };
     let report = offline::run(&subject, &work, &|line| eprintln!("{line}"))?;

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use clap::error::Error;
-use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
 
 use crate::config::{Kind, SETTINGS, Setting, Typed};
 
@@ -42,7 +42,7 @@ fn arg(setting: &'static Setting) -> Arg {
         Kind::Count { .. } | Kind::Millis { .. } => arg.value_name("N").allow_negative_numbers(true),
         Kind::Bytes { .. } => arg.value_name("BYTES").allow_negative_numbers(true),
         Kind::OneOf(_) => arg.value_name("WORD"),
-        Kind::List => arg.value_name("A,B"),
+        Kind::List => arg.value_name("A,B").action(ArgAction::Append),
         Kind::Secrets => arg.value_name("KEY,KEY"),
         Kind::Text => arg.value_name("TEXT"),
     }
@@ -83,7 +83,10 @@ impl<const ALL: bool> Args for Flags<ALL> {
 
 impl<const ALL: bool> FromArgMatches for Flags<ALL> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
-        let typed = |s: &'static Setting| Some((s, matches.get_one::<String>(s.key)?.clone()));
+        let typed = |s: &'static Setting| {
+            let texts: Vec<&str> = matches.get_many::<String>(s.key)?.map(String::as_str).collect();
+            Some((s, texts.join(",")))
+        };
         let file = matches.get_one::<PathBuf>(CONFIG_ID).cloned();
         Ok(Self(Typed { values: settings(ALL).filter_map(typed).collect(), file }))
     }

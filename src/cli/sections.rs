@@ -8,13 +8,13 @@ use candle_core::Device;
 use sha2::{Digest, Sha256};
 
 use crate::api::{ApiConfig, ApiKey, ResponseLimits};
-use crate::config::{Activations, Config, DeviceKind, KeyConfig};
+use crate::config::{Activations, Config, DeviceKind, KeyConfig, ModelSection};
 use crate::engine::EngineConfig;
 use crate::error::{Error, Result};
 use crate::model::decoder::{ActivationType, Compute, DecoderOptions};
 use crate::protocol::{Owner, Tenant};
 use crate::sampling::grammar::GrammarLimits;
-use crate::service::{BackgroundLimits, ServiceConfig};
+use crate::service::{BackgroundLimits, ServedConfig, ServiceConfig};
 use crate::stream::{StoreLimits, TableLimits};
 use crate::text::{CallSyntax, ReasoningSyntax};
 
@@ -96,13 +96,30 @@ pub(super) fn store(config: &Config) -> Option<(PathBuf, StoreLimits)> {
     Some((streams.store.clone()?, limits))
 }
 
-pub(super) fn service(config: &Config, model_name: String) -> ServiceConfig {
+/// What one model is called, and how its answers are read.
+pub(super) fn served(section: &ModelSection, name: &str) -> ServedConfig {
+    ServedConfig {
+        is_pinned: section.pinned,
+        call_syntax: match section.call_format.as_str() {
+            "hermes" => Some(CallSyntax::Hermes),
+            "llama3" => Some(CallSyntax::Llama3),
+            "mistral" => Some(CallSyntax::Mistral),
+            _ => None,
+        },
+        reasoning_syntax: match section.reasoning_format.as_str() {
+            "none" => Some(None),
+            "think" => Some(Some(ReasoningSyntax::Think)),
+            "bracket" => Some(Some(ReasoningSyntax::Bracket)),
+            _ => None,
+        },
+        ..ServedConfig::named(name)
+    }
+}
+
+pub(super) fn service(config: &Config) -> ServiceConfig {
     let (requests, embeddings) = (&config.requests, &config.embeddings);
     ServiceConfig {
-        model_name,
-        model_aliases: Vec::new(),
         log_prompts: config.log.prompts,
-        fingerprint: 0,
         max_tokens_default: requests.max_tokens_default,
         choices_max: requests.choices_max,
         embedding_inputs_max: embeddings.inputs_max,
@@ -111,18 +128,6 @@ pub(super) fn service(config: &Config, model_name: String) -> ServiceConfig {
             .inputs_at_once
             .min(embeddings.queue_max)
             .min(config.engine.queue_requests_max),
-        call_syntax: match config.model.call_format.as_str() {
-            "hermes" => Some(CallSyntax::Hermes),
-            "llama3" => Some(CallSyntax::Llama3),
-            "mistral" => Some(CallSyntax::Mistral),
-            _ => None,
-        },
-        reasoning_syntax: match config.model.reasoning_format.as_str() {
-            "none" => Some(None),
-            "think" => Some(Some(ReasoningSyntax::Think)),
-            "bracket" => Some(Some(ReasoningSyntax::Bracket)),
-            _ => None,
-        },
         tools_max: requests.tools_max,
         stop_strings_max: requests.stop_strings_max,
         stop_string_bytes_max: requests.stop_string_bytes_max,
@@ -176,8 +181,8 @@ pub(super) fn engine(config: &Config) -> EngineConfig {
 ///
 /// # Errors
 /// If the device was not compiled in or does not answer.
-pub(super) fn decoder(config: &Config) -> Result<DecoderOptions> {
-    let (model, engine) = (&config.model, &config.engine);
+pub(super) fn decoder(config: &Config, model: &ModelSection) -> Result<DecoderOptions> {
+    let engine = &config.engine;
     let compute = match model.device {
         DeviceKind::Cpu if model.reference => Compute::Composed(Device::Cpu),
         DeviceKind::Cpu => {
@@ -227,14 +232,17 @@ mod tests {
         let config = config(&[]);
         assert_eq!(engine(&config), EngineConfig::default());
         assert_eq!(api(&config), ApiConfig::default());
-        let name = ServiceConfig::default().model_name;
-        assert_eq!(service(&config, name), ServiceConfig::default());
+        assert_eq!(service(&config), ServiceConfig::default());
+        assert_eq!(served(&config.model, "a"), ServedConfig::named("a"));
         assert_eq!(streams(&config), TableLimits::default());
     }
 
     #[test]
     fn threads_are_split_between_workers() {
-        let options = |flags: &[(&str, &str)]| decoder(&config(flags)).expect("a CPU");
+        let options = |flags: &[(&str, &str)]| {
+            let config = config(flags);
+            decoder(&config, &config.model).expect("a CPU")
+        };
         let threads = |flags: &[(&str, &str)]| match options(flags).compute {
             Compute::Cpu { num_threads, .. } => num_threads,
             Compute::Composed(device) => panic!("asked for the CPU, got {device:?}"),

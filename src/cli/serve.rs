@@ -23,16 +23,19 @@ use crate::telemetry;
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
-    /// The same as --model
-    #[arg(conflicts_with = "model.name")]
-    model: Option<String>,
+    /// The models to serve, the first of which answers requests that name none; as --model and --more-models
+    #[arg(value_name = "MODEL", conflicts_with_all = ["model.name", "model.more"])]
+    models: Vec<String>,
     #[command(flatten)]
     pub(super) flags: ServeFlags,
 }
 
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let mut typed = args.flags.0;
-    typed.values.extend(args.model.map(|model| (setting("model.name"), model)));
+    if let Some((first, more)) = args.models.split_first() {
+        typed.values.push((setting("model.name"), first.clone()));
+        typed.values.push((setting("model.more"), more.join(",")));
+    }
     let config = super::resolve(typed)?;
     telemetry::start(&config.log).map_err(Usage)?;
     open_files::raise(config.server.connections_max);
@@ -65,7 +68,11 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     };
     progress.end();
     let service = service?.context("loading stopped")??;
-    super::print(&ready(address, service.model_name(), service.has_template()))?;
+    let models = service.models();
+    super::print(&ready(address, models.default_model().name(), models.default_model().has_template()))?;
+    for more in &models.all()[1..] {
+        super::print(&format!("also served, and loaded when it is asked for: {}\n", more.name()))?;
+    }
 
     let stop = CancellationToken::new();
     let served = api::serve(listener, service, api, stop.clone().cancelled_owned());

@@ -1,72 +1,76 @@
-//! Everything behind the wires, built from the configuration: fetch, load, start the workers, take up stored streams.
+//! Everything behind the wires, built from the configuration: fetch, open, load, start the workers, take up stored streams.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{pull, sections};
-use crate::config::Config;
-use crate::engine::Engine;
+use crate::config::{Config, ModelSection};
 use crate::engine::encoder::EncoderPool;
+use crate::engine::{Engine, Turns};
 use crate::error::{Error, Result};
 use crate::hub::{ModelFile, ModelKind, Progress};
 use crate::metrics::Metrics;
 use crate::model::encoder::Encoder;
-use crate::model::load::{LoadedModel, load};
+use crate::model::load::{OpenModel, open};
 use crate::model::stub;
-use crate::service::{ChatTemplate, LocalBackend, ServedEncoder, Service, ServiceConfig};
+use crate::service::{
+    ChatTemplate, LocalBackend, ModelLimits, Models, Residence, Served, ServedConfig, ServedEncoder, Service,
+};
 use crate::stream::{StoredStream, StreamStore, StreamTable};
 
 /// A model, and what it is called.
 struct Found {
-    model: LoadedModel,
+    model: OpenModel,
     name: String,
     aliases: Vec<String>,
     /// Takes the place of the file's own.
     chat_template: Option<String>,
-    /// Of the weights.
-    fingerprint: u64,
 }
 
-/// Fetches the model if need be, loads it, and starts the workers. Blocks.
+/// An encoder, and what it is called.
+struct FoundEncoder {
+    model: Encoder,
+    name: String,
+    aliases: Vec<String>,
+}
+
+/// Fetches and opens all models, loads those that are to be there from the start, and starts what serves them. Blocks.
 ///
 /// # Errors
 /// If any of that fails; the message names the file, the source or the flag.
 pub(super) fn service(config: &Config, progress: Progress<'_>) -> Result<Arc<Service>> {
     // First, because it fails at once if another process has it.
     let (table, stored) = streams(config)?;
-    let began = Instant::now();
-    let found = find(config, progress)?;
-    let Found { model, name, aliases, .. } = found;
-    let template = found.chat_template.or(model.chat_template);
-    let template = template.map(|source| ChatTemplate::new(&source, &model.bos_text, &model.eos_text)).transpose();
-    let template = template.map_err(|e| e.context(format!("chat template of {name}")))?;
-
-    let metrics = Arc::new(Metrics::default());
-    let encoder = encoder(config, &metrics, progress)?;
-    let engine = Engine::start(sections::engine(config), model.factory, model.tokenizer.clone(), metrics.clone())?;
-    tracing::info!("loaded {name} in {:.2} s: {}", began.elapsed().as_secs_f64(), model.description);
-    let service = Service::new(
-        ServiceConfig {
-            model_aliases: aliases,
-            fingerprint: found.fingerprint,
-            ..sections::service(config, config.model.served_name.clone().unwrap_or(name))
-        },
-        model.tokenizer,
-        template,
-        model.spec,
-        Arc::new(LocalBackend::new(engine)),
-        Arc::new(table),
-        metrics,
-    )?;
-    let service = match encoder {
-        Some(encoder) if service.check_model(Some(&encoder.name)).is_ok() => {
-            let message =
-                format!("--embedding-model and --model must have different names, got {} twice", encoder.name);
-            return Err(Error::invalid("embeddings.model", message));
-        }
-        Some(encoder) => service.with_encoder(encoder),
-        None => service,
+    let sections: Vec<&ModelSection> = std::iter::once(&config.model).chain(&config.more_models).collect();
+    let found = sections.iter().map(|section| find(config, section, progress)).collect::<Result<Vec<_>>>()?;
+    let encoder = find_encoder(config, progress)?;
+    let names: Vec<&str> =
+        found.iter().map(|found| &*found.name).chain(encoder.iter().map(|encoder| &*encoder.name)).collect();
+    let (metrics, by_model) = Metrics::by_model(&names);
+    let turns = Turns::new(config.engine.num_workers);
+    let mut models = Vec::with_capacity(found.len());
+    for ((found, section), metrics) in found.into_iter().zip(&sections).zip(&by_model) {
+        models.push(Arc::new(served(config, section, found, metrics, &turns)?));
+    }
+    let limits = ModelLimits {
+        memory_bytes_max: config.models.memory_max,
+        idle_unload: config.models.idle_unload_ms.map(Duration::from_millis),
+        stay_min: Duration::from_millis(config.models.stay_min_ms),
     };
+    let models = Models::new(models, limits)?;
+    for (served, section) in models.all().iter().zip(&sections) {
+        if section.preload {
+            preload(served)?;
+        }
+    }
+    let encoder = match (encoder, by_model.last()) {
+        (Some(encoder), Some(metrics)) => Some(start_encoder(config, encoder, &models, metrics)?),
+        _ => None,
+    };
+    let mut service = Service::new(sections::service(config), models, Arc::new(table), metrics)?;
+    if let Some(encoder) = encoder {
+        service = service.with_encoder(encoder);
+    }
     let num_stored = stored.len();
     if num_stored > 0 {
         let restored = service.restore(stored);
@@ -75,8 +79,56 @@ pub(super) fn service(config: &Config, progress: Progress<'_>) -> Result<Arc<Ser
     Ok(Arc::new(service))
 }
 
+/// A model with its engine, its weights not loaded yet.
+fn served(
+    config: &Config,
+    section: &ModelSection,
+    found: Found,
+    metrics: &Arc<Metrics>,
+    turns: &Arc<Turns>,
+) -> Result<Served> {
+    let Found { model, name, aliases, chat_template } = found;
+    let template = chat_template.or_else(|| model.chat_template.clone());
+    let template = template.map(|source| ChatTemplate::new(&source, &model.bos_text, &model.eos_text)).transpose();
+    let template = template.map_err(|e| e.context(format!("chat template of {name}")))?;
+    // Only a stored stream asks for it, and it takes the reading of the whole file.
+    let fingerprint = if config.streams.store.is_some() { fingerprint(&model, &name)? } else { 0 };
+    let served_config = ServedConfig { aliases, fingerprint, ..sections::served(section, &name) };
+    tracing::info!("{name}: {}", model.description);
+    let engine = Engine::open(
+        sections::engine(config),
+        model.spec.clone(),
+        model.tokenizer.clone(),
+        metrics.clone(),
+        turns.clone(),
+    )?;
+    let backend = LocalBackend::on_demand(engine, &name, model.loader.clone(), model.memory_bytes);
+    let OpenModel { tokenizer, spec, .. } = model;
+    Ok(Served::new(served_config, tokenizer, template, spec, Arc::new(backend), metrics.clone()))
+}
+
+/// Several stubs have no weights that tell them apart, but names.
+fn fingerprint(model: &OpenModel, name: &str) -> Result<u64> {
+    let of_weights = model.fingerprint()?;
+    Ok(if of_weights == 0 && name != STUB { xxhash_rust::xxh3::xxh3_64(name.as_bytes()) } else { of_weights })
+}
+
+/// Loads a model now.
+fn preload(served: &Served) -> Result<()> {
+    let Some(mut residence) = served.backend().watch_residence() else { return Ok(()) };
+    served.backend().begin_load();
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = runtime.map_err(|e| Error::io("cannot wait for the model", e))?;
+    let is_over = |state: &Residence| matches!(state, Residence::Loaded | Residence::Failed(_));
+    let after = runtime.block_on(residence.wait_for(is_over)).map(|state| state.clone());
+    match after {
+        Ok(Residence::Failed(message)) => Err(Error::bad_model(message)),
+        _ => Ok(()),
+    }
+}
+
 /// The encoder, if one is to be served.
-fn encoder(config: &Config, metrics: &Arc<Metrics>, progress: Progress<'_>) -> Result<Option<ServedEncoder>> {
+fn find_encoder(config: &Config, progress: Progress<'_>) -> Result<Option<FoundEncoder>> {
     let Some(spec) = &config.embeddings.model else { return Ok(None) };
     let began = Instant::now();
     let ModelFile { name, path, manifest } = pull::registry(&config.registry)?.resolve(spec, progress)?;
@@ -92,9 +144,23 @@ fn encoder(config: &Config, metrics: &Arc<Metrics>, progress: Progress<'_>) -> R
     };
     let model = Encoder::load(&path)?;
     tracing::info!("loaded {name} in {:.2} s: {}", began.elapsed().as_secs_f64(), model.description());
-    let pool = EncoderPool::start(model, config.embeddings.queue_max, metrics.clone())?;
     let aliases = manifest.map_or_else(Vec::new, |m| m.aliases);
-    Ok(Some(ServedEncoder { name, aliases, pool }))
+    Ok(Some(FoundEncoder { model, name, aliases }))
+}
+
+fn start_encoder(
+    config: &Config,
+    encoder: FoundEncoder,
+    models: &Models,
+    metrics: &Arc<Metrics>,
+) -> Result<ServedEncoder> {
+    let FoundEncoder { model, name, aliases } = encoder;
+    if models.named(Some(&name)).is_ok() {
+        let message = format!("--embedding-model and --model must have different names, got {name} twice");
+        return Err(Error::invalid("embeddings.model", message));
+    }
+    let pool = EncoderPool::start(model, config.embeddings.queue_max, metrics.clone())?;
+    Ok(ServedEncoder { name, aliases, pool })
 }
 
 /// An empty table, and what its store has.
@@ -105,19 +171,21 @@ fn streams(config: &Config) -> Result<(StreamTable, Vec<StoredStream>)> {
     Ok((StreamTable::with_store(limits, store), stored))
 }
 
-fn find(config: &Config, progress: Progress<'_>) -> Result<Found> {
-    if let Some(model) = stub::from_spec(&config.model.name)? {
-        let name = "stub".to_owned();
-        return Ok(Found { model, name, aliases: Vec::new(), chat_template: None, fingerprint: 0 });
+/// The stub's name where it is given none.
+const STUB: &str = "stub";
+
+fn find(config: &Config, section: &ModelSection, progress: Progress<'_>) -> Result<Found> {
+    let own_name = |name: String| section.served_name.clone().unwrap_or(name);
+    let aliases = |more: Vec<String>| [section.aliases.clone(), more].concat();
+    if let Some(model) = stub::from_spec(&section.name)? {
+        return Ok(Found { model, name: own_name(STUB.to_owned()), aliases: aliases(Vec::new()), chat_template: None });
     }
-    let file = pull::registry(&config.registry)?.resolve(&config.model.name, progress)?;
+    let file = pull::registry(&config.registry)?.resolve(&section.name, progress)?;
     if file.manifest.as_ref().is_some_and(|m| m.kind != ModelKind::Decoder) {
         let message = format!("--model must go on from texts; {} only embeds them, with --embedding-model", file.name);
         return Err(Error::invalid("model.name", message));
     }
-    let options = sections::decoder(config)?;
-    let model = load(&file.path, &options)?;
-    let fingerprint = model.fingerprint;
-    let (chat_template, aliases) = file.manifest.map_or((None, Vec::new()), |m| (m.chat_template, m.aliases));
-    Ok(Found { model, name: file.name, aliases, chat_template, fingerprint })
+    let model = open(&file.path, &sections::decoder(config, section)?)?;
+    let (chat_template, more) = file.manifest.map_or((None, Vec::new()), |m| (m.chat_template, m.aliases));
+    Ok(Found { model, name: own_name(file.name), aliases: aliases(more), chat_template })
 }

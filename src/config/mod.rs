@@ -4,6 +4,7 @@
 
 mod check;
 mod keys;
+mod models;
 mod resolve;
 mod row;
 mod settings;
@@ -13,6 +14,7 @@ mod table;
 mod table_embeddings;
 mod table_keys;
 mod table_memory;
+mod table_models;
 
 use std::path::PathBuf;
 
@@ -23,6 +25,7 @@ pub use sources::{CONFIG_ENV, DEFAULT_FILE, Origin, Sources, Typed};
 
 use crate::error::Result;
 use crate::protocol::OwnerLimits;
+use models::ModelNames;
 use resolve::Values;
 
 /// Everything a server must be told, resolved and checked.
@@ -40,8 +43,14 @@ pub struct Config {
     pub responses: ResponsesConfig,
     /// Workers, scheduler, queue.
     pub engine: EngineSection,
-    /// Which model, and how it is run.
+    /// The model that is meant where a request names none, and how it is run.
     pub model: ModelSection,
+    /// Further models.
+    pub more_models: Vec<ModelSection>,
+    /// When models are loaded and unloaded.
+    pub models: ModelsConfig,
+    /// As they were typed; `model` and `more_models` have them each.
+    names: ModelNames,
     /// Where weights are kept.
     pub registry: RegistryConfig,
     /// The log.
@@ -264,6 +273,12 @@ pub struct ModelSection {
     pub name: String,
     /// Name on the wire; `None` takes its own.
     pub served_name: Option<String>,
+    /// Further names on the wire.
+    pub aliases: Vec<String>,
+    /// Whether it is loaded at start.
+    pub preload: bool,
+    /// Whether it stays once it is loaded.
+    pub pinned: bool,
     /// Where to compute.
     pub device: DeviceKind,
     /// Inputs of quantised matrices on the CPU.
@@ -278,6 +293,17 @@ pub struct ModelSection {
     pub max_model_len: Option<usize>,
     /// Memory for keys and values, per worker.
     pub kv_cache_bytes: u64,
+}
+
+/// When models are loaded and unloaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModelsConfig {
+    /// Most memory of all that are loaded; `None` is no bound.
+    pub memory_max: Option<u64>,
+    /// How long one stays of which nothing is asked; `None` is for ever.
+    pub idle_unload_ms: Option<u64>,
+    /// How long one stays at least.
+    pub stay_min_ms: u64,
 }
 
 /// Where weights are kept.
@@ -331,7 +357,7 @@ impl Config {
     /// The first broken rule, with the name by which the value was given.
     pub fn resolve(sources: &Sources) -> Result<Self> {
         let mut values = Values { sources, resolved: Vec::with_capacity(SETTINGS.len()) };
-        let config = Self {
+        let mut config = Self {
             server: values.server()?,
             streams: StreamsConfig {
                 num_streams_max: values.number("streams.num_streams_max")?,
@@ -352,7 +378,7 @@ impl Config {
             },
             requests: values.requests()?,
             engine: values.engine()?,
-            model: values.model()?,
+            more_models: Vec::new(),
             registry: values.registry()?,
             log: LogConfig {
                 level: values.text("log.level")?,
@@ -363,9 +389,13 @@ impl Config {
             keys: values.keys()?,
             memory: values.memory()?,
             embeddings: values.embeddings()?,
+            model: values.model()?,
+            models: values.models()?,
+            names: values.model_names()?,
             file: sources.file_path().map(PathBuf::from),
             resolved: values.resolved,
         };
+        models::list(&mut config, sources)?;
         check::together(config)
     }
 

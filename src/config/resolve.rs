@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use super::models::ModelNames;
 use super::{
-    Activations, DeviceKind, EmbeddingsConfig, EngineSection, KeysConfig, MemoryConfig, ModelSection, Origin,
-    RegistryConfig, RequestsConfig, ServerConfig, Setting, Sources, Value, keys, setting,
+    Activations, DeviceKind, EmbeddingsConfig, EngineSection, KeysConfig, MemoryConfig, ModelSection, ModelsConfig,
+    Origin, RegistryConfig, RequestsConfig, ServerConfig, Setting, Sources, Value, keys, setting,
 };
 use crate::error::Result;
 use crate::protocol::OwnerLimits;
@@ -176,20 +177,31 @@ impl Values<'_> {
         })
     }
 
+    /// When models are loaded and unloaded.
+    pub(super) fn models(&mut self) -> Result<ModelsConfig> {
+        let not_zero = |number: u64| Some(number).filter(|number| *number > 0);
+        Ok(ModelsConfig {
+            memory_max: not_zero(self.number("model.memory_max")?),
+            idle_unload_ms: not_zero(self.number("model.idle_unload_ms")?),
+            stay_min_ms: self.number("model.stay_min_ms")?,
+        })
+    }
+
+    /// Further models, and the names of all on the wire.
+    pub(super) fn model_names(&mut self) -> Result<ModelNames> {
+        Ok(ModelNames { more: self.list("model.more")?, served: self.list("model.served_name")? })
+    }
+
+    /// What holds for every model that does not say otherwise, and the first one's name.
     pub(super) fn model(&mut self) -> Result<ModelSection> {
-        let device = |word: &str| match word {
-            "cuda" => DeviceKind::Cuda,
-            "metal" => DeviceKind::Metal,
-            _ => DeviceKind::Cpu,
-        };
         Ok(ModelSection {
             name: self.text("model.name")?,
-            served_name: Some(self.text("model.served_name")?).filter(|name| !name.is_empty()),
+            served_name: None,
+            aliases: Vec::new(),
+            preload: self.bool("model.preload")?,
+            pinned: self.bool("model.pinned")?,
             device: device(&self.text("model.device")?),
-            activations: match self.text("model.activations")?.as_str() {
-                "int8" => Activations::Int8,
-                _ => Activations::F32,
-            },
+            activations: activations(&self.text("model.activations")?),
             reference: self.bool("model.reference")?,
             call_format: self.text("model.call_format")?,
             reasoning_format: self.text("model.reasoning_format")?,
@@ -197,4 +209,18 @@ impl Values<'_> {
             kv_cache_bytes: self.number("model.kv_cache_bytes")?,
         })
     }
+}
+
+/// The word of `--device`.
+pub(super) fn device(word: &str) -> DeviceKind {
+    match word {
+        "cuda" => DeviceKind::Cuda,
+        "metal" => DeviceKind::Metal,
+        _ => DeviceKind::Cpu,
+    }
+}
+
+/// The word of `--activations`.
+pub(super) fn activations(word: &str) -> Activations {
+    if word == "int8" { Activations::Int8 } else { Activations::F32 }
 }

@@ -4,19 +4,24 @@
 
 use Kind::{Bytes, Count, List, Millis, OneOf, Text};
 
-use super::{table, table_embeddings, table_keys, table_memory};
+use super::{table, table_embeddings, table_keys, table_memory, table_models};
 
 pub(super) const KIB: u64 = 1024;
 pub(super) const MIB: u64 = 1024 * KIB;
 pub(super) const GIB: u64 = 1024 * MIB;
 
 /// The tables, in the order of [`SETTINGS`].
-const TABLES: [&[Setting]; 4] = [table::ROWS, table_keys::ROWS, table_memory::ROWS, table_embeddings::ROWS];
+const TABLES: [&[Setting]; 5] =
+    [table::ROWS, table_keys::ROWS, table_memory::ROWS, table_embeddings::ROWS, table_models::ROWS];
 
 /// All rows of all tables.
 pub static SETTINGS: &[Setting] = &{
     let mut all = [table::ROWS[0];
-        table::ROWS.len() + table_keys::ROWS.len() + table_memory::ROWS.len() + table_embeddings::ROWS.len()];
+        table::ROWS.len()
+            + table_keys::ROWS.len()
+            + table_memory::ROWS.len()
+            + table_embeddings::ROWS.len()
+            + table_models::ROWS.len()];
     let (mut at, mut table) = (0, 0);
     while table < TABLES.len() {
         let mut row = 0;

@@ -4,7 +4,8 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::settings::{Kind, SETTINGS, Setting, Value};
+use super::models::OWN_KEYS;
+use super::settings::{Kind, SETTINGS, Setting, Value, setting};
 use crate::error::{Error, Result};
 
 /// The file read when none is named and it exists in the working directory.
@@ -60,6 +61,16 @@ pub struct Sources {
 struct FileLayer {
     path: PathBuf,
     values: Vec<(&'static Setting, String)>,
+    models: Vec<FileModel>,
+}
+
+/// One of the file's `[[models]]`, as if each of its settings had been typed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct FileModel {
+    pub(super) name: String,
+    pub(super) aliases: Vec<String>,
+    /// Of `OWN_KEYS`.
+    pub(super) values: Vec<(&'static str, String)>,
 }
 
 impl Sources {
@@ -80,6 +91,11 @@ impl Sources {
     /// The file that was read.
     pub fn file_path(&self) -> Option<&Path> {
         self.file.as_ref().map(|file| file.path.as_path())
+    }
+
+    /// The file's `[[models]]`.
+    pub(super) fn file_models(&self) -> &[FileModel] {
+        self.file.as_ref().map_or(&[], |file| &file.models)
     }
 
     /// The value of `setting` from the strongest layer that has one.
@@ -126,16 +142,20 @@ fn read_file(path: PathBuf) -> Result<FileLayer> {
     }
     let text =
         std::fs::read_to_string(&path).map_err(|e| Error::invalid("config", format!("{}: {e}", path.display())))?;
-    let values = parse_file(&text).map_err(|message| {
+    let (values, models) = parse_file(&text).map_err(|message| {
         let message = format!("{}: {}", path.display(), message.trim_end());
         Error::invalid("config", message)
     })?;
-    Ok(FileLayer { path, values })
+    Ok(FileLayer { path, values, models })
 }
 
+/// Settings with their texts, and models.
+type Parsed = (Vec<(&'static Setting, String)>, Vec<FileModel>);
+
 /// Reads TOML into texts, as if each had been typed. Every key must be a setting.
-fn parse_file(text: &str) -> Result<Vec<(&'static Setting, String)>, String> {
-    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| e.to_string())?;
+fn parse_file(text: &str) -> Result<Parsed, String> {
+    let mut table: toml::Table = text.parse().map_err(|e: toml::de::Error| e.to_string())?;
+    let models = table.remove("models").map_or_else(|| Ok(Vec::new()), |models| parse_models(&models))?;
     let mut values = Vec::new();
     for (section, entry) in &table {
         let sections = SETTINGS.iter().map(Setting::section);
@@ -154,7 +174,43 @@ fn parse_file(text: &str) -> Result<Vec<(&'static Setting, String)>, String> {
             values.push((setting, text_of(setting, value)?));
         }
     }
-    Ok(values)
+    Ok((values, models))
+}
+
+/// Reads `[[models]]`.
+fn parse_models(models: &toml::Value) -> Result<Vec<FileModel>, String> {
+    let tables: Option<Vec<&toml::Table>> =
+        models.as_array().map(|all| all.iter().filter_map(toml::Value::as_table).collect());
+    let tables = tables.filter(|tables| Some(tables.len()) == models.as_array().map(Vec::len));
+    let tables = tables.ok_or("`models` must be tables: write `[[models]]` above each")?;
+    tables.into_iter().enumerate().map(|(index, table)| parse_model(index, table)).collect()
+}
+
+fn parse_model(index: usize, table: &toml::Table) -> Result<FileModel, String> {
+    let place = |key: &str| format!("models[{index}].{key}");
+    let text = |key: &str, value: &toml::Value| {
+        let text = value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+        text.ok_or_else(|| format!("{} must be a string, got {value} ({})", place(key), value.type_str()))
+    };
+    let (mut name, mut aliases, mut values) = (None, Vec::new(), Vec::new());
+    for (key, value) in table {
+        match (key.as_str(), value) {
+            ("name", value) => name = Some(text("name", value)?),
+            ("aliases", toml::Value::Array(all)) => {
+                aliases = all.iter().map(|alias| text("aliases", alias)).collect::<Result<_, _>>()?;
+            }
+            ("served_name", value) => values.push(("served_name", text("served_name", value)?)),
+            (key, value) => {
+                let Some(own) = OWN_KEYS.iter().find(|own| **own == key) else {
+                    let known = OWN_KEYS.iter().copied().chain(["name", "aliases"]);
+                    return Err(unknown("key", &place(key), nearest(key, known)));
+                };
+                values.push((*own, text_of(setting(&format!("model.{own}")), value)?));
+            }
+        }
+    }
+    let name = name.ok_or_else(|| format!("{} is missing", place("name")))?;
+    Ok(FileModel { name, aliases, values })
 }
 
 fn unknown(what: &str, name: &str, near: Option<&str>) -> String {

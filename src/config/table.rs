@@ -1,9 +1,7 @@
-//! Every setting of the server but for those of embeddings and keys (`table_embeddings`, `table_keys`), one row each, in the order in which
+//! Every setting of the server but for those of models, embeddings and keys (`table_embeddings`, `table_keys`, `table_models`), one row each, in the order in which
 //! `--help` and the table at start show them.
 
-use super::row::{
-    ACTIVATIONS, CALL_FORMATS, COUNT_MAX, DEVICES, HOUR_MS, LOG_FORMATS, REASONING_FORMATS, count, limit, row,
-};
+use super::row::{COUNT_MAX, HOUR_MS, LOG_FORMATS, count, limit, row};
 use super::settings::Kind::{self, Bytes, Count, List, Millis, OneOf, Text};
 use super::settings::{GIB, KIB, MIB, Setting};
 
@@ -423,57 +421,6 @@ pub(super) const ROWS: &[Setting] = &[
         count(1, "grammars"),
         "2",
         "Most compiled at once; no key has all of several",
-    ),
-    row(
-        "model.name",
-        "model",
-        Text,
-        "smollm2-135m-instruct",
-        "A name of `tallow models`, PATH.gguf, or hub:OWNER/REPO[:FILE]",
-    ),
-    row("model.served_name", "served-name", Text, "", "Name of the model on the wire; its own by default"),
-    row("model.device", "device", OneOf(DEVICES), "cpu", "Where to compute"),
-    row(
-        "model.activations",
-        "activations",
-        OneOf(ACTIVATIONS),
-        "int8",
-        "Inputs of quantised matrices on the CPU: int8 is fast, f32 rounds nothing",
-    ),
-    row(
-        "model.reference",
-        "reference",
-        Kind::Bool,
-        "false",
-        "Decode with candle's own operations (slow; the yardstick for the fused ones)",
-    ),
-    row(
-        "model.call_format",
-        "call-format",
-        OneOf(CALL_FORMATS),
-        "auto",
-        "How the model writes calls of tools; auto goes by its chat template",
-    ),
-    row(
-        "model.reasoning_format",
-        "reasoning-format",
-        OneOf(REASONING_FORMATS),
-        "auto",
-        "How the model marks what it thinks; auto goes by its chat template",
-    ),
-    row(
-        "model.max_model_len",
-        "max-model-len",
-        Count { min: 1, max: COUNT_MAX, unit: "tokens", auto: true },
-        "auto",
-        "Longest sequence, prompt and output; auto takes the model's own",
-    ),
-    row(
-        "model.kv_cache_bytes",
-        "kv-cache-bytes",
-        Bytes { min: MIB, max: 1 << 50 },
-        "1GiB",
-        "Memory for keys and values, per worker",
     ),
     row("registry.cache_dir", "cache-dir", Text, "", "Where weights are kept; the user's cache directory by default"),
     row("registry.models_dir", "models-dir", Text, "", "A folder with more manifests"),

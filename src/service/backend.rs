@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use crate::engine::Load;
 use crate::error::Result;
 use crate::protocol::{Tenant, ValidRequest};
@@ -19,6 +21,34 @@ pub enum Readiness {
     Failed,
     /// No new requests; running ones finish.
     Draining,
+}
+
+/// Where a model's weights are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Residence {
+    /// Not in memory. Requests wait until they are loaded.
+    Unloaded,
+    /// On their way into memory.
+    Loading,
+    /// In memory.
+    Loaded,
+    /// On their way out.
+    Unloading,
+    /// They could not be loaded, for this reason; the next request tries again.
+    Failed(String),
+}
+
+impl Residence {
+    /// One word for lists.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Unloaded => "unloaded",
+            Self::Loading => "loading",
+            Self::Loaded => "loaded",
+            Self::Unloading => "unloading",
+            Self::Failed(_) => "failed",
+        }
+    }
 }
 
 /// Where validated requests are run: the local pool, later a cluster.
@@ -41,6 +71,34 @@ pub trait Backend: Send + Sync {
     /// compiled once.
     fn grammars(&self) -> Option<Arc<GrammarCompiler>> {
         None
+    }
+
+    /// Where its weights are. A backend that does not load them on demand has them.
+    fn residence(&self) -> Residence {
+        Residence::Loaded
+    }
+
+    /// Hears where its weights are; `None` where they do not move.
+    fn watch_residence(&self) -> Option<watch::Receiver<Residence>> {
+        None
+    }
+
+    /// About how much memory its weights, keys and values take; 0 where they do not move.
+    fn memory_bytes(&self) -> u64 {
+        0
+    }
+
+    /// Requests that wait for a worker.
+    fn num_waiting(&self) -> usize {
+        0
+    }
+
+    /// Begins to load the weights, if they are not there or on their way. Returns at once.
+    fn begin_load(&self) {}
+
+    /// Begins to unload the weights; false if they are in use or on their way. Returns at once.
+    fn begin_unload(&self) -> bool {
+        false
     }
 
     /// Looks after requests that wait: ends those that have waited for too long, tells others where they stand.

@@ -4,21 +4,12 @@ use std::sync::Arc;
 
 use super::BackgroundLimits;
 use crate::protocol::Owner;
-use crate::text::{CallSyntax, ReasoningSyntax};
 
-/// The served model's name and the bounds of a request. `Default` fits a server of the house; only the name must be
-/// given.
+/// The bounds of a request. `Default` fits a server of the house.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceConfig {
     /// Whether prompts, as the model sees them, go to the log.
     pub log_prompts: bool,
-    /// What texts follow from besides their requests: the weights, and how they are computed with. A stored stream of
-    /// another one cannot be gone on with.
-    pub fingerprint: u64,
-    /// The name requests use for the model.
-    pub model_name: String,
-    /// Other names that requests may use for it.
-    pub model_aliases: Vec<String>,
     /// Tokens a request may sample if it does not say; `None` goes on to the context limit.
     pub max_tokens_default: Option<usize>,
     /// Most generations that one request may ask for.
@@ -27,10 +18,6 @@ pub struct ServiceConfig {
     pub embedding_inputs_max: usize,
     /// ... of which so many wait or run at once: one request must not fill the queue.
     pub embedding_inputs_at_once: usize,
-    /// The form of the model's calls; `None` takes the template's.
-    pub call_syntax: Option<CallSyntax>,
-    /// The form of its reasoning, `Some(None)` for none; `None` takes the template's.
-    pub reasoning_syntax: Option<Option<ReasoningSyntax>>,
     /// Most tools of a request.
     pub tools_max: usize,
     /// Most stop strings.
@@ -63,15 +50,10 @@ impl Default for ServiceConfig {
     fn default() -> Self {
         Self {
             log_prompts: false,
-            fingerprint: 0,
-            model_name: "default".to_owned(),
-            model_aliases: Vec::new(),
             max_tokens_default: None,
             choices_max: 128,
             embedding_inputs_max: 2048,
             embedding_inputs_at_once: 64,
-            call_syntax: None,
-            reasoning_syntax: None,
             tools_max: 128,
             stop_strings_max: 4,
             stop_string_bytes_max: 1024,

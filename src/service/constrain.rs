@@ -11,8 +11,8 @@
 
 use std::sync::Arc;
 
-use super::Service;
 use super::background::{Background, BackgroundLimits};
+use super::{Served, Service};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::RejectLabel;
 use crate::protocol::GenerateRequest;
@@ -27,16 +27,16 @@ impl Service {
     /// # Errors
     /// The compiler's, with the field that the constraint came in; [`ErrorKind::Overloaded`] if too many of this owner
     /// wait; [`ErrorKind::Unavailable`] if it takes too long.
-    pub(super) async fn compile(&self, request: &GenerateRequest) -> Result<Option<Arc<Grammar>>> {
+    pub(super) async fn compile(&self, served: &Served, request: &GenerateRequest) -> Result<Option<Arc<Grammar>>> {
         let Some(constraint) = &request.constraint else { return Ok(None) };
         let (owner, param) = (request.owner.tenant, request.constraint_param);
-        if let Some(grammar) = self.grammars.cached(constraint) {
-            self.metrics.grammar_cache_hits.inc();
+        if let Some(grammar) = served.grammars.cached(constraint) {
+            served.metrics.grammar_cache_hits.inc();
             return Ok(Some(grammar));
         }
-        let (compiler, constraint) = (self.grammars.clone(), constraint.clone());
-        let compiled = self.grammar_threads()?.run(owner, move || compiler.compile_here(owner, &constraint));
-        let patience = self.grammars.limits().compile_time_max;
+        let (compiler, constraint) = (served.grammars.clone(), constraint.clone());
+        let compiled = self.grammar_threads(served)?.run(owner, move || compiler.compile_here(owner, &constraint));
+        let patience = served.grammars.limits().compile_time_max;
         let outcome = tokio::time::timeout(patience, compiled).await.unwrap_or_else(|_| {
             let seconds = patience.as_secs_f64();
             let message = format!("`{param}` could not be compiled within {seconds} seconds: the server is busy");
@@ -50,9 +50,9 @@ impl Service {
     }
 
     /// The threads that compile, started with the first constraint.
-    fn grammar_threads(&self) -> Result<&Background> {
+    fn grammar_threads(&self, served: &Served) -> Result<&Background> {
         let start = || {
-            let num_threads = self.grammars.limits().compiling_max.max(1);
+            let num_threads = served.grammars.limits().compiling_max.max(1);
             let limits = BackgroundLimits { num_threads, waiting_per_owner_max: WAITING_PER_OWNER_MAX };
             Background::start_named("grammar", STACK_BYTES, limits)
         };

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::Service;
 use super::prompt::{self, Room};
 use super::validate::{self, Limits};
+use super::{Served, Service};
 use crate::engine::Load;
 use crate::engine::encoder::EncoderPool;
 use crate::error::{Error, ErrorKind, Result};
@@ -109,27 +109,28 @@ impl Service {
 
     async fn try_embed(&self, request: EmbedRequest) -> Result<Embedded> {
         let encoder = self.encoder_named(request.model.as_deref());
-        if encoder.is_none() {
-            self.check_embedding_model(request.model.as_deref())?;
-        }
+        let embedder = match encoder {
+            Some(encoder) => Embedder::Encoder(encoder),
+            None => Embedder::Decoder(self.embedding_model(request.model.as_deref())?),
+        };
         self.check_inputs(&request.inputs)?;
-        if encoder.is_none() {
+        if let Embedder::Decoder(served) = embedder {
             // Whoever is to be refused is refused before work goes into it.
-            self.backend.check_room(request.owner.tenant, Load::of_requests(1))?;
+            served.backend.check_room(request.owner.tenant, Load::of_requests(1))?;
         }
         let owner = request.owner.clone();
         // However many the inputs are, it is one request to its owner's limits.
         let _slot = self.quotas.begin(&owner, 1).inspect_err(|e| self.count_limited(e))?;
-        let all = self.fit_inputs(request, encoder).await?;
+        let all = self.fit_inputs(request, embedder).await?;
         let prompt_tokens = all.iter().map(|valid| valid.prompt.len()).sum();
         self.quotas.spend(&owner, prompt_tokens).inspect_err(|e| self.count_limited(e))?;
         let at_once = self.config.embedding_inputs_at_once.max(1);
         let num_unanswered = AtomicUsize::new(prompt_tokens);
         let embed = async |valid: ValidRequest| {
             let num_tokens = valid.prompt.len();
-            let vector = match encoder {
-                Some(encoder) => encoder.embed(valid).await,
-                None => self.embed_one(valid).await,
+            let vector = match embedder {
+                Embedder::Encoder(encoder) => encoder.embed(valid).await,
+                Embedder::Decoder(served) => self.embed_one(served, valid).await,
             };
             if vector.is_ok() {
                 num_unanswered.fetch_sub(num_tokens, Ordering::Relaxed);
@@ -143,19 +144,19 @@ impl Service {
                 self.quotas.give_back(&owner, num_unanswered.load(Ordering::Relaxed));
             }
         })?;
-        let model = encoder.map_or(&self.config.model_name, |encoder| &encoder.name).clone();
+        let model = embedder.name().to_owned();
         Ok(Embedded { model, vectors, prompt_tokens })
     }
 
-    /// As [`Service::check_model`], with both names where there are two.
-    fn check_embedding_model(&self, name: Option<&str>) -> Result<()> {
-        self.check_model(name).map_err(|e| match (self.encoder(), name) {
-            (Some(encoder), Some(name)) => {
-                let (own, got) = (&self.config.model_name, validate::shown(name));
-                let message = format!("`model` must be {own:?} or {:?}, got {got}", encoder.name);
+    /// As [`Service::served`], with the encoder's name too where there is one.
+    fn embedding_model(&self, name: Option<&str>) -> Result<&Arc<Served>> {
+        self.models.named(name).map_err(|e| match self.encoder() {
+            Some(encoder) => {
+                let (names, got) = e.message().rsplit_once(", got ").unwrap_or((e.message(), ""));
+                let message = format!("{names} or {:?}, got {got}", encoder.name);
                 Error::new(e.kind(), message).with_param("model")
             }
-            _ => e,
+            None => e,
         })
     }
 
@@ -181,14 +182,17 @@ impl Service {
 
     /// Every input as the request that embeds it. Texts are tokenised in pieces, so that a request of many takes turns with
     /// the other requests of its owner, and ends between two pieces if nobody waits for it any more.
-    async fn fit_inputs(&self, request: EmbedRequest, encoder: Option<&ServedEncoder>) -> Result<Vec<ValidRequest>> {
+    async fn fit_inputs(&self, request: EmbedRequest, embedder: Embedder<'_>) -> Result<Vec<ValidRequest>> {
         let EmbedRequest { owner, inputs, priority, queue_timeout_ms, .. } = request;
         let (num_inputs, num_bytes) = (inputs.len(), inputs.iter().map(input_bytes).sum());
-        let limits = encoder.map_or(self.limits(), |encoder| {
-            let model = encoder.pool.encoder();
-            let (vocab_size, context_len) = (model.vocab_size(), model.max_model_len());
-            Limits { config: &self.config, vocab_size, context_len, unasked_len: usize::MAX }
-        });
+        let limits = match embedder {
+            Embedder::Decoder(served) => self.limits(served),
+            Embedder::Encoder(encoder) => {
+                let model = encoder.pool.encoder();
+                let (vocab_size, context_len) = (model.vocab_size(), model.max_model_len());
+                Limits { config: &self.config, vocab_size, context_len, unasked_len: usize::MAX }
+            }
+        };
         let mut all = Vec::with_capacity(num_inputs);
         let mut inputs = inputs.into_iter();
         while !inputs.as_slice().is_empty() {
@@ -198,7 +202,7 @@ impl Service {
                 ..GenerateRequest::new(owner.clone(), input)
             });
             let piece: Vec<_> = piece.collect();
-            let tokens_of = self.tokens_of(encoder);
+            let tokens_of = tokens_of(embedder);
             let first = all.len();
             let name = |at: usize, e| named(e, first + at, num_inputs);
             for (at, input) in piece.iter().enumerate() {
@@ -219,30 +223,13 @@ impl Service {
         Ok(all)
     }
 
-    /// What takes the text or the tokens out of a request, as tokens of the model that is to embed them.
-    fn tokens_of(
-        &self,
-        encoder: Option<&ServedEncoder>,
-    ) -> impl Fn(&mut GenerateRequest) -> Result<Vec<TokenId>> + Send + 'static {
-        let (tokenizer, room) = (self.tokenizer.clone(), self.room());
-        let encoder = encoder.map(|encoder| encoder.pool.encoder().clone());
-        move |request| match (&encoder, &mut request.prompt) {
-            (_, Prompt::Tokens(tokens)) => Ok(std::mem::take(tokens)),
-            (Some(encoder), Prompt::Text(text)) => {
-                Room { num_tokens: encoder.max_model_len(), token_bytes_max: WORD_BYTES_MAX }.check(text, "prompt")?;
-                encoder.tokens(&std::mem::take(text))
-            }
-            (_, Prompt::Chat(_)) => Err(Error::internal("what is embedded has no messages")),
-            (None, Prompt::Text(_)) => prompt::encode(&tokenizer, None, request, Some(room)).map(|(tokens, _)| tokens),
-        }
-    }
-
-    async fn embed_one(&self, request: ValidRequest) -> Result<Vec<f32>> {
-        self.log_prompt(request.id, &request.prompt);
+    async fn embed_one(&self, served: &Arc<Served>, request: ValidRequest) -> Result<Vec<f32>> {
+        self.log_prompt(served, request.id, &request.prompt);
         let log = StreamLog::with_clock(request.id, request.tenant, OnDisconnect::Cancel, self.clock.clone());
         // From the beginning on: dropped with the call, it cancels.
         let mut reader = log.reader(0);
-        self.backend.submit(request, log)?;
+        served.backend.submit(request, log)?;
+        self.models.ask(served);
         let mut vector = None;
         while let Some((_, event)) = reader.next().await {
             match event {
@@ -252,6 +239,41 @@ impl Service {
             }
         }
         vector.ok_or_else(|| Error::internal("a text was embedded, and no vector came"))
+    }
+}
+
+/// What embeds.
+#[derive(Clone, Copy)]
+enum Embedder<'a> {
+    Decoder(&'a Arc<Served>),
+    Encoder(&'a ServedEncoder),
+}
+
+impl Embedder<'_> {
+    fn name(&self) -> &str {
+        match self {
+            Self::Decoder(served) => served.name(),
+            Self::Encoder(encoder) => &encoder.name,
+        }
+    }
+}
+
+/// What takes the text or the tokens out of a request, as tokens of the model that is to embed them.
+fn tokens_of(embedder: Embedder<'_>) -> impl Fn(&mut GenerateRequest) -> Result<Vec<TokenId>> + Send + 'static {
+    let embedder = match embedder {
+        Embedder::Decoder(served) => Ok((served.tokenizer.clone(), prompt::room(served))),
+        Embedder::Encoder(encoder) => Err(encoder.pool.encoder().clone()),
+    };
+    move |request| match (&embedder, &mut request.prompt) {
+        (_, Prompt::Tokens(tokens)) => Ok(std::mem::take(tokens)),
+        (Err(encoder), Prompt::Text(text)) => {
+            Room { num_tokens: encoder.max_model_len(), token_bytes_max: WORD_BYTES_MAX }.check(text, "prompt")?;
+            encoder.tokens(&std::mem::take(text))
+        }
+        (_, Prompt::Chat(_)) => Err(Error::internal("what is embedded has no messages")),
+        (Ok((tokenizer, room)), Prompt::Text(_)) => {
+            prompt::encode(tokenizer, None, request, Some(*room)).map(|(tokens, _)| tokens)
+        }
     }
 }
 

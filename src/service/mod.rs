@@ -9,10 +9,12 @@ mod config;
 mod constrain;
 mod embed;
 mod local;
+mod models;
 mod prompt;
 mod quota;
 mod refuse;
 mod restore;
+mod served;
 mod sized;
 mod template;
 mod tokens;
@@ -26,38 +28,33 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_util::task::TaskTracker;
 
-pub use backend::{Backend, Readiness};
+pub use backend::{Backend, Readiness, Residence};
 pub use background::{Background, BackgroundLimits};
 pub use config::ServiceConfig;
 pub use embed::{EmbedRequest, Embedded, ServedEncoder};
 pub use local::LocalBackend;
+pub use models::{ModelLimits, Models};
 pub use quota::{Allowance, QuotaState};
 pub use restore::Restored;
+pub use served::{Served, ServedConfig};
 pub use template::ChatTemplate;
 
-use crate::cache::BLOCK_SIZE;
 use crate::engine::Load;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Metrics, RejectLabel};
-use crate::model::ModelSpec;
 use crate::protocol::{ErrorInfo, Event, GenerateRequest, Owner, StreamId, Tenant, TokenId, Usage, ValidRequest};
-use crate::sampling::grammar::{GrammarCompiler, GrammarLimits};
 use crate::stream::{CancelCause, Clock, Happening, StreamLog, StreamRecord, StreamTable};
-use crate::text::{AnswerFormat, Tokenizer};
+use crate::text::AnswerFormat;
 use quota::Quotas;
 
 /// The one front door of generation: every dialect's request goes through [`Service::start`].
 pub struct Service {
     config: ServiceConfig,
-    tokenizer: Arc<Tokenizer>,
-    template: Option<Arc<ChatTemplate>>,
-    spec: ModelSpec,
-    backend: Arc<dyn Backend>,
+    models: Arc<Models>,
     table: Arc<StreamTable>,
     metrics: Arc<Metrics>,
     clock: Clock,
     background: Background,
-    grammars: Arc<GrammarCompiler>,
     /// See `constrain`.
     grammar_threads: OnceLock<Result<Background>>,
     quotas: Quotas,
@@ -81,40 +78,34 @@ pub struct Started {
     pub seed: u64,
     /// How its text is to be read.
     pub format: AnswerFormat,
+    /// The model that writes it.
+    pub served: Arc<Served>,
 }
 
 impl Service {
-    /// Puts the parts together. `template` is the model's own; without one, chats are refused.
+    /// Puts the parts together. `metrics` are the process's; each model has its own.
     ///
     /// # Errors
     /// If the system gives no thread for the pool.
     pub fn new(
         config: ServiceConfig,
-        tokenizer: Arc<Tokenizer>,
-        template: Option<ChatTemplate>,
-        spec: ModelSpec,
-        backend: Arc<dyn Backend>,
+        models: Arc<Models>,
         table: Arc<StreamTable>,
         metrics: Arc<Metrics>,
     ) -> Result<Self> {
         let clock = wall_clock();
         let (created_ms, background) = (clock(), Background::start(config.background)?);
-        let template = template.map(|template| Arc::new(as_configured(template, &config)));
-        let own = || GrammarCompiler::new(tokenizer.clone(), GrammarLimits::default(), metrics.clone());
-        let grammars = backend.grammars().unwrap_or_else(own);
         let quotas = Quotas::new(&config.owners, &clock);
-        table.feed().publish(created_ms, None, Happening::ModelLoaded { model: config.model_name.clone() });
+        for served in models.all().iter().filter(|served| served.backend.residence() == Residence::Loaded) {
+            table.feed().publish(created_ms, None, Happening::ModelLoaded { model: served.name().to_owned() });
+        }
         Ok(Self {
             config,
-            tokenizer,
-            template,
-            spec,
-            backend,
+            models,
             table,
             metrics,
             clock,
             background,
-            grammars,
             grammar_threads: OnceLock::new(),
             quotas,
             embedding: TaskTracker::new(),
@@ -146,27 +137,28 @@ impl Service {
     }
 
     async fn try_start(&self, request: GenerateRequest, num_choices: usize) -> Result<Vec<Started>> {
-        self.check_model(request.model.as_deref())?;
+        let served = self.models.named(request.model.as_deref())?;
         validate::choices(num_choices, &self.config)?;
-        validate::parameters(&request, self.limits())?;
+        validate::parameters(&request, self.limits(served))?;
         // Whoever is to be refused is refused before work goes into it.
-        self.check_room(&request.owner, num_choices)?;
+        self.check_room(served, &request.owner, num_choices)?;
         let owner = request.owner.clone();
         let slot = self.quotas.begin(&owner, num_choices).inspect_err(|e| self.count_limited(e))?;
-        let (request, (prompt, format)) = self.tokenise(request, Some(self.room())).await?;
+        let (request, (prompt, format)) = self.tokenise(served, request, Some(prompt::room(served))).await?;
         // Held until the backend has it: what is in use stays in the cache.
-        let _grammar = self.compile(&request).await?;
+        let _grammar = self.compile(served, &request).await?;
         // No await from here on: the streams are either running and in the caller's hands, or were never there.
         let unasked_len = self.quotas.tokens_max(&owner) / num_choices;
-        let limits = validate::Limits { unasked_len, ..self.limits() };
+        let limits = validate::Limits { unasked_len, ..self.limits(served) };
         let first = validate::fit(StreamId::random(), request, prompt, random_seed(), limits)?;
         let num_tokens = first.num_tokens_max() * num_choices;
         self.quotas.spend(&owner, num_tokens).inspect_err(|e| self.count_limited(e))?;
         let coming = Load { requests: num_choices, tokens: num_tokens };
         let give_back = |_: &Error| self.quotas.give_back(&owner, num_tokens);
-        self.backend.check_room(owner.tenant, coming).inspect_err(give_back)?;
-        let all = choices::all_or_none(&first, num_choices, |valid| self.accept(valid, format.clone()))
-            .inspect_err(give_back)?;
+        served.backend.check_room(owner.tenant, coming).inspect_err(give_back)?;
+        let accept = |valid| self.accept(served, valid, format.clone());
+        let all = choices::all_or_none(&first, num_choices, accept).inspect_err(give_back)?;
+        self.models.ask(served);
         slot.occupy(all.iter().map(|started| &started.log));
         Ok(all)
     }
@@ -175,16 +167,17 @@ impl Service {
     ///
     /// # Errors
     /// [`ErrorKind::Overloaded`] and [`ErrorKind::Unavailable`], as of [`Self::start`].
-    pub fn check_room(&self, owner: &Owner, num_generations: usize) -> Result<()> {
-        self.backend.check_room(owner.tenant, Load::of_requests(num_generations))
+    pub fn check_room(&self, served: &Served, owner: &Owner, num_generations: usize) -> Result<()> {
+        served.backend.check_room(owner.tenant, Load::of_requests(num_generations))
     }
 
-    fn accept(&self, valid: ValidRequest, format: AnswerFormat) -> Result<Started> {
+    fn accept(&self, served: &Arc<Served>, valid: ValidRequest, format: AnswerFormat) -> Result<Started> {
         let id = valid.id;
         if valid.leader.is_none() {
-            self.log_prompt(id, &valid.prompt);
+            self.log_prompt(served, id, &valid.prompt);
         }
         let log = StreamLog::with_clock(id, valid.tenant, valid.on_disconnect, self.clock.clone());
+        log.set_model(served.config.name.clone());
         let (prompt_tokens, first_token, seed) = (valid.prompt.len(), valid.prompt.first().copied(), valid.seed());
         let weight = valid.queue.weight;
         self.table.insert(log.clone(), weight).inspect_err(|_| self.metrics.reject(&RejectLabel::STREAMS_FULL))?;
@@ -193,14 +186,14 @@ impl Service {
             let record = StreamRecord {
                 request: valid.clone(),
                 created_ms: log.created_ms(),
-                fingerprint: self.config.fingerprint,
+                fingerprint: served.config.fingerprint,
             };
             store.begin(record, &log);
         }
-        self.backend.submit(valid, log.clone())?;
+        served.backend.submit(valid, log.clone())?;
         inserted.id = None;
         tracing::info!(stream = %id, prompt_tokens, "accepted");
-        Ok(Started { log, prompt_tokens, first_token, seed, format })
+        Ok(Started { log, prompt_tokens, first_token, seed, format, served: served.clone() })
     }
 
     /// Cancels the tenant's stream; one that has ended stays as it is. Where streams are kept, this is over when no crash
@@ -236,46 +229,36 @@ impl Service {
 
     /// Ends what is over its time: lingering and finished streams, requests that wait. Called a few times a second.
     pub fn sweep(&self) {
-        self.backend.sweep();
-        let num_restarts = self.metrics.worker_restarts.get();
+        self.models.all().iter().for_each(|served| served.backend.sweep());
+        self.models.tend(Instant::now());
+        let num_restarts = self.models.all().iter().map(|served| served.metrics.worker_restarts.get()).sum();
         if self.num_restarts_told.swap(num_restarts, Ordering::Relaxed) < num_restarts {
             self.table.feed().publish(self.now_ms(), None, Happening::WorkerRestarted { num_restarts });
         }
         self.table.sweep(self.now_ms());
     }
 
-    /// Says whether `name` is the served model; `None` always is.
+    /// The model that `name` means; without one, the first.
     ///
     /// # Errors
     /// [`ErrorKind::ModelNotFound`].
-    pub fn check_model(&self, name: Option<&str>) -> Result<()> {
-        match name {
-            Some(name) if name != self.config.model_name && !self.config.model_aliases.iter().any(|a| a == name) => {
-                let message = format!("`model` must be {:?}, got {}", self.config.model_name, validate::shown(name));
-                Err(Error::new(ErrorKind::ModelNotFound, message).with_param("model"))
-            }
-            _ => Ok(()),
-        }
+    pub fn served(&self, name: Option<&str>) -> Result<&Arc<Served>> {
+        self.models.named(name)
+    }
+
+    /// The model that writes a stream.
+    pub fn served_of(&self, log: &StreamLog) -> &Arc<Served> {
+        log.model().and_then(|name| self.models.named(Some(name)).ok()).unwrap_or(self.models.default_model())
+    }
+
+    /// All models.
+    pub fn models(&self) -> &Arc<Models> {
+        &self.models
     }
 
     /// Most generations that one request may ask for.
     pub fn choices_max(&self) -> usize {
         self.config.choices_max
-    }
-
-    /// The served model's name.
-    pub fn model_name(&self) -> &str {
-        &self.config.model_name
-    }
-
-    /// Whether it can chat: the model brought a template.
-    pub fn has_template(&self) -> bool {
-        self.template.is_some()
-    }
-
-    /// Longest sequence a request can have: the model's context, or less if the KV memory is smaller.
-    pub fn context_len(&self) -> usize {
-        self.spec.max_model_len.min(self.spec.num_blocks.saturating_mul(BLOCK_SIZE))
     }
 
     /// When the service was made, in milliseconds since the Unix epoch.
@@ -286,11 +269,6 @@ impl Service {
     /// Now, by the clock that stamps events.
     pub fn now_ms(&self) -> u64 {
         (self.clock)()
-    }
-
-    /// The vocabulary, for spelling tokens in responses.
-    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
-        &self.tokenizer
     }
 
     /// All streams.
@@ -305,12 +283,12 @@ impl Service {
 
     /// Whether requests will be served.
     pub fn readiness(&self) -> Readiness {
-        self.backend.readiness()
+        self.models.readiness()
     }
 
     /// Takes no new requests from now on.
     pub fn drain(&self) {
-        self.backend.drain();
+        self.models.all().iter().for_each(|served| served.backend.drain());
     }
 
     /// Waits until every stream in the table has ended, and every call that embeds.
@@ -334,19 +312,19 @@ impl Service {
             store.close();
         }
         self.encoder().inspect(|encoder| encoder.pool.shutdown());
-        self.backend.shutdown(message);
+        self.models.all().iter().for_each(|served| served.backend.shutdown(message));
         self.table.feed().close();
     }
 
-    fn limits(&self) -> validate::Limits<'_> {
-        let (vocab_size, context_len) = (self.spec.vocab_size, self.context_len());
+    fn limits(&self, served: &Served) -> validate::Limits<'_> {
+        let (vocab_size, context_len) = (served.spec.vocab_size, served.context_len());
         validate::Limits { config: &self.config, vocab_size, context_len, unasked_len: usize::MAX }
     }
 }
 
 impl std::fmt::Debug for Service {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Service").field("config", &self.config).field("spec", &self.spec).finish_non_exhaustive()
+        f.debug_struct("Service").field("config", &self.config).field("models", &self.models).finish_non_exhaustive()
     }
 }
 
@@ -374,16 +352,6 @@ impl Drop for Inserted<'_> {
             self.table.remove(id);
         }
     }
-}
-
-fn as_configured(mut template: ChatTemplate, config: &ServiceConfig) -> ChatTemplate {
-    if let Some(syntax) = config.call_syntax {
-        template = template.with_call_syntax(syntax);
-    }
-    if let Some(syntax) = config.reasoning_syntax {
-        template = template.with_reasoning_syntax(syntax);
-    }
-    template
 }
 
 /// 53 bits, so that a JavaScript client can send the seed back unchanged.

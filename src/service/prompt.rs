@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::{ChatTemplate, Service, chat, validate};
+use super::{ChatTemplate, Served, Service, chat, validate};
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{ChatMessage, GenerateRequest, Prompt, TokenId};
 use crate::text::{AnswerFormat, TEXT_PARAM, Tokenizer};
@@ -39,10 +39,11 @@ impl Service {
     /// fit is refused before it is tokenised.
     pub(super) async fn tokenise(
         &self,
+        served: &Served,
         mut request: GenerateRequest,
         room: Option<Room>,
     ) -> Result<(GenerateRequest, (Vec<TokenId>, AnswerFormat))> {
-        let (tokenizer, template) = (self.tokenizer.clone(), self.template.clone());
+        let (tokenizer, template) = (served.tokenizer.clone(), served.template.clone());
         let num_bytes = prompt_bytes(&request, self.config.inline_bytes_max);
         let tenant = request.owner.tenant;
         let encode = move || {
@@ -51,11 +52,11 @@ impl Service {
         };
         self.sized(tenant, num_bytes, encode).await?
     }
+}
 
-    /// The room of the served model.
-    pub(super) fn room(&self) -> Room {
-        Room { num_tokens: self.context_len(), token_bytes_max: self.tokenizer.token_bytes_max() }
-    }
+/// The room of a model.
+pub(super) fn room(served: &Served) -> Room {
+    Room { num_tokens: served.context_len(), token_bytes_max: served.tokenizer.token_bytes_max() }
 }
 
 /// Bytes of everything that the prompt is made of. Counting ends beyond `enough`: it must cost less than the work that it

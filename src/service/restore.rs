@@ -32,6 +32,9 @@ impl Service {
             let (leader, weight) = (request.leader, request.queue.weight);
             let resumed = resumed(request, &entries.iter().map(|e| &e.event).collect::<Vec<_>>());
             let log = StreamLog::restored(id, tenant, policy, self.clock.clone(), record.created_ms, entries);
+            if let Some(served) = self.models.with_fingerprint(record.fingerprint) {
+                log.set_model(served.config.name.clone());
+            }
             if let Err(e) = self.table.insert(log.clone(), weight) {
                 tracing::warn!("stream {id} of the store is dropped: {e}");
                 self.table.remove(id);
@@ -72,12 +75,12 @@ impl Service {
         if self.table.store().is_some_and(|store| !store.was_whole()) {
             return Err("the disk failed before it was over, so the text cannot go on".to_owned());
         }
-        if fingerprint != self.config.fingerprint {
+        let Some(served) = self.models.with_fingerprint(fingerprint) else {
             return Err(
                 "the server came back with another model or other arithmetic, so the text cannot go on".to_owned()
             );
-        }
-        self.backend.submit(request, log.clone()).map_err(|e| format!("the text cannot go on: {e}"))
+        };
+        served.backend.submit(request, log.clone()).map_err(|e| format!("the text cannot go on: {e}"))
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{Service, validate};
+use super::{Served, Service, validate};
 use crate::error::Result;
 use crate::protocol::{GenerateRequest, Owner, Prompt, StreamId, TokenId};
 
@@ -22,11 +22,11 @@ impl Service {
     }
 
     async fn try_prompt_tokens(&self, request: GenerateRequest) -> Result<Vec<TokenId>> {
-        self.check_model(request.model.as_deref())?;
-        validate::parameters(&request, self.limits())?;
+        let served = self.models.named(request.model.as_deref())?;
+        validate::parameters(&request, self.limits(served))?;
         let owner = request.owner.clone();
         let _slot = self.quotas.begin(&owner, 1).inspect_err(|e| self.count_limited(e))?;
-        Ok(self.tokenise(request, None).await?.1.0)
+        Ok(self.tokenise(served, request, None).await?.1.0)
     }
 
     /// The text of `tokens`, without control tokens.
@@ -34,9 +34,10 @@ impl Service {
     /// # Errors
     /// As [`Self::prompt_tokens`]; [`crate::error::ErrorKind::InvalidRequest`] for a text that is too long.
     pub async fn text_of(&self, owner: &Arc<Owner>, model: Option<String>, tokens: Vec<TokenId>) -> Result<String> {
+        let tokenizer = self.models.named(model.as_deref())?.tokenizer.clone();
         let request = GenerateRequest { model, ..GenerateRequest::new(owner.clone(), Prompt::Tokens(tokens)) };
         let tokens = self.prompt_tokens(request).await?;
-        let (tokenizer, num_tokens) = (self.tokenizer.clone(), tokens.len());
+        let num_tokens = tokens.len();
         let decode = move || {
             let num_bytes: usize = tokens.iter().map(|token| tokenizer.token_bytes(*token).len()).sum();
             if num_bytes > TEXT_BYTES_MAX {
@@ -49,9 +50,9 @@ impl Service {
     }
 
     /// Writes a prompt to the log, as the model sees it, if that is wanted.
-    pub(super) fn log_prompt(&self, id: StreamId, prompt: &[TokenId]) {
+    pub(super) fn log_prompt(&self, served: &Served, id: StreamId, prompt: &[TokenId]) {
         if self.config.log_prompts {
-            let bytes: Vec<u8> = prompt.iter().flat_map(|t| self.tokenizer.token_bytes(*t)).copied().collect();
+            let bytes: Vec<u8> = prompt.iter().flat_map(|t| served.tokenizer.token_bytes(*t)).copied().collect();
             tracing::info!(stream = %id, prompt = %String::from_utf8_lossy(&bytes), "prompt");
         }
     }

@@ -163,7 +163,7 @@ fn a_fuzzer_with_our_description_finds_no_server_error() {
 fn a_fuzzer_that_follows_our_links_reaches_every_operation() {
     let report = format!("{}/walk.ndjson", env!("CARGO_TARGET_TMPDIR"));
     let report_to = ["--report", "ndjson", "--report-ndjson-path", &report];
-    let more = [&["--phases", "stateful", "--max-examples", "80"], &report_to[..]].concat();
+    let more = [&["--phases", "stateful", "--max-examples", "200"], &report_to[..]].concat();
     fuzz(&["--config-file", &beside("schemathesis.toml")], &more, "walk_hooks");
     let mut reached = BTreeSet::new();
     for line in std::fs::read_to_string(&report).unwrap().lines() {

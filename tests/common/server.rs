@@ -77,12 +77,12 @@ impl Server {
         self.child.wait().unwrap()
     }
 
-    /// The value of one metric.
+    /// The value of one metric, over all models.
     pub async fn metric(&self, name: &str) -> f64 {
         let text = self.http.get(format!("{}/metrics", self.url)).send().await.unwrap().text().await.unwrap();
-        let line = text.lines().find(|line| line.split([' ', '{']).next() == Some(name));
-        let line = line.unwrap_or_else(|| panic!("no metric {name} in\n{text}"));
-        line.rsplit_once(' ').unwrap().1.parse().unwrap()
+        let lines: Vec<&str> = text.lines().filter(|line| line.split([' ', '{']).next() == Some(name)).collect();
+        assert!(!lines.is_empty(), "no metric {name} in\n{text}");
+        lines.iter().map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
     }
 
     /// Starts a chat completion; the answer's head is there, its body is not read yet.

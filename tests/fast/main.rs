@@ -22,6 +22,7 @@ mod engine_decoder;
 mod http;
 mod keys;
 mod logs;
+mod models;
 mod simulation;
 mod structured;
 mod tidy;

@@ -157,8 +157,8 @@ async fn p2_a_real_model_says_in_a_batch_what_it_says_alone() {
     let mut decoder = DecoderOptions { compute, max_model_len: None, kv_bytes_max: 1 << 30, max_num_seqs: PLACES };
     let path = real::path(real::SMOLLM2);
     decoder.kv_bytes_max = NUM_BLOCKS * block_bytes(&path, &decoder);
-    let loaded = load::load(&path, &decoder).unwrap();
-    let model = OtherModel { factory: loaded.factory, tokenizer: loaded.tokenizer };
+    let loaded = load::open(&path, &decoder).unwrap();
+    let model = OtherModel { factory: loaded.load().unwrap(), tokenizer: loaded.tokenizer };
     let host = Arc::new(Host::with_model(&options(), model, StubGate::new()).await);
     let mut random = Random::new(SEED);
     let mut pool = Vec::new();

@@ -215,9 +215,9 @@ async fn p8_a_cancelled_request_of_a_real_model_is_gone_within_a_step() {
     let path = real::path(real::SMOLLM2);
     let compute = Compute::Cpu { num_threads: 2, activations: ActivationType::Int8 };
     let options = DecoderOptions { compute, max_model_len: None, kv_bytes_max: 64 << 20, max_num_seqs: 1 };
-    let loaded = load::load(&path, &options).unwrap();
+    let loaded = load::open(&path, &options).unwrap();
     let gate = StubGate::new();
-    let model = OtherModel { factory: gated(loaded.factory, gate.clone()), tokenizer: loaded.tokenizer };
+    let model = OtherModel { factory: gated(loaded.load().unwrap(), gate.clone()), tokenizer: loaded.tokenizer };
     let host = Host::with_model(&self::options(), model, gate).await;
     let (num_cancelled, _) = cancel_everywhere(&host, scale(2, 50)).await;
     record("the same with SmolLM2", "free within a step, 0 leaked in 50 each", num_cancelled);

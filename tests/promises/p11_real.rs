@@ -29,8 +29,8 @@ const FEW: (&str, &str) = ("authorization", "Bearer sk-few");
 async fn start(num_places: usize) -> Host {
     let compute = Compute::Cpu { num_threads: 2, activations: ActivationType::Int8 };
     let decoder = DecoderOptions { compute, max_model_len: None, kv_bytes_max: 1 << 30, max_num_seqs: num_places };
-    let loaded = load::load(&real::path(real::SMOLLM2), &decoder).unwrap();
-    let model = OtherModel { factory: loaded.factory, tokenizer: loaded.tokenizer };
+    let loaded = load::open(&real::path(real::SMOLLM2), &decoder).unwrap();
+    let model = OtherModel { factory: loaded.load().unwrap(), tokenizer: loaded.tokenizer };
     let keys = KEYS.map(str::to_owned).to_vec();
     Host::with_model(&Options { max_num_seqs: num_places, keys, ..Options::default() }, model, StubGate::new()).await
 }

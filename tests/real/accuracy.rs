@@ -11,7 +11,7 @@ use candle_core::Device;
 use score::RowScore;
 use tallow::model::decoder::{ActivationType, Compute, DecoderWeights};
 use tallow::model::gguf::Gguf;
-use tallow::model::load::load;
+use tallow::model::load::open;
 
 const WINDOW: usize = 256;
 /// In nats. Measured here: 7.7e-7, from keys and values in f16 and the order of sums.
@@ -43,7 +43,7 @@ fn real_smollm2_loses_little_to_int8_and_nothing_to_f32() {
     let cpu = |activations| Compute::Cpu { num_threads: 2, activations };
     let computes = [Compute::Composed(Device::Cpu), cpu(ActivationType::F32), cpu(ActivationType::Int8)];
     let gguf = Arc::new(Gguf::open(&path).unwrap());
-    let tokenizer = load(&path, &score::options(cpu(ActivationType::F32), WINDOW)).unwrap().tokenizer;
+    let tokenizer = open(&path, &score::options(cpu(ActivationType::F32), WINDOW)).unwrap().tokenizer;
     // A text that nobody edits.
     let windows = score::windows(&tokenizer, include_str!("../../LICENSE"), NUM_TOKENS, WINDOW).unwrap();
     let mut decoders: Vec<_> = computes

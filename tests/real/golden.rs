@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use server::Server;
 use tallow::kernels::Isa;
+use tallow::model::decoder::ARITHMETIC;
+use xxhash_rust::xxh3::xxh3_64;
 
 const NUM_PROMPTS: usize = 64;
 /// Of the widest set: three of each opening.
@@ -195,6 +197,20 @@ async fn check(model: &str) {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, serde_json::to_string_pretty(&prompts).unwrap() + "\n").unwrap();
     }
+}
+
+/// The arithmetic, and a hash of the texts that it gives. A kept stream of other arithmetic must not be gone on with, so what
+/// changes the texts raises the number.
+const ARITHMETIC_OF_TEXTS: (u32, u64) = (1, 0x173d_f5f4_331b_9f82);
+
+#[test]
+fn golden_texts_change_with_the_arithmetic_and_with_nothing_else() {
+    let texts = [real::SMOLLM2, real::GEMMA3].map(|model| std::fs::read(golden_file(model)).unwrap()).concat();
+    let found = (ARITHMETIC, xxh3_64(&texts));
+    assert_eq!(
+        found, ARITHMETIC_OF_TEXTS,
+        "{found:#x?}: after a change of the texts raise `ARITHMETIC` in model/decoder/mod.rs, and note both here"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

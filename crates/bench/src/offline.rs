@@ -27,8 +27,8 @@ use tallow_engine::{Engine, EngineConfig};
 use tallow_kernels::Isa;
 use tallow_model::decoder::{Compute, DecoderOptions};
 use tallow_model::gguf::Gguf;
-use tallow_model::load::{LoadedModel, load};
-use tallow_model::{Batch, Model};
+use tallow_model::load::{OpenModel, open};
+use tallow_model::{Batch, Model, ModelFactory};
 use tallow_stream::protocol::{
     Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Task, Tenant, TokenEvent, TokenId,
     ValidRequest,
@@ -108,17 +108,18 @@ pub fn run(subject: &Subject, work: &Workload, progress: &dyn Fn(&str)) -> anyho
         max_num_seqs: work.num_seqs_max(),
         ..subject.options.clone()
     };
-    let model = load(&subject.path, &options)?;
+    let model = open(&subject.path, &options)?;
+    let factory = model.load()?;
     let load_seconds = began.elapsed().as_secs_f64();
     let loaded_resident_bytes = resident_bytes();
     progress(&format!("{}: {}", subject.name, model.description));
 
     let mut rows = Vec::new();
     if work.layers != Layers::Engine {
-        rows.extend(model_rows(&model, work, progress)?);
+        rows.extend(model_rows(&factory, work, progress)?);
     }
     if work.layers != Layers::Model {
-        rows.extend(engine_rows(&model, &subject.engine, work, progress)?);
+        rows.extend(engine_rows(&model, &factory, &subject.engine, work, progress)?);
     }
     let weight_bytes = weight_bytes(&subject.path)?;
     let decode_1 = rows.iter().find(|row| row.layer == Layer::Model && row.phase == Phase::Decode && row.batch == 1);
@@ -193,9 +194,9 @@ impl Samples {
     }
 }
 
-fn model_rows(model: &LoadedModel, work: &Workload, progress: &dyn Fn(&str)) -> anyhow::Result<Vec<Row>> {
+fn model_rows(factory: &ModelFactory, work: &Workload, progress: &dyn Fn(&str)) -> anyhow::Result<Vec<Row>> {
     let mut bare = BareModel {
-        model: (model.factory)()?,
+        model: factory()?,
         batch: Batch::default(),
         logits: Vec::new(),
         blocks_per_seq: work.blocks_per_seq(),
@@ -264,7 +265,8 @@ fn random_token(vocab_size: usize, salt: usize, seq: usize, position: usize) -> 
 }
 
 fn engine_rows(
-    model: &LoadedModel,
+    model: &OpenModel,
+    factory: &ModelFactory,
     config: &EngineConfig,
     work: &Workload,
     progress: &dyn Fn(&str),
@@ -276,7 +278,7 @@ fn engine_rows(
         max_num_batched_tokens: config.max_num_batched_tokens.max(max_num_seqs),
         ..config.clone()
     };
-    let engine = Engine::start(config, model.factory.clone(), model.tokenizer.clone(), Arc::new(Metrics::default()))?;
+    let engine = Engine::start(config, factory.clone(), model.tokenizer.clone(), Arc::new(Metrics::default()))?;
     let runtime = tokio::runtime::Builder::new_current_thread().build().context("no async runtime")?;
     let mut client =
         EngineClient { engine, runtime, vocab_size: model.spec.vocab_size, temperature: work.temperature, num_runs: 0 };

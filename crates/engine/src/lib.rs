@@ -13,6 +13,7 @@
 //! | `takeover` | what becomes of a lost worker's sequences |
 //! | `core` | one step, from schedule to publish |
 //! | `worker` | a thread around the steps: panics, restarts, sleep |
+//! | `load`, `turns` | workers that come and go with the model's weights; models that share the cores |
 //! | `writer` | a log's one terminal event |
 //! | `encoder` | a model that only embeds: a thread and a queue of its own |
 //! | `rate` | when a refused client should come back |
@@ -24,6 +25,7 @@ pub mod core;
 pub mod encoder;
 mod fair;
 mod lease;
+mod load;
 mod masks;
 pub mod metrics;
 pub mod output;
@@ -36,20 +38,19 @@ pub mod sequence;
 pub mod share;
 mod takeover;
 pub mod threads;
+mod turns;
 mod worker;
 mod writer;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 pub use config::EngineConfig;
 pub use fair::Load;
 pub use masks::MaskWait;
+pub use turns::Turns;
 
-use self::core::CoreParts;
 use self::queue::Queue;
 use self::scheduler::Scheduler;
 use self::worker::Shared;
@@ -60,7 +61,7 @@ use tallow_model::text::Tokenizer;
 use tallow_model::{ModelFactory, ModelSpec};
 use tallow_stream::StreamLog;
 use tallow_stream::error::{Error, ErrorKind, Result};
-use tallow_stream::protocol::{Event, Task, Tenant, TokenId, ValidRequest};
+use tallow_stream::protocol::{Event, Task, Tenant, ValidRequest};
 
 /// A pool of workers behind a queue.
 pub struct Engine {
@@ -81,42 +82,15 @@ impl Engine {
         tokenizer: Arc<Tokenizer>,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>> {
-        config.validate()?;
-        let began = Instant::now();
-        let queue = Queue::new(config.queue_limits(), metrics.clone(), Arc::new(move || began.elapsed()));
-        let ids = 0..tokenizer.vocab_size() as TokenId;
-        let end_of_generation = ids.filter(|&id| tokenizer.is_end_of_generation(id)).collect();
-        let parts = CoreParts {
-            limits: config.scheduler_limits(),
-            queue,
-            tokenizer,
-            end_of_generation,
-            metrics,
-            mask_wait: MaskWait::Grace,
-        };
-        let grammars = GrammarCompiler::new(parts.tokenizer.clone(), config.grammars.clone(), parts.metrics.clone());
-        let num_workers = config.num_workers;
-        let shared = Arc::new(Shared {
-            config,
-            factory,
-            parts,
-            statuses: (0..num_workers).map(|_| worker::Status::default()).collect(),
-            num_alive: AtomicUsize::new(num_workers),
-            num_exited: Mutex::new(0),
-            exited: Condvar::new(),
-            abandoned: Mutex::default(),
-        });
-        let (sender, loaded) = sync_channel(num_workers);
-        let threads = (0..num_workers).map(|index| worker::spawn(&shared, index, sender.clone())).collect();
-        drop(sender);
-        let spec = match (threads, first_spec(&loaded)) {
-            (Ok(threads), Ok(spec)) => {
-                return Ok(Arc::new(Self { shared, spec, grammars, threads: Mutex::new(threads) }));
+        let turns = Turns::new(config.num_workers);
+        let (shared, grammars) = load::prepare(config, tokenizer, metrics, turns)?;
+        match load::start_workers(&shared, factory) {
+            Ok((spec, threads)) => Ok(Arc::new(Self { shared, spec, grammars, threads: Mutex::new(threads) })),
+            Err(e) => {
+                shared.parts.queue.stop("the engine did not start");
+                Err(e)
             }
-            (Err(e), _) | (_, Err(e)) => e,
-        };
-        shared.parts.queue.stop("the engine did not start");
-        Err(spec)
+        }
     }
 
     /// Takes a request; its events go to `log`, `Queued` before this returns.
@@ -154,7 +128,7 @@ impl Engine {
     /// Ends what has waited for too long, and tells the rest where they stand. To be called a few times a second.
     pub fn sweep(&self) {
         let started = self.shared.watch();
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner).extend(started);
+        self.lock_threads().extend(started);
         self.queue().sweep();
     }
 
@@ -166,7 +140,7 @@ impl Engine {
 
     /// Whether no worker is left, and none will come.
     pub fn has_failed(&self) -> bool {
-        self.shared.num_alive.load(Ordering::SeqCst) == 0
+        self.shared.num_alive.load(Ordering::SeqCst) == 0 && !self.shared.is_resting.load(Ordering::SeqCst)
     }
 
     /// Takes no new requests from now on; those that wait or run go on.
@@ -184,7 +158,7 @@ impl Engine {
     pub fn shutdown(&self, message: &str) {
         self.queue().stop(message);
         self.shared.leave_vacant();
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let threads = std::mem::take(&mut *self.lock_threads());
         if !self.shared.wait_exited(self.shared.config.shutdown_time_max) {
             tracing::error!("a worker is stuck in a step and is left behind");
         }
@@ -248,15 +222,5 @@ impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { spec, shared, .. } = self;
         f.debug_struct("Engine").field("spec", spec).field("config", &shared.config).finish_non_exhaustive()
-    }
-}
-
-/// Waits for every worker's first load; all models are alike.
-fn first_spec(loaded: &Receiver<Result<ModelSpec>>) -> Result<ModelSpec> {
-    let mut specs = loaded.iter().collect::<Result<Vec<_>>>()?;
-    let spec = specs.pop().ok_or_else(|| Error::internal("no worker started"))?;
-    match specs.iter().find(|other| **other != spec) {
-        None => Ok(spec),
-        Some(other) => Err(Error::internal(format!("workers differ: {spec:?} and {other:?}"))),
     }
 }

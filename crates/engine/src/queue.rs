@@ -103,6 +103,8 @@ struct State {
     phase: Phase,
     /// How many were under way when a worker last had no room for the next.
     full_at: Option<usize>,
+    /// Whether workers are to end once they have nothing to do: what comes then waits until the model is loaded again.
+    is_resting: bool,
 }
 
 #[derive(Debug)]
@@ -120,7 +122,7 @@ impl Queue {
         let shared = Arc::new(WriterShared { metrics, num_live: AtomicUsize::new(0) });
         let rate = ServiceRate::default();
         let waiting = FairQueue::new(limits.priority_step_tokens);
-        let state = State { waiting, rate, phase: Phase::Open, full_at: None };
+        let state = State { waiting, rate, phase: Phase::Open, full_at: None, is_resting: false };
         let (wake, stopped) = (Condvar::new(), Condvar::new());
         Arc::new(Self { limits, clock, shared, state: Mutex::new(state), wake, stopped })
     }
@@ -316,10 +318,23 @@ impl Queue {
         state.waiting.give_back(tenant, num_reserved.saturating_sub(num_computed));
     }
 
-    /// Blocks until there is a request or the end.
-    pub fn wait(&self) {
-        let idle = |s: &mut State| s.waiting.is_empty() && !matches!(s.phase, Phase::Stopped(_));
-        drop(self.wake.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner));
+    /// Blocks until there is a request or the end; false if the worker is to end instead, since its model is unloaded.
+    pub fn wait(&self) -> bool {
+        let idle = |s: &mut State| s.waiting.is_empty() && !s.is_over();
+        let state = self.wake.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
+        !state.is_resting
+    }
+
+    /// Lets workers that have nothing to do end, or no longer. What waits stays.
+    pub(super) fn rest(&self, is_resting: bool) {
+        self.lock().is_resting = is_resting;
+        self.wake.notify_all();
+        self.stopped.notify_all();
+    }
+
+    /// Ends what waits, which can be asked for again later.
+    pub(super) fn refuse_waiting(&self, message: &str) {
+        self.fail_waiting(self.lock(), message);
     }
 
     /// Wakes a worker: one that was given up may have been woken in its stead.
@@ -327,12 +342,12 @@ impl Queue {
         self.wake.notify_one();
     }
 
-    /// Blocks for `time`, or until the end; true if it has come.
+    /// Blocks for `time`, or until the end of the engine or of its model; true if it has come.
     pub fn wait_stopped(&self, time: Duration) -> bool {
-        let running = |s: &mut State| !matches!(s.phase, Phase::Stopped(_));
+        let running = |s: &mut State| !s.is_over();
         let (state, _) =
             self.stopped.wait_timeout_while(self.lock(), time, running).unwrap_or_else(PoisonError::into_inner);
-        matches!(state.phase, Phase::Stopped(_))
+        state.is_over()
     }
 
     /// Takes no new requests from now on, saying why.
@@ -439,6 +454,11 @@ impl Entry {
 }
 
 impl State {
+    /// Whether workers are to end.
+    fn is_over(&self) -> bool {
+        self.is_resting || matches!(self.phase, Phase::Stopped(_))
+    }
+
     /// The first of another owner's that fits although it passes `next`.
     fn first_passing(
         &self,

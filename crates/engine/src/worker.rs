@@ -26,6 +26,7 @@ use super::config::EngineConfig;
 use super::core::{CoreParts, EngineCore, Step};
 use super::lease::Lease;
 use super::takeover::{self, Held};
+use super::turns::Turns;
 use tallow_model::{Model, ModelFactory, ModelSpec};
 use tallow_stream::error::{Error, Result};
 
@@ -36,8 +37,13 @@ const HUNG_PER_ABANDONED_MAX: u64 = 4;
 /// What all workers and the engine share.
 pub(super) struct Shared {
     pub config: EngineConfig,
-    pub factory: ModelFactory,
+    /// None while the model is not loaded.
+    pub factory: Mutex<Option<ModelFactory>>,
     pub parts: CoreParts,
+    /// With the engines of other models.
+    pub turns: Arc<Turns>,
+    /// Whether the workers may all end, since the model is unloaded or being loaded.
+    pub is_resting: AtomicBool,
     /// One per worker.
     pub statuses: Vec<Status>,
     /// Workers that may still serve.
@@ -82,6 +88,8 @@ pub(super) struct Pulse {
     step_began: AtomicU64,
     /// When it was last seen to compute something within a step, in microseconds.
     progressed: AtomicU64,
+    /// The turn that it has, or had last.
+    turn: AtomicU64,
 }
 
 impl Pulse {
@@ -157,6 +165,7 @@ impl Shared {
             return None;
         }
         let (held, culprit) = core.lease.revoke();
+        self.turns.revoke(index, core.pulse.turn.load(Ordering::Acquire));
         self.lock_abandoned().push((now, Arc::downgrade(&core.pulse)));
         *current = Current::Vacant;
         status.has_model.store(false, Ordering::Release);
@@ -205,7 +214,7 @@ impl Shared {
     }
 
     /// The thread that counts in the place of a worker that was given up; if there is none, that worker is counted out.
-    fn started(&self, index: usize, spawned: io::Result<JoinHandle<()>>) -> Option<JoinHandle<()>> {
+    pub(super) fn started(&self, index: usize, spawned: io::Result<JoinHandle<()>>) -> Option<JoinHandle<()>> {
         match spawned {
             Ok(thread) => Some(thread),
             Err(e) => {
@@ -275,7 +284,8 @@ struct Exit<'a> {
 impl Drop for Exit<'_> {
     fn drop(&mut self) {
         let Self { shared, is_replaced: false } = *self else { return };
-        if shared.num_alive.fetch_sub(1, Ordering::SeqCst) == 1 {
+        let was_last = shared.num_alive.fetch_sub(1, Ordering::SeqCst) == 1;
+        if was_last && !shared.is_resting.load(Ordering::SeqCst) {
             shared.parts.queue.abandon("no worker is left to serve requests");
         }
         *shared.num_exited.lock().unwrap_or_else(PoisonError::into_inner) += 1;
@@ -341,8 +351,11 @@ impl Worker<'_> {
         let mut has_worked = false;
         loop {
             core.lease().wait_for_disk();
+            let turn = self.shared.turns.take(self.index);
+            pulse.turn.store(turn.id, Ordering::Release);
             pulse.step_began.store(queue.now().as_micros() as u64 + 1, Ordering::Release);
             let step = catch_unwind(AssertUnwindSafe(|| core.step()));
+            drop(turn);
             if core.lease().is_revoked() {
                 return Fate::Revoked;
             }
@@ -353,11 +366,9 @@ impl Worker<'_> {
                     continue;
                 }
                 Ok(Ok(Step::Waited)) => continue,
-                Ok(Ok(Step::Idle)) => {
-                    queue.wait();
-                    continue;
-                }
-                Ok(Ok(Step::Stopped)) => return Fate::Stopped,
+                Ok(Ok(Step::Idle)) if queue.wait() => continue,
+                // Idle: whoever comes now waits for the model to be loaded again.
+                Ok(Ok(Step::Idle | Step::Stopped)) => return Fate::Stopped,
                 Ok(Ok(Step::Revoked)) => return Fate::Revoked,
                 Ok(Err(e)) => e.message().to_owned(),
                 Err(panic) => panic_message(panic.as_ref()),
@@ -382,7 +393,9 @@ impl Worker<'_> {
     }
 
     fn load(&self) -> Result<Box<dyn Model>> {
-        let loaded = catch_unwind(AssertUnwindSafe(|| (self.shared.factory)()));
+        let factory = self.shared.factory.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(factory) = factory else { return Err(Error::internal("the model is not loaded")) };
+        let loaded = catch_unwind(AssertUnwindSafe(|| factory()));
         loaded.unwrap_or_else(|panic| Err(Error::internal(panic_message(panic.as_ref()))))
     }
 }
@@ -406,12 +419,9 @@ pub(super) fn spawn(
     shared: &Arc<Shared>,
     index: usize,
     loaded: SyncSender<Result<ModelSpec>>,
-) -> Result<std::thread::JoinHandle<()>> {
+) -> io::Result<JoinHandle<()>> {
     let shared = shared.clone();
-    std::thread::Builder::new()
-        .name(format!("worker-{index}"))
-        .spawn(move || run(&shared, index, loaded))
-        .map_err(|e| Error::io("cannot start a worker thread", e))
+    std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || run(&shared, index, loaded))
 }
 
 #[cfg(test)]
@@ -436,8 +446,10 @@ mod tests {
         };
         Shared {
             config,
-            factory: StubModel::factory(StubConfig::default()),
+            factory: Mutex::new(Some(StubModel::factory(StubConfig::default()))),
             parts,
+            turns: Turns::new(1),
+            is_resting: AtomicBool::new(false),
             statuses: vec![Status::default()],
             num_alive: AtomicUsize::new(1),
             num_exited: Mutex::new(0),

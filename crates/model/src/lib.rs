@@ -11,6 +11,7 @@ use tallow_stream::protocol::TokenId;
 pub mod config;
 pub mod decoder;
 pub mod encoder;
+mod fingerprint;
 pub mod gguf;
 pub mod load;
 pub mod stub;

@@ -1,20 +1,24 @@
-//! From a file on disk to everything that serving it takes: tokenizer, template, and a factory of decoders.
+//! From a file on disk to everything that serving it takes. What a request needs before it is computed (tokenizer, template,
+//! bounds) is there once the file is open; the weights are loaded apart from it, as often as they are wanted.
 
-use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::decoder::{DecoderOptions, DecoderWeights};
+use super::fingerprint;
 use super::gguf::Gguf;
 use super::vocab::vocab_from_gguf;
 use super::{Model, ModelFactory, ModelSpec};
 use crate::text::Tokenizer;
 use tallow_stream::error::{Error, Result};
 use tallow_stream::protocol::TokenId;
-use xxhash_rust::xxh3::Xxh3;
 
-/// A served model's parts.
-pub struct LoadedModel {
+/// Loads the weights and makes a factory of decoders, one per worker. They are in memory as long as the factory or one of
+/// its decoders is.
+pub type Loader = Arc<dyn Fn() -> Result<ModelFactory> + Send + Sync>;
+
+/// A model whose file is open, its weights apart.
+pub struct OpenModel {
     /// What the engine must know of it.
     pub spec: ModelSpec,
     /// Its vocabulary.
@@ -25,31 +29,49 @@ pub struct LoadedModel {
     pub bos_text: String,
     /// Spelling of its end-of-text token.
     pub eos_text: String,
-    /// Makes one decoder per worker, each with its own KV memory and threads.
-    pub factory: ModelFactory,
-    /// Changes with whatever changes its texts: the file, and how it is computed with.
-    pub fingerprint: u64,
+    /// Loads its weights.
+    pub loader: Loader,
+    /// About how much memory it takes when it is loaded: weights, keys and values.
+    pub memory_bytes: u64,
     /// One line for the log: architecture, sizes, instruction set.
     pub description: String,
+    /// Its file, and how it is computed with; none for the stub.
+    pub(crate) source: Option<(PathBuf, String)>,
 }
 
-/// Loads a GGUF file. A `tokenizer.json` in the same folder takes the place of the file's own vocabulary.
+impl OpenModel {
+    /// Loads the weights.
+    ///
+    /// # Errors
+    /// If a tensor is missing or misshapen, or the memory does not suffice.
+    pub fn load(&self) -> Result<ModelFactory> {
+        (self.loader)()
+    }
+
+    /// Changes with whatever changes its texts: what is in its files, and how they are computed with. Reads the whole file,
+    /// unless that was done before and is noted beside it.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub fn fingerprint(&self) -> Result<u64> {
+        self.source.as_ref().map_or(Ok(0), |(path, arithmetic)| fingerprint::of(path, arithmetic))
+    }
+}
+
+/// Opens a GGUF file. A `tokenizer.json` in the same folder takes the place of the file's own vocabulary.
 ///
 /// # Errors
 /// If the file is damaged or of a kind that is not supported; the message begins with the path and names the key or
 /// tensor.
-pub fn load(path: &Path, options: &DecoderOptions) -> Result<LoadedModel> {
-    load_inner(path, options).map_err(|e| match e.message().starts_with(&path.display().to_string()) {
-        true => e,
-        false => e.context(path.display()),
-    })
+pub fn open(path: &Path, options: &DecoderOptions) -> Result<OpenModel> {
+    open_inner(path, options).map_err(|e| with_path(e, path))
 }
 
-fn load_inner(path: &Path, options: &DecoderOptions) -> Result<LoadedModel> {
+fn open_inner(path: &Path, options: &DecoderOptions) -> Result<OpenModel> {
     let gguf = Arc::new(Gguf::open(path)?);
-    let weights = DecoderWeights::load(&gguf, options)?;
+    let described = DecoderWeights::describe(&gguf, options)?;
     let tokenizer = tokenizer(path, &gguf)?;
-    let (spec, config) = (weights.spec().clone(), weights.config());
+    let (spec, config) = (described.spec, described.config);
     if tokenizer.vocab_size() > spec.vocab_size {
         let (ids, rows) = (tokenizer.vocab_size(), spec.vocab_size);
         return Err(Error::bad_model(format!("the vocabulary has {ids} tokens, `token_embd.weight` only {rows} rows")));
@@ -61,47 +83,43 @@ fn load_inner(path: &Path, options: &DecoderOptions) -> Result<LoadedModel> {
         config.hidden_size,
         spec.max_model_len,
         spec.num_blocks,
-        weights.isa(),
+        described.isa,
     );
     let spelling =
         |token: Option<TokenId>| token.and_then(|id| tokenizer.special_spelling(id)).unwrap_or_default().to_owned();
-    Ok(LoadedModel {
+    let weights_bytes: u64 = gguf.tensors().iter().map(|t| t.num_bytes() as u64).sum();
+    let kv_bytes = (config.kv_block_bytes() as u64).saturating_mul(spec.num_blocks as u64);
+    let (loaded_from, options) = (path.to_owned(), options.clone());
+    let arithmetic = options.arithmetic(&config);
+    let loader = move || {
+        let gguf = Arc::new(Gguf::open(&loaded_from)?);
+        let weights = DecoderWeights::load(&gguf, &options).map_err(|e| with_path(e, &loaded_from))?;
+        Ok(Arc::new(move || Ok(Box::new(weights.decoder()?) as Box<dyn Model>)) as ModelFactory)
+    };
+    Ok(OpenModel {
         chat_template: gguf.metadata().opt_str("tokenizer.chat_template")?.map(str::to_owned),
         bos_text: spelling(tokenizer.bos()),
         eos_text: spelling(tokenizer.eos()),
         spec,
         description,
-        fingerprint: fingerprint(path, options)?,
-        factory: Arc::new(move || Ok(Box::new(weights.decoder()?) as Box<dyn Model>)),
+        memory_bytes: weights_bytes + kv_bytes,
+        source: Some((path.to_owned(), arithmetic)),
+        loader: Arc::new(loader),
         tokenizer: Arc::new(tokenizer),
     })
 }
 
-/// Bytes at the beginning and the end of a file that stand for it, beside its size: what was read in full was checked
-/// when it was fetched.
-const FINGERPRINT_BYTES: u64 = 1 << 20;
+fn with_path(e: Error, path: &Path) -> Error {
+    if e.message().starts_with(&path.display().to_string()) { e } else { e.context(path.display()) }
+}
 
-fn fingerprint(path: &Path, options: &DecoderOptions) -> Result<u64> {
-    let read = || -> std::io::Result<u64> {
-        let mut file = std::fs::File::open(path)?;
-        let len = file.metadata()?.len();
-        let mut hasher = Xxh3::new();
-        let mut bytes = Vec::new();
-        (&mut file).take(FINGERPRINT_BYTES).read_to_end(&mut bytes)?;
-        file.seek(SeekFrom::Start(len.saturating_sub(FINGERPRINT_BYTES)))?;
-        file.read_to_end(&mut bytes)?;
-        hasher.update(&bytes);
-        hasher.update(&len.to_le_bytes());
-        // A version may change a rounding; that it did not is not for the store to find out.
-        hasher.update(env!("CARGO_PKG_VERSION").as_bytes());
-        hasher.update(options.arithmetic().as_bytes());
-        Ok(hasher.digest())
-    };
-    read().map_err(|e| Error::io(path.display(), e))
+/// The vocabulary beside the file that takes the place of its own.
+pub(crate) fn tokenizer_beside(path: &Path) -> PathBuf {
+    path.with_file_name("tokenizer.json")
 }
 
 fn tokenizer(path: &Path, gguf: &Gguf) -> Result<Tokenizer> {
-    let beside: PathBuf = path.with_file_name("tokenizer.json");
+    let beside = tokenizer_beside(path);
     match std::fs::read(&beside) {
         Ok(json) => {
             let vocab = vocab_from_gguf(gguf.metadata());

@@ -6,6 +6,8 @@
 //! A log may be bounded in bytes. Then its oldest events go as new ones come; the numbers of the rest stay, and a
 //! cursor that stands before them is told so.
 
+mod model;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -56,6 +58,8 @@ pub struct StreamLog {
     store: OnceLock<Weak<StreamStore>>,
     /// Who hears of its beginning and its end.
     feed: OnceLock<Arc<Feed>>,
+    /// Which model writes it.
+    model: OnceLock<Arc<str>>,
 }
 
 #[derive(Default)]
@@ -154,6 +158,7 @@ impl StreamLog {
             followers: Mutex::default(),
             store: OnceLock::new(),
             feed: OnceLock::new(),
+            model: OnceLock::new(),
         })
     }
 

@@ -50,8 +50,7 @@ pub async fn create(
     let reader = started.log.reader(0);
     head::wait(&app, [&started.log]).await?;
     let parser = AnswerParser::new(&started.format);
-    let model = app.service.model_name();
-    let dialect = MessageEvents::new(message_id(&started.log), model, started.prompt_tokens, parser);
+    let dialect = MessageEvents::new(message_id(&started.log), started.served.name(), started.prompt_tokens, parser);
     let response = event_body::respond(reader, dialect, app.config.heartbeat, &app.service.metrics().readers);
     Ok(with_stream_id(response, started.log.id()))
 }
@@ -82,7 +81,7 @@ struct Count {
 async fn whole(app: &App, tenant: Tenant, started: Started) -> Result<Response, Problem> {
     let stream_id = started.log.id();
     let folded = fold::to_end(started.log.reader(0)).await;
-    let (num_bytes, model) = (folded.num_json_bytes(), app.service.model_name().to_owned());
+    let (num_bytes, model) = (folded.num_json_bytes(), started.served.name().to_owned());
     let make = move || {
         let (finish_reason, usage) = folded.end.map_err(|info| Problem::from(&info))?;
         let id = message_id(&started.log);

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::api::App;
+use crate::service::Served;
 
 /// A model on the wire.
 #[derive(Debug, Serialize)]
@@ -26,19 +27,20 @@ pub struct ModelPage {
     last_id: String,
 }
 
-/// The served model.
-pub fn model(app: &App) -> ModelInfo {
-    let name = app.service.model_name().to_owned();
+/// One model.
+pub fn model(app: &App, served: &Served) -> ModelInfo {
+    let name = served.name().to_owned();
     let created_at = rfc3339(app.service.created_ms() / 1000);
-    let (max_input_tokens, max_tokens) = (app.service.context_len(), app.service.context_len());
+    let (max_input_tokens, max_tokens) = (served.context_len(), served.context_len());
     ModelInfo { kind: "model", id: name.clone(), display_name: name, created_at, max_input_tokens, max_tokens }
 }
 
 /// All models.
 pub fn models(app: &App) -> ModelPage {
-    let model = model(app);
-    let (first_id, last_id) = (model.id.clone(), model.id.clone());
-    ModelPage { data: vec![model], has_more: false, first_id, last_id }
+    let data: Vec<ModelInfo> = app.service.models().all().iter().map(|served| model(app, served)).collect();
+    let id = |model: Option<&ModelInfo>| model.map(|model| model.id.clone()).unwrap_or_default();
+    let (first_id, last_id) = (id(data.first()), id(data.last()));
+    ModelPage { data, has_more: false, first_id, last_id }
 }
 
 /// Seconds since the Unix epoch as RFC 3339 writes them, in UTC. The date by Howard Hinnant's `civil_from_days`

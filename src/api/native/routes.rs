@@ -87,7 +87,7 @@ pub async fn create(
     started.log.accepted().await;
     let created = Created {
         stream: describe(&app, &started.log),
-        model: app.service.model_name().to_owned(),
+        model: started.served.name().to_owned(),
         prompt_tokens: started.prompt_tokens,
         seed: started.seed,
     };
@@ -177,7 +177,7 @@ pub async fn follow(
         now_ms: app.service.now_ms(),
         next_seq: from,
         live_from: log.len() as u64,
-        tokenizer: app.service.tokenizer().clone(),
+        tokenizer: app.service.served_of(&log).tokenizer().clone(),
     };
     let metrics = app.service.metrics();
     if cursor.is_some() {

@@ -26,7 +26,6 @@ use crate::error::{Error, ErrorKind};
 use crate::protocol::{GenerateRequest, OnDisconnect, Owner, Prompt, Tenant, Tool, ToolChoice};
 use crate::service::Started;
 use crate::stream::{StreamLog, StreamReader};
-use crate::text::Tokenizer;
 
 /// A completion is named as its stream, behind this.
 const ID_PREFIX: &str = "chatcmpl-";
@@ -144,11 +143,11 @@ fn chunks(
         index,
         stream: choice.log.id(),
         created: log.created_ms() / 1000,
-        model: app.service.model_name().to_owned(),
+        model: choice.served.name().to_owned(),
         include_usage: usage.at_end,
         running: usage.running(choice.prompt_tokens),
         with_logprobs,
-        tokenizer: app.service.tokenizer().clone(),
+        tokenizer: choice.served.tokenizer().clone(),
         answer: Answer::new(&choice.format),
         sum: sum.clone(),
         waiting: Vec::new(),
@@ -170,19 +169,14 @@ async fn whole(
     let id = first(&started).id();
     let all = join_all(readers.into_iter().map(fold::to_end)).await;
     let num_bytes = all.iter().map(Folded::num_json_bytes).sum();
-    let (model, tokenizer) = (app.service.model_name().to_owned(), app.service.tokenizer().clone());
-    let make = move || completion(&started, all, model, &tokenizer, with_logprobs);
+    let make = move || completion(&started, all, with_logprobs);
     Ok(with_stream_id(answer::json(app, tenant, num_bytes, make).await?, id))
 }
 
-fn completion(
-    started: &[Started],
-    all: Vec<Folded>,
-    model: String,
-    tokenizer: &Tokenizer,
-    with_logprobs: bool,
-) -> Result<Completion, Problem> {
+fn completion(started: &[Started], all: Vec<Folded>, with_logprobs: bool) -> Result<Completion, Problem> {
     let (log, mut choices, mut sum) = (first(started), Vec::with_capacity(started.len()), UsageSum::default());
+    let served = &started.first().expect("at least one choice was asked for").served;
+    let tokenizer = served.tokenizer();
     for (index, (folded, choice)) in all.into_iter().zip(started).enumerate() {
         let (finish_reason, usage) = folded.end.map_err(|info| Problem::from(&info))?;
         let stop_reason = folded.stop;
@@ -197,7 +191,7 @@ fn completion(
         id: completion_id(log),
         object: "chat.completion",
         created: log.created_ms() / 1000,
-        model,
+        model: served.name().to_owned(),
         choices,
         usage: sum.object(),
     })

@@ -23,7 +23,7 @@ use crate::error::Error;
 use crate::protocol::{
     GenerateRequest, OnDisconnect, Owner, Prompt, SamplingParams, StopParams, Tenant, TokenId, Usage,
 };
-use crate::service::Started;
+use crate::service::{Served, Started};
 use crate::stream::{CancelCause, StreamReader};
 use crate::text::Tokenizer;
 
@@ -122,7 +122,8 @@ async fn start(
     prompts: Vec<Prompt>,
     wanted: &Wanted,
 ) -> Result<Vec<Running>, Problem> {
-    app.service.check_room(&base.owner, prompts.len() * wanted.best_of)?;
+    let served = app.service.served(base.model.as_deref())?;
+    app.service.check_room(served, &base.owner, prompts.len() * wanted.best_of)?;
     let mut all: Vec<Running> = Vec::new();
     for (number, prompt) in prompts.into_iter().enumerate() {
         let echoed = wanted.is_echo.then(|| prompt.clone());
@@ -135,7 +136,7 @@ async fn start(
         });
         let started = started.map_err(named)?;
         let first_token = started.first().and_then(|started| started.first_token);
-        let echo = echoed.map(|prompt| echo(prompt, first_token, app.service.tokenizer()));
+        let echo = echoed.map(|prompt| echo(prompt, first_token, served.tokenizer()));
         all.extend(started.into_iter().map(|started| Running {
             reader: started.log.reader(0),
             started,
@@ -221,15 +222,21 @@ fn echo(prompt: Prompt, first_token: Option<TokenId>, tokenizer: &Tokenizer) -> 
     Echo { text, first_token }
 }
 
+/// The model that writes them all.
+fn served(app: &App, all: &[Running]) -> Arc<Served> {
+    let first = all.first().map(|running| &running.started.served);
+    first.unwrap_or(app.service.models().default_model()).clone()
+}
+
 fn chunks(app: &App, all: Vec<Running>, wanted: &Wanted, usage: UsageShown) -> Response {
-    let id = all.first().map(|r| r.started.log.id());
+    let (id, served) = (all.first().map(|r| r.started.log.id()), served(app, &all));
     let shared = Arc::new(Shared {
         id: completion_id(&all),
         created: all.first().map_or(0, |r| r.started.log.created_ms() / 1000),
-        model: app.service.model_name().to_owned(),
+        model: served.name().to_owned(),
         include_usage: usage.at_end,
         with_logprobs: wanted.with_logprobs,
-        tokenizer: app.service.tokenizer().clone(),
+        tokenizer: served.tokenizer().clone(),
         sum: Arc::new(Mutex::new(UsageSum::of(all.len()))),
     });
     let parts = all.into_iter().enumerate().map(|(index, running)| {
@@ -254,13 +261,12 @@ fn chunks(app: &App, all: Vec<Running>, wanted: &Wanted, usage: UsageShown) -> R
 /// Waits for all ends. If the client goes away meanwhile, the server drops this future, and with it the readers.
 async fn whole(app: &App, tenant: Tenant, all: Vec<Running>, wanted: Wanted) -> Result<Response, Problem> {
     let (id, stream_id) = (completion_id(&all), all.first().map(|r| r.started.log.id()));
-    let created = all.first().map_or(0, |r| r.started.log.created_ms() / 1000);
+    let (created, served) = (all.first().map_or(0, |r| r.started.log.created_ms() / 1000), served(app, &all));
     let folding = all.into_iter().map(async |r| (r.prompt, r.echo, fold::to_end(r.reader).await));
     let folded = join_all(folding).await;
     let echo_bytes = |echo: &Option<Echo>| echo.as_ref().map_or(0, |echo| echo.text.len());
     let num_bytes = folded.iter().map(|(_, echo, folded)| echo_bytes(echo) + folded.num_json_bytes()).sum();
-    let (model, tokenizer) = (app.service.model_name().to_owned(), app.service.tokenizer().clone());
-    let make = move || completion(id, created, model, folded, &wanted, &tokenizer);
+    let make = move || completion(id, created, served.name().to_owned(), folded, &wanted, served.tokenizer());
     let response = answer::json(app, tenant, num_bytes, make).await?;
     Ok(match stream_id {
         Some(id) => with_stream_id(response, id),

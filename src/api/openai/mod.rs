@@ -14,4 +14,4 @@ mod usage_sum;
 pub use chat::{cancel, create};
 pub use completions::create as create_text;
 pub use embeddings::create as create_embeddings;
-pub use models::{get as get_model, list as list_models};
+pub use models::{change as change_model, get as get_model, list as list_models};

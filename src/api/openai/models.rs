@@ -1,15 +1,17 @@
-//! `GET /v1/models`: the model that is served, and the encoder beside it if there is one. Anthropic's clients ask the
-//! same route, and get their own shape.
+//! `GET /v1/models`: the models that are served, and the encoder beside them if there is one. Anthropic's clients ask the
+//! same route, and get their own shape. An admin may load a model before somebody asks for it, and unload one.
 
-use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde::Serialize;
 
+use crate::api::auth::{self, Caller};
 use crate::api::{App, anthropic, problem::Problem};
-use crate::service::ServedEncoder;
+use crate::error::{Error, ErrorKind};
+use crate::service::{Served, ServedEncoder};
 
 /// A model on the wire.
 #[derive(Debug, Serialize)]
@@ -22,6 +24,8 @@ pub struct ModelObject {
     max_model_len: usize,
     /// Whether it takes `messages`: it brought a chat template.
     chat: bool,
+    /// Where its weights are: `unloaded`, `loading`, `loaded`, `unloading` or `failed`. A request loads it.
+    state: &'static str,
 }
 
 /// The list on the wire.
@@ -36,7 +40,8 @@ pub async fn list(State(app): State<App>, headers: HeaderMap) -> Response {
     if anthropic::has_version(&headers) {
         return Json(anthropic::models(&app)).into_response();
     }
-    let data = std::iter::once(served(&app)).chain(app.service.encoder().map(|e| encoder(&app, e)));
+    let data = app.service.models().all().iter().map(|model| served(&app, model));
+    let data = data.chain(app.service.encoder().map(|e| encoder(&app, e)));
     Json(ModelList { object: "list", data: data.collect() }).into_response()
 }
 
@@ -54,24 +59,49 @@ pub async fn get(
     if let Some(found) = app.service.encoder_named(Some(&name)) {
         return Ok(Json(encoder(&app, found)).into_response());
     }
-    app.service.check_model(Some(&name))?;
+    let found = app.service.served(Some(&name))?;
     if anthropic::has_version(&headers) {
-        return Ok(Json(anthropic::model(&app)).into_response());
+        return Ok(Json(anthropic::model(&app, found)).into_response());
     }
-    Ok(Json(served(&app)).into_response())
+    Ok(Json(served(&app, found)).into_response())
 }
 
-fn served(app: &App) -> ModelObject {
-    let service = &app.service;
-    object(app, service.model_name(), service.context_len(), service.has_template())
+/// `POST /v1/models/{name}/load` and `/unload`, which answer when it is done. An admin's, where there are keys.
+///
+/// # Errors
+/// 403 without an admin key where there are keys; 404 `model_not_found`, and for any other path; 409 to unload
+/// one that is in use; 503 if it cannot be loaded.
+pub async fn change(
+    State(app): State<App>,
+    Extension(Caller(owner)): Extension<Caller>,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<Json<ModelObject>, Problem> {
+    let path = path.map(|Path(path)| path).unwrap_or_default();
+    let Some((name, what)) = path.rsplit_once('/').filter(|(_, what)| matches!(*what, "load" | "unload")) else {
+        return Err(Error::new(ErrorKind::NotFound, "what is posted to a model ends in `/load` or `/unload`").into());
+    };
+    auth::require_admin(&owner, "loading and unloading of models")?;
+    let (models, found) = (app.service.models(), app.service.served(Some(name))?);
+    if what == "load" {
+        models.load(found).await?;
+    } else if !models.unload(found).await {
+        let message = format!("{:?} is in use: it can be unloaded once nothing waits for it or runs", found.name());
+        return Err(Problem::http(StatusCode::CONFLICT, Some("model_in_use"), message));
+    }
+    Ok(Json(served(&app, found)))
+}
+
+fn served(app: &App, model: &Served) -> ModelObject {
+    let state = model.backend().residence().as_str();
+    object(app, model.name(), (model.context_len(), model.has_template()), state)
 }
 
 /// What only embeds.
 fn encoder(app: &App, encoder: &ServedEncoder) -> ModelObject {
-    object(app, &encoder.name, encoder.max_model_len(), false)
+    object(app, &encoder.name, (encoder.max_model_len(), false), "loaded")
 }
 
-fn object(app: &App, name: &str, max_model_len: usize, chat: bool) -> ModelObject {
+fn object(app: &App, name: &str, (max_model_len, chat): (usize, bool), state: &'static str) -> ModelObject {
     let created = app.service.created_ms() / 1000;
-    ModelObject { id: name.to_owned(), object: "model", created, owned_by: "tallow", max_model_len, chat }
+    ModelObject { id: name.to_owned(), object: "model", created, owned_by: "tallow", max_model_len, chat, state }
 }

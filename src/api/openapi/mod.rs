@@ -24,6 +24,9 @@ use super::App;
 pub(super) async fn json(State(app): State<App>) -> impl IntoResponse {
     (
         [(header::CACHE_CONTROL, "no-cache")],
-        Json(document(app.service.model_name(), app.service.encoder().map(|encoder| encoder.name.as_str()))),
+        Json(document(
+            app.service.models().default_model().name(),
+            app.service.encoder().map(|encoder| encoder.name.as_str()),
+        )),
     )
 }

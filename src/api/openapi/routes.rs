@@ -203,8 +203,10 @@ pub const ROUTES: &[Route] = &[
     },
     Route { success: ("200", JSON), ..post("/tokenize", "tokenize", "A text or chat as tokens", Body::Tokenize) },
     Route { success: ("200", JSON), ..post("/detokenize", "detokenize", "Tokens as a text", Body::Detokenize) },
-    get("/v1/models", "listModels", "The served model", JSON),
+    get("/v1/models", "listModels", "The models that are served, and where their weights are", JSON),
     get("/v1/models/{model}", "retrieveModel", "One model by name", JSON),
+    Route { method: "post", ..get("/v1/models/{model}/load", "loadModel", "Loads one, for an admin", JSON) },
+    Route { method: "post", ..get("/v1/models/{model}/unload", "unloadModel", "Unloads one that is idle", JSON) },
     Route {
         success: ("201", JSON),
         links: STREAM_LINKS,

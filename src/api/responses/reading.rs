@@ -33,7 +33,7 @@ pub(super) async fn look<T: Send + 'static>(
     log: &Arc<StreamLog>,
     look: impl FnOnce(&Assembly) -> T + Send + 'static,
 ) -> Result<T, Problem> {
-    let cell = app.responses.kept().cell(described, app.service.tokenizer());
+    let cell = app.responses.kept().cell(described, app.service.served_of(log).tokenizer());
     let mut kept = cell.lock_owned().await;
     let mut reader = log.reader(kept.next_seq);
     loop {

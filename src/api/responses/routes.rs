@@ -70,7 +70,7 @@ pub async fn create(
     let started = app.service.start(generate).await?;
     let reader = started.log.reader(0);
     drop(held);
-    let described = describe(&app, &started, &fields, asked, context.items, context.num_bytes);
+    let described = describe(&started, &fields, asked, context.items, context.num_bytes);
     if fields.store != Some(false)
         && let Err(e) = app.responses.insert(tenant, described.clone(), app.service.table())
     {
@@ -277,7 +277,6 @@ fn policy(fields: &CreateFields, header: Option<OnDisconnect>) -> Result<OnDisco
 }
 
 fn describe(
-    app: &App,
     started: &Started,
     fields: &CreateFields,
     asked: Asked,
@@ -297,7 +296,7 @@ fn describe(
     Arc::new(Described {
         id,
         created_s: started.log.created_ms() / 1000,
-        model: app.service.model_name().to_owned(),
+        model: started.served.name().to_owned(),
         format: started.format.clone(),
         with_logprobs: asked.sampling.top_logprobs.is_some(),
         is_background: fields.background.unwrap_or(false),
@@ -331,7 +330,8 @@ async fn answer(
         return snapshot(app, tenant, &described, log).await;
     }
     // If the client goes away meanwhile, the server drops this future, and with it the reader.
-    let assembly = to_end(reader, Assembly::new(described, app.service.tokenizer().clone(), u64::MAX)).await;
+    let tokenizer = app.service.served_of(log).tokenizer().clone();
+    let assembly = to_end(reader, Assembly::new(described, tokenizer, u64::MAX)).await;
     if let Some(info) = assembly.failure() {
         return Err(Problem::from(info));
     }
@@ -351,7 +351,7 @@ async fn to_end(mut reader: StreamReader, mut assembly: Assembly) -> Assembly {
 }
 
 fn stream(app: &App, described: Arc<Described>, log: &StreamLog, reader: StreamReader, from: u64) -> Response {
-    let assembly = Assembly::new(described, app.service.tokenizer().clone(), from);
+    let assembly = Assembly::new(described, app.service.served_of(log).tokenizer().clone(), from);
     let readers = &app.service.metrics().readers;
     let response = event_body::respond(reader, ResponseEvents { assembly, from }, app.config.heartbeat, readers);
     with_stream_id(response, log.id())

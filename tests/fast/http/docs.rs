@@ -36,13 +36,15 @@ fn every_metric_is_documented() {
         {
             // A counter's sample is its name and `_total`.
             let suffix = if kind == "counter" { "_total" } else { "" };
-            rows.push(format!("| `{name}{suffix}` | {kind} | {} |\n", help.trim_end_matches('.')));
+            let is_by_model = Metrics::BY_MODEL.iter().any(|field| name.strip_prefix("tallow_") == Some(field));
+            let label = if is_by_model { "`model`" } else { "" };
+            rows.push(format!("| `{name}{suffix}` | {kind} | {label} | {} |\n", help.trim_end_matches('.')));
         }
     }
     let num_helps = text.lines().filter(|line| line.starts_with("# HELP ")).count();
     assert!(rows.len() == num_helps && num_helps > 30, "{} rows of {num_helps}", rows.len());
     rows.sort();
-    let head = "| metric | type | |\n|---|---|---|\n".to_owned();
+    let head = "| metric | type | of each | |\n|---|---|---|---|\n".to_owned();
     check("metrics.md", "metrics", &(head + &rows.concat()));
 }
 

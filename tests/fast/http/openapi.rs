@@ -17,7 +17,9 @@ async fn every_route_is_described_and_every_description_is_a_route() {
     let source = include_str!("../../../src/api/mod.rs");
     let written = source.split(".route(\"").skip(1).map(|rest| rest.split('"').next().unwrap());
     let written: BTreeSet<String> = written.map(|path| path.replace("{*name}", "{model}")).collect();
-    let described: BTreeSet<String> = ROUTES.iter().map(|route| route.path.to_owned()).collect();
+    // A name may contain slashes, so what is done to a model is the end of the same pattern.
+    let pattern = |path: &str| path.trim_end_matches("/load").trim_end_matches("/unload").to_owned();
+    let described: BTreeSet<String> = ROUTES.iter().map(|route| pattern(route.path)).collect();
     assert_eq!(described, written);
 
     let server = TestServer::start().await;

@@ -88,7 +88,7 @@ async fn models_are_listed_as_each_client_knows_them() {
     let version = [("anthropic-version", "2023-06-01")];
     let openai = get(server.address, "/v1/models/stub", &[]).await.json();
     let keys: Vec<&String> = openai.as_object().unwrap().keys().collect();
-    assert_eq!(keys, ["id", "object", "created", "owned_by", "max_model_len", "chat"]);
+    assert_eq!(keys, ["id", "object", "created", "owned_by", "max_model_len", "chat", "state"]);
     let model = get(server.address, "/v1/models/stub", &version).await.json();
     let created_at = model["created_at"].as_str().unwrap().to_owned();
     assert!(created_at.starts_with("20") && created_at.ends_with('Z'), "{created_at}");

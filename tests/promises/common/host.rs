@@ -13,7 +13,9 @@ use tallow::metrics::Metrics;
 use tallow::model::stub::{StubConfig, StubGate, StubModel};
 use tallow::model::{Model, ModelFactory, ModelSpec};
 use tallow::protocol::{Owner, Tenant};
-use tallow::service::{Backend, ChatTemplate, LocalBackend, Service, ServiceConfig};
+use tallow::service::{
+    Backend, ChatTemplate, LocalBackend, ModelLimits, Models, Served, ServedConfig, Service, ServiceConfig,
+};
 use tallow::stream::{StreamTable, TableLimits};
 use tallow::text::Tokenizer;
 use tokio::net::TcpListener;
@@ -237,12 +239,14 @@ fn service(
     metrics: Arc<Metrics>,
 ) -> Arc<Service> {
     let template = Some(ChatTemplate::new(&options.template, "", "").unwrap());
-    let mut config = ServiceConfig { model_name: "stub".to_owned(), ..ServiceConfig::default() };
+    let mut config = ServiceConfig::default();
     if !options.keys.is_empty() {
         config.owners = options.owners();
     }
     let table = Arc::new(StreamTable::new(options.table()));
-    Arc::new(Service::new(config, tokenizer, template, spec, backend, table, metrics).expect("threads"))
+    let served = Served::new(ServedConfig::named("stub"), tokenizer, template, spec, backend, metrics.clone());
+    let models = Models::new(vec![Arc::new(served)], ModelLimits::default()).expect("one model");
+    Arc::new(Service::new(config, models, table, metrics).expect("threads"))
 }
 
 /// A native stream's request.

@@ -60,16 +60,30 @@ pub struct DecoderOptions {
     pub max_num_seqs: usize,
 }
 
+/// Names the arithmetic: the order of all operations, and every rounding in them. A change of the golden texts raises it, and
+/// nothing else does (`tests/real/golden.rs`).
+pub const ARITHMETIC: u32 = 1;
+
 impl DecoderOptions {
-    /// What decides over the bits of a result, besides the file: where it runs, how inputs are rounded, and the context,
-    /// since some rotations depend on how long it may get.
-    pub(super) fn arithmetic(&self) -> String {
+    /// What decides over the bits of a result besides the file and [`ARITHMETIC`]: where it runs, how inputs are rounded, and
+    /// the rotations, since some depend on how long the context may get.
+    pub(super) fn arithmetic(&self, config: &ModelConfig) -> String {
         let compute = match &self.compute {
             Compute::Cpu { activations, .. } => format!("{activations:?}"),
             Compute::Composed(device) => format!("{device:?}"),
         };
-        format!("{compute} {:?}", self.max_model_len)
+        format!("{compute} {:?}", config.ropes)
     }
+}
+
+/// What is known of a model without its weights.
+pub struct Described {
+    /// The architecture's description.
+    pub config: Arc<ModelConfig>,
+    /// What the engine must know.
+    pub spec: ModelSpec,
+    /// The instruction set that it is computed with.
+    pub isa: Isa,
 }
 
 /// Weights and description, shared by all workers' decoders.
@@ -89,17 +103,25 @@ enum Loaded {
 }
 
 impl DecoderWeights {
-    /// Loads a file's weights.
+    /// Reads what a file says of its model.
     ///
     /// # Errors
-    /// If the architecture is not supported, a tensor is missing or misshapen (the message names it), or the KV memory
-    /// cannot hold one block.
-    pub fn load(gguf: &Arc<Gguf>, options: &DecoderOptions) -> Result<Self> {
+    /// If the architecture is not supported, or the KV memory cannot hold one block.
+    pub fn describe(gguf: &Arc<Gguf>, options: &DecoderOptions) -> Result<Described> {
         let config = ModelConfig::from_gguf(gguf, options.max_model_len)?;
         let spec = spec(&config, options)?;
         // Once more with what the KV memory really allows: rope factors may depend on it.
         let config = Arc::new(ModelConfig::from_gguf(gguf, Some(spec.max_model_len))?);
         let isa = Isa::from_env().map_err(kernel_error)?;
+        Ok(Described { config, spec, isa })
+    }
+
+    /// Loads a file's weights.
+    ///
+    /// # Errors
+    /// As [`Self::describe`], and if a tensor is missing or misshapen (the message names it).
+    pub fn load(gguf: &Arc<Gguf>, options: &DecoderOptions) -> Result<Self> {
+        let Described { config, spec, isa } = Self::describe(gguf, options)?;
         let loaded = match &options.compute {
             Compute::Cpu { num_threads, .. } => {
                 let mut pool = Pool::new(*num_threads);

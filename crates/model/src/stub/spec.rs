@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{StubConfig, StubModel};
 use crate::Model;
-use crate::load::LoadedModel;
+use crate::load::OpenModel;
 use crate::text::Tokenizer;
 use tallow_stream::error::{Error, Result};
 
@@ -18,7 +18,7 @@ const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.co
 ///
 /// # Errors
 /// If what follows `stub:` is not a number of milliseconds.
-pub fn from_spec(spec: &str) -> Result<Option<LoadedModel>> {
+pub fn from_spec(spec: &str) -> Result<Option<OpenModel>> {
     let step_ms = match spec.strip_prefix("stub") {
         Some("") => 0.0,
         Some(rest) if rest.starts_with(':') => match rest[1..].parse::<f64>() {
@@ -36,14 +36,16 @@ pub fn from_spec(spec: &str) -> Result<Option<LoadedModel>> {
         ..StubConfig::default()
     };
     let spec = StubModel::new(config.clone()).spec().clone();
-    Ok(Some(LoadedModel {
+    let factory = StubModel::factory(config);
+    Ok(Some(OpenModel {
         spec,
         tokenizer: Arc::new(Tokenizer::byte_level()),
         chat_template: Some(TEMPLATE.to_owned()),
         bos_text: String::new(),
         eos_text: String::new(),
-        factory: StubModel::factory(config),
+        loader: Arc::new(move || Ok(factory.clone())),
+        memory_bytes: 1 << 20,
         description: format!("no model, {step_ms} ms per step"),
-        fingerprint: 0,
+        source: None,
     }))
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tallow::api::{self, ApiConfig};
 use tallow::metrics::Metrics;
 use tallow::model::ModelSpec;
-use tallow::service::{Backend, ChatTemplate, Service, ServiceConfig};
+use tallow::service::{Backend, ChatTemplate, ModelLimits, Models, Served, ServedConfig, Service, ServiceConfig};
 use tallow::stream::{StreamStore, StreamTable, TableLimits};
 use tallow::text::Tokenizer;
 use tokio::net::TcpListener;
@@ -36,6 +36,7 @@ pub struct Setup {
     /// Where streams are kept, if not in memory alone.
     pub store: Option<Arc<StreamStore>>,
     pub service: ServiceConfig,
+    pub served: ServedConfig,
     pub spec: ModelSpec,
     pub with_template: bool,
     pub template: &'static str,
@@ -48,7 +49,8 @@ impl Default for Setup {
             api: ApiConfig { head_wait: Duration::ZERO, ..ApiConfig::default() },
             table: TableLimits::default(),
             store: None,
-            service: ServiceConfig { model_name: "stub".to_owned(), ..ServiceConfig::default() },
+            service: ServiceConfig::default(),
+            served: ServedConfig::named("stub"),
             spec: ModelSpec { vocab_size: 257, max_model_len: 256, num_blocks: 64, attention_span: usize::MAX },
             with_template: true,
             template: TEMPLATE,
@@ -100,6 +102,8 @@ fn service(setup: &Setup, backend: Arc<dyn Backend>, metrics: Arc<Metrics>) -> A
         Some(store) => StreamTable::with_store(setup.table, store.clone()),
         None => StreamTable::new(setup.table),
     };
-    let (config, spec, tokenizer) = (setup.service.clone(), setup.spec.clone(), Arc::new(Tokenizer::byte_level()));
-    Arc::new(Service::new(config, tokenizer, template, spec, backend, Arc::new(table), metrics).unwrap())
+    let (config, spec, tokenizer) = (setup.served.clone(), setup.spec.clone(), Arc::new(Tokenizer::byte_level()));
+    let served = Served::new(config, tokenizer, template, spec, backend, metrics.clone());
+    let models = Models::new(vec![Arc::new(served)], ModelLimits::default()).unwrap();
+    Arc::new(Service::new(setup.service.clone(), models, Arc::new(table), metrics).unwrap())
 }
