@@ -92,13 +92,38 @@ pub struct QkNorm {
     pub eps: f32,
 }
 
+/// Where each token's keys and values go: places in the KV memory, no two of them the same. The kernels write them from
+/// several threads, so this is looked at once per step, before any layer.
+#[derive(Debug, Clone, Copy)]
+pub struct DistinctSlots<'a>(&'a [u32]);
+
+impl<'a> DistinctSlots<'a> {
+    /// # Panics
+    /// If two tokens would be written to one slot.
+    pub fn new(slots: &'a [u32]) -> Self {
+        let mut sorted = slots.to_vec();
+        sorted.sort_unstable();
+        let twice = sorted.windows(2).find(|pair| pair[0] == pair[1]);
+        assert!(twice.is_none(), "two tokens share the slot {twice:?}");
+        Self(slots)
+    }
+}
+
+impl std::ops::Deref for DistinctSlots<'_> {
+    type Target = [u32];
+
+    fn deref(&self) -> &[u32] {
+        self.0
+    }
+}
+
 /// The ragged batch, as plain numbers: see `model::Batch`.
 #[derive(Debug, Clone, Copy)]
 pub struct Ragged<'a> {
     /// `[num_tokens]`
     pub positions: &'a [u32],
     /// `[num_tokens]`
-    pub slots: &'a [u32],
+    pub slots: DistinctSlots<'a>,
     /// `[num_seqs + 1]`
     pub cu_seqlens: &'a [u32],
     /// All block tables back to back.
@@ -170,7 +195,7 @@ pub fn attention(
     let stores = num_tokens == plan.num_seqs();
     if !stores {
         for_rows(pool, num_tokens, TOKENS_PER_TILE_MAX, |token| {
-            // SAFETY: every token belongs to one tile, and no two share a slot.
+            // SAFETY: every token belongs to one tile, and no two share a slot: `DistinctSlots` has looked.
             (0..num_kv_heads).for_each(|head| unsafe { shares.store(isa, shape, batch, token, head) });
         });
     }

@@ -69,7 +69,7 @@ impl Case {
         let (cos, sin) = (angles(f32::cos), angles(f32::sin));
         let batch = Ragged {
             positions: &positions,
-            slots: &slots,
+            slots: DistinctSlots::new(&slots),
             cu_seqlens: &cu_seqlens,
             block_tables: &tables,
             cu_blocks: &cu_blocks,
@@ -190,4 +190,10 @@ fn attention_is_right_and_the_same_bits_for_every_set_batch_chunk_and_pool() {
     check(&Case::new(5, 1, 32, Some(20), RopePairs::Halves));
     check(&Case::new(2, 2, 48, Some(64), RopePairs::Interleaved));
     check(&Case::new(4, 1, 80, Some(1), RopePairs::Halves));
+}
+
+#[test]
+#[should_panic(expected = "two tokens share the slot")]
+fn two_tokens_cannot_be_written_to_one_slot() {
+    let _ = DistinctSlots::new(&[3, 17, 3]);
 }

@@ -15,8 +15,8 @@ use crate::Batch;
 use crate::config::ModelConfig;
 use crate::gguf::Gguf;
 use tallow_kernels::{
-    Activations, AttentionShape, Input, Isa, KvLayer, KvStore, Memory, Norm, Output, Packed, Part, Pool, QkNorm,
-    Ragged, add_rms_norm, attention, dequantize_row, gated, linear, rms_norm,
+    Activations, AttentionShape, DistinctSlots, Input, Isa, KvLayer, KvStore, Memory, Norm, Output, Packed, Part, Pool,
+    QkNorm, Ragged, add_rms_norm, attention, dequantize_row, gated, linear, rms_norm,
 };
 use tallow_stream::error::Result;
 
@@ -276,7 +276,8 @@ impl Fused {
         for (from, to) in &batch.copies {
             kv.layers.iter_mut().for_each(|layer| layer.copy_block(from.0 as usize, to.0 as usize));
         }
-        let step = Step { config: &weights.config, batch, angles, tables, states, cpu: RefCell::new(cpu) };
+        let slots = DistinctSlots::new(&batch.slot_mapping);
+        let step = Step { config: &weights.config, batch, slots, angles, tables, states, cpu: RefCell::new(cpu) };
         weights.embed(batch, &step.states.h)?;
         for (i, (layer, kv)) in weights.layers.iter().zip(&mut kv.layers).enumerate() {
             let next = weights.layers.get(i + 1).map_or(weights.head.addresses(), Layer::qkv_addresses);
@@ -308,6 +309,7 @@ impl Fused {
 struct Step<'a> {
     config: &'a ModelConfig,
     batch: &'a Batch,
+    slots: DistinctSlots<'a>,
     angles: &'a [(Vec<f32>, Vec<f32>)],
     tables: &'a [u32],
     states: States,
@@ -336,7 +338,7 @@ impl Step<'_> {
         let (cos, sin) = &self.angles[layer.rope_index];
         let batch = Ragged {
             positions: &self.batch.positions,
-            slots: &self.batch.slot_mapping,
+            slots: self.slots,
             cu_seqlens: &self.batch.cu_seqlens,
             block_tables: self.tables,
             cu_blocks: &self.batch.cu_blocks,
