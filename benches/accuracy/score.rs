@@ -29,9 +29,7 @@ pub fn options(compute: Compute, window: usize) -> DecoderOptions {
 pub fn windows(tokenizer: &Tokenizer, text: &str, num_tokens: usize, len: usize) -> Result<Vec<Vec<TokenId>>> {
     let mut ids = tokenizer.encode(text, false)?;
     let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-    if bos.is_some() {
-        tokenizer.begin(&mut ids);
-    }
+    tokenizer.begin(&mut ids);
     ids.truncate(num_tokens);
     let mut windows: Vec<Vec<TokenId>> = ids.chunks_exact(len).map(<[TokenId]>::to_vec).collect();
     for window in &mut windows {

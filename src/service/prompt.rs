@@ -150,9 +150,7 @@ pub(super) fn encode(
         }
     };
     let mut tokens = tokens.map_err(|e| about(e, param))?;
-    if tokenizer.adds_bos() {
-        tokenizer.begin(&mut tokens);
-    }
+    tokenizer.begin(&mut tokens);
     Ok((tokens, format))
 }
 

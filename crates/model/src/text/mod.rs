@@ -23,6 +23,6 @@ pub use detokenizer::Detokenizer;
 pub use framed::FramedTokenizer;
 pub use stop::{StopOutcome, StopStrings};
 pub use tallow_stream::{excerpt, printable, printable_json, printable_line};
-pub use tokenizer::{EncodeOptions, Tokenizer};
+pub use tokenizer::Tokenizer;
 pub use vocab::{Scheme, TokenKind, Vocab};
 pub use words::TEXT_PARAM;

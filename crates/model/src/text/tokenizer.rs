@@ -37,15 +37,6 @@ pub struct Tokenizer {
     end_of_generation: Vec<TokenId>,
 }
 
-/// How a prompt is encoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct EncodeOptions {
-    /// Spellings of control tokens become those tokens: for text that a template rendered.
-    pub parse_special: bool,
-    /// Begin with the beginning-of-text token, unless the text already does.
-    pub add_bos: bool,
-}
-
 #[derive(Debug)]
 enum Encoder {
     Bytes,
@@ -133,7 +124,7 @@ impl Tokenizer {
 
     /// Ids of `text`. With `parse_special`, the spelling of a control token in the text becomes that token (for text
     /// that a template rendered); without, it stays text (for text that a user wrote). Adds nothing of its own:
-    /// prompts go through [`Tokenizer::encode_prompt`].
+    /// a prompt goes through [`Tokenizer::begin`] then.
     ///
     /// # Errors
     /// If the text cannot be spelled in this vocabulary.
@@ -155,22 +146,11 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Ids of a whole prompt: begins with the beginning-of-text token if asked to, and with one only, also where a
-    /// template has written it already.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub fn encode_prompt(&self, text: &str, options: EncodeOptions) -> Result<Vec<TokenId>> {
-        let mut ids = self.encode(text, options.parse_special)?;
-        if options.add_bos {
-            self.begin(&mut ids);
-        }
-        Ok(ids)
-    }
-
-    /// Puts the beginning-of-text token in front, if there is one and it does not stand there already.
+    /// Puts the beginning-of-text token in front of a prompt, if this model's prompts begin with it and it does not stand
+    /// there already, as a template may have written it.
     pub fn begin(&self, ids: &mut Vec<TokenId>) {
-        if let Some(bos) = self.bos.filter(|&bos| ids.first() != Some(&bos)) {
+        let bos = self.bos.filter(|&bos| self.add_bos && ids.first() != Some(&bos));
+        if let Some(bos) = bos {
             ids.insert(0, bos);
         }
     }
@@ -241,8 +221,8 @@ impl Tokenizer {
         self.eos
     }
 
-    /// Whether a prompt must begin with [`Tokenizer::bos`]. Whoever makes a prompt of text adds it, through
-    /// [`Tokenizer::encode_prompt`]; token ids that a client sends are taken as they are.
+    /// Whether a prompt must begin with [`Tokenizer::bos`]. A prompt that is text gets it by
+    /// [`Tokenizer::begin`]; token ids that a client sends are taken as they are.
     pub fn adds_bos(&self) -> bool {
         self.add_bos
     }

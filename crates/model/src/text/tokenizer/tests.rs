@@ -126,16 +126,23 @@ fn the_space_in_front_goes_in_and_comes_out() {
     assert_eq!(tokenizer.token_bytes(11), b" a");
 }
 
+/// As a request's prompt is tokenised.
+fn prompt(tokenizer: &Tokenizer, text: &str) -> Vec<TokenId> {
+    let mut ids = tokenizer.encode(text, true).expect("encodes");
+    tokenizer.begin(&mut ids);
+    ids
+}
+
 #[test]
 fn a_prompt_begins_with_one_bos() {
     let tokenizer = Tokenizer::from_vocab(sentencepiece()).expect("builds");
-    let options = EncodeOptions { parse_special: true, add_bos: tokenizer.adds_bos() };
-    assert_eq!(tokenizer.encode_prompt("a", options), Ok(vec![1, 6]));
-    assert_eq!(tokenizer.encode_prompt("<s>a", options), Ok(vec![1, 6]), "the template wrote it");
-    assert_eq!(tokenizer.encode_prompt("<s><s>a", options), Ok(vec![1, 1, 6]), "what the text asks for stays");
-    assert_eq!(tokenizer.encode_prompt("", options), Ok(vec![1]));
-    let plain = EncodeOptions { parse_special: true, add_bos: false };
-    assert_eq!(tokenizer.encode_prompt("a", plain), Ok(vec![6]));
+    assert!(tokenizer.adds_bos());
+    assert_eq!(prompt(&tokenizer, "a"), [1, 6]);
+    assert_eq!(prompt(&tokenizer, "<s>a"), [1, 6], "the template wrote it");
+    assert_eq!(prompt(&tokenizer, "<s><s>a"), [1, 1, 6], "what the text asks for stays");
+    assert_eq!(prompt(&tokenizer, ""), [1]);
+    let plain = Tokenizer::from_vocab(Vocab { add_bos: false, ..sentencepiece() }).expect("builds");
+    assert_eq!(prompt(&plain, "a"), [6]);
 }
 
 #[test]
@@ -216,8 +223,7 @@ fn a_tokenizer_json_of_pieces() {
     check(&tokenizer, "a aé", false, &[6, 6, 2, 3]);
     assert_eq!((tokenizer.bos(), tokenizer.adds_bos(), tokenizer.eos()), (Some(0), true, Some(1)));
     assert_eq!(tokenizer.decode(&[0, 6, 6, 2, 3]), "a aé");
-    let options = EncodeOptions { parse_special: true, add_bos: true };
-    assert_eq!(tokenizer.encode_prompt("<s>a", options), Ok(vec![0, 6]));
+    assert_eq!(prompt(&tokenizer, "<s>a"), [0, 6]);
 }
 
 #[test]
