@@ -66,11 +66,12 @@ impl Held {
         let mut used = self.budget.lock();
         let own = used.by_owner.get(&self.tenant).copied().unwrap_or_default();
         if own + more > owner_bytes_max {
-            let message = format!("the {what} of this key may take {owner_bytes_max} bytes at once, and do");
+            let message =
+                format!("memory limit reached: the {what} of one key may hold {owner_bytes_max} bytes at once");
             return Err(Error::overloaded(message, RETRY_AFTER_MS));
         }
         if used.num_bytes + more > bytes_max {
-            let message = format!("the {what} of all keys may take {bytes_max} bytes at once, and do");
+            let message = format!("memory limit reached: the {what} of all keys may hold {bytes_max} bytes at once");
             return Err(Error::new(ErrorKind::Unavailable, message));
         }
         used.num_bytes += more;

@@ -23,6 +23,49 @@ fn settings(all: bool) -> impl Iterator<Item = &'static Setting> {
     SETTINGS.iter().filter(move |s| all || s.section() == "registry")
 }
 
+/// What `--help` shows of the settings; `--help-all` shows all of them.
+const COMMON: &[&str] = &[
+    "server.host",
+    "server.port",
+    "server.cors_origins",
+    "server.drain_timeout_ms",
+    "keys.list",
+    "keys.file",
+    "streams.store",
+    "streams.retention_ms",
+    "engine.num_workers",
+    "engine.threads",
+    "engine.max_num_seqs",
+    "engine.queue_requests_max",
+    "model.name",
+    "model.more",
+    "model.served_name",
+    "model.device",
+    "model.activations",
+    "model.max_model_len",
+    "model.kv_cache_bytes",
+    "model.memory_max",
+    "model.idle_unload_ms",
+    "embeddings.model",
+    "registry.cache_dir",
+    "log.level",
+    "log.format",
+];
+
+const HELP_ALL: &str = "help-all";
+const HELP_ALL_HELP: &str =
+    "Print help with every setting and its variable, such as TALLOW_MAX_NUM_SEQS for --max-num-seqs";
+
+/// Whether the help with everything is asked for: that is decided as the command is put together, before it is parsed.
+fn wants_all() -> bool {
+    std::env::args_os().any(|arg| arg == *format!("--{HELP_ALL}"))
+}
+
+/// Whether a flag stands in the help that was asked for.
+fn is_shown(setting: &Setting, all: bool) -> bool {
+    !all || COMMON.contains(&setting.key) || wants_all()
+}
+
 fn arg(setting: &'static Setting) -> Arg {
     let default = Some(setting.default).filter(|text| !text.is_empty());
     let default = default.map(|text| format!(" [default: {text}]")).unwrap_or_default();
@@ -30,7 +73,8 @@ fn arg(setting: &'static Setting) -> Arg {
         Kind::OneOf(words) => format!(": {}", words.join(", ")),
         _ => String::new(),
     };
-    let help = format!("{}{words}{default} [env: {}]", setting.help, setting.env());
+    let env = if wants_all() { format!(" [env: {}]", setting.env()) } else { String::new() };
+    let help = format!("{}{words}{default}{env}", setting.help);
     let arg = Arg::new(setting.key).long(setting.flag).help(help).help_heading(heading(setting.section()));
     match setting.kind {
         Kind::Bool => arg
@@ -73,7 +117,9 @@ impl<const ALL: bool> Args for Flags<ALL> {
             .value_name("FILE")
             .value_parser(value_parser!(PathBuf))
             .help("Settings as TOML; ./tallow.toml if it exists [env: TALLOW_CONFIG]");
-        command.arg(file).args(settings(ALL).map(arg))
+        let help_all = Arg::new(HELP_ALL).long(HELP_ALL).action(ArgAction::Help).help(HELP_ALL_HELP);
+        let shown = |setting| arg(setting).hide(!is_shown(setting, ALL));
+        command.arg(file).args(ALL.then_some(help_all)).args(settings(ALL).map(shown))
     }
 
     fn augment_args_for_update(command: Command) -> Command {

@@ -1,4 +1,4 @@
-//! The command line: `serve`, `pull`, `models`, `chat`, `bench`. It turns what was typed into a [`crate::config::Config`],
+//! The command line: `serve`, `pull`, `models`, `config`, `chat`, `bench`. It turns what was typed into a [`crate::config::Config`],
 //! composes the rooms, prints for people, and turns results into exit codes: 0 done, 1 failed, 2 wrongly called,
 //! 128 + n ended by signal n.
 
@@ -6,6 +6,7 @@ mod bench;
 mod bench_offline;
 mod bench_progress;
 mod chat;
+mod config;
 mod flags;
 mod models;
 mod open_files;
@@ -39,6 +40,8 @@ enum Command {
     Pull(pull::PullArgs),
     /// List the models tallow knows by name, and which are cached
     Models(models::ModelsArgs),
+    /// Show every setting with its value and where it came from
+    Config(config::ConfigArgs),
     /// Talk to a server in the terminal
     Chat(chat::ChatArgs),
     /// Put a load on a server, or measure this machine, and report what came of it
@@ -59,6 +62,7 @@ pub fn main() -> ExitCode {
         Some(Command::Serve(args)) => serve::run(args),
         Some(Command::Pull(args)) => pull::run(args),
         Some(Command::Models(args)) => models::run(args),
+        Some(Command::Config(args)) => config::run(args),
         Some(Command::Chat(args)) => chat::run(args),
         Some(Command::Bench(args)) => bench::run(*args),
     };

@@ -39,7 +39,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let config = super::resolve(typed)?;
     telemetry::start(&config.log).map_err(Usage)?;
     open_files::raise(config.server.connections_max);
-    super::print(&config.to_string())?;
+    super::print(&config.changes().to_string())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no async runtime")?;
     let result = runtime.block_on(serve(&config));
     // A fetch or a load that a signal cut short may still run on its thread; it must not hold the process.

@@ -1,23 +1,48 @@
-//! The resolved configuration as a table for people, printed by `serve` at its start.
+//! The resolved configuration as a table for people: all of it for `tallow config`, and for `serve` at its start what somebody
+//! has set.
 
 use std::fmt;
 
-use super::{Config, SETTINGS};
+use super::{Config, Origin, SETTINGS};
 
-impl fmt::Display for Config {
-    /// One line per setting: key, value with unit, origin.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let key_width = SETTINGS.iter().map(|s| s.key.len()).max().unwrap_or(0);
-        let shown: Vec<String> = self.resolved.iter().map(|(s, value, _)| s.show(value)).collect();
-        // One long path must not push every origin to the far right.
-        let value_width = shown.iter().map(|text| text.chars().count()).filter(|n| *n <= 40).max().unwrap_or(0);
+/// What differs from the defaults.
+#[derive(Debug)]
+pub struct Changes<'a>(&'a Config);
+
+impl Config {
+    /// What differs from the defaults, as a table.
+    pub fn changes(&self) -> Changes<'_> {
+        Changes(self)
+    }
+
+    /// One line per setting that `is_shown`: key, value with unit, origin. Gives how many are left out.
+    fn write(&self, f: &mut fmt::Formatter<'_>, is_shown: impl Fn(Origin) -> bool) -> Result<usize, fmt::Error> {
         match &self.file {
             Some(path) => writeln!(f, "configuration (file: {})", path.display())?,
             None => writeln!(f, "configuration (no file)")?,
         }
-        for ((setting, _, origin), text) in self.resolved.iter().zip(&shown) {
-            writeln!(f, "  {:key_width$}  {text:value_width$}  {}", setting.key, origin.as_str())?;
+        let rows = self.resolved.iter().filter(|(_, _, origin)| is_shown(*origin));
+        let rows: Vec<(&str, String, &str)> = rows.map(|(s, v, origin)| (s.key, s.show(v), origin.as_str())).collect();
+        let key_width = rows.iter().map(|(key, ..)| key.len()).max().unwrap_or(0);
+        // One long path must not push every origin to the far right.
+        let widths = rows.iter().map(|(_, text, _)| text.chars().count());
+        let value_width = widths.filter(|n| *n <= 40).max().unwrap_or(0);
+        for (key, text, origin) in &rows {
+            writeln!(f, "  {key:key_width$}  {text:value_width$}  {origin}")?;
         }
-        Ok(())
+        Ok(SETTINGS.len() - rows.len())
+    }
+}
+
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f, |_| true).map(|_| ())
+    }
+}
+
+impl fmt::Display for Changes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let num_defaults = self.0.write(f, |origin| origin != Origin::Default)?;
+        writeln!(f, "  {num_defaults} settings are at their defaults; `tallow config` shows all")
     }
 }

@@ -10,7 +10,7 @@ pub(super) const ROWS: &[Setting] = &[
         "api-keys",
         Secrets,
         "",
-        "API keys, KEY or NAME:KEY; better not on a command line that others see",
+        "API keys, KEY or NAME:KEY; other users of this machine can see the command line",
     ),
     row(
         "keys.file",

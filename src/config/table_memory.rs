@@ -17,13 +17,13 @@ pub(super) const ROWS: &[Setting] = &[
         "bodies-bytes-max",
         Bytes { min: MIB, max: 1024 * GIB },
         "256MiB",
-        "Most memory of all request bodies being read or prepared; one key may have half; beyond, 429 or 503",
+        "Memory limit for all request bodies in progress, half of it for one key; beyond it 429 or 503",
     ),
     row(
         "memory.answers_bytes_max",
         "answers-bytes-max",
         Bytes { min: MIB, max: 1024 * GIB },
         "256MiB",
-        "Most memory of all large answers that clients have not read yet; one key may have half; beyond, 429 or 503",
+        "Memory limit for all large answers not yet read, half of it for one key; beyond it 429 or 503",
     ),
 ];

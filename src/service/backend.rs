@@ -88,6 +88,11 @@ pub trait Backend: Send + Sync {
         0
     }
 
+    /// How many times a worker was replaced.
+    fn num_restarts(&self) -> u64 {
+        0
+    }
+
     /// Requests that wait for a worker.
     fn num_waiting(&self) -> usize {
         0

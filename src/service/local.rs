@@ -113,6 +113,10 @@ impl Backend for LocalBackend {
         self.on_demand.as_ref().map_or(0, |on_demand| on_demand.memory_bytes)
     }
 
+    fn num_restarts(&self) -> u64 {
+        self.engine.num_restarts()
+    }
+
     fn num_waiting(&self) -> usize {
         self.engine.num_waiting()
     }

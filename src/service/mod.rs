@@ -231,7 +231,7 @@ impl Service {
     pub fn sweep(&self) {
         self.models.all().iter().for_each(|served| served.backend.sweep());
         self.models.tend(Instant::now());
-        let num_restarts = self.models.all().iter().map(|served| served.metrics.worker_restarts.get()).sum();
+        let num_restarts = self.models.all().iter().map(|served| served.backend.num_restarts()).sum();
         if self.num_restarts_told.swap(num_restarts, Ordering::Relaxed) < num_restarts {
             self.table.feed().publish(self.now_ms(), None, Happening::WorkerRestarted { num_restarts });
         }

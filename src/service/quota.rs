@@ -92,11 +92,15 @@ impl Quotas {
         live.logs.retain(|log| log.upgrade().is_some_and(|log| !log.is_finished()));
         let max = quota.concurrency_max;
         if num_choices > max {
-            let message = format!("this key may have {max} generations at once, got a request for {num_choices}");
+            let message = format!(
+                "concurrency limit: this key may run {max} generations at once, the request asks for {num_choices}"
+            );
             return Err(Error::invalid("n", message));
         }
-        if live.num_starting + live.logs.len() + num_choices > max {
-            let message = format!("this key may have {max} generations at once, and has");
+        let num_running = live.num_starting + live.logs.len();
+        if num_running + num_choices > max {
+            let message =
+                format!("concurrency limit reached: {num_running} of {max} generations of this key are running");
             return Err(Error::rate_limited(message, CONCURRENCY_RETRY_MS));
         }
         if let Some(requests) = &quota.requests {

@@ -4,6 +4,8 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use tallow::config::SETTINGS;
+
 /// `tallow` in a folder of its own, without any of this machine's settings.
 fn tallow(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tallow"));
@@ -42,7 +44,29 @@ fn plain_tallow_prints_help_and_succeeds() {
     check(&["--help"], 0, "Commands:", "");
     check(&["--version"], 0, concat!("tallow ", env!("CARGO_PKG_VERSION")), "");
     check(&["serve", "--help"], 0, "--max-num-seqs", "");
-    check(&["serve", "--help"], 0, "[env: TALLOW_MAX_NUM_SEQS]", "");
+}
+
+/// A screen has about fifty lines.
+#[test]
+fn the_help_of_serve_fits_two_screens_and_there_is_one_with_every_setting() {
+    let (short, all) = (run(&["serve", "--help"]).1, run(&["serve", "--help-all"]).1);
+    assert!(short.lines().count() <= 100, "{} lines:\n{short}", short.lines().count());
+    // As it would stand without a width.
+    let all: String = all.split_whitespace().collect::<Vec<_>>().join(" ");
+    for setting in SETTINGS {
+        let has_flag = all.contains(&format!("--{} ", setting.flag)) || all.contains(&format!("--{}[", setting.flag));
+        assert!(has_flag && all.contains(&format!("[env: {}]", setting.env())), "{}: {all}", setting.flag);
+    }
+    assert!(short.contains("--help-all") && !short.contains("--json-depth-max"), "{short}");
+}
+
+#[test]
+fn config_shows_every_setting_and_no_key() {
+    let (output, out, err) = run(&["config", "--port", "9", "--api-keys", "alice:sk-alice-0123456789"]);
+    assert!(output.status.success(), "{err}");
+    assert!(SETTINGS.iter().all(|setting| out.contains(setting.key)), "{out}");
+    assert!(!out.contains("sk-alice"), "{out}");
+    check(&["config", "--port", "x"], 2, "", "--port must be a whole number");
 }
 
 #[test]
@@ -75,6 +99,7 @@ fn serve_prints_its_configuration_and_fails_at_once_on_a_taken_port() {
     let line = out.lines().find(|line| line.contains("server.port")).expect("a line of the table");
     assert!(line.contains(&port) && line.ends_with("flag"), "{line}");
     assert!(out.lines().any(|line| line.contains("registry.cache_dir") && line.ends_with("env")), "{out}");
+    assert!(!out.contains("engine.max_num_seqs") && out.contains("`tallow config` shows all"), "{out}");
     assert!(err.starts_with(&format!("tallow: cannot listen on 127.0.0.1:{port} (--host, --port): ")), "{err}");
 }
 

@@ -138,6 +138,11 @@ impl Engine {
         self.queue().is_open() && self.shared.statuses.iter().any(|status| status.is_ready(now, stall_time_max))
     }
 
+    /// How many times a worker was replaced.
+    pub fn num_restarts(&self) -> u64 {
+        self.shared.num_restarts.load(Ordering::Relaxed)
+    }
+
     /// Whether no worker is left, and none will come.
     pub fn has_failed(&self) -> bool {
         self.shared.num_alive.load(Ordering::SeqCst) == 0 && !self.shared.is_resting.load(Ordering::SeqCst)

@@ -7,7 +7,7 @@
 //!              +-------------------------------------------------------------------+
 //! ```
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -128,6 +128,7 @@ pub(super) fn prepare(
         is_resting: AtomicBool::new(true),
         statuses: (0..num_workers).map(|_| worker::Status::default()).collect(),
         num_alive: AtomicUsize::new(0),
+        num_restarts: AtomicU64::new(0),
         num_exited: Mutex::new(num_workers),
         exited: Condvar::new(),
         abandoned: Mutex::default(),

@@ -48,6 +48,8 @@ pub(super) struct Shared {
     pub statuses: Vec<Status>,
     /// Workers that may still serve.
     pub num_alive: AtomicUsize,
+    /// Workers that were replaced.
+    pub num_restarts: AtomicU64,
     pub num_exited: Mutex<usize>,
     pub exited: Condvar,
     /// Threads that were given up: when, and what each holds as long as it lives.
@@ -198,7 +200,7 @@ impl Shared {
 
     fn replace(self: &Arc<Self>, index: usize, status: &Status) -> Option<JoinHandle<()>> {
         *status.lock() = Current::Loading;
-        self.parts.metrics.worker_restarts.inc();
+        self.count_restart();
         let shared = self.clone();
         let builder = std::thread::Builder::new().name(format!("worker-{index}"));
         let spawned = builder.spawn(move || {
@@ -223,6 +225,11 @@ impl Shared {
                 None
             }
         }
+    }
+
+    fn count_restart(&self) {
+        self.num_restarts.fetch_add(1, Ordering::Relaxed);
+        self.parts.metrics.worker_restarts.inc();
     }
 
     /// Waits until all workers have ended; false if one has not after `time`.
@@ -324,7 +331,7 @@ impl Worker<'_> {
             }
             let Fate::Failed { message, has_worked } = fate else { return Left::Ended };
             tracing::error!(worker = self.index, "step failed: {message}");
-            self.shared.parts.metrics.worker_restarts.inc();
+            self.shared.count_restart();
             num_failures = if has_worked { 1 } else { num_failures + 1 };
             core.hand_over(&format!("the worker failed: {message}"));
             // What a panic left behind may panic again.
@@ -452,6 +459,7 @@ mod tests {
             is_resting: AtomicBool::new(false),
             statuses: vec![Status::default()],
             num_alive: AtomicUsize::new(1),
+            num_restarts: AtomicU64::new(0),
             num_exited: Mutex::new(0),
             exited: Condvar::new(),
             abandoned: Mutex::default(),
