@@ -106,7 +106,7 @@ fn ready(address: SocketAddr, model: &str, has_template: bool) -> String {
     };
     let callable = SocketAddr::new(ip, address.port());
     let (path, body) = if has_template {
-        let messages = serde_json::json!([{ "role": "user", "content": "What is the capital of France?" }]);
+        let messages = serde_json::json!([{ "role": "user", "content": "Name three fruits." }]);
         let body = serde_json::json!({ "model": model, "stream": true, "temperature": 0, "max_tokens": 40, "messages": messages });
         ("/v1/chat/completions", body)
     } else {

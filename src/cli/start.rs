@@ -58,11 +58,15 @@ pub(super) fn service(config: &Config, progress: Progress<'_>) -> Result<Arc<Ser
         stay_min: Duration::from_millis(config.models.stay_min_ms),
     };
     let models = Models::new(models, limits)?;
-    for (served, section) in models.all().iter().zip(&sections) {
-        if section.preload {
-            preload(served)?;
-        }
+    let wanted = models.all().iter().zip(&sections).filter(|(_, section)| section.preload);
+    let wanted: Vec<&Arc<Served>> = wanted.map(|(served, _)| served).collect();
+    let bytes: u64 = wanted.iter().map(|served| served.backend().memory_bytes()).sum();
+    if let Some(max) = config.models.memory_max.filter(|max| bytes > *max) {
+        let message =
+            format!("--memory-max must hold the models that are loaded at start, about {bytes} bytes, got {max}");
+        return Err(Error::invalid("model.memory_max", message));
     }
+    wanted.into_iter().try_for_each(|served| preload(served))?;
     let encoder = match (encoder, by_model.last()) {
         (Some(encoder), Some(metrics)) => Some(start_encoder(config, encoder, &models, metrics)?),
         _ => None,

@@ -62,6 +62,14 @@ async fn a_model_in_use_is_not_unloaded_and_an_idle_one_is() {
     assert_eq!(post(&server, "/v1/models/c/load", &json!({})).await.0, 404);
 }
 
+#[test]
+fn models_that_are_loaded_at_start_must_fit_together() {
+    let args = [&["serve"], &MODELS[..], &["--preload", "--memory-max", "1MiB", "--port", "0"]].concat();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_tallow")).args(args).output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && err.contains("--memory-max must hold the models"), "{err}");
+}
+
 /// A stub takes a mebibyte, so there is room for one of them.
 #[tokio::test]
 async fn models_that_do_not_fit_together_take_turns_and_who_waits_is_told() {
