@@ -248,7 +248,7 @@ impl Models {
         has_stayed && !config.is_pinned && backend.residence() == Residence::Loaded && backend.is_idle()
     }
 
-    /// Whether requests will be served: as the default model is, where there is one; of several, as the best of them.
+    /// Whether requests will be served: by any of the models.
     pub fn readiness(&self) -> Readiness {
         let all = self.all.iter().map(|served| served.backend.readiness());
         all.min_by_key(|readiness| match readiness {
