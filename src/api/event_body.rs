@@ -25,7 +25,7 @@ const FRAME_BYTES_MAX: usize = 16 << 10;
 const ROUNDS_MAX: usize = 256;
 
 /// How one kind of client wants to hear of a generation.
-pub trait Dialect: Send + 'static {
+pub(crate) trait Dialect: Send + 'static {
     /// Writes what comes before the first event. Called once.
     fn open(&mut self, out: &mut SseWriter);
 
@@ -49,13 +49,17 @@ pub trait Dialect: Send + 'static {
 }
 
 /// Answers 200 with the events of `reader`, as `dialect` spells them, until the terminal one.
-pub fn respond(reader: StreamReader, dialect: impl Dialect, heartbeat: Duration, readers: &Gauge) -> Response {
+pub(crate) fn respond(reader: StreamReader, dialect: impl Dialect, heartbeat: Duration, readers: &Gauge) -> Response {
     respond_many(vec![(reader, dialect)], heartbeat, readers)
 }
 
 /// Answers 200 with the events of several streams as they come, each spelled by a dialect of its own, until the last
 /// terminal one, or the first that is an error.
-pub fn respond_many<D: Dialect>(parts: Vec<(StreamReader, D)>, heartbeat: Duration, readers: &Gauge) -> Response {
+pub(crate) fn respond_many<D: Dialect>(
+    parts: Vec<(StreamReader, D)>,
+    heartbeat: Duration,
+    readers: &Gauge,
+) -> Response {
     let parts =
         parts.into_iter().map(|(reader, dialect)| Part { reader, dialect, is_opened: false, has_end: false }).collect();
     let reading = Reading { parts, silence: Silence::new(heartbeat), _count: Counted::new(readers) };

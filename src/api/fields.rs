@@ -79,7 +79,7 @@ struct SamplingFields<L> {
 ///
 /// # Errors
 /// 400 that names the field, or for a body that is no object.
-pub fn check_supported(json: &[u8], supported: &[&str]) -> Result<(), Problem> {
+pub(crate) fn check_supported(json: &[u8], supported: &[&str]) -> Result<(), Problem> {
     let Unsupported(found) = body::parse(json)?;
     match found.iter().find(|name| !supported.contains(&name.as_str())) {
         Some(name) => Err(Problem::unsupported(name, "is not supported by this server")),
@@ -92,7 +92,7 @@ pub fn check_supported(json: &[u8], supported: &[&str]) -> Result<(), Problem> {
 ///
 /// # Errors
 /// 400 for a wrong type, a rule that only JSON can break, or a field that is not supported.
-pub fn sampling(json: &[u8]) -> Result<(SamplingParams, StopParams), Problem> {
+pub(crate) fn sampling(json: &[u8]) -> Result<(SamplingParams, StopParams), Problem> {
     sampling_beside(json, &[])
 }
 
@@ -100,7 +100,7 @@ pub fn sampling(json: &[u8]) -> Result<(SamplingParams, StopParams), Problem> {
 ///
 /// # Errors
 /// As [`sampling`].
-pub fn sampling_beside(json: &[u8], supported: &[&str]) -> Result<(SamplingParams, StopParams), Problem> {
+pub(crate) fn sampling_beside(json: &[u8], supported: &[&str]) -> Result<(SamplingParams, StopParams), Problem> {
     let Shared { sampling, stop, num_choices } = chat(json, supported)?;
     if num_choices != 1 {
         return Err(Error::invalid("n", format!("`n` must be 1, got {num_choices}")).into());
@@ -109,7 +109,7 @@ pub fn sampling_beside(json: &[u8], supported: &[&str]) -> Result<(SamplingParam
 }
 
 /// What the shared fields ask for.
-pub struct Shared {
+pub(crate) struct Shared {
     /// How to draw.
     pub sampling: SamplingParams,
     /// When to end.
@@ -122,7 +122,7 @@ pub struct Shared {
 ///
 /// # Errors
 /// As [`sampling`].
-pub fn chat(json: &[u8], supported: &[&str]) -> Result<Shared, Problem> {
+pub(crate) fn chat(json: &[u8], supported: &[&str]) -> Result<Shared, Problem> {
     shared(json, supported, 1, |logprobs: Option<bool>, top_logprobs| match (logprobs.unwrap_or(false), top_logprobs) {
         (false, Some(n)) if n > 0 => {
             let message = format!("`top_logprobs` must come with `logprobs: true`, got {n} without");
@@ -138,7 +138,7 @@ pub fn chat(json: &[u8], supported: &[&str]) -> Result<Shared, Problem> {
 ///
 /// # Errors
 /// As [`sampling`].
-pub fn completions(json: &[u8], supported: &[&str]) -> Result<Shared, Problem> {
+pub(crate) fn completions(json: &[u8], supported: &[&str]) -> Result<Shared, Problem> {
     // 0 with `echo` asks for the prompt alone.
     shared(json, supported, 0, |logprobs: Option<i64>, _| count("logprobs", logprobs, 0))
 }
@@ -184,7 +184,7 @@ fn shared<L: for<'de> Deserialize<'de>>(
 
 /// One message of a chat as it came.
 #[derive(Debug, serde::Deserialize)]
-pub struct MessageFields {
+pub(crate) struct MessageFields {
     role: Option<String>,
     content: Option<Content>,
     name: Option<String>,
@@ -198,7 +198,7 @@ pub struct MessageFields {
 ///
 /// # Errors
 /// 400 for a missing role or content and for content that is not text.
-pub fn messages(messages: Vec<MessageFields>) -> Result<Vec<ChatMessage>, Problem> {
+pub(crate) fn messages(messages: Vec<MessageFields>) -> Result<Vec<ChatMessage>, Problem> {
     messages.into_iter().enumerate().map(|(i, m)| message(i, m)).collect()
 }
 

@@ -33,12 +33,12 @@ mod tally;
 mod target;
 mod workload;
 
-pub use draws::{Draws, Purpose, poisson_arrivals};
-pub use lengths::{Lengths, TOKENS_MAX};
+pub use draws::{Draws, Purpose};
+pub use lengths::Lengths;
 pub use lookup::LeftReport;
 pub use newcomer::NewcomerReport;
 pub use page::to_html;
-pub use plan::{Api, Ask, IN_FLIGHT_MAX, Level, Mode, Plan, REQUESTS_MAX, ServerAddress, Slo};
+pub use plan::{Api, Ask, Level, Mode, Plan, REQUESTS_MAX, ServerAddress, Slo};
 pub use probe::ProbeReport;
 pub use record::Resumed;
 pub use report::{Goodput, LevelReport, LoadReport, Percentiles, Ratios, Report, ServerReport, TokenCounts};

@@ -14,7 +14,7 @@ use super::slow::SlowReport;
 use super::tally::{ErrorCount, Times};
 
 /// Changes when fields change their meaning.
-pub const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 /// Points of a distribution in the report.
 const CDF_POINTS: usize = 100;
 
@@ -26,7 +26,7 @@ pub struct Report {
     /// Version of the generator.
     pub version: &'static str,
     /// Seconds since the Unix epoch.
-    pub began_unix_s: u64,
+    pub(crate) began_unix_s: u64,
     /// What was asked of the servers.
     pub load: LoadReport,
     /// One, or the two that are compared.
@@ -83,9 +83,9 @@ pub struct LevelReport {
     /// By kind.
     pub errors: BTreeMap<String, ErrorCount>,
     /// From the first sending to the last end.
-    pub wall_s: f64,
+    pub(crate) wall_s: f64,
     /// Completed requests.
-    pub requests_per_s: f64,
+    pub(crate) requests_per_s: f64,
     /// Tokens of completed answers.
     pub tokens_per_s: f64,
     /// Tokens of completed requests.
@@ -99,11 +99,11 @@ pub struct LevelReport {
     /// (E2E - TTFT) / (tokens - 1), per request.
     pub tpot_ms: Percentiles,
     /// Time to the end of the answer.
-    pub e2e_ms: Percentiles,
+    pub(crate) e2e_ms: Percentiles,
     /// Time in the server's queue; absent if the server does not tell.
     pub queue_wait_ms: Option<Percentiles>,
     /// Arrivals of an open loop that waited in the generator.
-    pub held_arrivals: u64,
+    pub(crate) held_arrivals: u64,
     /// In mode reconnect.
     pub resumed: Option<Resumed>,
     /// In mode cancel.
@@ -133,7 +133,7 @@ pub struct TokenCounts {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Goodput {
     /// Per second.
-    pub requests_per_s: f64,
+    pub(crate) requests_per_s: f64,
     /// Of all that were sent.
     pub fraction: f64,
 }
@@ -156,7 +156,7 @@ pub struct Percentiles {
     /// Largest.
     pub max: f64,
     /// Points (milliseconds, fraction of the times that are no longer), fractions rising.
-    pub cdf: Vec<(f64, f64)>,
+    pub(crate) cdf: Vec<(f64, f64)>,
 }
 
 /// The first server's figures over the second's; `None` where one of them has none.
@@ -167,15 +167,15 @@ pub struct Ratios {
     /// Above 1: the first is faster.
     pub tokens_per_s: Option<f64>,
     /// Below 1: the first is faster; so for all times.
-    pub ttft_p50: Option<f64>,
+    pub(crate) ttft_p50: Option<f64>,
     /// As above.
-    pub ttft_p99: Option<f64>,
+    pub(crate) ttft_p99: Option<f64>,
     /// As above.
-    pub itl_p50: Option<f64>,
+    pub(crate) itl_p50: Option<f64>,
     /// As above.
-    pub itl_p99: Option<f64>,
+    pub(crate) itl_p99: Option<f64>,
     /// As above.
-    pub e2e_p50: Option<f64>,
+    pub(crate) e2e_p50: Option<f64>,
 }
 
 impl Percentiles {
@@ -207,7 +207,7 @@ impl Percentiles {
 
 impl LevelReport {
     /// The figures of a level.
-    pub fn new(level: Level, result: &LevelResult, slo: &Slo) -> Self {
+    pub(crate) fn new(level: Level, result: &LevelResult, slo: &Slo) -> Self {
         let LevelResult { tally, wall, num_held, .. } = result;
         let wall_s = wall.as_secs_f64();
         let per_s = |n: u64| if wall_s > 0.0 { n as f64 / wall_s } else { 0.0 };

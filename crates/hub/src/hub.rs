@@ -36,7 +36,7 @@ const SIZE_HEADER: &str = "x-linked-size";
 #[derive(Clone)]
 pub struct HubConfig {
     /// Address without a trailing slash.
-    pub endpoint: String,
+    pub(crate) endpoint: String,
     /// Sent as bearer token to the endpoint's own scheme, host and port, and to no other that it redirects to.
     pub token: Option<String>,
     /// The cache of the hub's own tools.
@@ -44,7 +44,7 @@ pub struct HubConfig {
     /// Longest time for finding the host, and for connecting to it.
     pub connect_timeout: Duration,
     /// Longest silence: before an answer, or in the middle of one.
-    pub silence_timeout: Duration,
+    pub(crate) silence_timeout: Duration,
 }
 
 impl HubConfig {

@@ -28,13 +28,14 @@ use std::path::{Path, PathBuf};
 
 use cache::{CacheFile, Cached, Expected, Partial, Trust};
 use hub::Hub;
+use manifest::load_manifests;
 use package::PackageOrder;
 use spec::Spec;
 
 pub use cache::CacheDir;
 pub use disk::Disk;
 pub use hub::HubConfig;
-pub use manifest::{Companion, HubSource, Manifest, ModelKind, PackagePart, Source, load_manifests};
+pub use manifest::{Companion, HubSource, Manifest, ModelKind, PackagePart, Source};
 pub use package::PackageConfig;
 
 use tallow_stream::error::{Error, ErrorKind, Result};

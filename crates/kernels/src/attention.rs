@@ -29,7 +29,7 @@ use super::weights::BLOCK_K;
 use crate::Result;
 
 /// Positions in one KV block.
-pub const KV_BLOCK: usize = 32;
+pub(crate) const KV_BLOCK: usize = 32;
 
 /// Queries of one sequence in a tile.
 const QUERIES_PER_TILE: usize = 16;

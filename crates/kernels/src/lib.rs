@@ -24,7 +24,7 @@ mod tile_f32;
 mod weights;
 
 pub use activations::{Activations, Output};
-pub use attention::{AttentionShape, DistinctSlots, KV_BLOCK, KvLayer, QkNorm, Ragged, RopePairs, attention};
+pub use attention::{AttentionShape, DistinctSlots, KvLayer, QkNorm, Ragged, RopePairs, attention};
 pub use error::{Error, Result};
 pub use kv_store::{BLOCK_SIZE, BlockId, KvStore};
 pub use matmul::{Activation, Input, Part, gated, linear};

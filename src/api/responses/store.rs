@@ -62,7 +62,7 @@ impl Described {
 
 /// The responses of all owners.
 #[derive(Debug, Default)]
-pub struct ResponseStore {
+pub(crate) struct ResponseStore {
     limits: ResponseLimits,
     // A std mutex: held for map operations only.
     inner: Mutex<Inner>,
@@ -87,7 +87,7 @@ struct Slot {
 
 impl ResponseStore {
     /// An empty one.
-    pub fn new(limits: ResponseLimits) -> Self {
+    pub(crate) fn new(limits: ResponseLimits) -> Self {
         Self { limits, inner: Mutex::default(), kept: KeptResponses::default() }
     }
 
