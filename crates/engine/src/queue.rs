@@ -350,6 +350,14 @@ impl Queue {
         state.is_over()
     }
 
+    /// What is still here is told at the end, once that has come.
+    pub(crate) fn stop_message(&self) -> Option<String> {
+        match &self.lock().phase {
+            Phase::Stopped(message) => Some(message.clone()),
+            Phase::Open | Phase::Closed(_) => None,
+        }
+    }
+
     /// Takes no new requests from now on, saying why.
     pub fn close(&self, message: &str) {
         let mut state = self.lock();
