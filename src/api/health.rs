@@ -20,10 +20,13 @@ pub(crate) async fn live() -> Json<Value> {
 /// Requests will be served.
 ///
 /// # Errors
-/// 503 with `Retry-After` while starting or draining.
-pub(crate) async fn ready(State(app): State<App>) -> Result<Json<Value>, Problem> {
+/// 503 with `Retry-After` while starting or draining, or while the disk that keeps the streams does not keep up.
+pub async fn ready(State(app): State<App>) -> Result<Json<Value>, Problem> {
     let why = match app.service.readiness() {
-        Readiness::Ready => return Ok(Json(json!({"status": "ready"}))),
+        Readiness::Ready => {
+            app.service.check_disk()?;
+            return Ok(Json(json!({"status": "ready"})));
+        }
         Readiness::Starting => "no worker is ready: they are starting, or one is being replaced",
         Readiness::Failed => "no worker is left: the server must be restarted, its log says why",
         Readiness::Draining => "the server is draining",
@@ -44,7 +47,11 @@ pub(crate) async fn metrics(
     let (m, table) = (app.service.metrics(), app.service.table());
     m.streams.set(table.len() as i64);
     m.stream_bytes.set(table.num_bytes() as i64);
-    m.stream_store_failed.set(i64::from(table.store().is_some_and(|store| !store.is_open())));
+    if let Some(store) = table.store() {
+        m.stream_store_failed.set(i64::from(!store.is_open()));
+        m.stream_store_changes.set(store.num_waiting() as i64);
+        m.stream_store_commit_seconds.set(store.commit_time().as_secs_f64());
+    }
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, content_type)], m.render()))
 }

@@ -92,6 +92,7 @@ pub(super) fn store(config: &Config) -> Option<(PathBuf, StoreLimits)> {
     let limits = StoreLimits {
         commit_interval: Duration::from_millis(streams.store_interval_ms),
         num_bytes_max: streams.store_bytes_max,
+        stall_time_max: Duration::from_millis(config.engine.stall_time_max_ms),
     };
     Some((streams.store.clone()?, limits))
 }

@@ -371,7 +371,7 @@ pub(super) const ROWS: &[Setting] = &[
         "stall-time-max-ms",
         Millis { min: 10, max: HOUR_MS },
         "1500",
-        "Report a worker as not ready that makes no progress within a step for this long",
+        "Report not ready when a worker makes no progress within a step, or a commit is not on disk, for this long",
     ),
     row(
         "engine.workers_abandoned_max",

@@ -12,7 +12,6 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use super::prompt::{self, Room};
 use super::validate::{self, Limits};
 use super::{Served, Service};
-use crate::engine::Load;
 use crate::engine::encoder::EncoderPool;
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{Event, GenerateRequest, OnDisconnect, Owner, Prompt, StreamId, TokenId, ValidRequest};
@@ -116,7 +115,7 @@ impl Service {
         self.check_inputs(&request.inputs)?;
         if let Embedder::Decoder(served) = embedder {
             // Whoever is to be refused is refused before work goes into it.
-            served.backend.check_room(request.owner.tenant, Load::of_requests(1))?;
+            self.check_room(served, &request.owner, 1)?;
         }
         let owner = request.owner.clone();
         // However many the inputs are, it is one request to its owner's limits.

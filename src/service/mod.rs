@@ -7,6 +7,7 @@ mod chat;
 mod choices;
 mod config;
 mod constrain;
+mod disk;
 mod embed;
 mod local;
 mod models;
@@ -22,7 +23,7 @@ mod tool_grammar;
 mod tool_rules;
 mod validate;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -43,7 +44,7 @@ use crate::engine::Load;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Metrics, RejectLabel};
 use crate::protocol::{ErrorInfo, Event, GenerateRequest, Owner, StreamId, Tenant, TokenId, Usage, ValidRequest};
-use crate::stream::{CancelCause, Clock, Happening, StreamLog, StreamRecord, StreamTable};
+use crate::stream::{CancelCause, Clock, Happening, StorePlace, StreamLog, StreamRecord, StreamTable};
 use crate::text::AnswerFormat;
 use quota::Quotas;
 
@@ -63,6 +64,8 @@ pub struct Service {
     encoder: Option<ServedEncoder>,
     created_ms: u64,
     num_restarts_told: AtomicU64,
+    /// As the log was told.
+    is_disk_behind: AtomicBool,
 }
 
 /// A generation that was accepted.
@@ -112,6 +115,7 @@ impl Service {
             encoder: None,
             created_ms,
             num_restarts_told: AtomicU64::new(0),
+            is_disk_behind: AtomicBool::new(false),
         })
     }
 
@@ -156,7 +160,8 @@ impl Service {
         let coming = Load { requests: num_choices, tokens: num_tokens };
         let give_back = |_: &Error| self.quotas.give_back(&owner, num_tokens);
         served.backend.check_room(owner.tenant, coming).inspect_err(give_back)?;
-        let accept = |valid| self.accept(served, valid, format.clone());
+        let mut places = self.reserve(num_choices).inspect_err(give_back)?;
+        let accept = |valid| self.accept(served, valid, format.clone(), places.pop());
         let all = choices::all_or_none(&first, num_choices, accept).inspect_err(give_back)?;
         self.models.ask(served);
         slot.occupy(all.iter().map(|started| &started.log));
@@ -168,10 +173,17 @@ impl Service {
     /// # Errors
     /// [`ErrorKind::Overloaded`] and [`ErrorKind::Unavailable`], as of [`Self::start`].
     pub fn check_room(&self, served: &Served, owner: &Owner, num_generations: usize) -> Result<()> {
+        self.check_kept()?;
         served.backend.check_room(owner.tenant, Load::of_requests(num_generations))
     }
 
-    fn accept(&self, served: &Arc<Served>, valid: ValidRequest, format: AnswerFormat) -> Result<Started> {
+    fn accept(
+        &self,
+        served: &Arc<Served>,
+        valid: ValidRequest,
+        format: AnswerFormat,
+        place: Option<StorePlace>,
+    ) -> Result<Started> {
         let id = valid.id;
         if valid.leader.is_none() {
             self.log_prompt(served, id, &valid.prompt);
@@ -182,13 +194,13 @@ impl Service {
         let weight = valid.queue.weight;
         self.table.insert(log.clone(), weight).inspect_err(|_| self.metrics.reject(&RejectLabel::STREAMS_FULL))?;
         let mut inserted = Inserted { table: &self.table, log: log.clone(), id: Some(id) };
-        if let Some(store) = self.table.store() {
+        if let Some(place) = place {
             let record = StreamRecord {
                 request: valid.clone(),
                 created_ms: log.created_ms(),
                 fingerprint: served.config.fingerprint,
             };
-            store.begin(record, &log);
+            place.begin(record, &log);
         }
         served.backend.submit(valid, log.clone())?;
         inserted.id = None;
@@ -236,6 +248,7 @@ impl Service {
             self.table.feed().publish(self.now_ms(), None, Happening::WorkerRestarted { num_restarts });
         }
         self.table.sweep(self.now_ms());
+        self.watch_disk();
     }
 
     /// The model that `name` means; without one, the first.

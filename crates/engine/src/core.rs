@@ -2,12 +2,13 @@
 //! with neither.
 //!
 //! ```text
-//! end what was cancelled -> schedule -> pull from the queue -> forward, and beside it the masks of grammars
+//! end what was cancelled -> is the disk behind? no -> schedule -> pull from the queue -> forward, and beside it the masks of grammars
 //!     -> sample -> publish -> end what is finished
 //! ```
 //!
 //! A sequence's slot and blocks are free, and the gauges say so, before its terminal event can be seen.
 
+mod disk;
 mod embed;
 mod generation;
 
@@ -49,6 +50,8 @@ pub struct EngineCore {
     /// Hidden states of one sequence.
     states: Vec<f32>,
     gauges: Gauges,
+    /// Since when the disk holds it up.
+    held_up_since: Option<Duration>,
 }
 
 /// What a worker's core shares with the rest of the engine.
@@ -77,6 +80,8 @@ pub enum Step {
     Waited,
     /// There was nothing to do.
     Idle,
+    /// The disk that keeps the streams is far behind, so nothing was computed: see [`EngineCore::wait_for_disk`].
+    HeldUp,
     /// The step took so long that the worker was given up; everything is somebody else's now.
     Revoked,
     /// The engine shuts down; every sequence has its terminal event.
@@ -106,6 +111,7 @@ impl EngineCore {
             logits: Vec::new(),
             states: Vec::new(),
             gauges,
+            held_up_since: None,
             parts,
         }
     }
@@ -117,6 +123,9 @@ impl EngineCore {
     pub fn step(&mut self) -> Result<Step> {
         let started_at = self.parts.queue.now();
         self.end_cancelled();
+        if let Some(step) = self.check_disk(started_at) {
+            return Ok(step);
+        }
         let scheduler = &self.scheduler;
         let expected = self.parts.queue.next_owner(|tenant| !scheduler.has_prompt(tenant));
         self.scheduler.expect(expected);

@@ -350,6 +350,14 @@ impl Queue {
         state.is_over()
     }
 
+    /// What is still here is told at the end, once that has come.
+    pub(crate) fn stop_message(&self) -> Option<String> {
+        match &self.lock().phase {
+            Phase::Stopped(message) => Some(message.clone()),
+            Phase::Open | Phase::Closed(_) => None,
+        }
+    }
+
     /// Takes no new requests from now on, saying why.
     pub fn close(&self, message: &str) {
         let mut state = self.lock();
@@ -398,10 +406,11 @@ impl Queue {
 
     fn fail_waiting(&self, mut state: MutexGuard<'_, State>, message: &str) {
         let all: Vec<Ticket> = state.waiting.iter().map(|(ticket, _)| ticket).collect();
-        for ticket in all {
-            if let Some(entry) = self.take_abandoned(&mut state, ticket) {
-                entry.writer.failed(ErrorKind::Unavailable, message.to_owned());
-            }
+        let all: Vec<Entry> = all.into_iter().filter_map(|ticket| self.take_abandoned(&mut state, ticket)).collect();
+        // Not under the lock: each end is a line of the log, which somebody may read slowly.
+        drop(state);
+        for entry in all {
+            entry.writer.failed(ErrorKind::Unavailable, message.to_owned());
         }
     }
 

@@ -1,7 +1,7 @@
 //! A thread that owns a model and runs its step loop until the end.
 //!
 //! ```text
-//! load the model -> step, step, ... (asleep while there is nothing to do) -> stopped: the thread ends
+//! load the model -> step, step, ... (asleep while there is nothing to do, or the disk is far behind) -> stopped: the thread ends
 //!       ^                |        \
 //!       |                |         +-- nothing computed for long: its lease is revoked, another thread begins here
 //!       |                v  panic or failed device
@@ -86,7 +86,8 @@ struct CurrentCore {
 /// One core's signs of life. Not the worker's: a core that was given up and wakes again must not speak for its successor.
 #[derive(Debug, Default)]
 pub(super) struct Pulse {
-    /// When the step that it is in began, in microseconds, plus one; 0 between steps.
+    /// When the step that it is in began, in microseconds, plus one; 0 between steps, where it waits for work, for its turn,
+    /// and for the disk: a worker that is there does not hang.
     step_began: AtomicU64,
     /// When it was last seen to compute something within a step, in microseconds.
     progressed: AtomicU64,
@@ -357,7 +358,6 @@ impl Worker<'_> {
         let queue = &self.shared.parts.queue;
         let mut has_worked = false;
         loop {
-            core.lease().wait_for_disk();
             let turn = self.shared.turns.take(self.index);
             pulse.turn.store(turn.id, Ordering::Release);
             pulse.step_began.store(queue.now().as_micros() as u64 + 1, Ordering::Release);
@@ -373,6 +373,10 @@ impl Worker<'_> {
                     continue;
                 }
                 Ok(Ok(Step::Waited)) => continue,
+                Ok(Ok(Step::HeldUp)) => {
+                    core.wait_for_disk();
+                    continue;
+                }
                 Ok(Ok(Step::Idle)) if queue.wait() => continue,
                 // Idle: whoever comes now waits for the model to be loaded again.
                 Ok(Ok(Step::Idle | Step::Stopped)) => return Fate::Stopped,

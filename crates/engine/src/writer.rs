@@ -140,26 +140,35 @@ impl Writer {
 
     fn end(&mut self, event: Event) {
         self.is_ended = true;
+        let told = event.clone();
+        // None if the right is gone: another writer has the log then, and counts.
+        let mut is_suspended = None;
         match &self.lease {
-            // If the right is gone, another writer has the log, and counts.
-            Some(lease) => drop(lease.append(&self.log, event, |event| self.before_end(event))),
+            Some(lease) => {
+                lease.append(&self.log, event, |event| is_suspended = Some(self.before_end(event)));
+            }
             None => {
-                self.before_end(&event);
+                is_suspended = Some(self.before_end(&event));
                 self.log.append(event);
             }
         }
+        // Not under the lease's lock: standard error may be a file on a disk that stalls.
+        match is_suspended {
+            Some(true) => tracing::info!(stream = %self.log.id(), "left to the next process"),
+            Some(false) => self.log_end(&told),
+            None => {}
+        }
     }
 
-    fn before_end(&self, event: &Event) {
-        // What is handed over goes on in the next process, where its end is told and counted.
-        if self.log.is_suspended() {
-            tracing::info!(stream = %self.log.id(), "left to the next process");
-        } else {
-            self.log_end(event);
+    /// Counts the end; returns whether the generation goes on in the next process, where its end is told and counted.
+    fn before_end(&self, event: &Event) -> bool {
+        let is_suspended = self.log.is_suspended();
+        if !is_suspended {
             self.count_end(event);
         }
         // Before the event, so that a reader that has seen it finds the engine idle.
         self.shared.num_live.fetch_sub(1, Ordering::SeqCst);
+        is_suspended
     }
 }
 

@@ -23,5 +23,7 @@ pub use log::{Clock, Entry, StreamLog};
 pub use printable::{excerpt, printable, printable_json, printable_line};
 pub use reader::{Gap, Read, StreamReader};
 pub use status::{CancelCause, StreamStatus};
-pub use store::{StoreLimits, StoredStream, StreamRecord, StreamStore};
+#[doc(hidden)]
+pub use store::DiskStall;
+pub use store::{StoreLimits, StorePlace, StoredStream, StreamRecord, StreamStore};
 pub use table::{StreamTable, TableLimits};

@@ -11,11 +11,13 @@ mod model;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use super::feed::{Feed, Happening};
 use super::progress::Progress;
 use super::size::event_bytes;
-use super::{CancelCause, StreamReader, StreamStatus, StreamStore};
+use super::store::{Change, Handover};
+use super::{CancelCause, StreamReader, StreamStatus};
 use crate::error::ErrorKind;
 use crate::protocol::{Event, OnDisconnect, StreamId, Tenant};
 
@@ -55,7 +57,7 @@ pub struct StreamLog {
     /// Choices of the same request, which end with it when somebody asks for its end by name.
     followers: Mutex<Vec<Weak<StreamLog>>>,
     /// Where its events are kept, if anywhere but here.
-    store: OnceLock<Weak<StreamStore>>,
+    store: OnceLock<Arc<Handover>>,
     /// Who hears of its beginning and its end.
     feed: OnceLock<Arc<Feed>>,
     /// Which model writes it.
@@ -162,10 +164,10 @@ impl StreamLog {
         })
     }
 
-    /// Keeps its events from the next one on in `store` too.
-    pub(super) fn keep_in(&self, store: &Arc<StreamStore>) {
+    /// Keeps its events from the next one on in a store too.
+    pub(super) fn keep_in(&self, store: &Arc<Handover>) {
         // Asked for once, by the store itself.
-        let _ = self.store.set(Arc::downgrade(store));
+        let _ = self.store.set(store.clone());
     }
 
     /// Tells `feed` of what happens from here on.
@@ -174,9 +176,8 @@ impl StreamLog {
         let _ = self.feed.set(feed.clone());
     }
 
-    /// Weak, because the store's thread may be the last to hold a log, and cannot wait for its own end.
-    fn open_store(&self) -> Option<Arc<StreamStore>> {
-        self.store.get().and_then(Weak::upgrade).filter(|store| store.is_open())
+    fn open_store(&self) -> Option<&Arc<Handover>> {
+        self.store.get().filter(|store| store.is_open())
     }
 
     /// Whether readers of an earlier process may have seen more of it than is here.
@@ -189,10 +190,15 @@ impl StreamLog {
         self.open_store().is_some()
     }
 
-    /// Blocks while the disk that keeps it is far behind. For its writer, who may wait, while it holds nothing.
-    pub fn wait_for_disk(&self) {
+    /// Whether the disk that keeps it is so far behind that no step is to begin for it.
+    pub fn is_held_up(&self) -> bool {
+        self.open_store().is_some_and(|store| store.is_behind())
+    }
+
+    /// Blocks for `time`, or until it is not held up. For a worker between its steps, which holds nothing then.
+    pub fn wait_for_disk(&self, time: Duration) {
         if let Some(store) = self.open_store() {
-            store.wait_for_disk();
+            store.wait_for_disk(time);
         }
     }
 
@@ -305,8 +311,8 @@ impl StreamLog {
         let seq = state.num_events();
         // Under the lock, so that times rise with sequence numbers.
         let ts_ms = (self.clock)();
-        let store = self.store.get().and_then(Weak::upgrade);
-        match &store {
+        let store = self.store.get();
+        match store {
             Some(store) if store.has_failed() => state.undurable.clear(),
             // It was not told that it goes on in another process, and it does: this event is not on disk.
             Some(store) if !store.is_open() => {
@@ -332,9 +338,8 @@ impl StreamLog {
             feed.publish(ts_ms, Some(self.id), happening);
         }
         if let Some((store, entry)) = kept {
-            // Not under the lock, which the store's thread takes: it may have to wait for the disk. The events of a log
-            // are appended one after another, so they arrive in order.
-            store.append(self.id, entry);
+            // Nothing waits here, so a caller may hold any lock. Events arrive in order, as they are appended one by one.
+            store.push(Change::Append { id: self.id, entry });
             if store.has_failed() {
                 self.on_durable(u64::MAX);
             } else if !store.is_open() {

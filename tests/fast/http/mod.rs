@@ -32,6 +32,7 @@ mod responses_rules;
 mod resume;
 mod session;
 mod shutdown;
+mod stalled;
 mod structured;
 mod tokens;
 mod tools;

@@ -39,7 +39,9 @@ impl State {
             let num_own = entry.request.num_tokens_max();
             let wait_ms = self.rate.wait_ms(num_ahead + if is_full { num_own } else { 0 }, now);
             num_ahead += num_own;
-            if entry.position != position && now >= entry.next_note_at && entry.tells_places() {
+            // While the disk is far behind, there is no room for news that can wait (`stream/store/handover`).
+            let is_held_up = || entry.writer.log().is_held_up();
+            if entry.position != position && now >= entry.next_note_at && entry.tells_places() && !is_held_up() {
                 let pause = interval.max(now.saturating_sub(entry.accepted_at) / NOTE_PAUSE_PART);
                 (entry.position, entry.next_note_at) = (position, now + pause);
                 entry.writer.append(Event::Queued { position, wait_ms });

@@ -46,8 +46,7 @@ impl Queue {
             return writer.cancelled();
         }
         self.shared.metrics.requests_taken_over.inc();
-        tracing::warn!(stream = %writer.log().id(), "goes on with another worker");
-        let (tenant, num_tokens) = (request.tenant, request.num_tokens_max());
+        let (stream, tenant, num_tokens) = (request.id, request.tenant, request.num_tokens_max());
         self.shared.metrics.num_waiting.inc();
         self.shared.metrics.queue_tokens.inc_by(num_tokens as i64);
         let next_note_at = now + self.limits.note_interval;
@@ -57,6 +56,7 @@ impl Queue {
         state.rate.on_accepted(now);
         state.waiting.push_first(tenant, weight, num_tokens, entry);
         drop(state);
+        tracing::warn!(%stream, "goes on with another worker");
         self.wake.notify_one();
     }
 }
