@@ -8,8 +8,10 @@ mod choices;
 mod config;
 mod constrain;
 mod embed;
+mod encoder;
 mod local;
 mod models;
+mod on_demand;
 mod prompt;
 mod quota;
 mod refuse;
@@ -28,12 +30,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_util::task::TaskTracker;
 
-pub use backend::{Backend, Readiness, Residence};
+pub use backend::{Backend, Embedding, Moved, Readiness, Residence};
 pub use background::{Background, BackgroundLimits};
 pub use config::ServiceConfig;
-pub use embed::{EmbedRequest, Embedded, ServedEncoder};
+pub use embed::{EmbedRequest, Embedded};
+pub use encoder::{EncoderBackend, StatesLoader};
 pub use local::LocalBackend;
 pub use models::{ModelLimits, Models};
+pub use on_demand::OnMove;
 pub use quota::{Allowance, QuotaState};
 pub use restore::Restored;
 pub use served::{Served, ServedConfig};
@@ -60,7 +64,6 @@ pub struct Service {
     quotas: Quotas,
     /// Calls that embed: they have no stream in the table.
     embedding: TaskTracker,
-    encoder: Option<ServedEncoder>,
     created_ms: u64,
     num_restarts_told: AtomicU64,
 }
@@ -109,7 +112,6 @@ impl Service {
             grammar_threads: OnceLock::new(),
             quotas,
             embedding: TaskTracker::new(),
-            encoder: None,
             created_ms,
             num_restarts_told: AtomicU64::new(0),
         })
@@ -137,7 +139,7 @@ impl Service {
     }
 
     async fn try_start(&self, request: GenerateRequest, num_choices: usize) -> Result<Vec<Started>> {
-        let served = self.models.named(request.model.as_deref())?;
+        let served = self.models.generating(request.model.as_deref())?;
         validate::choices(num_choices, &self.config)?;
         validate::parameters(&request, self.limits(served))?;
         // Whoever is to be refused is refused before work goes into it.
@@ -246,6 +248,14 @@ impl Service {
         self.models.named(name)
     }
 
+    /// The same, for a request that goes on from a text.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ModelNotFound`]; [`ErrorKind::InvalidRequest`] for a model that only embeds.
+    pub fn generating(&self, name: Option<&str>) -> Result<&Arc<Served>> {
+        self.models.generating(name)
+    }
+
     /// The model that writes a stream.
     pub fn served_of(&self, log: &StreamLog) -> &Arc<Served> {
         log.model().and_then(|name| self.models.named(Some(name)).ok()).unwrap_or(self.models.default_model())
@@ -311,7 +321,6 @@ impl Service {
             // Before the backend ends them: what it appends then is nobody's to see.
             store.close();
         }
-        self.encoder().inspect(|encoder| encoder.pool.shutdown());
         self.models.all().iter().for_each(|served| served.backend.shutdown(message));
         self.table.feed().close();
     }

@@ -13,6 +13,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::encoder::only_embeds;
 use super::{Readiness, Residence, Served, validate};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -101,9 +102,24 @@ impl Models {
     /// # Errors
     /// [`ErrorKind::ModelNotFound`].
     pub fn named(&self, name: Option<&str>) -> Result<&Arc<Served>> {
+        self.find(name, |_| true)
+    }
+
+    /// The same, for a request that goes on from a text.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ModelNotFound`]; [`ErrorKind::InvalidRequest`] for a model that only embeds.
+    pub fn generating(&self, name: Option<&str>) -> Result<&Arc<Served>> {
+        let found = self.find(name, |served| !served.only_embeds)?;
+        if found.only_embeds { Err(only_embeds(found.name())) } else { Ok(found) }
+    }
+
+    /// The one that `name` means. An error names those that are `listed`.
+    fn find(&self, name: Option<&str>, listed: impl Fn(&Served) -> bool) -> Result<&Arc<Served>> {
         let Some(name) = name else { return Ok(self.default_model()) };
         self.all.iter().find(|served| served.answers_to(name)).ok_or_else(|| {
-            let names: Vec<String> = self.all.iter().map(|served| format!("{:?}", served.name())).collect();
+            let names = self.all.iter().filter(|served| listed(served));
+            let names: Vec<String> = names.map(|served| format!("{:?}", served.name())).collect();
             let message = format!("`model` must be {}, got {}", names.join(" or "), validate::shown(name));
             Error::new(ErrorKind::ModelNotFound, message).with_param("model")
         })
@@ -111,7 +127,7 @@ impl Models {
 
     /// The one whose texts have this fingerprint, for a stream of an earlier process.
     pub(super) fn with_fingerprint(&self, fingerprint: u64) -> Option<&Arc<Served>> {
-        self.all.iter().find(|served| served.config.fingerprint == fingerprint)
+        self.all.iter().find(|served| served.config.fingerprint == fingerprint && !served.only_embeds)
     }
 
     /// Notes that something was asked of a model; begins to load it if it is not loaded and there is room.
@@ -273,7 +289,7 @@ mod tests {
     use crate::metrics::Metrics;
     use crate::model::Model;
     use crate::model::stub::{StubConfig, StubModel};
-    use crate::protocol::{OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Task, Tenant, ValidRequest};
+    use crate::protocol::{OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, ValidRequest};
     use crate::stream::StreamLog;
     use crate::text::Tokenizer;
 
@@ -320,7 +336,6 @@ mod tests {
             constraint: None,
             leader: None,
             resumed: None,
-            task: Task::Generate,
         };
         let log = StreamLog::new(id, tenant, on_disconnect);
         served.backend.submit(request, log.clone()).expect("room");

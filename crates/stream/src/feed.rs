@@ -99,7 +99,7 @@ impl Happening {
             Event::Error(_) if seq == 0 => None,
             Event::Error(info) if cause.is_some() => Some(Self::Cancelled { cause, usage: info.usage }),
             Event::Error(info) => Some(Self::Failed(info.clone())),
-            Event::Queued { .. } | Event::Prompt { .. } | Event::Token(_) | Event::Embedding { .. } => None,
+            Event::Queued { .. } | Event::Prompt { .. } | Event::Token(_) => None,
         }
     }
 }

@@ -40,12 +40,6 @@ pub enum Event {
     },
     /// Terminal: the generation was cancelled or failed.
     Error(ErrorInfo),
-    /// The vector of a text that is to be embedded, of length 1; all that such a stream has to tell. Last here, because
-    /// the store writes the others by their place, and never this one.
-    Embedding {
-        /// As many as the model's hidden size.
-        values: Vec<f32>,
-    },
 }
 
 impl Event {

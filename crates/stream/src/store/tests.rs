@@ -5,8 +5,8 @@ use std::io::{Seek, SeekFrom, Write};
 use super::*;
 use crate::error::ErrorKind;
 use crate::protocol::{
-    ErrorInfo, FinishReason, OnDisconnect, QueueTerms, SamplingParams, StopParams, Task, Tenant, TokenEvent,
-    TokenLogprob, Usage, ValidRequest,
+    ErrorInfo, FinishReason, OnDisconnect, QueueTerms, SamplingParams, StopParams, Tenant, TokenEvent, TokenLogprob,
+    Usage, ValidRequest,
 };
 
 const LIMITS: StoreLimits = StoreLimits { commit_interval: Duration::from_millis(1), num_bytes_max: 1 << 20 };
@@ -25,7 +25,6 @@ fn record(id: u128) -> StreamRecord {
         constraint: None,
         leader: None,
         resumed: None,
-        task: Task::Generate,
     };
     StreamRecord { request, created_ms: id as u64, fingerprint: 1 << 60 }
 }
