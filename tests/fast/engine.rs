@@ -18,6 +18,7 @@ use tallow::stream::{CancelCause, StreamLog};
 use tallow::text::Tokenizer;
 
 mod lost;
+mod unload;
 
 struct Server {
     engine: Arc<Engine>,

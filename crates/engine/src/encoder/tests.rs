@@ -1,3 +1,5 @@
+//! The encoder's pool with a model that a test holds back.
+
 use std::sync::mpsc::{self, Receiver, Sender};
 
 use super::*;
