@@ -99,8 +99,19 @@ impl Service {
         let clock = wall_clock();
         let (created_ms, background) = (clock(), Background::start(config.background)?);
         let quotas = Quotas::new(&config.owners, &clock);
-        for served in models.all().iter().filter(|served| served.backend.residence() == Residence::Loaded) {
-            table.feed().publish(created_ms, None, Happening::ModelLoaded { model: served.name().to_owned() });
+        for served in models.all() {
+            let (feed, clock, model) = (table.feed().clone(), clock.clone(), served.name().to_owned());
+            if served.backend.residence() == Residence::Loaded {
+                feed.publish(created_ms, None, Happening::ModelLoaded { model: model.clone() });
+            }
+            served.backend.tell_moves(Box::new(move |moved| {
+                let model = model.clone();
+                let happening = match moved {
+                    Moved::Loaded => Happening::ModelLoaded { model },
+                    Moved::Unloaded => Happening::ModelUnloaded { model },
+                };
+                feed.publish(clock(), None, happening);
+            }));
         }
         Ok(Self {
             config,
