@@ -206,8 +206,8 @@ impl World {
             }
             3 => {
                 let model = &mut self.all[index];
-                model.last = now;
                 if matches!(model.place, Place::Away | Place::Unloading) {
+                    model.last = now;
                     model.calls.push(self.plan.call(index, now));
                 }
             }
@@ -243,7 +243,11 @@ impl World {
                     model.place = Place::Loaded;
                     self.answer_calls(index);
                 }
-                Place::Unloading => model.place = if is_stuck { Place::Loaded } else { Place::Away },
+                Place::Unloading if is_stuck => {
+                    model.place = Place::Loaded;
+                    self.answer_calls(index);
+                }
+                Place::Unloading => model.place = Place::Away,
                 Place::Loaded => {
                     if begins && model.num_waiting > 0 {
                         model.num_waiting -= 1;
