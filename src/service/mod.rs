@@ -61,6 +61,8 @@ pub struct Service {
     background: Background,
     /// See `constrain`.
     grammar_threads: OnceLock<Result<Background>>,
+    /// See `prompt`.
+    render_threads: OnceLock<Result<Background>>,
     quotas: Quotas,
     /// Calls that embed: they have no stream in the table.
     embedding: TaskTracker,
@@ -121,6 +123,7 @@ impl Service {
             clock,
             background,
             grammar_threads: OnceLock::new(),
+            render_threads: OnceLock::new(),
             quotas,
             embedding: TaskTracker::new(),
             created_ms,
