@@ -27,7 +27,7 @@ use tallow::model::load::{OpenModel, open};
 use tallow::model::stub::{StubConfig, StubModel};
 use tallow::protocol::{
     ChatMessage, Event, FinishReason, GenerateRequest, OnDisconnect, Owner, Prompt, QueueTerms, SamplingParams,
-    StopParams, StreamId, Task, Tenant, Usage, ValidRequest,
+    StopParams, StreamId, Tenant, Usage, ValidRequest,
 };
 use tallow::service::{
     Backend, ChatTemplate, ModelLimits, Models, Readiness, Served, ServedConfig, Service, ServiceConfig,
@@ -117,7 +117,6 @@ fn submit(engine: &Engine, number: usize) -> Arc<StreamLog> {
         constraint: None,
         leader: None,
         resumed: None,
-        task: Task::Generate,
     };
     let log = StreamLog::new(request.id, request.tenant, request.on_disconnect);
     engine.submit(request, log.clone()).expect("room for all");

@@ -164,7 +164,7 @@ fn data(happening: &Happening) -> Value {
         }
         Happening::Rejected { reason } => json!({ "reason": reason }),
         Happening::WorkerRestarted { num_restarts } => json!({ "restarts": num_restarts }),
-        Happening::ModelLoaded { model } => json!({ "model": model }),
+        Happening::ModelLoaded { model } | Happening::ModelUnloaded { model } => json!({ "model": model }),
     }
 }
 

@@ -36,7 +36,7 @@ pub(crate) async fn to_end(mut reader: StreamReader) -> Folded {
     let (mut prompt, mut token) = (Vec::new(), TokenEvent::default());
     while let Some((_, event)) = reader.next().await {
         match event {
-            Event::Queued { .. } | Event::Started { .. } | Event::Embedding { .. } => {}
+            Event::Queued { .. } | Event::Started { .. } => {}
             Event::Prompt { logprobs } => prompt = logprobs,
             Event::Token(piece) => {
                 token.text.push_str(&piece.text);

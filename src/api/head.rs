@@ -32,7 +32,7 @@ async fn outcome(mut reader: StreamReader) -> Option<ErrorInfo> {
         match next {
             (_, Event::Queued { .. } | Event::Started { .. }) => {}
             (_, Event::Error(info)) => return Some(info),
-            (_, Event::Prompt { .. } | Event::Token(_) | Event::Embedding { .. } | Event::Done { .. }) => return None,
+            (_, Event::Prompt { .. } | Event::Token(_) | Event::Done { .. }) => return None,
         }
     }
 }

@@ -98,7 +98,7 @@ pub(crate) async fn tokenize(
     let body = body::read(request, &app, tenant).await?;
     let (asked, _held) = body.parse(&app, tenant, move |json| read(json, owner)).await?;
     let Asked { generate, is_chat, adds_special, is_spelled } = asked;
-    let served = app.service.served(generate.model.as_deref())?.clone();
+    let served = app.service.generating(generate.model.as_deref())?.clone();
     let mut tokens = app.service.prompt_tokens(generate).await?;
     let tokenizer = served.tokenizer().clone();
     // No text of a user is ever taken for the beginning-of-text token: it was added.

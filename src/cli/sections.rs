@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::api::{ApiConfig, ApiKey, ResponseLimits};
 use crate::config::{Activations, Config, DeviceKind, KeyConfig, ModelSection};
 use crate::engine::EngineConfig;
+use crate::engine::encoder::EncoderLimits;
 use crate::error::{Error, Result};
 use crate::model::decoder::{ActivationType, Compute, DecoderOptions};
 use crate::protocol::{Owner, Tenant};
@@ -124,11 +125,11 @@ pub(super) fn service(config: &Config) -> ServiceConfig {
         max_tokens_default: requests.max_tokens_default,
         choices_max: requests.choices_max,
         embedding_inputs_max: embeddings.inputs_max,
-        // More than a queue takes would be refused though nobody else is there.
+        // More than a queue takes of one key would be refused though nobody else is there.
         embedding_inputs_at_once: embeddings
             .inputs_at_once
-            .min(embeddings.queue_max)
-            .min(config.engine.queue_requests_max),
+            .min(queue_part(embeddings.queue_max))
+            .min(queue_part(config.engine.queue_requests_max)),
         tools_max: requests.tools_max,
         stop_strings_max: requests.stop_strings_max,
         stop_string_bytes_max: requests.stop_string_bytes_max,
@@ -146,6 +147,11 @@ pub(super) fn service(config: &Config) -> ServiceConfig {
             None => BackgroundLimits::default(),
         },
     }
+}
+
+/// Most requests of a lone key that a queue of so many takes.
+fn queue_part(requests_max: usize) -> usize {
+    (requests_max - requests_max / 5).max(1)
 }
 
 pub(super) fn engine(config: &Config) -> EngineConfig {
@@ -176,6 +182,11 @@ pub(super) fn engine(config: &Config) -> EngineConfig {
             compiling_max: engine.grammars_compiling_max,
         },
     }
+}
+
+/// What bounds the texts that wait for an encoder.
+pub(super) fn encoder(config: &Config) -> EncoderLimits {
+    EncoderLimits { queue_max: config.embeddings.queue_max, priority_step_tokens: config.engine.priority_step_tokens }
 }
 
 /// How a worker's decoder runs. Threads are split evenly among the workers; KV memory is each worker's own.

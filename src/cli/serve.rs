@@ -71,7 +71,8 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     let models = service.models();
     super::print(&ready(address, models.default_model().name(), models.default_model().has_template()))?;
     for more in &models.all()[1..] {
-        super::print(&format!("also served, and loaded when it is asked for: {}\n", more.name()))?;
+        let how = if more.only_embeds() { "for embeddings" } else { "and loaded when it is asked for" };
+        super::print(&format!("also served, {how}: {}\n", more.name()))?;
     }
 
     let stop = CancellationToken::new();

@@ -348,6 +348,8 @@ pub struct EmbeddingsConfig {
     pub inputs_at_once: usize,
     /// Most texts that wait for the encoder.
     pub queue_max: usize,
+    /// Whether the encoder is never unloaded, as `--pinned` says for every model that has no settings of its own.
+    pub pinned: bool,
 }
 
 impl Config {

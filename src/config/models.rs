@@ -40,6 +40,7 @@ pub(super) const OWN_KEYS: &[&str] = &[
 
 /// Gives every model its section.
 pub(super) fn list(config: &mut Config, sources: &Sources) -> Result<()> {
+    config.embeddings.pinned = config.model.pinned;
     let is_typed = ["model.name", "model.more"].iter().any(|key| config.origin(key) > Origin::File);
     let in_file = if is_typed { &[] } else { sources.file_models() };
     let mut all = Vec::new();

@@ -174,6 +174,7 @@ impl Values<'_> {
             inputs_max: self.number("embeddings.inputs_max")?,
             inputs_at_once: self.number("embeddings.inputs_at_once")?,
             queue_max: self.number("embeddings.queue_max")?,
+            pinned: false,
         })
     }
 

@@ -10,17 +10,17 @@
 //! gone away before it began is dropped; one that has begun runs to its end, so every job must be bounded by itself.
 
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::Builder;
 
 use tokio::sync::oneshot;
 
+use super::template::STACK_BYTES;
 use crate::error::{Error, Result};
 use crate::protocol::Tenant;
 use crate::threads::spawn_background;
-
-/// Stack of a thread: chat templates recurse as deep as values nest.
-const STACK_BYTES: usize = 16 << 20;
 
 /// When an owner whose line is full is asked to come back.
 const RETRY_AFTER_MS: u64 = 1000;
@@ -101,6 +101,7 @@ impl Background {
     /// # Errors
     /// If the system gives no thread.
     pub fn start(limits: BackgroundLimits) -> Result<Self> {
+        // Long chats are rendered here.
         Self::start_named("background", STACK_BYTES, limits)
     }
 
@@ -108,13 +109,31 @@ impl Background {
     ///
     /// # Errors
     /// If the system gives no thread.
-    pub(crate) fn start_named(name: &str, stack_bytes: usize, limits: BackgroundLimits) -> Result<Self> {
+    pub fn start_named(name: &str, stack_bytes: usize, limits: BackgroundLimits) -> Result<Self> {
+        Self::start_by(limits, |index, shared| {
+            spawn_background(&format!("{name}-{index}"), stack_bytes, move || shared.work()).map(drop)
+        })
+    }
+
+    /// The same with threads of normal priority, for work that is short and that somebody waits for.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub(super) fn start_prompt(name: &str, stack_bytes: usize, limits: BackgroundLimits) -> Result<Self> {
+        Self::start_by(limits, |index, shared| {
+            let thread = Builder::new().name(format!("{name}-{index}")).stack_size(stack_bytes);
+            thread.spawn(move || shared.work()).map(drop)
+        })
+    }
+
+    fn start_by(
+        limits: BackgroundLimits,
+        start: impl Fn(usize, Arc<BackgroundShared>) -> io::Result<()>,
+    ) -> Result<Self> {
         let (lines, wake) = (Mutex::default(), Condvar::new());
         let pool = Self { shared: Arc::new(BackgroundShared { limits, lines, wake }) };
         for index in 0..limits.num_threads.max(1) {
-            let shared = pool.shared.clone();
-            spawn_background(&format!("{name}-{index}"), stack_bytes, move || shared.work())
-                .map_err(|e| Error::io("cannot start a background thread", e))?;
+            start(index, pool.shared.clone()).map_err(|e| Error::io("cannot start a background thread", e))?;
         }
         Ok(pool)
     }

@@ -52,7 +52,7 @@ pub(super) fn encode(
         let tools = serde_json::to_value(&tools).map_err(|e| Error::internal(e.to_string()))?;
         kwargs.insert("tools".to_owned(), tools);
     }
-    let prompt = template.render_with(&messages, true, &kwargs).map_err(|e| e.with_param("messages"))?;
+    let prompt = template.render_here(&messages, true, &kwargs).map_err(|e| e.with_param("messages"))?;
     let reasoning = template.reasoning_syntax().map(|syntax| {
         // Templates of models that always think open the section for them.
         let is_open = prompt.trim_end().ends_with(syntax.opening());

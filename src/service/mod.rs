@@ -9,8 +9,10 @@ mod config;
 mod constrain;
 mod disk;
 mod embed;
+mod encoder;
 mod local;
 mod models;
+mod on_demand;
 mod prompt;
 mod quota;
 mod refuse;
@@ -29,12 +31,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_util::task::TaskTracker;
 
-pub use backend::{Backend, Readiness, Residence};
+pub use backend::{Backend, Embedding, Moved, Readiness, Residence};
 pub use background::{Background, BackgroundLimits};
 pub use config::ServiceConfig;
-pub use embed::{EmbedRequest, Embedded, ServedEncoder};
+pub use embed::{EmbedRequest, Embedded};
+pub use encoder::{EncoderBackend, StatesLoader};
 pub use local::LocalBackend;
 pub use models::{ModelLimits, Models};
+pub use on_demand::OnMove;
 pub use quota::{Allowance, QuotaState};
 pub use restore::Restored;
 pub use served::{Served, ServedConfig};
@@ -58,10 +62,11 @@ pub struct Service {
     background: Background,
     /// See `constrain`.
     grammar_threads: OnceLock<Result<Background>>,
+    /// See `prompt`.
+    render_threads: OnceLock<Result<Background>>,
     quotas: Quotas,
     /// Calls that embed: they have no stream in the table.
     embedding: TaskTracker,
-    encoder: Option<ServedEncoder>,
     created_ms: u64,
     num_restarts_told: AtomicU64,
     /// As the log was told.
@@ -99,8 +104,19 @@ impl Service {
         let clock = wall_clock();
         let (created_ms, background) = (clock(), Background::start(config.background)?);
         let quotas = Quotas::new(&config.owners, &clock);
-        for served in models.all().iter().filter(|served| served.backend.residence() == Residence::Loaded) {
-            table.feed().publish(created_ms, None, Happening::ModelLoaded { model: served.name().to_owned() });
+        for served in models.all() {
+            let (feed, clock, model) = (table.feed().clone(), clock.clone(), served.name().to_owned());
+            if served.backend.residence() == Residence::Loaded {
+                feed.publish(created_ms, None, Happening::ModelLoaded { model: model.clone() });
+            }
+            served.backend.tell_moves(Box::new(move |moved| {
+                let model = model.clone();
+                let happening = match moved {
+                    Moved::Loaded => Happening::ModelLoaded { model },
+                    Moved::Unloaded => Happening::ModelUnloaded { model },
+                };
+                feed.publish(clock(), None, happening);
+            }));
         }
         Ok(Self {
             config,
@@ -110,9 +126,9 @@ impl Service {
             clock,
             background,
             grammar_threads: OnceLock::new(),
+            render_threads: OnceLock::new(),
             quotas,
             embedding: TaskTracker::new(),
-            encoder: None,
             created_ms,
             num_restarts_told: AtomicU64::new(0),
             is_disk_behind: AtomicBool::new(false),
@@ -141,7 +157,7 @@ impl Service {
     }
 
     async fn try_start(&self, request: GenerateRequest, num_choices: usize) -> Result<Vec<Started>> {
-        let served = self.models.named(request.model.as_deref())?;
+        let served = self.models.generating(request.model.as_deref())?;
         validate::choices(num_choices, &self.config)?;
         validate::parameters(&request, self.limits(served))?;
         // Whoever is to be refused is refused before work goes into it.
@@ -259,6 +275,14 @@ impl Service {
         self.models.named(name)
     }
 
+    /// The same, for a request that goes on from a text.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ModelNotFound`]; [`ErrorKind::InvalidRequest`] for a model that only embeds.
+    pub fn generating(&self, name: Option<&str>) -> Result<&Arc<Served>> {
+        self.models.generating(name)
+    }
+
     /// The model that writes a stream.
     pub(crate) fn served_of(&self, log: &StreamLog) -> &Arc<Served> {
         log.model().and_then(|name| self.models.named(Some(name)).ok()).unwrap_or(self.models.default_model())
@@ -324,7 +348,6 @@ impl Service {
             // Before the backend ends them: what it appends then is nobody's to see.
             store.close();
         }
-        self.encoder().inspect(|encoder| encoder.pool.shutdown());
         self.models.all().iter().for_each(|served| served.backend.shutdown(message));
         self.table.feed().close();
     }

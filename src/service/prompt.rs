@@ -1,8 +1,15 @@
 //! A request's prompt to its tokens: through the template where it is a chat, then through the tokenizer. What is long is
-//! worked on away from the async threads.
+//! worked on away from the async threads, and so is every chat, as templates take a deep stack.
+//!
+//! ```text
+//! a text, tokens -> short: at once                                   -> long: the threads of low priority
+//! a chat         -> short: two threads of normal priority, in turn   -> long: the threads of low priority
+//! ```
 
 use serde_json::Value;
 
+use super::background::{Background, BackgroundLimits};
+use super::template::STACK_BYTES;
 use super::{ChatTemplate, Served, Service, chat, validate};
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{ChatMessage, GenerateRequest, Prompt, TokenId};
@@ -10,6 +17,10 @@ use crate::text::{AnswerFormat, TEXT_PARAM, Tokenizer};
 
 /// Shorter texts are tokenised in any case, within about 10 ms: an error that says their tokens is worth more.
 const EARLY_BYTES: usize = 64 << 10;
+
+/// Two, so that one stays free for other owners. A short chat takes a fraction of a millisecond; one of a template that does
+/// as much as it may takes a tenth of a second. More than any queue of the engine has behind it by default.
+const RENDER_LIMITS: BackgroundLimits = BackgroundLimits { num_threads: 2, waiting_per_owner_max: 1 << 14 };
 
 /// The longest text that can still become a prompt: so many tokens of so many bytes each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,12 +56,22 @@ impl Service {
     ) -> Result<(GenerateRequest, (Vec<TokenId>, AnswerFormat))> {
         let (tokenizer, template) = (served.tokenizer.clone(), served.template.clone());
         let num_bytes = prompt_bytes(&request, self.config.inline_bytes_max);
-        let tenant = request.owner.tenant;
+        let (tenant, is_chat) = (request.owner.tenant, matches!(request.prompt, Prompt::Chat(_)));
         let encode = move || {
             let prompt = encode(&tokenizer, template.as_deref(), &mut request, room)?;
             Ok((request, prompt))
         };
+        if is_chat && num_bytes <= self.config.inline_bytes_max {
+            let done = self.render_threads()?.run(tenant, encode).await;
+            return self.count_full(done)?;
+        }
         self.sized(tenant, num_bytes, encode).await?
+    }
+
+    /// The threads that render short chats, started with the first of them.
+    fn render_threads(&self) -> Result<&Background> {
+        let start = || Background::start_prompt("render", STACK_BYTES, RENDER_LIMITS);
+        self.render_threads.get_or_init(start).as_ref().map_err(Clone::clone)
     }
 }
 
@@ -167,8 +188,14 @@ fn about(e: Error, param: &'static str) -> Error {
 mod tests {
     use std::sync::Arc;
 
+    use super::super::{LocalBackend, ModelLimits, Models, ServedConfig, ServiceConfig};
     use super::*;
+    use crate::engine::{Engine, EngineConfig, Turns};
+    use crate::metrics::Metrics;
+    use crate::model::Model;
+    use crate::model::stub::{StubConfig, StubModel};
     use crate::protocol::Owner;
+    use crate::stream::{StreamTable, TableLimits};
     use crate::text::{Scheme, TokenKind, Vocab};
 
     /// Printable ASCII, then `<s>` (beginning of text) and `<e>`.
@@ -188,6 +215,35 @@ mod tests {
 
     fn asking(prompt: Prompt) -> GenerateRequest {
         GenerateRequest::new(Arc::new(Owner::anonymous()), prompt)
+    }
+
+    /// Each rendering had a thread of its own.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn many_chats_at_once_are_rendered_by_two_threads() {
+        let source = "{% for i in range(2000) %}{% endfor %}{{ messages[0].content }}";
+        let template = ChatTemplate::new(source, "", "").expect("compiles");
+        let (tokenizer, metrics) = (Arc::new(Tokenizer::byte_level()), Arc::new(Metrics::default()));
+        let spec = StubModel::new(StubConfig::default()).spec().clone();
+        let engine =
+            Engine::open(EngineConfig::default(), spec.clone(), tokenizer.clone(), metrics.clone(), Turns::new(1));
+        let backend = Arc::new(LocalBackend::new(engine.expect("opens")));
+        let config = ServedConfig::named("a");
+        let served = Arc::new(Served::new(config, tokenizer, Some(template), spec, backend, metrics.clone()));
+        let models = Models::new(vec![served.clone()], ModelLimits::default()).expect("one");
+        let table = Arc::new(StreamTable::new(TableLimits::default()));
+        let service = Service::new(ServiceConfig::default(), models, table, metrics).expect("threads");
+        let render = async |number: usize| {
+            let chat = Prompt::Chat(vec![ChatMessage::new("user", number.to_string())]);
+            service.tokenise(&served, asking(chat), None).await.map(|(_, (tokens, _))| tokens)
+        };
+        let all = futures_util::future::join_all((0..64).map(render)).await;
+        for (number, tokens) in all.into_iter().enumerate() {
+            assert_eq!(tokens, Ok(number.to_string().bytes().map(TokenId::from).collect()));
+        }
+        let threads = std::fs::read_dir("/proc/self/task").expect("Linux has it").flatten();
+        let names = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok());
+        assert_eq!(names.filter(|name| name.starts_with("render-")).count(), 2);
     }
 
     #[test]

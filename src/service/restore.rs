@@ -97,7 +97,7 @@ fn resumed(mut request: ValidRequest, events: &[&Event]) -> ValidRequest {
             }
             // Told once.
             Event::Prompt { .. } => request.sampling.prompt_logprobs = None,
-            Event::Queued { .. } | Event::Embedding { .. } | Event::Done { .. } | Event::Error(_) => {}
+            Event::Queued { .. } | Event::Done { .. } | Event::Error(_) => {}
         }
     }
     // It has waited, and that it waits again is not its doing.

@@ -5,8 +5,8 @@
 //! - **fuel** pays for every instruction and for every 64 bytes it makes; it grows with the messages and with nothing
 //!   else, so a loop ends and doubling strings end;
 //! - **output** is counted while it is written;
-//! - **depth** of macros and of the source is limited, and templates run on a thread of their own with a stack that
-//!   outlasts the deepest value that fuel can build.
+//! - **depth** of macros and of the source is limited, and templates run on threads with a stack that outlasts the deepest
+//!   value that fuel can build ([`STACK_BYTES`]): a few that stay, in turn by owner (`prompt`).
 //!
 //! What fuel does not see: a list that holds one list many times over (`x = [x, x]`, repeated) is small until something
 //! compares it or turns it into text with `~`. minijinja 3.1 meters the result and not the walk, so a template made to
@@ -42,8 +42,8 @@ const FUEL_PER_MESSAGE: u64 = 2_000;
 const FUEL_PER_BYTE: u64 = 1;
 /// Nested macro calls and includes.
 const RECURSION_MAX: usize = 100;
-/// Reserved, not used: pages are touched only as deep as a template nests.
-const STACK_BYTES: usize = 256 << 20;
+/// Stack of a thread that renders. Reserved, not used: pages are touched only as deep as a template nests.
+pub(super) const STACK_BYTES: usize = 256 << 20;
 /// Wider fields in a format string are an attack on memory.
 const FORMAT_DIGITS_MAX: usize = 4;
 
@@ -138,21 +138,22 @@ impl ChatTemplate {
         self
     }
 
-    /// The prompt for `messages`; with `add_generation_prompt` it ends where the assistant's answer begins.
+    /// The prompt for `messages`, on a thread of its own, for callers without a deep stack; with `add_generation_prompt` it ends where the assistant's answer begins.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidRequest`]: with the template's own words if it rejects the messages (`raise_exception`), and if
     /// it runs too long on them, writes too much or fails otherwise. [`ErrorKind::Internal`] in place of the latter if it
     /// does so on a plain chat too.
     pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
-        self.render_with(messages, add_generation_prompt, &BTreeMap::new())
+        on_deep_stack(|| self.render_here(messages, add_generation_prompt, &BTreeMap::new()))
     }
 
-    /// As [`ChatTemplate::render`], with further variables (`tools`, `enable_thinking`); they win over ours.
+    /// As [`ChatTemplate::render`], with further variables (`tools`, `enable_thinking`), which win over ours. The calling
+    /// thread must have a stack of [`STACK_BYTES`], unless the template is known to be harmless.
     ///
     /// # Errors
     /// As [`ChatTemplate::render`].
-    pub(crate) fn render_with(
+    pub(super) fn render_here(
         &self,
         messages: &[ChatMessage],
         add_generation_prompt: bool,
@@ -174,12 +175,10 @@ impl ChatTemplate {
         environment.set_fuel(Some(
             FUEL_BASE + FUEL_PER_MESSAGE * messages.len() as u64 + FUEL_PER_BYTE * (message_bytes + extra_bytes) as u64,
         ));
-        on_deep_stack(move || {
-            let mut output = CappedOutput { bytes: Vec::new(), bytes_max: self.output_bytes_max };
-            let template = environment.get_template(TEMPLATE).map_err(|e| Error::internal(e.to_string()))?;
-            template.render_captured_to(variables, &mut output).map_err(|e| as_error(&e, self.is_broken))?;
-            String::from_utf8(output.bytes).map_err(|_| Error::internal("a rendered template is UTF-8"))
-        })
+        let mut output = CappedOutput { bytes: Vec::new(), bytes_max: self.output_bytes_max };
+        let template = environment.get_template(TEMPLATE).map_err(|e| Error::internal(e.to_string()))?;
+        template.render_captured_to(variables, &mut output).map_err(|e| as_error(&e, self.is_broken))?;
+        String::from_utf8(output.bytes).map_err(|_| Error::internal("a rendered template is UTF-8"))
     }
 }
 
@@ -293,7 +292,8 @@ impl io::Write for CappedOutput {
 }
 
 /// Runs `work` where deep recursion has room: values nest as deep as fuel lets a template build them, and dropping or
-/// printing one takes a stack frame per level.
+/// printing one takes a stack frame per level. For what happens once, as a model is opened: requests are rendered on threads
+/// that stay.
 fn on_deep_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
         let spawned = thread::Builder::new()

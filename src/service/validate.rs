@@ -4,7 +4,7 @@ use super::{ServiceConfig, tool_rules};
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{
     ChatMessage, GenerateRequest, OnDisconnect, PRIORITY_MAX, PRIORITY_MIN, Prompt, QueueTerms, SamplingParams,
-    StopParams, StreamId, Task, Tenant, TokenId, ValidRequest,
+    StopParams, StreamId, Tenant, TokenId, ValidInput, ValidRequest,
 };
 
 /// The roles a message can have.
@@ -120,36 +120,21 @@ pub(crate) fn fit(
         constraint: request.constraint,
         leader: None,
         resumed: None,
-        task: Task::Generate,
     })
 }
 
-/// Makes the request that embeds a prompt: nothing is sampled, so it may fill the context.
+/// Makes the input that the engine embeds: nothing is sampled, so it may fill the context.
 ///
 /// # Errors
 /// As [`fit`].
 pub(crate) fn fit_embedding(
     id: StreamId,
     request: &GenerateRequest,
-    prompt: Vec<TokenId>,
+    tokens: Vec<TokenId>,
     limits: Limits<'_>,
-) -> Result<ValidRequest> {
-    let (num_tokens, context, param) = (prompt.len(), limits.context_len, prompt_param(&request.prompt));
-    input_length(param, num_tokens, context)?;
-    Ok(ValidRequest {
-        id,
-        tenant: request.owner.tenant,
-        prompt,
-        max_tokens: 0,
-        sampling: SamplingParams { seed: Some(0), ..SamplingParams::default() },
-        stop: StopParams::default(),
-        on_disconnect: OnDisconnect::Cancel,
-        queue: terms(request, limits),
-        constraint: None,
-        leader: None,
-        resumed: None,
-        task: Task::Embed,
-    })
+) -> Result<ValidInput> {
+    input_length(prompt_param(&request.prompt), tokens.len(), limits.context_len)?;
+    Ok(ValidInput { id, tenant: request.owner.tenant, tokens, queue: terms(request, limits) })
 }
 
 /// Checks the length of a text to embed.

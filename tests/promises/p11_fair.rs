@@ -12,9 +12,7 @@ use tallow::engine::queue::{Queue, QueueLimits};
 use tallow::engine::scheduler::SchedulerLimits;
 use tallow::metrics::Metrics;
 use tallow::model::stub::{StubConfig, StubModel};
-use tallow::protocol::{
-    Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Task, Tenant, ValidRequest,
-};
+use tallow::protocol::{Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, ValidRequest};
 use tallow::stream::StreamLog;
 use tallow::text::Tokenizer;
 
@@ -96,7 +94,6 @@ impl Server {
             constraint: None,
             leader: None,
             resumed: None,
-            task: Task::Generate,
         };
         let chain = HashChain::new(request.tenant, &request.prompt);
         self.queue.submit(request, Some(chain), &log).expect("room");

@@ -30,8 +30,7 @@ use tallow_model::gguf::Gguf;
 use tallow_model::load::{OpenModel, open};
 use tallow_model::{Batch, Model, ModelFactory};
 use tallow_stream::protocol::{
-    Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Task, Tenant, TokenEvent, TokenId,
-    ValidRequest,
+    Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, TokenEvent, TokenId, ValidRequest,
 };
 use tallow_stream::{Clock, StreamLog, StreamStatus};
 
@@ -374,7 +373,6 @@ impl EngineClient {
             constraint: None,
             leader: None,
             resumed: None,
-            task: Task::Generate,
             id: StreamId::random(),
             tenant: Tenant(0),
             prompt: (0..prompt).map(|i| random_token(self.vocab_size, self.num_runs, seq, i)).collect(),

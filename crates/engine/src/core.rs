@@ -31,7 +31,7 @@ use crate::sampling::{Sampler, SeenTokens};
 use tallow_model::text::Tokenizer;
 use tallow_model::{Batch, Model};
 use tallow_stream::error::{Error, ErrorKind, Result};
-use tallow_stream::protocol::{Event, StreamId, Task, TokenId};
+use tallow_stream::protocol::{Event, StreamId, TokenId};
 
 /// One worker's model, sequences and scratch.
 pub struct EngineCore {
@@ -262,7 +262,7 @@ impl EngineCore {
 
     fn admit(&mut self, entry: Entry, now: Duration) {
         let (share, origin) = (entry.share(), entry.origin());
-        let Entry { request, chain, grammar, writer, accepted_at, cancelled_at, has_returned, .. } = entry;
+        let Entry { request, chain, grammar, vector, writer, accepted_at, cancelled_at, has_returned, .. } = entry;
         let (seed, num_tokens_max) = (request.seed(), request.num_tokens_max());
         let slot = self.free_slots.pop().expect("as many slots as sequences");
         let held = Held::new(writer.log().clone(), slot, origin);
@@ -282,11 +282,11 @@ impl EngineCore {
         let emitted_tokens = emitted.len();
         writer.usage.completion_tokens = emitted_tokens;
         let constrained = grammar.map(|grammar| Constrained::new(grammar, emitted, &request.sampling));
-        let pooling = (request.task == Task::Embed).then(Pooling::default);
+        let embedded = vector.map(|vector| (Pooling::default(), vector));
         let mut sequence = Sequence::new(slot, share, request.prompt, num_tokens_max, chain);
         if request.sampling.prompt_logprobs.is_some() {
             sequence.want_prompt_logits();
-        } else if pooling.is_some() {
+        } else if embedded.is_some() {
             sequence.want_no_logits();
         } else if let Some(leader) = slot_of(&self.generations, request.leader).filter(|_| emitted_tokens == 0) {
             // One that goes on after its worker or process has more than the prompt, and goes its own way.
@@ -323,7 +323,7 @@ impl EngineCore {
             // The first token of a text that was begun elsewhere is not its first.
             last_token_at: (emitted_tokens > 0).then_some(now),
             prompt_logprobs: Vec::new(),
-            pooling,
+            embedded,
         }));
         self.lease.work_for(None);
     }
@@ -363,7 +363,7 @@ impl EngineCore {
                 self.ended.extend(failed.map(|end| (planned.slot, end)));
                 continue;
             }
-            if !planned.is_sampled || generation.pooling.is_some() {
+            if !planned.is_sampled || generation.embedded.is_some() {
                 continue;
             }
             let row = rows.next().expect("a row per sampled sequence");

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 pub(super) use returned::Returned;
 
+use super::embedding::Vector;
 use super::fair::{FairQueue, Load, Ticket};
 use super::rate::ServiceRate;
 use super::share::Share;
@@ -59,6 +60,8 @@ pub struct Entry {
     pub chain: Option<HashChain>,
     /// The request's constraint, compiled.
     pub grammar: Option<Arc<Grammar>>,
+    /// Where its vector goes, if it is a text to embed.
+    pub vector: Option<Vector>,
     /// Its log.
     pub writer: Writer,
     /// When it was accepted.
@@ -71,6 +74,14 @@ pub struct Entry {
     position: usize,
     /// Not before this is it told another one.
     next_note_at: Duration,
+}
+
+/// A request on its way into the queue.
+pub(super) struct Coming {
+    pub(super) request: ValidRequest,
+    pub(super) chain: Option<HashChain>,
+    pub(super) grammar: Option<Arc<Grammar>>,
+    pub(super) vector: Option<Vector>,
 }
 
 /// What a worker finds in the queue.
@@ -158,9 +169,17 @@ impl Queue {
         grammar: Option<Arc<Grammar>>,
         log: &Arc<StreamLog>,
     ) -> Result<()> {
-        let id = request.id;
+        self.submit_coming(Coming { request, chain, grammar, vector: None }, log)
+    }
+
+    /// The same for a text to embed too.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub(super) fn submit_coming(self: &Arc<Self>, coming: Coming, log: &Arc<StreamLog>) -> Result<()> {
+        let id = coming.request.id;
         let cancelled_at = Arc::new(OnceLock::new());
-        self.push((request, chain, grammar), log.clone(), cancelled_at.clone())?;
+        self.push(coming, log.clone(), cancelled_at.clone())?;
         let queue = Arc::downgrade(self); // Weak, as the queue holds the log that holds the hook.
         log.on_cancel(move |_| {
             if let Some(queue) = queue.upgrade() {
@@ -183,7 +202,7 @@ impl Queue {
 
     fn push(
         &self,
-        (request, chain, grammar): (ValidRequest, Option<HashChain>, Option<Arc<Grammar>>),
+        Coming { request, chain, grammar, vector }: Coming,
         log: Arc<StreamLog>,
         cancelled_at: Arc<OnceLock<Duration>>,
     ) -> Result<()> {
@@ -205,6 +224,7 @@ impl Queue {
             request,
             chain,
             grammar,
+            vector,
             writer,
             accepted_at: now,
             cancelled_at,

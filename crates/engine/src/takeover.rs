@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use super::constrain;
 use super::core::CoreParts;
+use super::embedding::Vector;
 use super::output::Output;
 use super::queue::Returned;
 use super::writer::Writer;
@@ -45,7 +46,6 @@ pub(super) struct Held {
     text_bytes: usize,
     cached_tokens: Option<usize>,
     has_told_prompt: bool,
-    has_told_vector: bool,
 }
 
 /// A request as a worker took it from the queue.
@@ -53,6 +53,8 @@ pub(super) struct Held {
 pub(super) struct Origin {
     pub(super) request: ValidRequest,
     pub(super) grammar: Option<Arc<Grammar>>,
+    /// Where its vector goes, if it is a text to embed.
+    pub(super) vector: Option<Vector>,
     /// Whether the prefix cache may know its blocks.
     pub(super) is_named: bool,
     pub(super) accepted_at: Duration,
@@ -64,16 +66,7 @@ pub(super) struct Origin {
 impl Held {
     /// Nothing shown yet.
     pub(super) fn new(log: Arc<StreamLog>, slot: usize, origin: Origin) -> Self {
-        Self {
-            log,
-            slot,
-            origin,
-            emitted: Vec::new(),
-            text_bytes: 0,
-            cached_tokens: None,
-            has_told_prompt: false,
-            has_told_vector: false,
-        }
+        Self { log, slot, origin, emitted: Vec::new(), text_bytes: 0, cached_tokens: None, has_told_prompt: false }
     }
 
     /// Notes an event that its readers get.
@@ -85,7 +78,6 @@ impl Held {
                 self.text_bytes += token.text.len();
             }
             Event::Prompt { .. } => self.has_told_prompt = true,
-            Event::Embedding { .. } => self.has_told_vector = true,
             Event::Queued { .. } | Event::Done { .. } | Event::Error(_) => {}
         }
     }
@@ -137,11 +129,10 @@ fn give_back(held: Held, mut writer: Writer, parts: &CoreParts) {
     let tenant = held.log.tenant();
     // It is charged anew.
     parts.queue.on_lost(tenant, held.origin.request.num_tokens_max(), 0);
-    let has_told_vector = held.has_told_vector;
     let mut origin = held.into_origin();
     origin.has_returned = true;
     writer.usage = usage_of(&origin.request);
-    if has_told_vector {
+    if origin.vector.as_ref().is_some_and(Vector::is_filled) {
         return writer.done(FinishReason::Stop, None);
     }
     if let Some((finish_reason, usage, stop)) = end_of(&origin.request, origin.grammar.as_deref(), parts) {
@@ -190,7 +181,7 @@ pub(super) fn end_of(
 impl Held {
     /// Of a request of two tokens.
     pub(super) fn for_test(log: Arc<StreamLog>, slot: usize) -> Self {
-        use tallow_stream::protocol::{OnDisconnect, QueueTerms, SamplingParams, StopParams, Task};
+        use tallow_stream::protocol::{OnDisconnect, QueueTerms, SamplingParams, StopParams};
         let request = ValidRequest {
             id: log.id(),
             tenant: log.tenant(),
@@ -203,10 +194,11 @@ impl Held {
             constraint: None,
             leader: None,
             resumed: None,
-            task: Task::Generate,
         };
         let (accepted_at, cancelled_at) = (Duration::ZERO, Arc::default());
-        let origin = Origin { request, grammar: None, is_named: false, accepted_at, cancelled_at, has_returned: false };
+        let (grammar, vector) = (None, None);
+        let origin =
+            Origin { request, grammar, vector, is_named: false, accepted_at, cancelled_at, has_returned: false };
         Self::new(log, slot, origin)
     }
 }

@@ -13,6 +13,8 @@
 //! replaced only so often in a time; until then its requests wait. A model that does not load any more is given up after a
 //! number of attempts.
 
+mod exit;
+
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,6 +24,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use self::exit::{Exit, Left};
 use super::config::EngineConfig;
 use super::core::{CoreParts, EngineCore, Step};
 use super::lease::Lease;
@@ -72,6 +75,11 @@ enum Current {
     Core(CurrentCore),
     /// None. The thread hangs and was given up; another one is to be started.
     Vacant,
+    /// None. The thread ended, or one that hangs was counted out, since the model was to be unloaded. If the model stays
+    /// after all, the worker comes back.
+    Away {
+        hangs: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -152,6 +160,9 @@ impl Shared {
                 // They wait in the queue, for other workers or for this one's successor.
                 takeover::hand_over(lost.held, lost.culprit, Lost::WHAT, &self.parts);
             }
+            if self.takes_back(status) {
+                started.extend(self.start_again(index));
+            }
             if matches!(&*status.lock(), Current::Vacant) && self.may_replace(now) {
                 started.extend(self.replace(index, status));
             }
@@ -188,26 +199,25 @@ impl Shared {
         num_recent <= max && abandoned.len() as u64 <= max.saturating_mul(HUNG_PER_ABANDONED_MAX)
     }
 
-    /// Counts out the workers that hung and were not replaced: nobody else will.
-    pub(super) fn leave_vacant(&self) {
-        for status in &self.statuses {
-            let mut current = status.lock();
-            if matches!(*current, Current::Vacant) {
-                *current = Current::Loading;
-                drop(Exit { shared: self, is_replaced: false });
-            }
-        }
-    }
-
     fn replace(self: &Arc<Self>, index: usize, status: &Status) -> Option<JoinHandle<()>> {
         *status.lock() = Current::Loading;
         self.count_restart();
+        self.spawn_worker(index, |worker| worker.reload(1))
+    }
+
+    /// Starts a thread for a worker that has none, which gets its model by `load`.
+    fn spawn_worker(
+        self: &Arc<Self>,
+        index: usize,
+        load: impl FnOnce(&Worker<'_>) -> Result<Box<dyn Model>, Left> + Send + 'static,
+    ) -> Option<JoinHandle<()>> {
         let shared = self.clone();
         let builder = std::thread::Builder::new().name(format!("worker-{index}"));
         let spawned = builder.spawn(move || {
-            let exit = Exit { shared: &shared, is_replaced: false };
-            let worker = Worker { shared: &shared, index, status: &shared.statuses[index] };
-            worker.reload(1).map_or(Left::Ended, |model| worker.live(model)).leave(exit);
+            let status = &shared.statuses[index];
+            let exit = Exit { shared: &shared, how: Left::Ended };
+            let worker = Worker { shared: &shared, index, status };
+            load(&worker).map_or_else(|left| left, |model| worker.live(model)).leave(exit, status);
         });
         self.started(index, spawned)
     }
@@ -222,7 +232,7 @@ impl Shared {
             Ok(thread) => Some(thread),
             Err(e) => {
                 tracing::error!(worker = index, "no thread for another worker: {e}");
-                drop(Exit { shared: self, is_replaced: false });
+                drop(Exit { shared: self, how: Left::Ended });
                 None
             }
         }
@@ -231,14 +241,6 @@ impl Shared {
     fn count_restart(&self) {
         self.num_restarts.fetch_add(1, Ordering::Relaxed);
         self.parts.metrics.worker_restarts.inc();
-    }
-
-    /// Waits until all workers have ended; false if one has not after `time`.
-    pub(super) fn wait_exited(&self, time: Duration) -> bool {
-        let exited = self.num_exited.lock().unwrap_or_else(PoisonError::into_inner);
-        let missing = |n: &mut usize| *n < self.statuses.len();
-        let (n, _) = self.exited.wait_timeout_while(exited, time, missing).unwrap_or_else(PoisonError::into_inner);
-        *n == self.statuses.len()
     }
 }
 
@@ -254,7 +256,7 @@ impl Lost {
 
 /// A worker's life. `loaded` hears once whether the first load went well; if not, that was it.
 fn run(shared: &Shared, index: usize, loaded: SyncSender<Result<ModelSpec>>) {
-    let exit = Exit { shared, is_replaced: false };
+    let exit = Exit { shared, how: Left::Ended };
     let worker = Worker { shared, index, status: &shared.statuses[index] };
     let first = worker.load();
     worker.status.has_model.store(first.is_ok(), Ordering::Release);
@@ -262,42 +264,7 @@ fn run(shared: &Shared, index: usize, loaded: SyncSender<Result<ModelSpec>>) {
     let heard = loaded.send(first.as_ref().map(|model| model.spec().clone()).map_err(Clone::clone));
     drop(loaded);
     if let (Ok(model), Ok(())) = (first, heard) {
-        worker.live(model).leave(exit);
-    }
-}
-
-/// How a worker's thread comes to its end.
-enum Left {
-    Ended,
-    /// Another thread has its place, and counts in its stead.
-    Replaced,
-}
-
-impl Left {
-    fn leave(self, mut exit: Exit<'_>) {
-        match self {
-            Self::Ended => drop(exit),
-            Self::Replaced => exit.is_replaced = true,
-        }
-    }
-}
-
-/// Counts a worker out however its thread ends, by a panic outside of a step too.
-struct Exit<'a> {
-    shared: &'a Shared,
-    /// Whether another thread counts in its stead.
-    is_replaced: bool,
-}
-
-impl Drop for Exit<'_> {
-    fn drop(&mut self) {
-        let Self { shared, is_replaced: false } = *self else { return };
-        let was_last = shared.num_alive.fetch_sub(1, Ordering::SeqCst) == 1;
-        if was_last && !shared.is_resting.load(Ordering::SeqCst) {
-            shared.parts.queue.abandon("no worker is left to serve requests");
-        }
-        *shared.num_exited.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        shared.exited.notify_all();
+        worker.live(model).leave(exit, worker.status);
     }
 }
 
@@ -317,9 +284,9 @@ enum Fate {
 impl Worker<'_> {
     /// Runs cores until the end.
     fn live(&self, first: Box<dyn Model>) -> Left {
-        let mut model = Some(first);
+        let mut fresh = first;
         let mut num_failures = 0;
-        while let Some(fresh) = model.take() {
+        loop {
             let mut core = EngineCore::new(fresh, self.shared.parts.clone());
             let pulse = self.status.set_current(&core);
             self.status.has_model.store(true, Ordering::Release);
@@ -330,16 +297,18 @@ impl Worker<'_> {
                 self.shared.parts.queue.pass_wake_on();
                 return Left::Replaced;
             }
-            let Fate::Failed { message, has_worked } = fate else { return Left::Ended };
+            let Fate::Failed { message, has_worked } = fate else { return Left::Called };
             tracing::error!(worker = self.index, "step failed: {message}");
             self.shared.count_restart();
             num_failures = if has_worked { 1 } else { num_failures + 1 };
             core.hand_over(&format!("the worker failed: {message}"));
             // What a panic left behind may panic again.
             let _ = catch_unwind(AssertUnwindSafe(|| drop(core)));
-            model = self.reload(num_failures);
+            match self.reload(num_failures) {
+                Ok(model) => fresh = model,
+                Err(left) => return left,
+            }
         }
-        Left::Ended
     }
 
     /// Says that no core runs any more; `false` if this one was given up, so that the worker is another thread's.
@@ -388,19 +357,19 @@ impl Worker<'_> {
         }
     }
 
-    /// A fresh model after a pause; `None` when the engine stops meanwhile or no attempt succeeds.
-    fn reload(&self, num_failures: u32) -> Option<Box<dyn Model>> {
+    /// A fresh model after a pause; none when the thread is told to end meanwhile, or no attempt succeeds.
+    fn reload(&self, num_failures: u32) -> Result<Box<dyn Model>, Left> {
         let config = &self.shared.config;
         for attempt in 0..config.worker_load_attempts_max {
             if self.shared.parts.queue.wait_stopped(backoff(config, num_failures + attempt)) {
-                return None;
+                return Err(Left::Called);
             }
             match self.load() {
-                Ok(model) => return Some(model),
+                Ok(model) => return Ok(model),
                 Err(e) => tracing::error!(worker = self.index, attempt, "cannot load the model again: {e}"),
             }
         }
-        None
+        Err(Left::Ended)
     }
 
     fn load(&self) -> Result<Box<dyn Model>> {

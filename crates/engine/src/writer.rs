@@ -117,11 +117,7 @@ impl Writer {
                 let reason = finish_reason.as_str();
                 tracing::info!(%stream, prompt_tokens, cached_tokens, completion_tokens, reason, "generation ended");
             }
-            Event::Queued { .. }
-            | Event::Started { .. }
-            | Event::Prompt { .. }
-            | Event::Token(_)
-            | Event::Embedding { .. } => {}
+            Event::Queued { .. } | Event::Started { .. } | Event::Prompt { .. } | Event::Token(_) => {}
         }
     }
 

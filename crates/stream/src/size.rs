@@ -15,7 +15,6 @@ pub(crate) fn payload_bytes(event: &Event) -> usize {
     match event {
         Event::Token(t) => t.text.len() + 4 * t.tokens.len() + logprobs_bytes(&t.logprobs),
         Event::Prompt { logprobs } => logprobs_bytes(logprobs),
-        Event::Embedding { values } => size_of_val(values.as_slice()),
         Event::Error(info) => info.message.len(),
         Event::Queued { .. } | Event::Started { .. } | Event::Done { .. } => 0,
     }

@@ -86,7 +86,7 @@ impl Dialect for MessageEvents {
 
     fn event(&mut self, entry: &Entry, out: &mut SseWriter) {
         match &entry.event {
-            Event::Queued { .. } | Event::Prompt { .. } | Event::Embedding { .. } => {}
+            Event::Queued { .. } | Event::Prompt { .. } => {}
             Event::Started { cached_tokens, .. } => self.start(*cached_tokens, out),
             Event::Token(token) => {
                 self.start(0, out);

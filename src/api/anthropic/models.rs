@@ -35,9 +35,10 @@ pub(crate) fn model(app: &App, served: &Served) -> ModelInfo {
     ModelInfo { kind: "model", id: name.clone(), display_name: name, created_at, max_input_tokens, max_tokens }
 }
 
-/// All models.
-pub(crate) fn models(app: &App) -> ModelPage {
-    let data: Vec<ModelInfo> = app.service.models().all().iter().map(|served| model(app, served)).collect();
+/// All models that messages can be sent to.
+pub fn models(app: &App) -> ModelPage {
+    let all = app.service.models().all().iter().filter(|served| !served.only_embeds());
+    let data: Vec<ModelInfo> = all.map(|served| model(app, served)).collect();
     let id = |model: Option<&ModelInfo>| model.map(|model| model.id.clone()).unwrap_or_default();
     let (first_id, last_id) = (id(data.first()), id(data.last()));
     ModelPage { data, has_more: false, first_id, last_id }

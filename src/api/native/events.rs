@@ -157,7 +157,6 @@ impl Dialect for NativeEvents {
                 self.write("prompt", entry, PromptData { logprobs: self.logprobs(logprobs) }, out);
             }
             // No client can follow such a stream.
-            Event::Embedding { .. } => {}
             Event::Token(token) => {
                 let first_seq = (self.next_seq < entry.seq).then_some(self.next_seq);
                 self.write("token", entry, self.token(token, first_seq), out);

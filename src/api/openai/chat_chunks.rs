@@ -48,7 +48,7 @@ impl Dialect for ChatChunks {
 
     fn event(&mut self, entry: &Entry, out: &mut SseWriter) {
         match &entry.event {
-            Event::Queued { .. } | Event::Prompt { .. } | Event::Embedding { .. } => {}
+            Event::Queued { .. } | Event::Prompt { .. } => {}
             Event::Started { prompt_tokens, cached_tokens } => {
                 if let Some(running) = &mut self.running {
                     (running.prompt_tokens, running.cached_tokens) = (*prompt_tokens, *cached_tokens);

@@ -57,7 +57,7 @@ impl Dialect for CompletionChunks {
 
     fn event(&mut self, entry: &Entry, out: &mut SseWriter) {
         match &entry.event {
-            Event::Queued { .. } | Event::Embedding { .. } => {}
+            Event::Queued { .. } => {}
             Event::Started { cached_tokens, .. } => {
                 if let Some(running) = &mut self.running {
                     running.cached_tokens = *cached_tokens;

@@ -122,7 +122,7 @@ async fn start(
     prompts: Vec<Prompt>,
     wanted: &Wanted,
 ) -> Result<Vec<Running>, Problem> {
-    let served = app.service.served(base.model.as_deref())?;
+    let served = app.service.generating(base.model.as_deref())?;
     app.service.check_room(served, &base.owner, prompts.len() * wanted.best_of)?;
     let mut all: Vec<Running> = Vec::new();
     for (number, prompt) in prompts.into_iter().enumerate() {

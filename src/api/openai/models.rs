@@ -1,5 +1,5 @@
-//! `GET /v1/models`: the models that are served, and the encoder beside them if there is one. Anthropic's clients ask the
-//! same route, and get their own shape. An admin may load a model before somebody asks for it, and unload one.
+//! `GET /v1/models`: the models that are served, those among them that only embed. Anthropic's clients ask the same route,
+//! and get their own shape. An admin may load a model before somebody asks for it, and unload one.
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::api::auth::{self, Caller};
 use crate::api::{App, anthropic, problem::Problem};
 use crate::error::{Error, ErrorKind};
-use crate::service::{Served, ServedEncoder};
+use crate::service::Served;
 
 /// A model on the wire.
 #[derive(Debug, Serialize)]
@@ -41,7 +41,6 @@ pub(crate) async fn list(State(app): State<App>, headers: HeaderMap) -> Response
         return Json(anthropic::models(&app)).into_response();
     }
     let data = app.service.models().all().iter().map(|model| served(&app, model));
-    let data = data.chain(app.service.encoder().map(|e| encoder(&app, e)));
     Json(ModelList { object: "list", data: data.collect() }).into_response()
 }
 
@@ -56,9 +55,6 @@ pub(crate) async fn get(
 ) -> Result<Response, Problem> {
     // A name that is no UTF-8 is unknown, not malformed.
     let name = name.map(|Path(name)| name).unwrap_or_default();
-    if let Some(found) = app.service.encoder_named(Some(&name)) {
-        return Ok(Json(encoder(&app, found)).into_response());
-    }
     let found = app.service.served(Some(&name))?;
     if anthropic::has_version(&headers) {
         return Ok(Json(anthropic::model(&app, found)).into_response());
@@ -92,16 +88,13 @@ pub(crate) async fn change(
 }
 
 fn served(app: &App, model: &Served) -> ModelObject {
-    let state = model.backend().residence().as_str();
-    object(app, model.name(), (model.context_len(), model.has_template()), state)
-}
-
-/// What only embeds.
-fn encoder(app: &App, encoder: &ServedEncoder) -> ModelObject {
-    object(app, &encoder.name, (encoder.max_model_len(), false), "loaded")
-}
-
-fn object(app: &App, name: &str, (max_model_len, chat): (usize, bool), state: &'static str) -> ModelObject {
-    let created = app.service.created_ms() / 1000;
-    ModelObject { id: name.to_owned(), object: "model", created, owned_by: "tallow", max_model_len, chat, state }
+    ModelObject {
+        id: model.name().to_owned(),
+        object: "model",
+        created: app.service.created_ms() / 1000,
+        owned_by: "tallow",
+        max_model_len: model.context_len(),
+        chat: model.has_template(),
+        state: model.backend().residence().as_str(),
+    }
 }

@@ -5,11 +5,11 @@ use serde_json::{Map, Value, json};
 use super::fields::FIELDS;
 use super::routes::{Body, Link, ROUTES, Route};
 
-/// The whole document of a server that serves `model`, and `encoder` beside it.
+/// The whole document of a server that serves `model`, and `encoders` beside it.
 ///
 /// # Panics
 /// If a schema in the tables is no JSON; a test makes the document.
-pub fn document(model: &str, encoder: Option<&str>) -> Value {
+pub fn document(model: &str, encoders: &[&str]) -> Value {
     let mut paths = Map::new();
     for route in ROUTES {
         let path = paths.entry(route.path).or_insert_with(|| json!({}));
@@ -20,7 +20,8 @@ pub fn document(model: &str, encoder: Option<&str>) -> Value {
     schemas.insert("AnthropicError".to_owned(), anthropic_error_schema());
     schemas.insert("Message".to_owned(), message_schema());
     let names = |body| -> Vec<&str> {
-        [Some(model), encoder.filter(|_| body == Body::Embeddings)].into_iter().flatten().collect()
+        let encoders = if body == Body::Embeddings { encoders } else { &[] };
+        std::iter::once(model).chain(encoders.iter().copied()).collect()
     };
     schemas.extend(Body::ALL.map(|body| (body.name().to_owned(), body_schema(body, &names(body)))));
     json!({

@@ -118,7 +118,7 @@ impl Assembly {
         }
         match &entry.event {
             // Told again while it waits; here its place is nobody's business.
-            Event::Queued { .. } | Event::Prompt { .. } | Event::Embedding { .. } => {}
+            Event::Queued { .. } | Event::Prompt { .. } => {}
             Event::Started { .. } => self.start(),
             Event::Token(token) => {
                 self.start();

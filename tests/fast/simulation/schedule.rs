@@ -5,7 +5,7 @@ use std::time::Duration;
 use tallow::engine::queue::QueueLimits;
 use tallow::engine::scheduler::{Scheduler, SchedulerLimits};
 use tallow::protocol::{
-    Constraint, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Task, Tenant, TokenId, ValidRequest,
+    Constraint, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, TokenId, ValidRequest,
 };
 use tallow::sampling::random_u64;
 
@@ -126,7 +126,6 @@ fn arrival(r: &mut Random, id: usize, num_blocks: usize, last_at: usize, weights
         constraint: constraint(id + at),
         leader: None,
         resumed: None,
-        task: Task::Generate,
         id: StreamId(id as u128),
         tenant: Tenant(owner as u64),
         prompt,

@@ -2,14 +2,14 @@
 //! those that are complete.
 
 use super::{End, EngineCore};
-use tallow_stream::protocol::{Event, FinishReason};
+use tallow_stream::protocol::FinishReason;
 
 impl EngineCore {
     /// Adds the states of the step just computed.
     pub(super) fn embed(&mut self) {
         for (index, planned) in self.scheduler.plan().iter().enumerate() {
             let generation = self.generations[planned.slot].as_mut().expect("a planned sequence is alive");
-            let Some(pooling) = &mut generation.pooling else { continue };
+            let Some((pooling, vector)) = &mut generation.embedded else { continue };
             self.lease.work_for(Some(planned.slot));
             let rows = self.batch.rows(index);
             let first = self.batch.positions[rows.start] as usize;
@@ -31,7 +31,7 @@ impl EngineCore {
                 Ok(values) => {
                     self.parts.metrics.embeddings.inc();
                     self.parts.metrics.embedding_tokens.inc_by(pooling.num_tokens() as u64);
-                    generation.writer.append(Event::Embedding { values });
+                    vector.fill(values);
                     End::Done(FinishReason::Stop)
                 }
                 Err(e) => End::Failed(e.kind(), e.message().to_owned()),

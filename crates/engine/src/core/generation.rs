@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::CoreParts;
 use crate::constrain::{self, Answer, Constrained, Question};
+use crate::embedding::Vector;
 use crate::masks::Masks;
 use crate::metrics::Metrics;
 use crate::output::Output;
@@ -49,8 +50,8 @@ pub(super) struct Generation {
     pub(super) last_token_at: Option<Duration>,
     /// Of the prompt's tokens so far, where they were asked for.
     pub(super) prompt_logprobs: Vec<TokenLogprob>,
-    /// Of what is embedded.
-    pub(super) pooling: Option<Pooling>,
+    /// Of what is embedded: its states so far, and where its vector goes.
+    pub(super) embedded: Option<(Pooling, Vector)>,
 }
 
 /// Logits whose mask is late.

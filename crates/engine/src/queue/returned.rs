@@ -20,6 +20,7 @@ impl Entry {
         Origin {
             request: self.request.clone(),
             grammar: self.grammar.clone(),
+            vector: self.vector.clone(),
             is_named: self.chain.is_some(),
             accepted_at: self.accepted_at,
             cancelled_at: self.cancelled_at.clone(),
@@ -32,7 +33,7 @@ impl Queue {
     /// Takes back what a lost worker had, before all that its owner has waiting: it has had its turn. No bound refuses it.
     pub(crate) fn give_back(&self, returned: Returned) {
         let Returned { origin, chain, writer } = returned;
-        let Origin { request, grammar, accepted_at, cancelled_at, has_returned, .. } = origin;
+        let Origin { request, grammar, vector, accepted_at, cancelled_at, has_returned, .. } = origin;
         let now = self.now();
         let mut state = self.lock();
         if let Phase::Stopped(message) = &state.phase {
@@ -51,8 +52,18 @@ impl Queue {
         self.shared.metrics.queue_tokens.inc_by(num_tokens as i64);
         let next_note_at = now + self.limits.note_interval;
         let (position, weight) = (0, request.queue.weight);
-        let entry =
-            Entry { request, chain, grammar, writer, accepted_at, cancelled_at, has_returned, position, next_note_at };
+        let entry = Entry {
+            request,
+            chain,
+            grammar,
+            vector,
+            writer,
+            accepted_at,
+            cancelled_at,
+            has_returned,
+            position,
+            next_note_at,
+        };
         state.rate.on_accepted(now);
         state.waiting.push_first(tenant, weight, num_tokens, entry);
         drop(state);

@@ -20,7 +20,6 @@ pub use answer::{
     AnswerFormat, AnswerParser, CallFormat, CallSyntax, Piece, ReasoningCount, ReasoningFormat, ReasoningSyntax,
 };
 pub use detokenizer::Detokenizer;
-pub use framed::FramedTokenizer;
 pub use stop::{StopOutcome, StopStrings};
 pub use tallow_stream::{excerpt, printable, printable_json, printable_line};
 pub use tokenizer::Tokenizer;

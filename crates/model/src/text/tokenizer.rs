@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use super::answer::MARKERS;
 use super::bpe::{self, Bpe};
+use super::framed::{FramedTokenizer, WORD_BYTES_MAX};
 use super::json::JsonModel;
 use super::pieces::Pieces;
 use super::sentencepiece::{self, SPACE_MARK, SentencePiece};
@@ -43,6 +44,7 @@ enum Encoder {
     Bpe(Box<Bpe>),
     SentencePiece(SentencePiece),
     Json(Box<JsonModel>),
+    Framed(Box<FramedTokenizer>),
 }
 
 impl Tokenizer {
@@ -122,6 +124,18 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
+    /// Reads the `tokenizer.json` of an encoder, whose texts stand between tokens of their own. Its tokens are never spelled
+    /// back, so none has bytes.
+    ///
+    /// # Errors
+    /// [`tallow_stream::error::ErrorKind::BadModel`] if the file is damaged.
+    pub fn framed(json: &[u8]) -> Result<Self> {
+        let model = FramedTokenizer::from_json(json)?;
+        let mut pieces = Pieces::default();
+        (0..model.vocab_size()).for_each(|_| pieces.push(&[]));
+        Ok(Self::plain(pieces, Encoder::Framed(Box::new(model))))
+    }
+
     /// Ids of `text`. With `parse_special`, the spelling of a control token in the text becomes that token (for text
     /// that a template rendered); without, it stays text (for text that a user wrote). Adds nothing of its own:
     /// a prompt goes through [`Tokenizer::begin`] then.
@@ -133,6 +147,9 @@ impl Tokenizer {
         if let Encoder::Json(model) = &self.scheme {
             model.encode(text, parse_special, &mut ids)?;
             return Ok(ids);
+        }
+        if let Encoder::Framed(model) = &self.scheme {
+            return model.encode(text);
         }
         let special = if parse_special { &self.all_special } else { &self.user_defined };
         let mut at_start = true;
@@ -202,6 +219,7 @@ impl Tokenizer {
     pub fn token_bytes_max(&self) -> usize {
         match &self.scheme {
             Encoder::Json(_) => usize::MAX,
+            Encoder::Framed(_) => WORD_BYTES_MAX,
             _ => self.spellings.values().map(String::len).fold(self.pieces.longest(), usize::max),
         }
     }
@@ -253,6 +271,7 @@ impl Tokenizer {
             Encoder::Bpe(model) => model.encode(text, ids)?,
             Encoder::SentencePiece(model) => model.encode(&self.pieces, text, at_start, ids)?,
             Encoder::Json(model) => model.encode(text, false, ids)?,
+            Encoder::Framed(model) => ids.extend(model.encode(text)?),
         }
         Ok(())
     }

@@ -13,4 +13,6 @@ pub use constraint::Constraint;
 pub use event::{ErrorInfo, Event, FinishReason, TokenEvent, TokenLogprob, Usage};
 pub use ids::{Epoch, EventId, StreamId, Tenant, TokenId};
 pub use owner::{Owner, OwnerLimits, PRIORITY_MAX, PRIORITY_MIN, QueueTerms, WEIGHT_MAX, WEIGHT_MIN};
-pub use request::{GenerateRequest, OnDisconnect, Prompt, Resumed, SamplingParams, StopParams, Task, ValidRequest};
+pub use request::{
+    GenerateRequest, OnDisconnect, Prompt, Resumed, SamplingParams, StopParams, ValidInput, ValidRequest,
+};

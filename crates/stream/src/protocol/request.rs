@@ -162,9 +162,9 @@ pub struct ValidRequest {
     pub id: StreamId,
     /// Whose work it is.
     pub tenant: Tenant,
-    /// At least one token, and shorter than the context, or as long where nothing is sampled.
+    /// At least one token, and shorter than the context.
     pub prompt: Vec<TokenId>,
-    /// At least 1, or 0 if nothing is to be sampled; prompt plus this many fits the context.
+    /// At least 1; prompt plus this many fits the context.
     pub max_tokens: usize,
     /// Checked, its `seed` present.
     pub sampling: SamplingParams,
@@ -180,19 +180,20 @@ pub struct ValidRequest {
     pub leader: Option<StreamId>,
     /// Where it stands, if it is not new.
     pub resumed: Option<Resumed>,
-    /// What is to be made of the prompt. Not stored: only texts are.
-    #[serde(skip)]
-    pub task: Task,
 }
 
-/// What is made of a prompt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Task {
-    /// The text that goes on from it.
-    #[default]
-    Generate,
-    /// One vector that stands for it. `max_tokens` is 0 then: nothing is sampled.
-    Embed,
+/// A text to embed that keeps every rule: tokenised, within the context. Only `service::validate` makes them. Nothing is
+/// sampled from it and nothing of it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ValidInput {
+    /// Tells it from every other text and stream.
+    pub id: StreamId,
+    /// Whose work it is.
+    pub tenant: Tenant,
+    /// At least one token, and at most as many as the context has.
+    pub tokens: Vec<TokenId>,
+    /// On which terms it waits.
+    pub queue: QueueTerms,
 }
 
 /// Where a request stands that goes on after the end of the process that it came to.

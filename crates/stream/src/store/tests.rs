@@ -7,8 +7,8 @@ mod stalled;
 use super::*;
 use crate::error::ErrorKind;
 use crate::protocol::{
-    ErrorInfo, FinishReason, OnDisconnect, QueueTerms, SamplingParams, StopParams, Task, Tenant, TokenEvent,
-    TokenLogprob, Usage, ValidRequest,
+    ErrorInfo, FinishReason, OnDisconnect, QueueTerms, SamplingParams, StopParams, Tenant, TokenEvent, TokenLogprob,
+    Usage, ValidRequest,
 };
 
 const LIMITS: StoreLimits = StoreLimits {
@@ -31,7 +31,6 @@ fn record(id: u128) -> StreamRecord {
         constraint: None,
         leader: None,
         resumed: None,
-        task: Task::Generate,
     };
     StreamRecord { request, created_ms: id as u64, fingerprint: 1 << 60 }
 }

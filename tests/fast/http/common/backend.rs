@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 use tallow::engine::Load;
 use tallow::error::{Error, ErrorKind, Result};
 use tallow::protocol::{
-    ErrorInfo, Event, FinishReason, Tenant, TokenEvent, TokenId, TokenLogprob, Usage, ValidRequest,
+    ErrorInfo, Event, FinishReason, Tenant, TokenEvent, TokenId, TokenLogprob, Usage, ValidInput, ValidRequest,
 };
-use tallow::service::{Backend, Readiness};
+use tallow::service::{Backend, Embedding, Readiness};
 use tallow::stream::{CancelCause, StreamLog};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// More than any test has waiting.
 const NUM_JOBS_MAX: usize = 64;
@@ -18,6 +18,8 @@ const NUM_JOBS_MAX: usize = 64;
 pub(crate) struct GatedBackend {
     jobs: mpsc::Sender<Job>,
     received: tokio::sync::Mutex<mpsc::Receiver<Job>>,
+    texts: mpsc::Sender<EmbedJob>,
+    received_texts: tokio::sync::Mutex<mpsc::Receiver<EmbedJob>>,
     state: Mutex<State>,
 }
 
@@ -35,11 +37,34 @@ pub(crate) struct Job {
     cancelled: watch::Receiver<Option<CancelCause>>,
 }
 
+/// One text to embed.
+pub struct EmbedJob {
+    pub input: ValidInput,
+    vector: oneshot::Sender<Result<Vec<f32>>>,
+}
+
+impl EmbedJob {
+    pub fn answer(self, vector: &[f32]) {
+        self.vector.send(Ok(vector.to_vec())).expect("somebody waits for it");
+    }
+
+    pub fn fail(self, kind: ErrorKind, message: &str) {
+        self.vector.send(Err(Error::new(kind, message))).expect("somebody waits for it");
+    }
+
+    /// Waits until nobody wants the vector any more.
+    pub async fn cancelled(&mut self) {
+        self.vector.closed().await;
+    }
+}
+
 impl GatedBackend {
     pub(crate) fn new() -> Arc<Self> {
         let (jobs, received) = mpsc::channel(NUM_JOBS_MAX);
+        let (texts, received_texts) = mpsc::channel(NUM_JOBS_MAX);
         let state = State { readiness: Readiness::Ready, refusal: None, panics: false, live: Vec::new() };
-        Arc::new(Self { jobs, received: received.into(), state: Mutex::new(state) })
+        let (received, received_texts) = (received.into(), received_texts.into());
+        Arc::new(Self { jobs, received, texts, received_texts, state: Mutex::new(state) })
     }
 
     /// The next accepted request.
@@ -47,9 +72,15 @@ impl GatedBackend {
         self.received.lock().await.recv().await.expect("the backend lives")
     }
 
+    /// The next accepted text to embed.
+    pub async fn embed_job(&self) -> EmbedJob {
+        self.received_texts.lock().await.recv().await.expect("the backend lives")
+    }
+
     /// Whether no request is waiting to be taken by the test.
-    pub(crate) async fn has_no_job(&self) -> bool {
-        self.received.lock().await.try_recv().is_err()
+    pub async fn has_no_job(&self) -> bool {
+        let has_text = self.received_texts.lock().await.try_recv().is_ok();
+        !has_text && self.received.lock().await.try_recv().is_err()
     }
 
     pub(crate) fn set_readiness(&self, readiness: Readiness) {
@@ -96,6 +127,16 @@ impl Backend for GatedBackend {
         let sent = self.jobs.try_send(Job { request, log, cancelled });
         assert!(sent.is_ok(), "more than {NUM_JOBS_MAX} jobs that the test has not taken");
         Ok(())
+    }
+
+    fn embed(&self, input: ValidInput) -> Result<Embedding> {
+        if let Some(error) = self.state.lock().unwrap().refusal.take() {
+            return Err(error);
+        }
+        let (vector, answer) = oneshot::channel();
+        let sent = self.texts.try_send(EmbedJob { input, vector });
+        assert!(sent.is_ok(), "more than {NUM_JOBS_MAX} texts that the test has not taken");
+        Ok(Box::pin(async move { answer.await.expect("the test answers what it takes") }))
     }
 
     fn check_room(&self, _tenant: Tenant, _coming: Load) -> Result<()> {
