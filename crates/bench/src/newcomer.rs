@@ -11,9 +11,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::exchange::exchange;
 use super::lengths::Lengths;
+use super::percentiles::Percentiles;
 use super::plan::{Ask, Mode, Plan};
 use super::record::{End, Record, Timeline};
-use super::report::Percentiles;
 use super::tally::Times;
 use super::target::Target;
 use super::workload::{Prompts, Workload};
