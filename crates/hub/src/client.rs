@@ -19,7 +19,7 @@ use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo};
 use url::Url;
 
-use super::hub::HubConfig;
+use super::config::HubConfig;
 use tallow_stream::error::{Error, ErrorKind, Result};
 use tallow_stream::excerpt;
 

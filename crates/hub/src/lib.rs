@@ -13,6 +13,7 @@
 mod bounded;
 mod cache;
 mod client;
+mod config;
 mod disk;
 mod hub;
 mod manifest;
@@ -32,8 +33,8 @@ use package::PackageOrder;
 use spec::Spec;
 
 pub use cache::CacheDir;
+pub use config::HubConfig;
 pub use disk::Disk;
-pub use hub::HubConfig;
 pub use manifest::{Companion, HubSource, Manifest, ModelKind, PackagePart, Source, load_manifests};
 pub use package::PackageConfig;
 
