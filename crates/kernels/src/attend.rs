@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::attention::KV_BLOCK;
+use super::attention_shape::KV_BLOCK;
 use super::kv_write::Shares;
 use super::math;
 use super::simd::{LANES, Simd, simd_kernel};

@@ -1,7 +1,7 @@
 //! The write half of attention: queries and keys are normed and rotated in place, queries scaled, and keys and values
 //! go to their slots of the KV memory as half floats, in the layout that `attention` reads.
 
-use super::attention::{AttentionShape, KV_BLOCK, KvLayer, Ragged, RopePairs};
+use super::attention_shape::{AttentionShape, KV_BLOCK, KvLayer, Ragged, RopePairs};
 use super::norm::scale_of;
 use super::pool::SharedMut;
 use super::simd::{Isa, LANES, Simd, simd_kernel};

@@ -3,6 +3,7 @@
 use super::*;
 use crate::Activations;
 use crate::kv_write::clamped_f16;
+use crate::{DistinctSlots, Memory, QkNorm, RopePairs};
 
 /// Not random, but irregular.
 fn value(i: usize) -> f32 {
