@@ -13,7 +13,6 @@ use std::sync::atomic::AtomicU64;
 
 use candle_core::Device;
 
-pub(super) use self::weights::floats;
 use super::config::ModelConfig;
 use super::gguf::Gguf;
 use super::{Batch, Model, ModelSpec};
