@@ -1,6 +1,6 @@
 //! One generation's log: append-only, dense sequence numbers from 0, one terminal event that is last.
 //!
-//! Writers append, readers ([`StreamReader`]) hold cursors, and either side may cancel. The log reads no clock of its
+//! Writers append, readers ([`StreamReader`](crate::StreamReader)) hold cursors, and either side may cancel. The log reads no clock of its
 //! own: who makes it hands one in, so a simulation can run on invented time.
 //!
 //! A log may be bounded in bytes. Then its oldest events go as new ones come; the numbers of the rest stay, and a
@@ -12,26 +12,15 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
+use super::entry::{Entry, event_bytes};
 use super::feed::{Feed, Happening};
 use super::progress::Progress;
-use super::size::event_bytes;
-use super::{CancelCause, StreamReader, StreamStatus, StreamStore};
+use super::{CancelCause, StreamStatus, StreamStore};
 use crate::error::ErrorKind;
 use crate::protocol::{Event, OnDisconnect, StreamId, Tenant};
 
 /// Milliseconds since the Unix epoch, never going back. Handed in, so that nothing here reads a clock.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
-
-/// One event with its place and time, as readers get it.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Entry {
-    /// Its place in the log, from 0.
-    pub seq: u64,
-    /// When it was appended, by the log's clock.
-    pub ts_ms: u64,
-    /// What happened.
-    pub event: Event,
-}
 
 type CancelHook = Box<dyn FnOnce(CancelCause) + Send>;
 
@@ -393,6 +382,14 @@ impl StreamLog {
         self.cancel_in(self.lock(), cause)
     }
 
+    /// A reader has come.
+    pub(super) fn join(&self) {
+        let mut state = self.lock();
+        state.num_readers += 1;
+        state.was_read = true;
+        state.orphaned_at_ms = None;
+    }
+
     /// A reader is gone. That it was the last and that the stream ends for it is one step: whoever joins after the one
     /// has come after the other too.
     pub(super) fn leave(&self) {
@@ -451,16 +448,6 @@ impl StreamLog {
             }
             None => state.cancel_hook = Some(Box::new(hook)),
         }
-    }
-
-    /// A reader whose next event is number `from_seq`.
-    pub fn reader(self: &Arc<Self>, from_seq: u64) -> StreamReader {
-        let mut state = self.lock();
-        state.num_readers += 1;
-        state.was_read = true;
-        state.orphaned_at_ms = None;
-        drop(state);
-        StreamReader::new(self.clone(), from_seq)
     }
 
     /// Whether this live stream has been without a reader for its whole grace time: the lingering one's own, or

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::log::{Entry, State, StreamLog};
-use super::size::payload_bytes;
+use super::entry::{Entry, payload_bytes};
+use super::log::{State, StreamLog};
 use crate::error::ErrorKind;
 use crate::protocol::{ErrorInfo, Event, TokenEvent, Usage};
 
@@ -51,12 +51,15 @@ impl Gap {
     }
 }
 
-impl StreamReader {
-    pub(super) fn new(log: Arc<StreamLog>, next_seq: u64) -> Self {
-        let changed = log.progress.subscribe();
-        Self { log, next_seq, changed }
+impl StreamLog {
+    /// A reader whose next event is number `from_seq`.
+    pub fn reader(self: &Arc<Self>, from_seq: u64) -> StreamReader {
+        self.join();
+        StreamReader { log: self.clone(), next_seq: from_seq, changed: self.progress.subscribe() }
     }
+}
 
+impl StreamReader {
     /// Waits until an event is there to take; `false` once the terminal event was given. Cancel-safe.
     pub async fn ready(&mut self) -> bool {
         loop {

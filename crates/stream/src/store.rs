@@ -29,7 +29,8 @@ use tokio::sync::oneshot;
 pub use records::{StoredStream, StreamRecord};
 
 use self::records::Opened;
-use super::log::{Entry, StreamLog};
+use super::entry::Entry;
+use super::log::StreamLog;
 use crate::error::{Error, Result};
 use crate::protocol::{Epoch, Event, StreamId};
 
