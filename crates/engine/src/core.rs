@@ -17,20 +17,20 @@ use std::time::Duration;
 
 use self::generation::{End, Generation, Turn};
 use super::constrain::{Constrained, Question};
+use super::held::Held;
 use super::lease::{Gauges, Lease};
-use super::masks::{Job, MaskWait, Masks};
+use super::masks::{Job, Masks};
 use super::output::Output;
+use super::parts::CoreParts;
 use super::pooling::Pooling;
-use super::queue::{Entry, Pulled, Queue};
+use super::queue::{Entry, Pulled};
 use super::scheduler::{Newcomer, Scheduler, SchedulerLimits};
 use super::sequence::Sequence;
-use super::takeover::{self, Held};
-use crate::metrics::Metrics;
+use super::takeover;
 use crate::sampling::{Sampler, SeenTokens};
-use tallow_model::text::Tokenizer;
 use tallow_model::{Batch, Model};
 use tallow_stream::error::{Error, ErrorKind, Result};
-use tallow_stream::protocol::{Event, StreamId, Task, TokenId};
+use tallow_stream::protocol::{Event, StreamId, Task};
 
 /// One worker's model, sequences and scratch.
 pub struct EngineCore {
@@ -49,23 +49,6 @@ pub struct EngineCore {
     /// Hidden states of one sequence.
     states: Vec<f32>,
     gauges: Gauges,
-}
-
-/// What a worker's core shares with the rest of the engine.
-#[derive(Debug, Clone)]
-pub struct CoreParts {
-    /// Bounds of a step.
-    pub limits: SchedulerLimits,
-    /// Where work comes from.
-    pub queue: Arc<Queue>,
-    /// Tokens to bytes.
-    pub tokenizer: Arc<Tokenizer>,
-    /// The vocabulary's own stop tokens.
-    pub end_of_generation: Arc<[TokenId]>,
-    /// What is counted.
-    pub metrics: Arc<Metrics>,
-    /// How long steps wait for masks.
-    pub mask_wait: MaskWait,
 }
 
 /// What a step came to.

@@ -15,8 +15,8 @@ use std::time::Instant;
 
 use super::Engine;
 use super::config::EngineConfig;
-use super::core::CoreParts;
 use super::masks::MaskWait;
+use super::parts::CoreParts;
 use super::queue::Queue;
 use super::turns::Turns;
 use super::worker::{self, Shared};

@@ -23,9 +23,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::config::EngineConfig;
-use super::core::{CoreParts, EngineCore, Step};
+use super::core::{EngineCore, Step};
+use super::held::Held;
 use super::lease::Lease;
-use super::takeover::{self, Held};
+use super::parts::CoreParts;
+use super::takeover;
 use super::turns::Turns;
 use tallow_model::{Model, ModelFactory, ModelSpec};
 use tallow_stream::error::{Error, Result};

@@ -3,16 +3,16 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::CoreParts;
 use crate::constrain::{self, Answer, Constrained, Question};
+use crate::held::SETTLED_TOKENS;
 use crate::masks::Masks;
 use crate::metrics::Metrics;
 use crate::output::Output;
+use crate::parts::CoreParts;
 use crate::pooling::Pooling;
 use crate::sampling::grammar::Next;
 use crate::sampling::{Draw, Sampled, Sampler, SeenTokens, TokenMask};
 use crate::scheduler::{Planned, Scheduler};
-use crate::takeover::SETTLED_TOKENS;
 use crate::writer::Writer;
 use tallow_stream::error::{Error, ErrorKind, Result};
 use tallow_stream::protocol::{Event, FinishReason, SamplingParams, Tenant, TokenId, TokenLogprob};

@@ -2,7 +2,7 @@
 
 use super::{Entry, Phase, Queue};
 use crate::cache::HashChain;
-use crate::takeover::Origin;
+use crate::held::Origin;
 use crate::writer::Writer;
 use tallow_stream::error::ErrorKind;
 
