@@ -8,7 +8,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::auth::Caller;
+use super::caller::Caller;
 use super::many::{MESSAGES_MAX, Many};
 use super::problem::Problem;
 use super::{App, answer, body, fields};

@@ -17,7 +17,7 @@ use super::chat_answer::Answer;
 use super::chat_chunks::ChatChunks;
 use super::chat_types::{ChatRequest, Choice, Completion, Logprobs};
 use super::usage_sum::{UsageShown, UsageSum};
-use crate::api::auth::Caller;
+use crate::api::caller::Caller;
 use crate::api::fold::Folded;
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;

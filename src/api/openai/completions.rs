@@ -14,7 +14,7 @@ use futures_util::future::join_all;
 use super::completion_chunks::{CompletionChunks, Echo, Shared};
 use super::completion_types::{CompletionRequest, TextChoice, TextCompletion, TextLogprobs};
 use super::usage_sum::{UsageShown, UsageSum};
-use crate::api::auth::Caller;
+use crate::api::caller::Caller;
 use crate::api::fold::Folded;
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;

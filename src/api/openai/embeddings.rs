@@ -7,7 +7,7 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use serde::{Deserialize, Serialize};
 
 use super::completion_types::Prompts;
-use crate::api::auth::Caller;
+use crate::api::caller::Caller;
 use crate::api::problem::Problem;
 use crate::api::{App, answer, body, queue_timeout};
 use crate::error::Error;

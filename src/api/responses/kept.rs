@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::assembly::Assembly;
-use super::store::Described;
+use super::described::Described;
 use crate::protocol::StreamId;
 use crate::text::Tokenizer;
 

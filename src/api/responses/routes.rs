@@ -10,13 +10,13 @@ use axum::{Extension, Json};
 use serde_json::{Value, json};
 
 use super::assembly::Assembly;
+use super::described::Described;
 use super::events::ResponseEvents;
 use super::input;
 use super::reading;
 use super::request::{self, Asked, CreateFields};
-use super::store::Described;
 use crate::api::answer::Blocks;
-use crate::api::auth::Caller;
+use crate::api::caller::Caller;
 use crate::api::disconnect::{self, LINGER_DEFAULT};
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;
