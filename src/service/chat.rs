@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::prompt::Room;
+use super::room::Room;
 use super::template::{ChatTemplate, json_for_prompt};
 use super::tool_grammar::{self, ToolGrammar};
 use crate::error::{Error, Result};

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::prompt::{self, Room};
+use super::prompt;
+use super::room::Room;
 use super::validate::{self, Limits};
 use super::{Served, Service};
 use crate::engine::Load;
@@ -261,7 +262,7 @@ impl Embedder<'_> {
 /// What takes the text or the tokens out of a request, as tokens of the model that is to embed them.
 fn tokens_of(embedder: Embedder<'_>) -> impl Fn(&mut GenerateRequest) -> Result<Vec<TokenId>> + Send + 'static {
     let embedder = match embedder {
-        Embedder::Decoder(served) => Ok((served.tokenizer.clone(), prompt::room(served))),
+        Embedder::Decoder(served) => Ok((served.tokenizer.clone(), Room::of(served))),
         Embedder::Encoder(encoder) => Err(encoder.pool.encoder().clone()),
     };
     move |request| match (&embedder, &mut request.prompt) {

@@ -13,7 +13,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Readiness, Residence, Served, validate};
+use super::rule::shown;
+use super::{Readiness, Residence, Served};
 use crate::error::{Error, ErrorKind, Result};
 
 /// When models are loaded and unloaded.
@@ -104,7 +105,7 @@ impl Models {
         let Some(name) = name else { return Ok(self.default_model()) };
         self.all.iter().find(|served| served.answers_to(name)).ok_or_else(|| {
             let names: Vec<String> = self.all.iter().map(|served| format!("{:?}", served.name())).collect();
-            let message = format!("`model` must be {}, got {}", names.join(" or "), validate::shown(name));
+            let message = format!("`model` must be {}, got {}", names.join(" or "), shown(name));
             Error::new(ErrorKind::ModelNotFound, message).with_param("model")
         })
     }
