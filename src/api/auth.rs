@@ -115,6 +115,7 @@ fn refused(problem: Problem) -> Response {
 mod tests {
     use super::*;
     use crate::protocol::Tenant;
+    use axum::http::HeaderMap;
 
     #[test]
     fn a_key_is_found_by_all_of_its_bytes() {

@@ -80,7 +80,7 @@ struct DetokenizeRequest {
 
 /// The text on the wire.
 #[derive(Debug, Serialize)]
-struct Text {
+struct DetokenizedText {
     prompt: String,
 }
 
@@ -158,5 +158,5 @@ pub async fn detokenize(
     };
     let ((model, tokens), _held) = body.parse(&app, tenant, read).await?;
     let prompt = app.service.text_of(&owner, model, tokens).await?;
-    answer::json(&app, tenant, prompt.len(), move || Ok(Text { prompt })).await
+    answer::json(&app, tenant, prompt.len(), move || Ok(DetokenizedText { prompt })).await
 }

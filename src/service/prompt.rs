@@ -138,6 +138,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::error::ErrorKind;
     use crate::protocol::Owner;
     use crate::text::{Scheme, TokenKind, Vocab};
 

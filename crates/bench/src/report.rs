@@ -10,7 +10,7 @@ use super::newcomer::NewcomerReport;
 use super::percentiles::Percentiles;
 use super::plan::{Level, Slo};
 use super::probe::ProbeReport;
-use super::record::Resumed;
+use super::record::ResumedReport;
 use super::slow::SlowReport;
 use super::tally::ErrorCount;
 
@@ -104,7 +104,7 @@ pub struct LevelReport {
     /// Arrivals of an open loop that waited in the generator.
     pub held_arrivals: u64,
     /// In mode reconnect.
-    pub resumed: Option<Resumed>,
+    pub resumed: Option<ResumedReport>,
     /// In mode cancel.
     pub left: Option<LeftReport>,
     /// In mode slow-reader.
@@ -227,7 +227,7 @@ impl Report {
             }
             let mut resumed = server.levels.iter().filter_map(|level| level.resumed);
             if let Some(found) = resumed.find(|resumed| !resumed.is_whole()) {
-                let Resumed { lost, doubled, different, gaps, .. } = found;
+                let ResumedReport { lost, doubled, different, gaps, .. } = found;
                 return Err(format!(
                     "resumed streams of {} are not whole: {lost} events lost, {doubled} doubled, {different} different, \
                      {gaps} gaps",

@@ -22,12 +22,12 @@ use tallow_stream::protocol::TokenId;
 pub struct EncoderPool {
     encoder: Arc<Encoder>,
     jobs: SyncSender<Job>,
-    shared: Arc<Shared>,
+    shared: Arc<EncoderShared>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// What the thread and its callers both see.
-struct Shared {
+struct EncoderShared {
     metrics: Arc<Metrics>,
     began: Instant,
     // A std mutex: it is held for a few additions.
@@ -58,7 +58,7 @@ impl EncoderPool {
     pub fn start(encoder: Encoder, queue_max: usize, metrics: Arc<Metrics>) -> Result<Self> {
         let encoder = Arc::new(encoder);
         let (jobs, received) = sync_channel(queue_max.max(1));
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(EncoderShared {
             metrics,
             began: Instant::now(),
             rate: Mutex::default(),
@@ -136,7 +136,7 @@ fn stopped() -> Error {
     Error::new(ErrorKind::Unavailable, "the server is shutting down")
 }
 
-impl Shared {
+impl EncoderShared {
     fn now(&self) -> Duration {
         self.began.elapsed()
     }
@@ -160,7 +160,7 @@ impl Shared {
 }
 
 /// The thread, until there is an end.
-fn run(encoder: &Encoder, jobs: &Receiver<Job>, shared: &Shared) {
+fn run(encoder: &Encoder, jobs: &Receiver<Job>, shared: &EncoderShared) {
     while let Ok(job) = jobs.recv() {
         if shared.is_stopped.load(Ordering::Acquire) {
             // This text and those that wait are dropped with the channel, and their callers hear of it.
@@ -172,7 +172,7 @@ fn run(encoder: &Encoder, jobs: &Receiver<Job>, shared: &Shared) {
     }
 }
 
-fn answer(encoder: &Encoder, text: Text, shared: &Shared) {
+fn answer(encoder: &Encoder, text: Text, shared: &EncoderShared) {
     let Text { tokens, deadline, vector } = text;
     let num_tokens = tokens.len();
     if vector.is_closed() {

@@ -55,7 +55,7 @@ pub use turns::Turns;
 
 use self::queue::Queue;
 use self::scheduler::Scheduler;
-use self::worker::Shared;
+use self::worker::WorkerShared;
 use crate::cache::{BLOCK_SIZE, HashChain};
 use crate::metrics::Metrics;
 use crate::sampling::grammar::GrammarCompiler;
@@ -67,7 +67,7 @@ use tallow_stream::protocol::{Event, Task, Tenant, ValidRequest};
 
 /// A pool of workers behind a queue.
 pub struct Engine {
-    shared: Arc<Shared>,
+    shared: Arc<WorkerShared>,
     spec: ModelSpec,
     grammars: Arc<GrammarCompiler>,
     threads: Mutex<Vec<JoinHandle<()>>>,

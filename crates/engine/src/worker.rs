@@ -37,7 +37,7 @@ use tallow_stream::error::{Error, Result};
 const HUNG_PER_ABANDONED_MAX: u64 = 4;
 
 /// What all workers and the engine share.
-pub(super) struct Shared {
+pub(super) struct WorkerShared {
     pub config: EngineConfig,
     /// None while the model is not loaded.
     pub factory: Mutex<Option<ModelFactory>>,
@@ -142,7 +142,7 @@ impl Status {
     }
 }
 
-impl Shared {
+impl WorkerShared {
     /// Gives up workers that hang, and starts others in their place. Called a few times a second.
     pub(super) fn watch(self: &Arc<Self>) -> Vec<JoinHandle<()>> {
         let now = self.parts.queue.now();
@@ -254,7 +254,7 @@ impl Lost {
 }
 
 /// A worker's life. `loaded` hears once whether the first load went well; if not, that was it.
-fn run(shared: &Shared, index: usize, loaded: SyncSender<Result<ModelSpec>>) {
+fn run(shared: &WorkerShared, index: usize, loaded: SyncSender<Result<ModelSpec>>) {
     let exit = Exit { shared, is_replaced: false };
     let worker = Worker { shared, index, status: &shared.statuses[index] };
     let first = worker.load();
@@ -285,7 +285,7 @@ impl Left {
 
 /// Counts a worker out however its thread ends, by a panic outside of a step too.
 struct Exit<'a> {
-    shared: &'a Shared,
+    shared: &'a WorkerShared,
     /// Whether another thread counts in its stead.
     is_replaced: bool,
 }
@@ -303,7 +303,7 @@ impl Drop for Exit<'_> {
 }
 
 struct Worker<'a> {
-    shared: &'a Shared,
+    shared: &'a WorkerShared,
     index: usize,
     status: &'a Status,
 }
@@ -425,7 +425,7 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
 /// # Errors
 /// If the system gives no thread.
 pub(super) fn spawn(
-    shared: &Arc<Shared>,
+    shared: &Arc<WorkerShared>,
     index: usize,
     loaded: SyncSender<Result<ModelSpec>>,
 ) -> io::Result<JoinHandle<()>> {
@@ -443,7 +443,7 @@ mod tests {
     use tallow_model::text::Tokenizer;
 
     /// With one worker, whose thread is not started.
-    fn shared() -> Shared {
+    fn shared() -> WorkerShared {
         let (config, metrics) = (EngineConfig::default(), Arc::new(Metrics::default()));
         let parts = CoreParts {
             limits: config.scheduler_limits(),
@@ -453,7 +453,7 @@ mod tests {
             metrics,
             mask_wait: MaskWait::Grace,
         };
-        Shared {
+        WorkerShared {
             config,
             factory: Mutex::new(Some(StubModel::factory(StubConfig::default()))),
             parts,

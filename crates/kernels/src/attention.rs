@@ -19,8 +19,8 @@
 
 use std::ops::Range;
 
-use super::activations::Output;
-use super::attend::{ROWS, Row, View, attend_1, attend_2, attend_3, attend_4};
+use super::activations::StageOutput;
+use super::attend::{QueryRow, ROWS, View, attend_1, attend_2, attend_3, attend_4};
 use super::attention_shape::{AttentionShape, KV_BLOCK, KvLayer, Ragged};
 use super::kv_write::Shares;
 use super::pool::{Pool, SharedMut, for_rows};
@@ -46,13 +46,13 @@ pub fn attention(
     batch: &Ragged<'_>,
     kv: &mut KvLayer,
     qkv: &mut [f32],
-    out: Output<'_>,
+    out: StageOutput<'_>,
 ) {
     let &AttentionShape { num_heads, num_kv_heads, head_dim, .. } = shape;
     let (num_tokens, group, out_width) = (batch.positions.len(), num_heads / num_kv_heads, num_heads * head_dim);
     let shares = Shares::new(shape, batch, kv, qkv);
-    let plan = Plan::new(batch, num_kv_heads);
-    let Output { x: out, mut quantized } = out;
+    let plan = TilePlan::new(batch, num_kv_heads);
+    let StageOutput { x: out, mut quantized } = out;
     assert_eq!(out.len(), num_tokens * out_width, "output of {num_tokens} tokens");
     // Then nobody reads what another thread's token writes: with a hundred jobs a step, one less is felt.
     let stores = num_tokens == plan.num_seqs();
@@ -66,7 +66,7 @@ pub fn attention(
     let rounding = quantized.as_mut().filter(|_| is_whole_blocks).map(|q| q.replace(num_tokens, out_width));
     let shared_out = SharedMut::new(&mut *out);
     pool.run(plan.num_tiles(), |tile| {
-        let Place { tokens, head, .. } = plan.place(tile);
+        let Tile { tokens, head, .. } = plan.place(tile);
         if stores {
             // SAFETY: this is the only tile of this token and this head.
             unsafe { shares.store(isa, shape, batch, tokens.start, head) };
@@ -95,28 +95,28 @@ pub fn attention(
 unsafe fn attend_tile(
     isa: Isa,
     shape: &AttentionShape,
-    plan: &Plan<'_>,
+    plan: &TilePlan<'_>,
     shares: &Shares<'_>,
     tile: usize,
     out: SharedMut<'_, f32>,
 ) {
     let &AttentionShape { num_heads, num_kv_heads, head_dim, window, .. } = shape;
     let (group, out_width) = (num_heads / num_kv_heads, num_heads * head_dim);
-    let Place { tokens, head, table } = plan.place(tile);
+    let Tile { tokens, head, table } = plan.place(tile);
     let row = |i: usize| {
         let (token, query_head) = (tokens.start + i / group, head * group + i % group);
         // SAFETY: the caller's word.
         unsafe {
             let q = shares.qkv.read(shares.query(shape, token, query_head), head_dim);
             let out = out.slice(token * out_width + query_head * head_dim, head_dim);
-            Row { q, position: plan.batch.positions[token] as usize, out }
+            QueryRow { q, position: plan.batch.positions[token] as usize, out }
         }
     };
     let num_rows = tokens.len() * group;
     let reads_once = num_rows <= ROWS;
     let mut view = View { kv: shares, head, num_kv_heads, head_dim, table, window, reads_once, then: None };
     if reads_once && tile + 1 < plan.num_tiles() {
-        let Place { tokens, head, table } = plan.place(tile + 1);
+        let Tile { tokens, head, table } = plan.place(tile + 1);
         let position = (plan.batch.positions[tokens.start] as usize + 1).saturating_sub(window.unwrap_or(usize::MAX));
         view.then = Some(View { head, table, ..view }.offset(position / KV_BLOCK));
     }
@@ -133,21 +133,21 @@ unsafe fn attend_tile(
 }
 
 /// A batch cut into tiles: some tokens of a sequence for one KV head.
-struct Plan<'a> {
+struct TilePlan<'a> {
     batch: &'a Ragged<'a>,
     num_kv_heads: usize,
     /// By sequence, and the number of all.
     first_tile: Vec<usize>,
 }
 
-struct Place<'a> {
+struct Tile<'a> {
     tokens: Range<usize>,
     head: usize,
     /// The sequence's blocks.
     table: &'a [u32],
 }
 
-impl<'a> Plan<'a> {
+impl<'a> TilePlan<'a> {
     fn new(batch: &'a Ragged<'a>, num_kv_heads: usize) -> Self {
         let num_seqs = batch.cu_seqlens.len() - 1;
         let mut first_tile = Vec::with_capacity(num_seqs + 1);
@@ -170,14 +170,14 @@ impl<'a> Plan<'a> {
         self.first_tile[self.num_seqs()]
     }
 
-    fn place(&self, tile: usize) -> Place<'a> {
+    fn place(&self, tile: usize) -> Tile<'a> {
         let Self { batch, num_kv_heads, first_tile } = self;
         let seq = first_tile.partition_point(|first| *first <= tile) - 1;
         let (head, chunk) = ((tile - first_tile[seq]) % num_kv_heads, (tile - first_tile[seq]) / num_kv_heads);
         let first = batch.cu_seqlens[seq] as usize + chunk * QUERIES_PER_TILE;
         let last = (first + QUERIES_PER_TILE).min(batch.cu_seqlens[seq + 1] as usize);
         let table = &batch.block_tables[batch.cu_blocks[seq] as usize..batch.cu_blocks[seq + 1] as usize];
-        Place { tokens: first..last, head, table }
+        Tile { tokens: first..last, head, table }
     }
 }
 

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use super::entry::{Entry, event_bytes};
 use super::feed::{Feed, Happening};
-use super::progress::Progress;
+use super::progress::ReaderProgress;
 use super::{CancelCause, StreamStatus, StreamStore};
 use crate::error::ErrorKind;
 use crate::protocol::{Event, OnDisconnect, StreamId, Tenant};
@@ -34,13 +34,13 @@ pub struct StreamLog {
     is_restored: bool,
     clock: Clock,
     // A std mutex: it is held for a push or a clone, never across an await.
-    state: Mutex<State>,
+    state: Mutex<LogState>,
     /// Memory of the events, roughly; read by the table without the lock.
     num_bytes: AtomicUsize,
     /// Most of them; beyond, the oldest events go. The table sets it.
     num_bytes_max: AtomicUsize,
     /// What readers may see, for them to look at and wait on.
-    pub(super) progress: Progress,
+    pub(super) progress: ReaderProgress,
     /// Choices of the same request, which end with it when somebody asks for its end by name.
     followers: Mutex<Vec<Weak<StreamLog>>>,
     /// Where its events are kept, if anywhere but here.
@@ -52,7 +52,7 @@ pub struct StreamLog {
 }
 
 #[derive(Default)]
-pub(super) struct State {
+pub(super) struct LogState {
     /// The events that are kept.
     pub(super) entries: VecDeque<Entry>,
     /// How many went before them: the sequence number of the first that is kept.
@@ -71,7 +71,7 @@ pub(super) struct State {
     orphaned_at_ms: Option<u64>,
 }
 
-impl State {
+impl LogState {
     fn terminal(&self) -> Option<&Entry> {
         self.entries.back().filter(|e| e.event.is_terminal())
     }
@@ -130,8 +130,8 @@ impl StreamLog {
         let is_cancelled =
             entries.last().is_some_and(|e| matches!(&e.event, Event::Error(info) if info.kind == ErrorKind::Cancelled));
         let cancelled = is_cancelled.then_some(CancelCause::Requested);
-        let state = State { entries: entries.into(), started, cancelled, ..State::default() };
-        let progress = Progress::default();
+        let state = LogState { entries: entries.into(), started, cancelled, ..LogState::default() };
+        let progress = ReaderProgress::default();
         progress.set(state.num_visible(), state.is_over());
         Arc::new(Self {
             id,
@@ -402,7 +402,7 @@ impl StreamLog {
         }
     }
 
-    fn cancel_in(&self, mut state: MutexGuard<'_, State>, cause: CancelCause) -> bool {
+    fn cancel_in(&self, mut state: MutexGuard<'_, LogState>, cause: CancelCause) -> bool {
         let is_first = state.cancelled.is_none() && state.terminal().is_none();
         let mut hook = None;
         if is_first {
@@ -450,10 +450,9 @@ impl StreamLog {
         }
     }
 
-    /// Whether this live stream has been without a reader for its whole grace time: the lingering one's own, or
-    /// `unread_grace_ms` for one that its last reader's leaving would cancel but that nobody has come to read. The
-    /// first call that finds it alone starts the grace.
-    pub(super) fn has_outlingered(&self, now_ms: u64, unread_grace_ms: u64) -> bool {
+    /// Goes on with the grace of a live stream that has no reader, or starts it; true once it is over. The grace is the lingering
+    /// stream's own, or `unread_grace_ms` for one that its last reader's leaving would cancel but that nobody has come to read.
+    pub(super) fn linger_on(&self, now_ms: u64, unread_grace_ms: u64) -> bool {
         let mut state = self.lock();
         let grace_ms = match self.on_disconnect {
             // Whoever made it has yet to come.
@@ -469,7 +468,7 @@ impl StreamLog {
         now_ms.saturating_sub(since_ms) >= grace_ms
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, LogState> {
         // A panic while pushing leaves a valid queue behind, so the poison says nothing.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

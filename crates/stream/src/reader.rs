@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::entry::{Entry, payload_bytes};
-use super::log::{State, StreamLog};
+use super::log::{LogState, StreamLog};
 use crate::error::ErrorKind;
 use crate::protocol::{ErrorInfo, Event, TokenEvent, Usage};
 
@@ -140,7 +140,7 @@ impl StreamReader {
 }
 
 /// The run of visible token events from `index` on as one event, if it is `backlog_min` long.
-fn merged(state: &State, index: usize, backlog_min: usize) -> Option<Entry> {
+fn merged(state: &LogState, index: usize, backlog_min: usize) -> Option<Entry> {
     let num_visible = (state.num_visible() - state.num_trimmed) as usize;
     let rest = state.entries.range(index..num_visible);
     let tokens = rest.clone().take(MERGED_EVENTS_MAX).take_while(|e| matches!(e.event, Event::Token(_)));

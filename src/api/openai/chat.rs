@@ -68,7 +68,7 @@ struct Asked {
 }
 
 fn read(json: &[u8], owner: Arc<Owner>) -> Result<Asked, Problem> {
-    let fields::Shared { sampling, stop, num_choices } = fields::chat(json, KNOWN)?;
+    let fields::SharedFields { sampling, stop, num_choices } = fields::chat(json, KNOWN)?;
     let structured = structured::constraint(json)?;
     let mut chat: ChatRequest = body::parse(json)?;
     let stream = chat.stream.unwrap_or(false);

@@ -37,12 +37,12 @@ impl Default for ResponseLimits {
 pub struct ResponseStore {
     limits: ResponseLimits,
     // A std mutex: held for map operations only.
-    inner: Mutex<Inner>,
+    inner: Mutex<StoredResponses>,
     kept: KeptResponses,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct StoredResponses {
     slots: HashMap<StreamId, Slot>,
     num_since_sweep: usize,
     next_order: u64,
@@ -132,13 +132,13 @@ impl ResponseStore {
         drop(slot);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, StoredResponses> {
         // Every change is a whole map operation, so a panic elsewhere leaves nothing half done.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Inner {
+impl StoredResponses {
     fn make_room(&mut self, tenant: Tenant, more: usize, limits: ResponseLimits, table: &StreamTable) -> Result<()> {
         let own = self.slots.iter().filter(|(_, slot)| slot.tenant == tenant);
         let mut own: Vec<_> = own.map(|(id, slot)| (slot.order, *id, slot.num_bytes)).collect();

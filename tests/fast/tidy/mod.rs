@@ -6,6 +6,7 @@ mod floors;
 mod licences;
 mod rules;
 mod source;
+mod words;
 
 use std::path::Path;
 use std::process::Command;
@@ -108,6 +109,12 @@ const SRC_RULES: &[(&str, Rule, Example, Example)] = &[
         ("src/engine/a.rs", "let (a, b) = mpsc::unbounded_channel();"),
         ("src/engine/a.rs", "// nothing here is unbounded"),
     ),
+    (
+        "questions change nothing",
+        rules::questions_change_nothing,
+        ("src/api/a.rs", "async fn is_over(&'a mut self) -> bool { true }"),
+        ("src/api/a.rs", "fn is_over(&self, with: &mut Self) {}\nfn take(&mut self) {}\ntype F = fn(&mut A);"),
+    ),
 ];
 
 type Example = (&'static str, &'static str);
@@ -194,6 +201,13 @@ fn files_of_a_folder_do_not_go_in_circles() {
     let sources = sources(&["src/", "crates/"]);
     assert_none("circles", &circles::circles(&sources));
     assert_none("circles that the rule excuses", &circles::broken_circles(&sources));
+}
+
+#[test]
+fn a_name_of_a_type_leads_to_one_place() {
+    let sources = sources(&["src/", "crates/"]);
+    assert_none("names of types", &words::names_are_unique(&sources));
+    assert_none("names that the rule excuses", &words::excuses_are_needed(&sources));
 }
 
 #[test]

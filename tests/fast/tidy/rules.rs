@@ -142,6 +142,21 @@ pub fn channels_are_bounded(source: &Source) -> Vec<Finding> {
     findings
 }
 
+/// A function that is named as a question changes nothing: its reader would not look for a change there.
+pub fn questions_change_nothing(source: &Source) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for at in source.words("fn") {
+        let rest = source.code[at + "fn".len()..].trim_start();
+        let Some((name, parameters)) = rest.split_once('(') else { continue };
+        let is_question = name.starts_with("is_") || name.starts_with("has_");
+        let receiver = parameters.split([',', ')']).next().unwrap_or("").trim();
+        if is_question && receiver.starts_with('&') && receiver.ends_with("mut self") {
+            findings.push(Finding::new(source, at, format!("`{name}` asks and changes: name what it does")));
+        }
+    }
+    findings
+}
+
 /// Nothing half-done.
 pub fn nothing_is_left_over(source: &Source) -> Vec<Finding> {
     let macros = ["todo!", "unimplemented!", "dbg!"].into_iter().flat_map(|word| source.words(word));

@@ -76,7 +76,7 @@ impl DecoderOptions {
 }
 
 /// What is known of a model without its weights.
-pub struct Described {
+pub struct DescribedModel {
     /// The architecture's description.
     pub config: Arc<ModelConfig>,
     /// What the engine must know.
@@ -106,13 +106,13 @@ impl DecoderWeights {
     ///
     /// # Errors
     /// If the architecture is not supported, or the KV memory cannot hold one block.
-    pub fn describe(gguf: &Arc<Gguf>, options: &DecoderOptions) -> Result<Described> {
+    pub fn describe(gguf: &Arc<Gguf>, options: &DecoderOptions) -> Result<DescribedModel> {
         let config = ModelConfig::from_gguf(gguf, options.max_model_len)?;
         let spec = spec(&config, options)?;
         // Once more with what the KV memory really allows: rope factors may depend on it.
         let config = Arc::new(ModelConfig::from_gguf(gguf, Some(spec.max_model_len))?);
         let isa = Isa::from_env().map_err(kernel_error)?;
-        Ok(Described { config, spec, isa })
+        Ok(DescribedModel { config, spec, isa })
     }
 
     /// Loads a file's weights.
@@ -120,7 +120,7 @@ impl DecoderWeights {
     /// # Errors
     /// As [`Self::describe`], and if a tensor is missing or misshapen (the message names it).
     pub fn load(gguf: &Arc<Gguf>, options: &DecoderOptions) -> Result<Self> {
-        let Described { config, spec, isa } = Self::describe(gguf, options)?;
+        let DescribedModel { config, spec, isa } = Self::describe(gguf, options)?;
         let loaded = match &options.compute {
             Compute::Cpu { num_threads, .. } => {
                 let mut pool = Pool::new(*num_threads);
