@@ -13,6 +13,7 @@ use super::weights::{LayerTensors, Matrix, Tensors};
 use super::{ActivationType, kernel_error};
 use crate::Batch;
 use crate::config::ModelConfig;
+use crate::device::OrDevice;
 use crate::gguf::Gguf;
 use tallow_kernels::{
     Activations, AttentionShape, DistinctSlots, Isa, KvLayer, KvStore, MatrixInput, MatrixPart, Memory, Norm, Packed,
@@ -270,9 +271,9 @@ impl Fused {
         let states = match states {
             Some(states) if num_tokens <= states.h.dims()[0] => states,
             // The largest batch so far; the scheduler bounds how large they get.
-            _ => states.insert(States::new(&weights.config, num_tokens)?),
+            _ => states.insert(States::new(&weights.config, num_tokens).or_device()?),
         };
-        let states = states.rows(num_tokens)?;
+        let states = states.rows(num_tokens).or_device()?;
         for (from, to) in &batch.copies {
             kv.layers.iter_mut().for_each(|layer| layer.copy_block(from.0 as usize, to.0 as usize));
         }
@@ -281,11 +282,7 @@ impl Fused {
         weights.embed(batch, &step.states.h)?;
         for (i, (layer, kv)) in weights.layers.iter().zip(&mut kv.layers).enumerate() {
             let next = weights.layers.get(i + 1).map_or(weights.head.addresses(), Layer::qkv_addresses);
-            step.norm_qkv(layer)?;
-            step.attention(layer, kv)?;
-            step.attn_output(layer)?;
-            step.norm_gate_up(layer)?;
-            step.down(layer, next)?;
+            step.run(layer, kv, next).or_device()?;
         }
         weights.logits(&step.states.h, batch, step.cpu.into_inner(), logits)
     }
@@ -297,7 +294,7 @@ impl Fused {
         let (storage, layout) = left.h.storage_and_layout();
         let Storage::Cpu(storage) = &*storage else { unreachable!("fused stages run on the CPU") };
         let hidden = weights.config.hidden_size;
-        let h = &floats(storage, layout)?[rows.start * hidden..rows.end * hidden];
+        let h = &floats(storage, layout).or_device()?[rows.start * hidden..rows.end * hidden];
         let norm = Norm { weight: &weights.final_norm, eps: weights.config.norm_eps };
         states.resize(h.len(), 0.0);
         rms_norm(cpu.isa, &mut cpu.pool, h, norm, states);
@@ -319,6 +316,15 @@ struct LayerStep<'a> {
 impl LayerStep<'_> {
     fn norm<'w>(&self, weight: &'w [f32]) -> Norm<'w> {
         Norm { weight, eps: self.config.norm_eps }
+    }
+
+    /// All stages of a layer; `next` is what the layer after it reads first.
+    fn run(&self, layer: &Layer, kv: &mut KvLayer, next: Range<*const u8>) -> CandleResult<()> {
+        self.norm_qkv(layer)?;
+        self.attention(layer, kv)?;
+        self.attn_output(layer)?;
+        self.norm_gate_up(layer)?;
+        self.down(layer, next)
     }
 
     /// `h -> qkv`
@@ -405,7 +411,7 @@ impl Weights {
                 }
             }
         };
-        Ok(h.inplace_op1(&Stage { name: "embed", run })?)
+        h.inplace_op1(&Stage { name: "embed", run }).or_device()
     }
 
     /// Only the wanted rows go through the last norm and the head.
@@ -418,7 +424,7 @@ impl Weights {
         let hidden = self.config.hidden_size;
         let (storage, layout) = h.storage_and_layout();
         let Storage::Cpu(storage) = &*storage else { unreachable!("fused stages run on the CPU") };
-        let h = floats(storage, layout)?;
+        let h = floats(storage, layout).or_device()?;
         let mut rows = Vec::with_capacity(batch.logits_indices.len() * hidden);
         for index in &batch.logits_indices {
             rows.extend_from_slice(&h[*index as usize * hidden..][..hidden]);

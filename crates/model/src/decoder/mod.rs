@@ -14,6 +14,7 @@ use std::sync::atomic::AtomicU64;
 use candle_core::Device;
 
 use super::config::ModelConfig;
+use super::device::OrDevice;
 use super::gguf::Gguf;
 use super::{Batch, Model, ModelSpec};
 use rope::Rope;
@@ -156,7 +157,9 @@ impl DecoderWeights {
             (Loaded::Fused(weights), Compute::Cpu { num_threads, activations }) => Stages::Fused(Box::new(
                 fused::Fused::new(weights.clone(), num_blocks, self.isa, Pool::new(*num_threads), *activations)?,
             )),
-            (Loaded::Composed(weights), _) => Stages::Composed(composed::Composed::new(weights.clone(), num_blocks)?),
+            (Loaded::Composed(weights), _) => {
+                Stages::Composed(composed::Composed::new(weights.clone(), num_blocks).or_device()?)
+            }
             (Loaded::Fused(_), Compute::Composed(_)) => unreachable!("weights are loaded for their engine"),
         };
         let ropes: Vec<Rope> = self.config.ropes.iter().map(|r| Rope::new(r, self.config.rope_dim)).collect();
@@ -243,7 +246,9 @@ impl Model for Decoder {
         self.tables.extend(batch.block_tables.iter().map(|block| block.0));
         match &mut self.stages {
             Stages::Fused(stages) => stages.forward(batch, &self.angles, &self.tables, logits),
-            Stages::Composed(stages) => stages.forward(batch, &self.angles, &self.tables, &self.beat, logits),
+            Stages::Composed(stages) => {
+                stages.forward(batch, &self.angles, &self.tables, &self.beat, logits).or_device()
+            }
         }
     }
 
@@ -251,7 +256,7 @@ impl Model for Decoder {
         assert!(rows.end <= batch.num_tokens(), "a row outside the batch");
         match &mut self.stages {
             Stages::Fused(stages) => stages.hidden_states(rows, states),
-            Stages::Composed(stages) => stages.hidden_states(rows, states),
+            Stages::Composed(stages) => stages.hidden_states(rows, states).or_device(),
         }
     }
 }
