@@ -5,7 +5,6 @@
 //! Its clock is given to it, and it draws nothing at random. The lock is held for operations on the order and appends
 //! to logs; a log's hook is never called with the log's own lock held, so the order queue, then log, holds.
 
-mod owners;
 mod places;
 mod returned;
 mod room;
@@ -271,6 +270,16 @@ impl Queue {
             self.count_left(&entry);
             return Pulled::Entry(Box::new(entry));
         }
+    }
+
+    /// The owner whose turn comes first among those that wait and are `wanted`.
+    pub(crate) fn next_owner(&self, wanted: impl Fn(Tenant) -> bool) -> Option<Share> {
+        let state = self.lock();
+        if state.waiting.is_empty() {
+            return None;
+        }
+        let heads = state.waiting.heads(OWNERS_SEEN_MAX);
+        heads.into_iter().map(|(_, entry)| entry.share()).find(|share| wanted(share.tenant))
     }
 
     /// Ends the requests whose patience is over, and tells others of their place where it has changed. Called a few

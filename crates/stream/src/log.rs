@@ -6,8 +6,6 @@
 //! A log may be bounded in bytes. Then its oldest events go as new ones come; the numbers of the rest stay, and a
 //! cursor that stands before them is told so.
 
-mod model;
-
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -161,6 +159,17 @@ impl StreamLog {
     pub(super) fn tell(&self, feed: &Arc<Feed>) {
         // Asked for once, by the table.
         let _ = self.feed.set(feed.clone());
+    }
+
+    /// Says which model writes it; the first one said stays. A reader must know with which vocabulary, also once the model is
+    /// unloaded.
+    pub fn set_model(&self, name: Arc<str>) {
+        let _ = self.model.set(name);
+    }
+
+    /// Which model writes it, where that was said.
+    pub fn model(&self) -> Option<&str> {
+        self.model.get().map(|name| &**name)
     }
 
     /// Weak, because the store's thread may be the last to hold a log, and cannot wait for its own end.
