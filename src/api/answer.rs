@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::protocol::Tenant;
 
 /// Answers up to this size are neither counted nor hurried: a connection's buffers take as much.
-pub const SMALL_BYTES: usize = 64 << 10;
+pub(crate) const SMALL_BYTES: usize = 64 << 10;
 
 /// Memory is freed in blocks of this size.
 const BLOCK_BYTES: usize = 32 << 10;
@@ -32,7 +32,7 @@ const BLOCK_BYTES: usize = 32 << 10;
 ///
 /// # Errors
 /// Those of `make`; 429 and 503 where answers take as much memory as they may, or too much waits for the pool.
-pub async fn json<T: Serialize>(
+pub(crate) async fn json<T: Serialize>(
     app: &App,
     tenant: Tenant,
     num_bytes: usize,
@@ -76,7 +76,7 @@ pub struct AnswerBlocks {
 
 impl AnswerBlocks {
     /// A text that is JSON already.
-    pub fn of(json: &str) -> Self {
+    pub(crate) fn of(json: &str) -> Self {
         let mut blocks = Self::default();
         io::Write::write_all(&mut blocks, json.as_bytes()).expect("memory never refuses");
         blocks

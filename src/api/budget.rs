@@ -15,7 +15,7 @@ const OWNER_PART: usize = 2;
 
 /// Memory for one purpose.
 #[derive(Debug)]
-pub struct Budget {
+pub(crate) struct Budget {
     /// What is held, for messages: "request bodies".
     what: &'static str,
     bytes_max: usize,
@@ -39,7 +39,7 @@ pub struct HeldBytes {
 
 impl Budget {
     /// `bytes_max` for all owners together, but never less than what two requests of `largest` bytes need.
-    pub fn new(what: &'static str, bytes_max: usize, largest: usize) -> Arc<Self> {
+    pub(crate) fn new(what: &'static str, bytes_max: usize, largest: usize) -> Arc<Self> {
         let bytes_max = bytes_max.max(largest.saturating_mul(OWNER_PART));
         Arc::new(Self { what, bytes_max, used: Mutex::default() })
     }
@@ -60,7 +60,7 @@ impl HeldBytes {
     ///
     /// # Errors
     /// [`ErrorKind::Overloaded`] if the owner holds its share; [`ErrorKind::Unavailable`] if all of it is held.
-    pub fn grow(&mut self, more: usize) -> Result<()> {
+    pub(crate) fn grow(&mut self, more: usize) -> Result<()> {
         let Budget { what, bytes_max, .. } = *self.budget;
         let owner_bytes_max = bytes_max / OWNER_PART;
         let mut used = self.budget.lock();
@@ -82,12 +82,12 @@ impl HeldBytes {
     }
 
     /// What it holds.
-    pub fn num_bytes(&self) -> usize {
+    pub(crate) fn num_bytes(&self) -> usize {
         self.num_bytes
     }
 
     /// Gives `less` back.
-    pub fn shrink(&mut self, less: usize) {
+    pub(crate) fn shrink(&mut self, less: usize) {
         let less = less.min(self.num_bytes);
         self.num_bytes -= less;
         let mut used = self.budget.lock();

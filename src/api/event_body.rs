@@ -25,7 +25,7 @@ const FRAME_BYTES_MAX: usize = 16 << 10;
 const ROUNDS_MAX: usize = 256;
 
 /// How one kind of client wants to hear of a generation.
-pub trait Dialect: Send + 'static {
+pub(crate) trait Dialect: Send + 'static {
     /// Writes what comes before the first event. Called once.
     fn open(&mut self, out: &mut SseWriter);
 
@@ -49,7 +49,7 @@ pub trait Dialect: Send + 'static {
 }
 
 /// Answers 200 with the events of `reader`, as `dialect` spells them, until the terminal one.
-pub fn respond(reader: StreamReader, dialect: impl Dialect, heartbeat: Duration, readers: &Gauge) -> Response {
+pub(crate) fn respond(reader: StreamReader, dialect: impl Dialect, heartbeat: Duration, readers: &Gauge) -> Response {
     respond_many(vec![(reader, dialect)], heartbeat, readers)
 }
 

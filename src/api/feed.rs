@@ -41,7 +41,7 @@ struct Envelope<'a> {
 ///
 /// # Errors
 /// 403 without an admin key where there are keys; 400 for a cursor that is none.
-pub async fn follow(
+pub(crate) async fn follow(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     query: Result<Query<Vec<(String, String)>>, QueryRejection>,

@@ -79,7 +79,7 @@ struct SamplingFields<L> {
 ///
 /// # Errors
 /// 400 that names the field, or for a body that is no object.
-pub fn check_supported(json: &[u8], supported: &[&str]) -> Result<(), Problem> {
+pub(crate) fn check_supported(json: &[u8], supported: &[&str]) -> Result<(), Problem> {
     let Unsupported(found) = body::parse(json)?;
     match found.iter().find(|name| !supported.contains(&name.as_str())) {
         Some(name) => Err(Problem::unsupported(name, "is not supported by this server")),
@@ -92,7 +92,7 @@ pub fn check_supported(json: &[u8], supported: &[&str]) -> Result<(), Problem> {
 ///
 /// # Errors
 /// 400 for a wrong type, a rule that only JSON can break, or a field that is not supported.
-pub fn sampling(json: &[u8]) -> Result<(SamplingParams, StopParams), Problem> {
+pub(crate) fn sampling(json: &[u8]) -> Result<(SamplingParams, StopParams), Problem> {
     sampling_beside(json, &[])
 }
 
@@ -184,7 +184,7 @@ fn shared<L: for<'de> Deserialize<'de>>(
 
 /// One message of a chat as it came.
 #[derive(Debug, serde::Deserialize)]
-pub struct MessageFields {
+pub(crate) struct MessageFields {
     role: Option<String>,
     content: Option<Content>,
     name: Option<String>,
@@ -198,7 +198,7 @@ pub struct MessageFields {
 ///
 /// # Errors
 /// 400 for a missing role or content and for content that is not text.
-pub fn messages(messages: Vec<MessageFields>) -> Result<Vec<ChatMessage>, Problem> {
+pub(crate) fn messages(messages: Vec<MessageFields>) -> Result<Vec<ChatMessage>, Problem> {
     messages.into_iter().enumerate().map(|(i, m)| message(i, m)).collect()
 }
 

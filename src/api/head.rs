@@ -13,7 +13,7 @@ use crate::stream::{StreamLog, StreamReader};
 ///
 /// # Errors
 /// That of a generation that failed before.
-pub async fn wait(app: &App, logs: impl IntoIterator<Item = &Arc<StreamLog>>) -> Result<(), Problem> {
+pub(crate) async fn wait(app: &App, logs: impl IntoIterator<Item = &Arc<StreamLog>>) -> Result<(), Problem> {
     // The caller's readers stay while these look ahead: the last to leave would cancel a stream.
     let outcomes: Vec<_> = logs.into_iter().map(|log| Box::pin(outcome(log.reader(0)))).collect();
     if outcomes.is_empty() {

@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind};
 use crate::service::Readiness;
 
 /// The process answers.
-pub async fn live() -> Json<Value> {
+pub(crate) async fn live() -> Json<Value> {
     Json(json!({"status": "live"}))
 }
 
@@ -21,7 +21,7 @@ pub async fn live() -> Json<Value> {
 ///
 /// # Errors
 /// 503 with `Retry-After` while starting or draining.
-pub async fn ready(State(app): State<App>) -> Result<Json<Value>, Problem> {
+pub(crate) async fn ready(State(app): State<App>) -> Result<Json<Value>, Problem> {
     let why = match app.service.readiness() {
         Readiness::Ready => return Ok(Json(json!({"status": "ready"}))),
         Readiness::Starting => "no worker is ready: they are starting, or one is being replaced",
@@ -36,7 +36,7 @@ pub async fn ready(State(app): State<App>) -> Result<Json<Value>, Problem> {
 ///
 /// # Errors
 /// 403 without an admin key where there are keys.
-pub async fn metrics(
+pub(crate) async fn metrics(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
 ) -> Result<impl IntoResponse, Problem> {

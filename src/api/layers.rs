@@ -33,7 +33,7 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(3600);
 
 /// Gives the response a request id (the client's, if it is a sane one) and turns a panic into a 500.
-pub async fn guard(request: Request, next: Next) -> Response {
+pub(crate) async fn guard(request: Request, next: Next) -> Response {
     let given = request.headers().get(REQUEST_ID).filter(|v| is_sane(v.as_bytes())).cloned();
     let made = || HeaderValue::try_from(format!("req_{}", StreamId::random())).ok();
     let id = given.or_else(made);
@@ -95,7 +95,7 @@ impl http_body::Body for PacedBody {
 ///
 /// # Errors
 /// If an origin cannot be one.
-pub fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
+pub(crate) fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
     if origins.is_empty() {
         return Ok(None);
     }

@@ -53,7 +53,8 @@ use axum::routing::{get, post};
 
 pub use auth::ApiKey;
 pub use responses::ResponseLimits;
-pub use server::{serve, serve_while};
+pub use server::serve;
+pub(crate) use server::serve_while;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::RejectLabel;

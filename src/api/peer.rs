@@ -36,15 +36,15 @@ const LEAST_BYTES_PER_S: f64 = 1024.0;
 
 /// Whether a large answer is under way on a connection. Event streams are none: they may be read as slowly as one likes.
 #[derive(Debug, Clone, Default)]
-pub struct Pace(Arc<AtomicUsize>);
+pub(crate) struct Pace(Arc<AtomicUsize>);
 
 /// A large answer that is under way.
 #[derive(Debug)]
-pub struct Running(Pace);
+pub(crate) struct Running(Pace);
 
 impl Pace {
     /// The client must keep up from now on, until what is returned is dropped.
-    pub fn begin(&self) -> Running {
+    pub(crate) fn begin(&self) -> Running {
         self.0.fetch_add(1, Ordering::Relaxed);
         Running(self.clone())
     }
@@ -62,7 +62,7 @@ impl Drop for Running {
 
 /// A socket with two holders.
 #[derive(Debug, Clone)]
-pub struct SharedStream {
+pub(crate) struct SharedStream {
     // Never contended: both holders are polled by one task. It is there because a connection may change threads.
     inner: Arc<Mutex<PeerState>>,
 }
@@ -89,14 +89,14 @@ struct Window {
 
 impl SharedStream {
     /// Shares `stream`. A write that makes no progress for `write_stall_timeout` fails.
-    pub fn new(stream: TcpStream, write_stall_timeout: Duration) -> Self {
+    pub(crate) fn new(stream: TcpStream, write_stall_timeout: Duration) -> Self {
         let (heads, pace) = (HeadCheck::default(), Pace::default());
         let inner = PeerState { stream, heads, write_stall_timeout, stall: None, pace, window: None };
         Self { inner: Arc::new(Mutex::new(inner)) }
     }
 
     /// For those who answer on it.
-    pub fn pace(&self) -> Pace {
+    pub(crate) fn pace(&self) -> Pace {
         self.lock().pace.clone()
     }
 
@@ -153,7 +153,7 @@ impl PeerState {
 
 /// Resolves when the peer has closed its sending half, or the connection has failed. Poll it after the connection
 /// itself, in the same task: what is there to be read should have been read.
-pub async fn gone(shared: SharedStream) {
+pub(crate) async fn gone(shared: SharedStream) {
     loop {
         poll_fn(|cx| shared.lock().stream.poll_read_ready(cx)).await.ok();
         // Something is there: the end, or bytes. Asking for readiness that is there answers at once.

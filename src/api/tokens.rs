@@ -89,7 +89,7 @@ struct DetokenizedText {
 /// # Errors
 /// The body's; 400 without `prompt` and `messages` or with both, for unsupported fields, and for what the template
 /// rejects; 404 for another model.
-pub async fn tokenize(
+pub(crate) async fn tokenize(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
@@ -145,7 +145,7 @@ fn read(json: &[u8], owner: Arc<Owner>) -> Result<Asked, Problem> {
 ///
 /// # Errors
 /// The body's; 400 for an id that is no token; 404 for another model.
-pub async fn detokenize(
+pub(crate) async fn detokenize(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,

@@ -13,7 +13,7 @@ const FUNCTION: &str = "function";
 
 /// One of `tools`.
 #[derive(Debug, Deserialize)]
-pub struct ToolFields {
+pub(crate) struct ToolFields {
     #[serde(rename = "type")]
     kind: Option<String>,
     function: Option<FunctionFields>,
@@ -29,7 +29,7 @@ struct FunctionFields {
 
 /// One of an assistant's `tool_calls`.
 #[derive(Debug, Deserialize)]
-pub struct CallFields {
+pub(crate) struct CallFields {
     id: Option<String>,
     #[serde(rename = "type")]
     kind: Option<String>,
@@ -46,7 +46,7 @@ struct CalledFields {
 ///
 /// # Errors
 /// 400 for a tool of another type or without a name.
-pub fn tools(fields: Vec<ToolFields>) -> Result<Vec<Tool>, Problem> {
+pub(crate) fn tools(fields: Vec<ToolFields>) -> Result<Vec<Tool>, Problem> {
     let tool = |(i, tool): (usize, ToolFields)| {
         let path = format!("tools[{i}]");
         check_kind(&path, tool.kind.as_deref())?;
@@ -69,7 +69,7 @@ pub fn tools(fields: Vec<ToolFields>) -> Result<Vec<Tool>, Problem> {
 ///
 /// # Errors
 /// 400 for anything but the three words and an object that names a function.
-pub fn choice(value: &Value) -> Result<ToolChoice, Problem> {
+pub(crate) fn choice(value: &Value) -> Result<ToolChoice, Problem> {
     match value {
         Value::String(word) if word == "auto" => Ok(ToolChoice::Auto),
         Value::String(word) if word == "none" => Ok(ToolChoice::None),
@@ -92,7 +92,7 @@ pub fn choice(value: &Value) -> Result<ToolChoice, Problem> {
 ///
 /// # Errors
 /// 400 for a call of another type, and for one without an id, a name or arguments.
-pub fn calls(fields: Vec<CallFields>, path: &str) -> Result<Vec<ToolCall>, Problem> {
+pub(crate) fn calls(fields: Vec<CallFields>, path: &str) -> Result<Vec<ToolCall>, Problem> {
     let call = |(i, call): (usize, CallFields)| {
         let path = format!("{path}[{i}]");
         let id = given(call.id, &format!("{path}.id"))?;

@@ -31,8 +31,8 @@ pub const DEVICES: &[&str] = &["cpu", "cuda", "metal"];
 /// The words of `--activations`.
 pub const ACTIVATIONS: &[&str] = &["f32", "int8"];
 /// The words of `--call-format`.
-pub const CALL_FORMATS: &[&str] = &["auto", "hermes", "llama3", "mistral"];
+pub(super) const CALL_FORMATS: &[&str] = &["auto", "hermes", "llama3", "mistral"];
 /// The words of `--reasoning-format`.
-pub const REASONING_FORMATS: &[&str] = &["auto", "none", "think", "bracket"];
+pub(super) const REASONING_FORMATS: &[&str] = &["auto", "none", "think", "bracket"];
 /// The words of `--log-format`.
 pub const LOG_FORMATS: &[&str] = &["text", "json"];

@@ -108,7 +108,7 @@ impl Background {
     ///
     /// # Errors
     /// If the system gives no thread.
-    pub fn start_named(name: &str, stack_bytes: usize, limits: BackgroundLimits) -> Result<Self> {
+    pub(crate) fn start_named(name: &str, stack_bytes: usize, limits: BackgroundLimits) -> Result<Self> {
         let (lines, wake) = (Mutex::default(), Condvar::new());
         let pool = Self { shared: Arc::new(BackgroundShared { limits, lines, wake }) };
         for index in 0..limits.num_threads.max(1) {

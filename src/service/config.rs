@@ -9,9 +9,9 @@ use crate::protocol::Owner;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceConfig {
     /// Whether prompts, as the model sees them, go to the log.
-    pub log_prompts: bool,
+    pub(crate) log_prompts: bool,
     /// Tokens a request may sample if it does not say; `None` goes on to the context limit.
-    pub max_tokens_default: Option<usize>,
+    pub(crate) max_tokens_default: Option<usize>,
     /// Most generations that one request may ask for.
     pub choices_max: usize,
     /// Most texts of one request to be embedded ...
@@ -19,25 +19,25 @@ pub struct ServiceConfig {
     /// ... of which so many wait or run at once: one request must not fill the queue.
     pub embedding_inputs_at_once: usize,
     /// Most tools of a request.
-    pub tools_max: usize,
+    pub(crate) tools_max: usize,
     /// Most stop strings.
-    pub stop_strings_max: usize,
+    pub(crate) stop_strings_max: usize,
     /// Longest stop string, in bytes; this much text may be held back.
-    pub stop_string_bytes_max: usize,
+    pub(crate) stop_string_bytes_max: usize,
     /// Most stop tokens.
-    pub stop_tokens_max: usize,
+    pub(crate) stop_tokens_max: usize,
     /// Most tokens with a bias.
-    pub logit_bias_max: usize,
+    pub(crate) logit_bias_max: usize,
     /// Most rivals whose log-probability is reported.
-    pub top_logprobs_max: usize,
+    pub(crate) top_logprobs_max: usize,
     /// Longest grace time of a lingering stream, in milliseconds.
-    pub linger_ms_max: u64,
+    pub(crate) linger_ms_max: u64,
     /// How long a request waits for a worker if it does not say, in milliseconds.
     pub queue_timeout_ms: u64,
     /// How long it may ask to wait at most.
-    pub queue_timeout_ms_max: u64,
+    pub(crate) queue_timeout_ms_max: u64,
     /// How long a cancellation may take to be kept, in milliseconds.
-    pub cancel_wait_ms: u64,
+    pub(crate) cancel_wait_ms: u64,
     /// Everybody who may ask; limits are theirs.
     pub owners: Vec<Arc<Owner>>,
     /// What is about more bytes (bodies, prompts, answers) is worked on away from the async threads.

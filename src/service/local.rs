@@ -38,7 +38,7 @@ impl LocalBackend {
 
     /// Serves with an engine that has none yet: `loader` loads the model `name` when it is wanted, which takes about
     /// `memory_bytes`.
-    pub fn on_demand(engine: Arc<Engine>, name: &str, loader: Loader, memory_bytes: u64) -> Self {
+    pub(crate) fn on_demand(engine: Arc<Engine>, name: &str, loader: Loader, memory_bytes: u64) -> Self {
         let residence = Arc::new(watch::channel(Residence::Unloaded).0);
         let on_demand = Some(OnDemand { name: name.to_owned(), loader, memory_bytes, residence });
         Self { engine, is_draining: AtomicBool::new(false), on_demand }

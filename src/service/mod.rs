@@ -76,7 +76,7 @@ pub struct Started {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// The first of them.
-    pub first_token: Option<TokenId>,
+    pub(crate) first_token: Option<TokenId>,
     /// The seed of its draws: the request's, or the one drawn for it. Asking again with it gives the same text.
     pub seed: u64,
     /// How its text is to be read.
@@ -135,7 +135,7 @@ impl Service {
     ///
     /// # Errors
     /// As [`Self::start`].
-    pub async fn start_choices(&self, request: GenerateRequest, num_choices: usize) -> Result<Vec<Started>> {
+    pub(crate) async fn start_choices(&self, request: GenerateRequest, num_choices: usize) -> Result<Vec<Started>> {
         self.try_start(request, num_choices).await.inspect_err(|e| self.tell_rejected(e))
     }
 
@@ -250,7 +250,7 @@ impl Service {
     }
 
     /// The model that writes a stream.
-    pub fn served_of(&self, log: &StreamLog) -> &Arc<Served> {
+    pub(crate) fn served_of(&self, log: &StreamLog) -> &Arc<Served> {
         log.model().and_then(|name| self.models.named(Some(name)).ok()).unwrap_or(self.models.default_model())
     }
 

@@ -21,11 +21,11 @@ use crate::error::{Error, ErrorKind, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModelLimits {
     /// Most memory that loaded models may take together, by what each is known to need; `None` is no bound.
-    pub memory_bytes_max: Option<u64>,
+    pub(crate) memory_bytes_max: Option<u64>,
     /// A model that nothing was asked of for so long is unloaded; `None` is never.
-    pub idle_unload: Option<Duration>,
+    pub(crate) idle_unload: Option<Duration>,
     /// A loaded model stays for so long at least.
-    pub stay_min: Duration,
+    pub(crate) stay_min: Duration,
 }
 
 impl Default for ModelLimits {
@@ -93,7 +93,7 @@ impl Models {
     }
 
     /// The one that is meant where a request names none.
-    pub fn default_model(&self) -> &Arc<Served> {
+    pub(crate) fn default_model(&self) -> &Arc<Served> {
         &self.all[0]
     }
 
@@ -167,7 +167,7 @@ impl Models {
 
     /// Loads what is wanted where there is room for it, and unloads what must make room or has been idle for long. Called a few
     /// times a second, and when something is asked of a model that is not loaded.
-    pub fn tend(&self, now: Instant) {
+    pub(crate) fn tend(&self, now: Instant) {
         let mut uses = self.lock();
         for (one, served) in uses.iter_mut().zip(&self.all) {
             let backend = &served.backend;

@@ -13,9 +13,9 @@ pub struct Restored {
     /// Can be replayed.
     pub num_finished: usize,
     /// Go on.
-    pub num_resumed: usize,
+    pub(crate) num_resumed: usize,
     /// Could not go on, and have ended with an error event.
-    pub num_failed: usize,
+    pub(crate) num_failed: usize,
     /// For which the table has no room.
     pub num_dropped: usize,
 }

@@ -21,11 +21,11 @@ pub struct ServedConfig {
     /// another one cannot be gone on with.
     pub fingerprint: u64,
     /// The form of the model's calls; `None` takes the template's.
-    pub call_syntax: Option<CallSyntax>,
+    pub(crate) call_syntax: Option<CallSyntax>,
     /// The form of its reasoning, `Some(None)` for none; `None` takes the template's.
-    pub reasoning_syntax: Option<Option<ReasoningSyntax>>,
+    pub(crate) reasoning_syntax: Option<Option<ReasoningSyntax>>,
     /// Whether it is never unloaded to make room or for being idle.
-    pub is_pinned: bool,
+    pub(crate) is_pinned: bool,
 }
 
 impl ServedConfig {
@@ -85,12 +85,12 @@ impl Served {
     }
 
     /// Whether it can chat: the model brought a template.
-    pub fn has_template(&self) -> bool {
+    pub(crate) fn has_template(&self) -> bool {
         self.template.is_some()
     }
 
     /// Longest sequence a request can have: the model's context, or less if the KV memory is smaller.
-    pub fn context_len(&self) -> usize {
+    pub(crate) fn context_len(&self) -> usize {
         self.spec.max_model_len.min(self.spec.num_blocks.saturating_mul(BLOCK_SIZE))
     }
 

@@ -103,36 +103,37 @@ impl ChatTemplate {
 
     /// Sets the form of calls, for a template that does not show its family's, or not truly.
     #[must_use]
-    pub fn with_call_syntax(mut self, call_syntax: CallSyntax) -> Self {
+    pub(crate) fn with_call_syntax(mut self, call_syntax: CallSyntax) -> Self {
         self.call_syntax = call_syntax;
         self
     }
 
     /// Sets the form of reasoning; `None` leaves it in the content.
     #[must_use]
-    pub fn with_reasoning_syntax(mut self, reasoning_syntax: Option<ReasoningSyntax>) -> Self {
+    pub(crate) fn with_reasoning_syntax(mut self, reasoning_syntax: Option<ReasoningSyntax>) -> Self {
         self.reasoning_syntax = reasoning_syntax;
         self
     }
 
     /// Whether it renders `tools` by itself.
-    pub fn knows_tools(&self) -> bool {
+    pub(crate) fn knows_tools(&self) -> bool {
         self.knows_tools
     }
 
     /// The form in which its model writes calls; Hermes' where it does not say.
-    pub fn call_syntax(&self) -> CallSyntax {
+    pub(crate) fn call_syntax(&self) -> CallSyntax {
         self.call_syntax
     }
 
     /// The form in which its model thinks, if it does.
-    pub fn reasoning_syntax(&self) -> Option<ReasoningSyntax> {
+    pub(crate) fn reasoning_syntax(&self) -> Option<ReasoningSyntax> {
         self.reasoning_syntax
     }
 
     /// Sets the most bytes a rendered prompt may have; 4 MiB unless set.
+    #[cfg(test)]
     #[must_use]
-    pub fn with_output_bytes_max(mut self, output_bytes_max: usize) -> Self {
+    pub(crate) fn with_output_bytes_max(mut self, output_bytes_max: usize) -> Self {
         self.output_bytes_max = output_bytes_max;
         self
     }
@@ -151,7 +152,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// As [`ChatTemplate::render`].
-    pub fn render_with(
+    pub(crate) fn render_with(
         &self,
         messages: &[ChatMessage],
         add_generation_prompt: bool,

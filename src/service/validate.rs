@@ -17,22 +17,22 @@ const REPETITION_PENALTIES: (f32, f32) = (0.01, 100.0);
 
 /// What the rules depend on.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits<'a> {
+pub(crate) struct Limits<'a> {
     /// Bounds of the parameters.
     pub config: &'a ServiceConfig,
     /// Ids are below this.
     pub vocab_size: usize,
     /// Longest sequence, prompt and output together.
-    pub context_len: usize,
+    pub(crate) context_len: usize,
     /// Longest of a request that does not say how long: more would be refused, and nobody has asked for it.
-    pub unasked_len: usize,
+    pub(crate) unasked_len: usize,
 }
 
 /// Checks everything that needs no tokens, so that a wrong parameter costs no tokenising.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidRequest`] with the parameter at fault.
-pub fn parameters(request: &GenerateRequest, limits: Limits<'_>) -> Result<()> {
+pub(crate) fn parameters(request: &GenerateRequest, limits: Limits<'_>) -> Result<()> {
     match &request.prompt {
         Prompt::Chat(messages) => {
             messages_rules(messages)?;
@@ -59,7 +59,7 @@ pub fn parameters(request: &GenerateRequest, limits: Limits<'_>) -> Result<()> {
 ///
 /// # Errors
 /// [`ErrorKind::InvalidRequest`].
-pub fn choices(num_choices: usize, config: &ServiceConfig) -> Result<()> {
+pub(crate) fn choices(num_choices: usize, config: &ServiceConfig) -> Result<()> {
     let max = config.choices_max;
     if (1..=max).contains(&num_choices) { Ok(()) } else { Err(rule("n", format!("must be 1 to {max}"), num_choices)) }
 }
@@ -69,7 +69,7 @@ pub fn choices(num_choices: usize, config: &ServiceConfig) -> Result<()> {
 ///
 /// # Errors
 /// [`ErrorKind::ContextLengthExceeded`] with the numbers, or [`ErrorKind::InvalidRequest`].
-pub fn fit(
+pub(crate) fn fit(
     id: StreamId,
     request: GenerateRequest,
     prompt: Vec<TokenId>,
@@ -126,7 +126,7 @@ pub fn fit(
 ///
 /// # Errors
 /// As [`fit`].
-pub fn fit_embedding(
+pub(crate) fn fit_embedding(
     id: StreamId,
     request: &GenerateRequest,
     prompt: Vec<TokenId>,
@@ -154,7 +154,7 @@ pub fn fit_embedding(
 ///
 /// # Errors
 /// As [`fit`].
-pub fn input_length(param: &str, num_tokens: usize, num_tokens_max: usize) -> Result<()> {
+pub(crate) fn input_length(param: &str, num_tokens: usize, num_tokens_max: usize) -> Result<()> {
     match num_tokens {
         0 => Err(Error::invalid(param, format!("`{param}` must have at least one token, got none"))),
         n if n > num_tokens_max => {

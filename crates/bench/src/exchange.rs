@@ -19,7 +19,7 @@ const EVENT_BYTES_MAX: usize = 1 << 20;
 ///
 /// # Errors
 /// Whatever went wrong; what had come until then is in `record`.
-pub async fn exchange(
+pub(crate) async fn exchange(
     target: &Target,
     request: &Prepared,
     cancel_after: Option<usize>,
@@ -37,7 +37,7 @@ pub async fn exchange(
 ///
 /// # Errors
 /// A refusal, or an answer of another type.
-pub async fn event_stream(response: Response) -> Result<Response, Failure> {
+pub(crate) async fn event_stream(response: Response) -> Result<Response, Failure> {
     if !response.status().is_success() {
         return Err(refusal(response).await);
     }
@@ -48,12 +48,12 @@ pub async fn event_stream(response: Response) -> Result<Response, Failure> {
 }
 
 /// A header's text.
-pub fn header(response: &Response, name: &str) -> Option<String> {
+pub(crate) fn header(response: &Response, name: &str) -> Option<String> {
     response.headers().get(name)?.to_str().ok().map(str::to_owned)
 }
 
 /// A parser for the streams of servers under load.
-pub fn parser() -> SseParser {
+pub(crate) fn parser() -> SseParser {
     SseParser::new(EVENT_BYTES_MAX)
 }
 

@@ -18,19 +18,19 @@ use super::target::{Prepared, Target};
 
 /// What a level came to.
 #[derive(Debug)]
-pub struct LevelResult {
+pub(crate) struct LevelResult {
     /// The sums.
     pub tally: Tally,
     /// From the first request's sending to the last one's end.
-    pub wall: Duration,
+    pub(crate) wall: Duration,
     /// Requests of an open loop that had to wait for others to end.
     pub num_held: u64,
     /// When the text of each request came; only in mode newcomer, which looks at it.
-    pub timelines: Vec<Timeline>,
+    pub(crate) timelines: Vec<Timeline>,
 }
 
 /// Sends requests `items` at `level`, and calls `hear` after each.
-pub async fn run_level(
+pub(crate) async fn run_level(
     target: &Arc<Target>,
     plan: &Plan,
     level: Level,
@@ -90,7 +90,7 @@ pub async fn run_level(
 }
 
 /// Warms a server up with `items`, one after another; what comes of it is not counted.
-pub async fn warm_up(target: &Arc<Target>, plan: &Plan, items: Range<u64>) {
+pub(crate) async fn warm_up(target: &Arc<Target>, plan: &Plan, items: Range<u64>) {
     let plan = Plan { mode: Mode::Normal, ..plan.clone() };
     run_level(target, &plan, Level::Concurrency(1), items, &mut || {}).await;
 }

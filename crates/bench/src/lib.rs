@@ -34,8 +34,8 @@ mod tally;
 mod target;
 mod workload;
 
-pub use draws::{Draws, Purpose, poisson_arrivals};
-pub use lengths::{Lengths, TOKENS_MAX};
+pub use draws::{Draws, Purpose};
+pub use lengths::Lengths;
 pub use lookup::LeftReport;
 pub use newcomer::NewcomerReport;
 pub use page::to_html;

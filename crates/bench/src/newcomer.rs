@@ -19,7 +19,7 @@ use super::target::Target;
 use super::workload::{Prompts, Workload};
 
 /// Newcomers arriving one after another, until they are told to finish.
-pub struct Newcomers {
+pub(crate) struct Newcomers {
     stop: CancellationToken,
     task: AbortOnDropHandle<Arrivals>,
 }
@@ -47,14 +47,14 @@ pub struct NewcomerReport {
     /// The other gaps.
     pub itl_quiet_ms: Percentiles,
     /// The one's p99 over the other's; `None` where one of them has no gaps.
-    pub itl_p99_ratio: Option<f64>,
+    pub(crate) itl_p99_ratio: Option<f64>,
     /// Why no more of them came.
     pub error: Option<String>,
 }
 
 impl Newcomers {
     /// Sends one after each `pause`, numbered from `first_item`.
-    pub fn start(target: &Arc<Target>, plan: &Plan, prompt: Lengths, pause: Duration, first_item: u64) -> Self {
+    pub(crate) fn start(target: &Arc<Target>, plan: &Plan, prompt: Lengths, pause: Duration, first_item: u64) -> Self {
         let workload = Workload {
             prompts: Prompts::Synthetic(prompt),
             output_tokens: Lengths::Fixed(1),
@@ -66,7 +66,7 @@ impl Newcomers {
     }
 
     /// Lets the last of them get its token, and looks at what `timelines`, the measured requests, felt.
-    pub async fn finish(self, timelines: &[Timeline]) -> NewcomerReport {
+    pub(crate) async fn finish(self, timelines: &[Timeline]) -> NewcomerReport {
         self.stop.cancel();
         let arrivals = self.task.await.expect("it neither panics nor is aborted");
         let beside = Spans::new(arrivals.waits.clone());

@@ -17,7 +17,7 @@ use crate::client::SseEvent;
 
 /// Where connections are cut.
 #[derive(Debug, Clone)]
-pub struct Cuts {
+pub(crate) struct Cuts {
     /// Bytes of a body until it is cut.
     pub bytes: Lengths,
     /// Cuts that are left; then the stream is read to its end.
@@ -47,7 +47,7 @@ struct Data {
 ///
 /// # Errors
 /// Whatever went wrong, except for lost, doubled or changed events, which are counted in the record.
-pub async fn follow_over_cuts(
+pub(crate) async fn follow_over_cuts(
     target: &Target,
     request: &Prepared,
     mut cuts: Cuts,

@@ -25,7 +25,7 @@ pub struct Report {
     /// Version of the generator.
     pub version: &'static str,
     /// Seconds since the Unix epoch.
-    pub began_unix_s: u64,
+    pub(crate) began_unix_s: u64,
     /// What was asked of the servers.
     pub load: LoadReport,
     /// One, or the two that are compared.
@@ -82,9 +82,9 @@ pub struct LevelReport {
     /// By kind.
     pub errors: BTreeMap<String, ErrorCount>,
     /// From the first sending to the last end.
-    pub wall_s: f64,
+    pub(crate) wall_s: f64,
     /// Completed requests.
-    pub requests_per_s: f64,
+    pub(crate) requests_per_s: f64,
     /// Tokens of completed answers.
     pub tokens_per_s: f64,
     /// Tokens of completed requests.
@@ -98,11 +98,11 @@ pub struct LevelReport {
     /// (E2E - TTFT) / (tokens - 1), per request.
     pub tpot_ms: Percentiles,
     /// Time to the end of the answer.
-    pub e2e_ms: Percentiles,
+    pub(crate) e2e_ms: Percentiles,
     /// Time in the server's queue; absent if the server does not tell.
     pub queue_wait_ms: Option<Percentiles>,
     /// Arrivals of an open loop that waited in the generator.
-    pub held_arrivals: u64,
+    pub(crate) held_arrivals: u64,
     /// In mode reconnect.
     pub resumed: Option<ResumedReport>,
     /// In mode cancel.
@@ -132,7 +132,7 @@ pub struct TokenCounts {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Goodput {
     /// Per second.
-    pub requests_per_s: f64,
+    pub(crate) requests_per_s: f64,
     /// Of all that were sent.
     pub fraction: f64,
 }
@@ -145,20 +145,20 @@ pub struct Ratios {
     /// Above 1: the first is faster.
     pub tokens_per_s: Option<f64>,
     /// Below 1: the first is faster; so for all times.
-    pub ttft_p50: Option<f64>,
+    pub(crate) ttft_p50: Option<f64>,
     /// As above.
-    pub ttft_p99: Option<f64>,
+    pub(crate) ttft_p99: Option<f64>,
     /// As above.
-    pub itl_p50: Option<f64>,
+    pub(crate) itl_p50: Option<f64>,
     /// As above.
-    pub itl_p99: Option<f64>,
+    pub(crate) itl_p99: Option<f64>,
     /// As above.
-    pub e2e_p50: Option<f64>,
+    pub(crate) e2e_p50: Option<f64>,
 }
 
 impl LevelReport {
     /// The figures of a level.
-    pub fn new(level: Level, result: &LevelResult, slo: &Slo) -> Self {
+    pub(crate) fn new(level: Level, result: &LevelResult, slo: &Slo) -> Self {
         let LevelResult { tally, wall, num_held, .. } = result;
         let wall_s = wall.as_secs_f64();
         let per_s = |n: u64| if wall_s > 0.0 { n as f64 / wall_s } else { 0.0 };

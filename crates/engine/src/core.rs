@@ -172,7 +172,7 @@ impl EngineCore {
     }
 
     /// Ends every sequence with an error event.
-    pub fn fail_all(&mut self, kind: ErrorKind, message: &str) {
+    pub(crate) fn fail_all(&mut self, kind: ErrorKind, message: &str) {
         self.gauges.clear();
         for generation in self.generations.iter_mut().filter_map(Option::take) {
             let num_computed = generation.writer.usage.num_computed();
@@ -187,7 +187,7 @@ impl EngineCore {
     }
 
     /// Its right to write.
-    pub fn lease(&self) -> &Arc<Lease> {
+    pub(crate) fn lease(&self) -> &Arc<Lease> {
         &self.lease
     }
 

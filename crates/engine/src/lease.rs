@@ -15,7 +15,7 @@ use tallow_stream::protocol::{Event, StreamId};
 
 /// One core's right to write to logs and gauges.
 #[derive(Debug)]
-pub struct Lease {
+pub(crate) struct Lease {
     metrics: Arc<Metrics>,
     num_blocks: i64,
     /// The slot of the sequence that the core works for alone, plus one; 0 if that is nobody or everybody.
@@ -49,7 +49,7 @@ impl Lease {
     }
 
     /// Whether the right is gone.
-    pub fn is_revoked(&self) -> bool {
+    pub(crate) fn is_revoked(&self) -> bool {
         self.lock().is_revoked
     }
 

@@ -21,7 +21,7 @@ pub struct RejectLabel {
 
 impl RejectLabel {
     /// The queue is full.
-    pub const QUEUE_FULL: Self = Self { reason: "queue_full" };
+    pub(crate) const QUEUE_FULL: Self = Self { reason: "queue_full" };
     /// The table is full of live streams.
     pub const STREAMS_FULL: Self = Self { reason: "streams_full" };
     /// An owner is over a limit of its own.
@@ -35,7 +35,7 @@ impl RejectLabel {
     /// The bodies or answers that are held at once take as much memory as they may.
     pub const MEMORY_FULL: Self = Self { reason: "memory_full" };
     /// The server is about to end, or has no worker left.
-    pub const UNAVAILABLE: Self = Self { reason: "unavailable" };
+    pub(crate) const UNAVAILABLE: Self = Self { reason: "unavailable" };
 }
 
 /// Who cancelled a generation.
@@ -47,7 +47,7 @@ pub struct CancelLabel {
 
 impl CancelLabel {
     /// The label of a log's cause.
-    pub fn new(cause: &'static str) -> Self {
+    pub(crate) fn new(cause: &'static str) -> Self {
         Self { cause }
     }
 }

@@ -61,11 +61,11 @@ pub struct QueueEntry {
     /// Its log.
     pub writer: Writer,
     /// When it was accepted.
-    pub accepted_at: Duration,
+    pub(crate) accepted_at: Duration,
     /// When somebody asked for its end.
-    pub cancelled_at: Arc<OnceLock<Duration>>,
+    pub(crate) cancelled_at: Arc<OnceLock<Duration>>,
     /// Whether it came back from a lost worker.
-    pub has_returned: bool,
+    pub(crate) has_returned: bool,
     /// The place it was told last.
     position: usize,
     /// Not before this is it told another one.
@@ -74,7 +74,7 @@ pub struct QueueEntry {
 
 /// What a worker finds in the queue.
 #[derive(Debug)]
-pub enum Pulled {
+pub(crate) enum Pulled {
     /// The next request; its events are the worker's to write.
     Entry(Box<QueueEntry>),
     /// Nothing, or nothing that fits.
@@ -311,7 +311,7 @@ impl Queue {
 
     /// Notes that a worker is through with a request of `tenant` that had reserved `num_reserved` tokens and computed
     /// `num_computed` of them.
-    pub fn on_served(&self, tenant: Tenant, num_reserved: usize, num_computed: usize) {
+    pub(crate) fn on_served(&self, tenant: Tenant, num_reserved: usize, num_computed: usize) {
         let now = self.now();
         let mut state = self.lock();
         state.rate.on_served(num_reserved, now);
@@ -320,7 +320,7 @@ impl Queue {
 
     /// A worker lost a request of `tenant` that it had pulled: it no longer counts as work under way, and what was not
     /// computed of the reserved tokens is not its owner's to pay.
-    pub fn on_lost(&self, tenant: Tenant, num_reserved: usize, num_computed: usize) {
+    pub(crate) fn on_lost(&self, tenant: Tenant, num_reserved: usize, num_computed: usize) {
         let now = self.now();
         let mut state = self.lock();
         state.rate.on_abandoned(now);
@@ -379,7 +379,7 @@ impl Queue {
     }
 
     /// Ends what waits when there is nobody left to serve it, and takes nothing new.
-    pub fn abandon(&self, message: &str) {
+    pub(crate) fn abandon(&self, message: &str) {
         self.close(message);
         self.fail_waiting(self.lock(), message);
     }

@@ -45,15 +45,15 @@ pub(super) struct WorkerShared {
     /// With the engines of other models.
     pub turns: Arc<Turns>,
     /// Whether the workers may all end, since the model is unloaded or being loaded.
-    pub is_resting: AtomicBool,
+    pub(crate) is_resting: AtomicBool,
     /// One per worker.
     pub statuses: Vec<Status>,
     /// Workers that may still serve.
-    pub num_alive: AtomicUsize,
+    pub(crate) num_alive: AtomicUsize,
     /// Workers that were replaced.
     pub num_restarts: AtomicU64,
-    pub num_exited: Mutex<usize>,
-    pub exited: Condvar,
+    pub(crate) num_exited: Mutex<usize>,
+    pub(crate) exited: Condvar,
     /// Threads that were given up: when, and what each holds as long as it lives.
     pub abandoned: Mutex<Vec<(Duration, Weak<Pulse>)>>,
 }

@@ -25,16 +25,16 @@ pub struct Writer {
 
 /// What all writers of an engine count in.
 #[derive(Debug)]
-pub struct WriterShared {
+pub(crate) struct WriterShared {
     /// The server's metrics.
     pub metrics: Arc<Metrics>,
     /// Generations accepted and not ended.
-    pub num_live: AtomicUsize,
+    pub(crate) num_live: AtomicUsize,
 }
 
 impl Writer {
     /// The writer of an accepted request.
-    pub fn new(log: Arc<StreamLog>, shared: &Arc<WriterShared>) -> Self {
+    pub(crate) fn new(log: Arc<StreamLog>, shared: &Arc<WriterShared>) -> Self {
         shared.num_live.fetch_add(1, Ordering::SeqCst);
         Self { log, shared: shared.clone(), is_ended: false, lease: None, usage: Usage::default() }
     }

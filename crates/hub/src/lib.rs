@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 
 use cache::{CacheFile, Cached, Expected, Partial, Trust};
 use hub::Hub;
+use manifest::load_manifests;
 use package::PackageOrder;
 use spec::Spec;
 

@@ -137,7 +137,7 @@ impl Pool {
     ///
     /// # Panics
     /// As `run`.
-    pub fn run_ranges<F: Fn(Range<usize>) + Sync>(&mut self, num_tiles: usize, f: F) {
+    pub(crate) fn run_ranges<F: Fn(Range<usize>) + Sync>(&mut self, num_tiles: usize, f: F) {
         if self.helpers.is_empty() || num_tiles <= 1 {
             let part = num_tiles.div_ceil(PARTS_ALONE).max(1);
             for start in (0..num_tiles).step_by(part) {

@@ -272,7 +272,7 @@ impl StreamLog {
     }
 
     /// When it ended, by its clock.
-    pub fn finished_ms(&self) -> Option<u64> {
+    pub(crate) fn finished_ms(&self) -> Option<u64> {
         self.lock().terminal().map(|e| e.ts_ms)
     }
 

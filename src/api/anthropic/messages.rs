@@ -24,7 +24,7 @@ use crate::text::AnswerParser;
 ///
 /// # Errors
 /// Any of the body's, the fields' and the service's.
-pub async fn create(
+pub(crate) async fn create(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
@@ -59,7 +59,7 @@ pub async fn create(
 ///
 /// # Errors
 /// Any of the body's and the fields', and those of templating.
-pub async fn count_tokens(
+pub(crate) async fn count_tokens(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,

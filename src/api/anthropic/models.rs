@@ -7,7 +7,7 @@ use crate::service::Served;
 
 /// A model on the wire.
 #[derive(Debug, Serialize)]
-pub struct ModelInfo {
+pub(crate) struct ModelInfo {
     #[serde(rename = "type")]
     kind: &'static str,
     id: String,
@@ -20,7 +20,7 @@ pub struct ModelInfo {
 
 /// One page, which is all of them.
 #[derive(Debug, Serialize)]
-pub struct ModelPage {
+pub(crate) struct ModelPage {
     data: Vec<ModelInfo>,
     has_more: bool,
     first_id: String,
@@ -28,7 +28,7 @@ pub struct ModelPage {
 }
 
 /// One model.
-pub fn model(app: &App, served: &Served) -> ModelInfo {
+pub(crate) fn model(app: &App, served: &Served) -> ModelInfo {
     let name = served.name().to_owned();
     let created_at = rfc3339(app.service.created_ms() / 1000);
     let (max_input_tokens, max_tokens) = (served.context_len(), served.context_len());
@@ -36,7 +36,7 @@ pub fn model(app: &App, served: &Served) -> ModelInfo {
 }
 
 /// All models.
-pub fn models(app: &App) -> ModelPage {
+pub(crate) fn models(app: &App) -> ModelPage {
     let data: Vec<ModelInfo> = app.service.models().all().iter().map(|served| model(app, served)).collect();
     let id = |model: Option<&ModelInfo>| model.map(|model| model.id.clone()).unwrap_or_default();
     let (first_id, last_id) = (id(data.first()), id(data.last()));

@@ -38,7 +38,7 @@ struct CreateRequest {
 
 /// A stream on the wire.
 #[derive(Debug, Serialize)]
-pub struct StreamObject {
+pub(crate) struct StreamObject {
     id: String,
     object: &'static str,
     status: &'static str,
@@ -62,7 +62,7 @@ struct Created {
 
 /// The list on the wire.
 #[derive(Debug, Serialize)]
-pub struct StreamList {
+pub(crate) struct StreamList {
     object: &'static str,
     data: Vec<StreamObject>,
     /// Whether there are older ones than these.
@@ -73,7 +73,7 @@ pub struct StreamList {
 ///
 /// # Errors
 /// Any of the body's, the fields' and the service's.
-pub async fn create(
+pub(crate) async fn create(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
@@ -123,7 +123,7 @@ fn read(json: &[u8], owner: Arc<Owner>, header_policy: Option<OnDisconnect>) -> 
 ///
 /// # Errors
 /// 400 for a query that breaks a rule.
-pub async fn list(
+pub(crate) async fn list(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     query: Pairs,
@@ -147,7 +147,7 @@ pub async fn list(
 ///
 /// # Errors
 /// 404, 410, and 400 for a cursor that is none.
-pub async fn follow(
+pub(crate) async fn follow(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     method: Method,
@@ -193,7 +193,7 @@ pub async fn follow(
 ///
 /// # Errors
 /// 404, 410; 503 where streams are kept and this could not be in time.
-pub async fn cancel(
+pub(crate) async fn cancel(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     id: Result<Path<String>, PathRejection>,
@@ -221,7 +221,7 @@ fn stream_id(path: Result<Path<String>, PathRejection>) -> Result<StreamId, Prob
 }
 
 /// The header wins: a browser that reconnects repeats the address, query and all, and knows better by then.
-pub fn cursor_of(
+pub(crate) fn cursor_of(
     headers: &HeaderMap,
     query: Result<Query<Vec<(String, String)>>, QueryRejection>,
 ) -> Result<Option<Cursor>, Problem> {
@@ -244,6 +244,6 @@ pub fn cursor_of(
 }
 
 /// One to two seconds.
-pub fn retry_ms() -> u64 {
+pub(crate) fn retry_ms() -> u64 {
     1000 + StreamId::random().0 as u64 % 1000
 }

@@ -36,7 +36,7 @@ const KNOWN: &[&str] = &["chat_template_kwargs", "tool_choice", "tools"];
 ///
 /// # Errors
 /// Any of the body's, the fields' and the service's.
-pub async fn create(
+pub(crate) async fn create(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
@@ -112,7 +112,7 @@ fn tools(chat: &mut ChatRequest) -> Result<(Vec<Tool>, ToolChoice), Problem> {
 ///
 /// # Errors
 /// 404, 410; 503 where streams are kept and this could not be in time.
-pub async fn cancel(
+pub(crate) async fn cancel(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     id: Result<Path<String>, PathRejection>,

@@ -60,7 +60,7 @@ struct Wanted {
 ///
 /// # Errors
 /// Any of the body's, the fields' and the service's.
-pub async fn create(
+pub(crate) async fn create(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,

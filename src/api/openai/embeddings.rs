@@ -30,7 +30,7 @@ struct EmbeddingRequest {
 
 /// The answer on the wire.
 #[derive(Debug, Serialize)]
-pub struct EmbeddingList {
+pub(crate) struct EmbeddingList {
     object: &'static str,
     data: Vec<EmbeddingObject>,
     model: String,
@@ -63,7 +63,7 @@ struct EmbeddingUsage {
 /// # Errors
 /// The body's; 400 for `dimensions` and an unknown format; the service's. If the client goes away meanwhile, the server
 /// drops this future, and with it what is under way.
-pub async fn create(
+pub(crate) async fn create(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,

@@ -15,7 +15,7 @@ use crate::service::{Served, ServedEncoder};
 
 /// A model on the wire.
 #[derive(Debug, Serialize)]
-pub struct ModelObject {
+pub(crate) struct ModelObject {
     id: String,
     object: &'static str,
     created: u64,
@@ -30,13 +30,13 @@ pub struct ModelObject {
 
 /// The list on the wire.
 #[derive(Debug, Serialize)]
-pub struct ModelList {
+pub(crate) struct ModelList {
     object: &'static str,
     data: Vec<ModelObject>,
 }
 
 /// All models.
-pub async fn list(State(app): State<App>, headers: HeaderMap) -> Response {
+pub(crate) async fn list(State(app): State<App>, headers: HeaderMap) -> Response {
     if anthropic::has_version(&headers) {
         return Json(anthropic::models(&app)).into_response();
     }
@@ -49,7 +49,7 @@ pub async fn list(State(app): State<App>, headers: HeaderMap) -> Response {
 ///
 /// # Errors
 /// 404 `model_not_found`.
-pub async fn get(
+pub(crate) async fn get(
     State(app): State<App>,
     headers: HeaderMap,
     name: Result<Path<String>, PathRejection>,
@@ -71,7 +71,7 @@ pub async fn get(
 /// # Errors
 /// 403 without an admin key where there are keys; 404 `model_not_found`, and for any other path; 409 to unload
 /// one that is in use; 503 if it cannot be loaded.
-pub async fn change(
+pub(crate) async fn change(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     path: Result<Path<String>, PathRejection>,

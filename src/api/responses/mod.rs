@@ -16,5 +16,6 @@ mod request;
 mod routes;
 mod store;
 
-pub use routes::{cancel, create, delete, get, input_items};
-pub use store::{ResponseLimits, ResponseStore};
+pub(crate) use routes::{cancel, create, delete, get, input_items};
+pub use store::ResponseLimits;
+pub(crate) use store::ResponseStore;

@@ -36,7 +36,7 @@ const ITEMS_DEFAULT: usize = 20;
 ///
 /// # Errors
 /// Any of the body's, the fields' and the service's; 404 for an earlier response that is not kept.
-pub async fn create(
+pub(crate) async fn create(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
@@ -87,7 +87,7 @@ pub async fn create(
 ///
 /// # Errors
 /// 404, and 400 for a query that breaks a rule.
-pub async fn get(
+pub(crate) async fn get(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     id: Result<Path<String>, PathRejection>,
@@ -121,7 +121,7 @@ pub async fn get(
 ///
 /// # Errors
 /// 404, and 400 for one that is not a background response.
-pub async fn cancel(
+pub(crate) async fn cancel(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     id: Result<Path<String>, PathRejection>,
@@ -141,7 +141,7 @@ pub async fn cancel(
 ///
 /// # Errors
 /// 404.
-pub async fn delete(
+pub(crate) async fn delete(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     id: Result<Path<String>, PathRejection>,
@@ -160,7 +160,7 @@ pub async fn delete(
 ///
 /// # Errors
 /// 404, and 400 for a query that breaks a rule.
-pub async fn input_items(
+pub(crate) async fn input_items(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     id: Result<Path<String>, PathRejection>,

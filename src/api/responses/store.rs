@@ -34,7 +34,7 @@ impl Default for ResponseLimits {
 
 /// The responses of all owners.
 #[derive(Debug, Default)]
-pub struct ResponseStore {
+pub(crate) struct ResponseStore {
     limits: ResponseLimits,
     // A std mutex: held for map operations only.
     inner: Mutex<StoredResponses>,
@@ -59,7 +59,7 @@ struct Slot {
 
 impl ResponseStore {
     /// An empty one.
-    pub fn new(limits: ResponseLimits) -> Self {
+    pub(crate) fn new(limits: ResponseLimits) -> Self {
         Self { limits, inner: Mutex::default(), kept: KeptResponses::default() }
     }
 

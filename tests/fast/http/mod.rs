@@ -1,7 +1,7 @@
 //! The HTTP wires over real sockets, with a backend that the tests control; `engine` uses the
 //! real one on the stub model.
 
-pub mod common;
+pub(crate) mod common;
 
 mod admission;
 mod backpressure;

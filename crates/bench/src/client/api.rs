@@ -94,7 +94,7 @@ impl ChatClient {
     ///
     /// # Errors
     /// If the server cannot be reached, refuses, or has none.
-    pub async fn first_model(&self) -> Result<String> {
+    pub(crate) async fn first_model(&self) -> Result<String> {
         let response = self.send(self.http.get(format!("{}/models", self.base))).await?;
         let body = read_body(response).await.map_err(|e| self.transport(&e))?;
         let list: Value = serde_json::from_slice(&body).unwrap_or_default();

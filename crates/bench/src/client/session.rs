@@ -41,7 +41,7 @@ pub struct TurnStats {
     /// Tokens, as the server counted them; else pieces of text.
     pub num_tokens: u64,
     /// From sending to the first piece.
-    pub first_piece: Duration,
+    pub(crate) first_piece: Duration,
     /// From the first piece to the last.
     pub streaming: Duration,
     /// The server's word, empty if stopped.
@@ -68,7 +68,7 @@ impl ChatSession {
     }
 
     /// Sets the system message; an empty one removes it.
-    pub fn set_system(&mut self, text: &str) {
+    pub(crate) fn set_system(&mut self, text: &str) {
         self.system = Some(text.to_owned()).filter(|text| !text.is_empty());
     }
 

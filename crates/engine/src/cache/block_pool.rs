@@ -43,7 +43,7 @@ pub struct PrefixHit {
     /// Blocks found, from the first on.
     pub num_blocks: usize,
     /// Of those, how many nobody references: taking them makes [`BlockPool::num_available`] smaller.
-    pub num_unreferenced: usize,
+    pub(crate) num_unreferenced: usize,
 }
 
 type BlockLink = Option<BlockId>;
@@ -92,7 +92,7 @@ impl BlockPool {
     }
 
     /// Blocks that nobody references and that can be found again.
-    pub fn num_cached(&self) -> usize {
+    pub(crate) fn num_cached(&self) -> usize {
         self.num_cached
     }
 
@@ -103,7 +103,7 @@ impl BlockPool {
 
     /// Takes the block that has been unused for longest; its content, and its name if it had one, are gone. `None`
     /// when all are referenced.
-    pub fn allocate(&mut self) -> Option<BlockId> {
+    pub(crate) fn allocate(&mut self) -> Option<BlockId> {
         let id = self.head?;
         self.unlink(id);
         if let Some(name) = self.block_mut(id).name.take() {
@@ -136,7 +136,7 @@ impl BlockPool {
 
     /// Gives up a sequence's table and empties it. The end goes first, so that of a cached prefix the beginning,
     /// without which the rest cannot be found, lives longest.
-    pub fn release_all(&mut self, table: &mut Vec<BlockId>) {
+    pub(crate) fn release_all(&mut self, table: &mut Vec<BlockId>) {
         while let Some(id) = table.pop() {
             self.release(id);
         }
@@ -144,7 +144,7 @@ impl BlockPool {
 
     /// How much of the beginning of `tokens` is here. The last token is never covered: its logits are wanted, so it
     /// must be computed. `chain` names the full blocks of `tokens`.
-    pub fn find_prefix(&self, tenant: Tenant, tokens: &[TokenId], chain: &HashChain) -> PrefixHit {
+    pub(crate) fn find_prefix(&self, tenant: Tenant, tokens: &[TokenId], chain: &HashChain) -> PrefixHit {
         let mut hit = PrefixHit::default();
         for id in self.prefix(tenant, tokens, chain) {
             hit.num_blocks += 1;
@@ -154,7 +154,7 @@ impl BlockPool {
     }
 
     /// Takes a reference to every block of [`BlockPool::find_prefix`] and appends them to `table`; returns how many.
-    pub fn take_prefix(
+    pub(crate) fn take_prefix(
         &mut self,
         tenant: Tenant,
         tokens: &[TokenId],
@@ -192,12 +192,12 @@ impl BlockPool {
     }
 
     /// How many of a sequence's blocks nobody else holds, so that they would be available without it.
-    pub fn num_held_alone(&self, table: &[BlockId]) -> usize {
+    pub(crate) fn num_held_alone(&self, table: &[BlockId]) -> usize {
         table.iter().filter(|id| self.block(**id).ref_count == 1).count()
     }
 
     /// Whether a sequence that holds it may write into the block: it has it alone, and it has no name.
-    pub fn is_writable(&self, id: BlockId) -> bool {
+    pub(crate) fn is_writable(&self, id: BlockId) -> bool {
         let block = self.block(id);
         block.ref_count == 1 && block.name.is_none()
     }

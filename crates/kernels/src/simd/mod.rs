@@ -20,7 +20,7 @@ pub(crate) use portable::Portable;
 pub(crate) use x86::{Avx2, Avx512};
 
 /// Virtual lanes: f32 values in one [`Simd::F`], i32 values in one [`Simd::I`].
-pub const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// An instruction set, seen as sixteen lanes. A value of an implementing type exists only on a CPU that has the set.
 ///

@@ -42,7 +42,7 @@ pub struct TensorInfo {
     pub name: String,
     /// Its shape, outermost dimension first (the file lists them innermost first). One to four, none zero; the last
     /// is a whole number of blocks.
-    pub dims: Vec<usize>,
+    pub(crate) dims: Vec<usize>,
     /// Type of its elements.
     pub dtype: WeightFormat,
     /// Where its data begins in the file.
@@ -52,7 +52,7 @@ pub struct TensorInfo {
 
 impl TensorInfo {
     /// Number of elements.
-    pub fn num_elements(&self) -> usize {
+    pub(crate) fn num_elements(&self) -> usize {
         self.dims.iter().product()
     }
 
@@ -67,7 +67,7 @@ impl TensorInfo {
     }
 
     /// Where its data lies in the file.
-    pub fn data_range(&self) -> Range<usize> {
+    pub(crate) fn data_range(&self) -> Range<usize> {
         self.start..self.start + self.num_bytes
     }
 }

@@ -126,7 +126,7 @@ impl AnswerParser {
 
     /// How many bytes of the text are reasoning, its markers included, once that is known: after its end, or after the
     /// first characters of an answer without it.
-    pub fn reasoning_bytes(&self) -> Option<usize> {
+    pub(crate) fn reasoning_bytes(&self) -> Option<usize> {
         self.reasoning_end
     }
 

@@ -43,7 +43,7 @@ pub(super) struct SentencePiece {
 
 impl SentencePiece {
     /// Sets up the model of a checked vocabulary whose bytes are in `pieces`.
-    pub fn new(vocab: &Vocab, scores: &[f32], pieces: &Pieces) -> Self {
+    pub(crate) fn new(vocab: &Vocab, scores: &[f32], pieces: &Pieces) -> Self {
         let ids_of = |kind| (0..).zip(&vocab.kinds).filter(move |(_, k)| **k == kind).map(|(id, _): (TokenId, _)| id);
         let mergeable = (0..).zip(&vocab.kinds).filter(|(_, k)| matches!(k, TokenKind::Normal | TokenKind::Unused));
         let mut byte_tokens = vec![None; 256];
@@ -64,7 +64,7 @@ impl SentencePiece {
     }
 
     /// Whether a space goes in front of text at the beginning and behind special tokens.
-    pub fn adds_space_prefix(&self) -> bool {
+    pub(crate) fn adds_space_prefix(&self) -> bool {
         self.add_space_prefix
     }
 
@@ -72,7 +72,7 @@ impl SentencePiece {
     ///
     /// # Errors
     /// For a text that is too long; if a character is no piece and the vocabulary has neither byte nor unknown tokens.
-    pub fn encode(&self, pieces: &Pieces, text: &str, at_start: bool, ids: &mut Vec<TokenId>) -> Result<()> {
+    pub(crate) fn encode(&self, pieces: &Pieces, text: &str, at_start: bool, ids: &mut Vec<TokenId>) -> Result<()> {
         words::check(text, words::STRETCH_BYTES_MAX)?;
         let mut text = Cow::Borrowed(text);
         if text.contains(SPACE_MARK) {

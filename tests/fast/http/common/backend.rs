@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 /// More than any test has waiting.
 const NUM_JOBS_MAX: usize = 64;
 
-pub struct GatedBackend {
+pub(crate) struct GatedBackend {
     jobs: mpsc::Sender<Job>,
     received: tokio::sync::Mutex<mpsc::Receiver<Job>>,
     state: Mutex<State>,
@@ -29,40 +29,40 @@ struct State {
 }
 
 /// One accepted request.
-pub struct Job {
+pub(crate) struct Job {
     pub request: ValidRequest,
     pub log: Arc<StreamLog>,
     cancelled: watch::Receiver<Option<CancelCause>>,
 }
 
 impl GatedBackend {
-    pub fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         let (jobs, received) = mpsc::channel(NUM_JOBS_MAX);
         let state = State { readiness: Readiness::Ready, refusal: None, panics: false, live: Vec::new() };
         Arc::new(Self { jobs, received: received.into(), state: Mutex::new(state) })
     }
 
     /// The next accepted request.
-    pub async fn job(&self) -> Job {
+    pub(crate) async fn job(&self) -> Job {
         self.received.lock().await.recv().await.expect("the backend lives")
     }
 
     /// Whether no request is waiting to be taken by the test.
-    pub async fn has_no_job(&self) -> bool {
+    pub(crate) async fn has_no_job(&self) -> bool {
         self.received.lock().await.try_recv().is_err()
     }
 
-    pub fn set_readiness(&self, readiness: Readiness) {
+    pub(crate) fn set_readiness(&self, readiness: Readiness) {
         self.state.lock().unwrap().readiness = readiness;
     }
 
     /// Panics on the next request.
-    pub fn panic_next(&self) {
+    pub(crate) fn panic_next(&self) {
         self.state.lock().unwrap().panics = true;
     }
 
     /// Refuses the next request.
-    pub fn refuse_next(&self, error: Error) {
+    pub(crate) fn refuse_next(&self, error: Error) {
         self.state.lock().unwrap().refusal = Some(error);
     }
 }
@@ -125,12 +125,12 @@ impl Backend for GatedBackend {
 }
 
 impl Job {
-    pub fn start(&self) {
+    pub(crate) fn start(&self) {
         self.log.append(Event::Started { prompt_tokens: self.request.prompt.len(), cached_tokens: 2 });
     }
 
     /// One byte-level token per byte.
-    pub fn say(&self, text: &str) {
+    pub(crate) fn say(&self, text: &str) {
         let tokens: Vec<TokenId> = text.bytes().map(TokenId::from).collect();
         let logprob = |&token: &TokenId| TokenLogprob { token, logprob: -0.5, top: vec![(token, -0.5), (33, -1.25)] };
         let logprobs = match self.request.sampling.top_logprobs {
@@ -140,12 +140,12 @@ impl Job {
         self.log.append(Event::Token(TokenEvent { text: text.to_owned(), tokens, logprobs }));
     }
 
-    pub fn finish(&self, finish_reason: FinishReason) {
+    pub(crate) fn finish(&self, finish_reason: FinishReason) {
         self.end(finish_reason, None);
     }
 
     /// Ends the text as the stop string `stop` does.
-    pub fn stop_at(&self, stop: &str) {
+    pub(crate) fn stop_at(&self, stop: &str) {
         self.end(FinishReason::Stop, Some(stop.to_owned()));
     }
 
@@ -154,12 +154,12 @@ impl Job {
         self.log.append(Event::Done { finish_reason, usage, stop });
     }
 
-    pub fn fail(&self, kind: ErrorKind, message: &str) {
+    pub(crate) fn fail(&self, kind: ErrorKind, message: &str) {
         self.log.append(Event::Error(failure(kind, message)));
     }
 
     /// Runs the whole generation.
-    pub fn run(&self, pieces: &[&str]) {
+    pub(crate) fn run(&self, pieces: &[&str]) {
         self.start();
         for piece in pieces {
             self.say(piece);
@@ -168,7 +168,7 @@ impl Job {
     }
 
     /// Waits for the cancellation and says what caused it.
-    pub async fn cancelled(&mut self) -> CancelCause {
+    pub(crate) async fn cancelled(&mut self) -> CancelCause {
         let cause = self.cancelled.wait_for(Option::is_some).await.expect("it ended without being cancelled");
         cause.expect("just checked")
     }

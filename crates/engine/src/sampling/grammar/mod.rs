@@ -90,7 +90,7 @@ impl Grammar {
     }
 
     /// Notes that one of its masks was slow.
-    pub fn mark_slow(&self) {
+    pub(crate) fn mark_slow(&self) {
         self.is_slow.store(true, Ordering::Relaxed);
     }
 
