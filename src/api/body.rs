@@ -8,7 +8,7 @@ use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 
 use super::App;
-use super::budget::Held;
+use super::budget::HeldBytes;
 use super::problem::Problem;
 use crate::error::Error;
 use crate::protocol::Tenant;
@@ -19,7 +19,7 @@ const FIRST_BYTES: usize = 64 << 10;
 /// A body that has arrived and was not looked into yet.
 pub(crate) struct Body {
     json: Bytes,
-    held: Held,
+    held: HeldBytes,
 }
 
 /// Reads a JSON body that is as short and as quick to arrive as the configuration says.
@@ -85,7 +85,7 @@ impl Body {
         app: &App,
         tenant: Tenant,
         read: impl FnOnce(&[u8]) -> Result<T, Problem> + Send + 'static,
-    ) -> Result<(T, Held), Problem> {
+    ) -> Result<(T, HeldBytes), Problem> {
         let Self { json, held } = self;
         let (depth_max, values_max) = (app.config.json_depth_max, app.config.json_values_max);
         let num_bytes = json.len();

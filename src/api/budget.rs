@@ -31,7 +31,7 @@ struct Used {
 
 /// What one request holds of it, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct HeldBytes {
     budget: Arc<Budget>,
     tenant: Tenant,
     num_bytes: usize,
@@ -45,8 +45,8 @@ impl Budget {
     }
 
     /// Nothing yet, in the name of `tenant`.
-    pub(crate) fn hold(self: &Arc<Self>, tenant: Tenant) -> Held {
-        Held { budget: self.clone(), tenant, num_bytes: 0 }
+    pub(crate) fn hold(self: &Arc<Self>, tenant: Tenant) -> HeldBytes {
+        HeldBytes { budget: self.clone(), tenant, num_bytes: 0 }
     }
 
     fn lock(&self) -> MutexGuard<'_, Used> {
@@ -55,7 +55,7 @@ impl Budget {
     }
 }
 
-impl Held {
+impl HeldBytes {
     /// Takes `more`.
     ///
     /// # Errors
@@ -101,7 +101,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldBytes {
     fn drop(&mut self) {
         if self.num_bytes > 0 {
             self.shrink(self.num_bytes);
@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn an_owner_has_half_and_all_have_the_whole() {
         let budget = Budget::new("bodies", 100, 1);
-        let kind = |held: &mut Held, more| held.grow(more).map_err(|e| e.kind());
+        let kind = |held: &mut HeldBytes, more| held.grow(more).map_err(|e| e.kind());
         let (mut one, mut other, mut third) = (budget.hold(Tenant(1)), budget.hold(Tenant(2)), budget.hold(Tenant(3)));
         assert_eq!(kind(&mut one, 50), Ok(()));
         assert_eq!(kind(&mut one, 1), Err(ErrorKind::Overloaded));

@@ -60,9 +60,11 @@ pub(crate) fn respond_many<D: Dialect>(
     heartbeat: Duration,
     readers: &Gauge,
 ) -> Response {
-    let parts =
-        parts.into_iter().map(|(reader, dialect)| Part { reader, dialect, is_opened: false, has_end: false }).collect();
-    let reading = Reading { parts, silence: Silence::new(heartbeat), _count: Counted::new(readers) };
+    let parts = parts
+        .into_iter()
+        .map(|(reader, dialect)| BodyPart { reader, dialect, is_opened: false, has_end: false })
+        .collect();
+    let reading = BodyReading { parts, silence: Silence::new(heartbeat), _count: CountedReader::new(readers) };
     let body = Body::from_stream(stream::unfold(reading, |mut reading| async move {
         let bytes = reading.next_bytes().await?;
         Some((Ok::<_, Infallible>(bytes), reading))
@@ -76,15 +78,15 @@ pub(crate) fn respond_many<D: Dialect>(
     response
 }
 
-struct Reading<D> {
+struct BodyReading<D> {
     /// Those that may have more to come.
-    parts: Vec<Part<D>>,
+    parts: Vec<BodyPart<D>>,
     silence: Silence,
-    _count: Counted,
+    _count: CountedReader,
 }
 
 /// One stream of a body.
-struct Part<D> {
+struct BodyPart<D> {
     reader: StreamReader,
     dialect: D,
     is_opened: bool,
@@ -100,7 +102,7 @@ enum Taken {
     End,
 }
 
-impl<D: Dialect> Reading<D> {
+impl<D: Dialect> BodyReading<D> {
     /// The next bytes to write: everything that is ready, or a heartbeat when nothing has come for long.
     async fn next_bytes(&mut self) -> Option<Bytes> {
         let mut out = SseWriter::default();
@@ -108,7 +110,7 @@ impl<D: Dialect> Reading<D> {
         loop {
             let is_dry = self.take_ready(&mut out);
             if !out.is_empty() {
-                self.silence.is_broken();
+                self.silence.break_off();
                 return Some(out.take());
             }
             if !is_dry {
@@ -122,7 +124,7 @@ impl<D: Dialect> Reading<D> {
             let over = tokio::select! {
                 biased;
                 over = ready(&mut self.parts) => over,
-                () = self.silence.is_too_long() => {
+                () = self.silence.last_too_long() => {
                     out.heartbeat();
                     None
                 }
@@ -164,7 +166,7 @@ impl<D: Dialect> Reading<D> {
 }
 
 /// Waits until there is something to take, or a part has nothing more to come, which is told then.
-async fn ready<D>(parts: &mut [Part<D>]) -> Option<usize> {
+async fn ready<D>(parts: &mut [BodyPart<D>]) -> Option<usize> {
     match parts {
         [part] => (!part.reader.ready().await).then_some(0),
         parts => {
@@ -187,12 +189,13 @@ impl Silence {
         Self { max, since: Instant::now(), timer: Box::pin(tokio::time::sleep(max)) }
     }
 
-    fn is_broken(&mut self) {
+    /// Something is written: it begins anew.
+    fn break_off(&mut self) {
         self.since = Instant::now();
     }
 
-    /// Waits until it is.
-    async fn is_too_long(&mut self) {
+    /// Waits until it has lasted for as long as it may.
+    async fn last_too_long(&mut self) {
         loop {
             self.timer.as_mut().await;
             let due = self.since + self.max;
@@ -204,7 +207,7 @@ impl Silence {
     }
 }
 
-impl<D: Dialect> Part<D> {
+impl<D: Dialect> BodyPart<D> {
     fn take(&mut self, out: &mut SseWriter) -> Taken {
         if !std::mem::replace(&mut self.is_opened, true) {
             self.dialect.open(out);
@@ -223,16 +226,16 @@ impl<D: Dialect> Part<D> {
 }
 
 /// One reader in the gauge, for as long as it lives.
-struct Counted(Gauge);
+struct CountedReader(Gauge);
 
-impl Counted {
+impl CountedReader {
     fn new(gauge: &Gauge) -> Self {
         gauge.inc();
         Self(gauge.clone())
     }
 }
 
-impl Drop for Counted {
+impl Drop for CountedReader {
     fn drop(&mut self) {
         self.0.dec();
     }

@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::App;
-use super::auth::{self, Caller};
+use super::caller::{self, Caller};
 use super::native::{Cursor, cursor_of, retry_ms};
 use super::problem::{ErrorBody, Problem};
 use super::sse::{self, SseWriter};
@@ -47,7 +47,7 @@ pub(crate) async fn follow(
     query: Result<Query<Vec<(String, String)>>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    auth::require_admin(&owner, "/v1/events")?;
+    caller::require_admin(&owner, "/v1/events")?;
     let table = app.service.table();
     let (feed, epoch) = (table.feed(), table.feed_epoch());
     let num_events = feed.num_events();

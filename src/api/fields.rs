@@ -101,7 +101,7 @@ pub(crate) fn sampling(json: &[u8]) -> Result<(SamplingParams, StopParams), Prob
 /// # Errors
 /// As [`sampling`].
 pub(crate) fn sampling_beside(json: &[u8], supported: &[&str]) -> Result<(SamplingParams, StopParams), Problem> {
-    let Shared { sampling, stop, num_choices } = chat(json, supported)?;
+    let SharedFields { sampling, stop, num_choices } = chat(json, supported)?;
     if num_choices != 1 {
         return Err(Error::invalid("n", format!("`n` must be 1, got {num_choices}")).into());
     }
@@ -109,7 +109,7 @@ pub(crate) fn sampling_beside(json: &[u8], supported: &[&str]) -> Result<(Sampli
 }
 
 /// What the shared fields ask for.
-pub(crate) struct Shared {
+pub(crate) struct SharedFields {
     /// How to draw.
     pub sampling: SamplingParams,
     /// When to end.
@@ -122,7 +122,7 @@ pub(crate) struct Shared {
 ///
 /// # Errors
 /// As [`sampling`].
-pub(crate) fn chat(json: &[u8], supported: &[&str]) -> Result<Shared, Problem> {
+pub(crate) fn chat(json: &[u8], supported: &[&str]) -> Result<SharedFields, Problem> {
     shared(json, supported, 1, |logprobs: Option<bool>, top_logprobs| match (logprobs.unwrap_or(false), top_logprobs) {
         (false, Some(n)) if n > 0 => {
             let message = format!("`top_logprobs` must come with `logprobs: true`, got {n} without");
@@ -138,7 +138,7 @@ pub(crate) fn chat(json: &[u8], supported: &[&str]) -> Result<Shared, Problem> {
 ///
 /// # Errors
 /// As [`sampling`].
-pub(crate) fn completions(json: &[u8], supported: &[&str]) -> Result<Shared, Problem> {
+pub(crate) fn completions(json: &[u8], supported: &[&str]) -> Result<SharedFields, Problem> {
     // 0 with `echo` asks for the prompt alone.
     shared(json, supported, 0, |logprobs: Option<i64>, _| count("logprobs", logprobs, 0))
 }
@@ -148,7 +148,7 @@ fn shared<L: for<'de> Deserialize<'de>>(
     supported: &[&str],
     max_tokens_min: i64,
     top_logprobs: impl FnOnce(Option<L>, Option<usize>) -> Result<Option<usize>, Problem>,
-) -> Result<Shared, Problem> {
+) -> Result<SharedFields, Problem> {
     check_supported(json, supported)?;
     let f: SamplingFields<L> = body::parse(json)?;
     let top_logprobs = top_logprobs(f.logprobs, count("top_logprobs", f.top_logprobs, 0)?)?;
@@ -179,7 +179,7 @@ fn shared<L: for<'de> Deserialize<'de>>(
         token_ids: f.stop_token_ids.unwrap_or_default(),
         ignore_eos: f.ignore_eos.unwrap_or(false),
     };
-    Ok(Shared { sampling, stop, num_choices: count("n", f.n, 1)?.unwrap_or(1) })
+    Ok(SharedFields { sampling, stop, num_choices: count("n", f.n, 1)?.unwrap_or(1) })
 }
 
 /// One message of a chat as it came.

@@ -7,7 +7,7 @@ use axum::{Extension, Json};
 use serde_json::{Value, json};
 
 use super::App;
-use super::auth::{self, Caller};
+use super::caller::{self, Caller};
 use super::problem::Problem;
 use crate::error::{Error, ErrorKind};
 use crate::service::Readiness;
@@ -21,7 +21,7 @@ pub(crate) async fn live() -> Json<Value> {
 ///
 /// # Errors
 /// 503 with `Retry-After` while starting or draining, or while the disk that keeps the streams does not keep up.
-pub async fn ready(State(app): State<App>) -> Result<Json<Value>, Problem> {
+pub(crate) async fn ready(State(app): State<App>) -> Result<Json<Value>, Problem> {
     let why = match app.service.readiness() {
         Readiness::Ready => {
             app.service.check_disk()?;
@@ -43,7 +43,7 @@ pub(crate) async fn metrics(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
 ) -> Result<impl IntoResponse, Problem> {
-    auth::require_admin(&owner, "/metrics")?;
+    caller::require_admin(&owner, "/metrics")?;
     let (m, table) = (app.service.metrics(), app.service.table());
     m.streams.set(table.len() as i64);
     m.stream_bytes.set(table.num_bytes() as i64);

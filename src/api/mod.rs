@@ -9,6 +9,7 @@ mod anthropic;
 mod auth;
 mod body;
 mod budget;
+mod caller;
 mod disconnect;
 mod event_body;
 mod feed;

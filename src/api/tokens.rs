@@ -8,7 +8,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::auth::Caller;
+use super::caller::Caller;
 use super::many::{MESSAGES_MAX, Many};
 use super::problem::Problem;
 use super::{App, answer, body, fields};
@@ -80,7 +80,7 @@ struct DetokenizeRequest {
 
 /// The text on the wire.
 #[derive(Debug, Serialize)]
-struct Text {
+struct DetokenizedText {
     prompt: String,
 }
 
@@ -158,5 +158,5 @@ pub(crate) async fn detokenize(
     };
     let ((model, tokens), _held) = body.parse(&app, tenant, read).await?;
     let prompt = app.service.text_of(&owner, model, tokens).await?;
-    answer::json(&app, tenant, prompt.len(), move || Ok(Text { prompt })).await
+    answer::json(&app, tenant, prompt.len(), move || Ok(DetokenizedText { prompt })).await
 }

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::flags::ServeFlags;
 use super::progress::FetchProgress;
 use super::signals::Signals;
-use super::{Usage, open_files, sections, start};
+use super::{UsageError, open_files, sections, start};
 use crate::api;
 use crate::config::{Config, ServerConfig, setting};
 use crate::telemetry;
@@ -37,7 +37,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         typed.values.push((setting("model.more"), more.join(",")));
     }
     let config = super::resolve(typed)?;
-    telemetry::start(&config.log).map_err(Usage)?;
+    telemetry::start(&config.log).map_err(UsageError)?;
     open_files::raise(config.server.connections_max);
     super::print(&config.changes().to_string())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no async runtime")?;

@@ -66,22 +66,22 @@ struct Lines {
 
 #[derive(Default)]
 struct Line {
-    waiting: VecDeque<Box<dyn Job>>,
+    waiting: VecDeque<Box<dyn BackgroundJob>>,
     num_running: usize,
 }
 
-trait Job: Send {
+trait BackgroundJob: Send {
     /// Whether somebody still waits for the answer.
     fn is_wanted(&self) -> bool;
     fn run(self: Box<Self>);
 }
 
-struct Call<T, W> {
+struct JobCall<T, W> {
     work: W,
     answer: oneshot::Sender<T>,
 }
 
-impl<T: Send, W: FnOnce() -> T + Send> Job for Call<T, W> {
+impl<T: Send, W: FnOnce() -> T + Send> BackgroundJob for JobCall<T, W> {
     fn is_wanted(&self) -> bool {
         !self.answer.is_closed()
     }
@@ -144,7 +144,7 @@ impl Background {
     /// [`crate::error::ErrorKind::Overloaded`] if too many jobs of this owner wait; an internal error if `work` panics.
     pub async fn run<T: Send + 'static>(&self, owner: Tenant, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
         let (answer, answered) = oneshot::channel();
-        self.shared.push(owner, Box::new(Call { work, answer }))?;
+        self.shared.push(owner, Box::new(JobCall { work, answer }))?;
         answered.await.map_err(|_| Error::internal("the server hit a bug on this request"))
     }
 }
@@ -163,7 +163,7 @@ impl std::fmt::Debug for Background {
 }
 
 impl BackgroundShared {
-    fn push(&self, owner: Tenant, job: Box<dyn Job>) -> Result<()> {
+    fn push(&self, owner: Tenant, job: Box<dyn BackgroundJob>) -> Result<()> {
         let mut lines = self.lock();
         let Lines { turns, by_owner, .. } = &mut *lines;
         let line = by_owner.entry(owner).or_default();
@@ -196,7 +196,7 @@ impl BackgroundShared {
     }
 
     /// Waits for a job; `None` at the end.
-    fn next(&self) -> Option<(Tenant, Box<dyn Job>)> {
+    fn next(&self) -> Option<(Tenant, Box<dyn BackgroundJob>)> {
         let running_max = (self.limits.num_threads - 1).max(1);
         let mut lines = self.lock();
         loop {
@@ -218,7 +218,7 @@ impl BackgroundShared {
 
 impl Lines {
     /// The next job of the next owner that has fewer than `running_max` running.
-    fn take(&mut self, running_max: usize) -> Option<(Tenant, Box<dyn Job>)> {
+    fn take(&mut self, running_max: usize) -> Option<(Tenant, Box<dyn BackgroundJob>)> {
         let Self { turns, by_owner, .. } = self;
         let may_run = |owner: &Tenant| by_owner.get(owner).is_some_and(|line| line.num_running < running_max);
         let owner = turns.remove(turns.iter().position(may_run)?)?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::prompt::Room;
+use super::room::Room;
 use super::template::{ChatTemplate, json_for_prompt};
 use super::tool_grammar::{self, ToolGrammar};
 use crate::error::{Error, Result};
@@ -116,15 +116,15 @@ fn shield(
 }
 
 /// What becomes of a text: `None` leaves it.
-type Change<'a> = dyn FnMut(&str) -> Option<String> + 'a;
+type TextChange<'a> = dyn FnMut(&str) -> Option<String> + 'a;
 
 fn each_text(
     messages: &mut [ChatMessage],
     tools: &mut [Tool],
     kwargs: &mut BTreeMap<String, Value>,
-    change: &mut Change<'_>,
+    change: &mut TextChange<'_>,
 ) {
-    fn apply(text: &mut String, change: &mut Change<'_>) {
+    fn apply(text: &mut String, change: &mut TextChange<'_>) {
         if let Some(changed) = change(text) {
             *text = changed;
         }
@@ -148,7 +148,7 @@ fn each_text(
     kwargs.values_mut().for_each(|value| each_text_of(value, change));
 }
 
-fn each_text_of(value: &mut Value, change: &mut Change<'_>) {
+fn each_text_of(value: &mut Value, change: &mut TextChange<'_>) {
     match value {
         Value::String(text) => {
             if let Some(changed) = change(text) {

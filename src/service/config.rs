@@ -37,7 +37,7 @@ pub struct ServiceConfig {
     /// How long it may ask to wait at most.
     pub(crate) queue_timeout_ms_max: u64,
     /// How long a cancellation may take to be kept, in milliseconds.
-    pub(crate) cancel_wait_ms: u64,
+    pub cancel_wait_ms: u64,
     /// Everybody who may ask; limits are theirs.
     pub owners: Vec<Arc<Owner>>,
     /// What is about more bytes (bodies, prompts, answers) is worked on away from the async threads.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
+use super::room::Room;
 use super::{Served, Service, prompt, validate};
 use crate::engine::Load;
 use crate::error::{Error, ErrorKind, Result};
@@ -112,7 +113,7 @@ impl Service {
     async fn fit_inputs(&self, request: EmbedRequest, served: &Served) -> Result<Vec<ValidInput>> {
         let EmbedRequest { owner, inputs, priority, queue_timeout_ms, .. } = request;
         let (num_inputs, num_bytes) = (inputs.len(), inputs.iter().map(input_bytes).sum());
-        let (limits, room) = (self.limits(served), prompt::room(served));
+        let (limits, room) = (self.limits(served), Room::of(served));
         let mut all = Vec::with_capacity(num_inputs);
         let mut inputs = inputs.into_iter();
         while !inputs.as_slice().is_empty() {

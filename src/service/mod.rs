@@ -17,6 +17,8 @@ mod prompt;
 mod quota;
 mod refuse;
 mod restore;
+mod room;
+mod rule;
 mod served;
 mod sized;
 mod template;
@@ -51,6 +53,7 @@ use crate::protocol::{ErrorInfo, Event, GenerateRequest, Owner, StreamId, Tenant
 use crate::stream::{CancelCause, Clock, Happening, StorePlace, StreamLog, StreamRecord, StreamTable};
 use crate::text::AnswerFormat;
 use quota::Quotas;
+use room::Room;
 
 /// The one front door of generation: every dialect's request goes through [`Service::start`].
 pub struct Service {
@@ -164,7 +167,7 @@ impl Service {
         self.check_room(served, &request.owner, num_choices)?;
         let owner = request.owner.clone();
         let slot = self.quotas.begin(&owner, num_choices).inspect_err(|e| self.count_limited(e))?;
-        let (request, (prompt, format)) = self.tokenise(served, request, Some(prompt::room(served))).await?;
+        let (request, (prompt, format)) = self.tokenise(served, request, Some(Room::of(served))).await?;
         // Held until the backend has it: what is in use stays in the cache.
         let _grammar = self.compile(served, &request).await?;
         // No await from here on: the streams are either running and in the caller's hands, or were never there.

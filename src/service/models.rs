@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 
 use self::plan::{Call, Order, Place, Plan, Seen};
 use super::encoder::only_embeds;
-use super::{Readiness, Residence, Served, validate};
+use super::rule::shown;
+use super::{Readiness, Residence, Served};
 use crate::error::{Error, ErrorKind, Result};
 
 /// When models are loaded and unloaded.
@@ -126,7 +127,7 @@ impl Models {
         self.all.iter().find(|served| served.answers_to(name)).ok_or_else(|| {
             let names = self.all.iter().filter(|served| listed(served));
             let names: Vec<String> = names.map(|served| format!("{:?}", served.name())).collect();
-            let message = format!("`model` must be {}, got {}", names.join(" or "), validate::shown(name));
+            let message = format!("`model` must be {}, got {}", names.join(" or "), shown(name));
             Error::new(ErrorKind::ModelNotFound, message).with_param("model")
         })
     }

@@ -9,41 +9,16 @@
 use serde_json::Value;
 
 use super::background::{Background, BackgroundLimits};
+use super::room::Room;
 use super::template::STACK_BYTES;
 use super::{ChatTemplate, Served, Service, chat, validate};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::protocol::{ChatMessage, GenerateRequest, Prompt, TokenId};
 use crate::text::{AnswerFormat, TEXT_PARAM, Tokenizer};
-
-/// Shorter texts are tokenised in any case, within about 10 ms: an error that says their tokens is worth more.
-const EARLY_BYTES: usize = 64 << 10;
 
 /// Two, so that one stays free for other owners. A short chat takes a fraction of a millisecond; one of a template that does
 /// as much as it may takes a tenth of a second. More than any queue of the engine has behind it by default.
 const RENDER_LIMITS: BackgroundLimits = BackgroundLimits { num_threads: 2, waiting_per_owner_max: 1 << 14 };
-
-/// The longest text that can still become a prompt: so many tokens of so many bytes each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Room {
-    pub(super) num_tokens: usize,
-    pub(super) token_bytes_max: usize,
-}
-
-impl Room {
-    /// # Errors
-    /// [`ErrorKind::ContextLengthExceeded`] for a text that is too long however it is cut into tokens.
-    pub(super) fn check(self, text: &str, param: &'static str) -> Result<()> {
-        let Self { num_tokens, token_bytes_max } = self;
-        if text.len() <= num_tokens.saturating_mul(token_bytes_max).max(EARLY_BYTES) {
-            return Ok(());
-        }
-        let message = format!(
-            "`{param}` must fit the context of {num_tokens} tokens, whose longest has {token_bytes_max} bytes, got {} bytes",
-            text.len()
-        );
-        Err(Error::new(ErrorKind::ContextLengthExceeded, message).with_param(param))
-    }
-}
 
 impl Service {
     /// The request's prompt as tokens with the form of its answer, and the request back. With `room`, a text that cannot
@@ -73,11 +48,6 @@ impl Service {
         let start = || Background::start_prompt("render", STACK_BYTES, RENDER_LIMITS);
         self.render_threads.get_or_init(start).as_ref().map_err(Clone::clone)
     }
-}
-
-/// The room of a model.
-pub(super) fn room(served: &Served) -> Room {
-    Room { num_tokens: served.context_len(), token_bytes_max: served.tokenizer.token_bytes_max() }
 }
 
 /// Bytes of everything that the prompt is made of. Counting ends beyond `enough`: it must cost less than the work that it
@@ -191,6 +161,7 @@ mod tests {
     use super::super::{LocalBackend, ModelLimits, Models, ServedConfig, ServiceConfig};
     use super::*;
     use crate::engine::{Engine, EngineConfig, Turns};
+    use crate::error::ErrorKind;
     use crate::metrics::Metrics;
     use crate::model::Model;
     use crate::model::stub::{StubConfig, StubModel};

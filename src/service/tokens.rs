@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::rule::rule;
 use super::{Served, Service, validate};
 use crate::error::Result;
 use crate::protocol::{GenerateRequest, Owner, Prompt, StreamId, TokenId};
@@ -42,7 +43,7 @@ impl Service {
             let num_bytes: usize = tokens.iter().map(|token| tokenizer.token_bytes(*token).len()).sum();
             if num_bytes > TEXT_BYTES_MAX {
                 let at_most = format!("must stand for at most {TEXT_BYTES_MAX} bytes");
-                return Err(validate::rule("tokens", at_most, num_bytes));
+                return Err(rule("tokens", at_most, num_bytes));
             }
             Ok(tokenizer.decode(&tokens))
         };

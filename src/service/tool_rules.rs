@@ -1,6 +1,6 @@
 //! The rules of tools, as OpenAI has them: what may be called, what must be, and that every call has its answer.
 
-use super::validate::{rule, shown};
+use super::rule::{rule, shown};
 use crate::error::{Error, Result};
 use crate::protocol::{ChatMessage, Constraint, GenerateRequest, ToolChoice};
 

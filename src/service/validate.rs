@@ -1,5 +1,6 @@
 //! Every rule of a request, in one place. Each error names the parameter and says rule and value.
 
+use super::rule::{rule, shown};
 use super::{ServiceConfig, tool_rules};
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{
@@ -13,9 +14,6 @@ const ROLES: [&str; 5] = ["system", "user", "assistant", "tool", "developer"];
 /// Least and largest `repetition_penalty`. Logits are divided by it or multiplied with it: one of 1e-45 makes an infinity of
 /// any of them, and no token is left. Nobody uses more than 2.
 const REPETITION_PENALTIES: (f32, f32) = (0.01, 100.0);
-
-/// How much of a text an error repeats.
-const SHOWN_BYTES_MAX: usize = 256;
 
 /// What the rules depend on.
 #[derive(Debug, Clone, Copy)]
@@ -267,13 +265,4 @@ fn between(param: &str, value: f32, min: f32, max: f32) -> Result<()> {
 
 fn above_zero_to_one(param: &str, value: f32) -> Result<()> {
     if value > 0.0 && value <= 1.0 { Ok(()) } else { Err(rule(param, "must be > 0 and <= 1", value)) }
-}
-
-/// A text as an error repeats it. Megabytes would be spelled here on an async thread.
-pub(super) fn shown(text: &str) -> String {
-    format!("{:?}", &text[..text.floor_char_boundary(SHOWN_BYTES_MAX)])
-}
-
-pub(super) fn rule(param: &str, rule: impl std::fmt::Display, value: impl std::fmt::Display) -> Error {
-    Error::invalid(param, format!("`{param}` {rule}, got {value}"))
 }

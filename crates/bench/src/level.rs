@@ -12,7 +12,7 @@ use super::draws::{Draws, Purpose, poisson_arrivals};
 use super::exchange::exchange;
 use super::plan::{IN_FLIGHT_MAX, Level, Mode, Plan};
 use super::reconnect::{Cuts, follow_over_cuts};
-use super::record::{End, Failure, Record, Timeline};
+use super::record::{Failure, Record, RequestEnd, Timeline};
 use super::tally::Tally;
 use super::target::{Prepared, Target};
 
@@ -38,7 +38,7 @@ pub(crate) async fn run_level(
     hear: &mut dyn FnMut(),
 ) -> LevelResult {
     let num_requests = (items.end - items.start) as usize;
-    let jobs: Vec<Job> = items.clone().map(|index| Job::new(target, plan, index)).collect();
+    let jobs: Vec<HeldRequest> = items.clone().map(|index| HeldRequest::new(target, plan, index)).collect();
     let (slots, due) = match level {
         Level::Concurrency(slots) => (slots, None),
         Level::RatePerS(rate) => {
@@ -97,7 +97,7 @@ pub(crate) async fn warm_up(target: &Arc<Target>, plan: &Plan, items: Range<u64>
 
 /// A request that waits for its turn.
 #[derive(Debug)]
-struct Job {
+struct HeldRequest {
     target: Arc<Target>,
     request: Prepared,
     client: Client,
@@ -111,7 +111,7 @@ enum Client {
     Resumes(Cuts),
 }
 
-impl Job {
+impl HeldRequest {
     fn new(target: &Arc<Target>, plan: &Plan, index: u64) -> Self {
         let item = plan.workload.item(index);
         let mut draws = Draws::new(plan.workload.seed, Purpose::Cuts, index);
@@ -141,8 +141,8 @@ impl Job {
         }
         record.end = match ended {
             Ok(Ok(end)) => end,
-            Ok(Err(failure)) => End::Failed(failure),
-            Err(_) => End::Failed(Failure::TimedOut),
+            Ok(Err(failure)) => RequestEnd::Failed(failure),
+            Err(_) => RequestEnd::Failed(Failure::TimedOut),
         };
         record
     }

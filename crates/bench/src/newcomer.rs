@@ -11,9 +11,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::exchange::exchange;
 use super::lengths::Lengths;
+use super::percentiles::Percentiles;
 use super::plan::{Ask, Mode, Plan};
-use super::record::{End, Record, Timeline};
-use super::report::Percentiles;
+use super::record::{Record, RequestEnd, Timeline};
 use super::tally::Times;
 use super::target::Target;
 use super::workload::{Prompts, Workload};
@@ -109,7 +109,7 @@ async fn arrive(
         let ttft = record.timeline.ttft();
         arrivals.waits.push((begin, ttft.map_or_else(Instant::now, |ttft| begin + ttft)));
         match (ended, ttft) {
-            (Ok(End::Complete), Some(ttft)) => arrivals.ttft.add(ttft),
+            (Ok(RequestEnd::Complete), Some(ttft)) => arrivals.ttft.add(ttft),
             (Ok(_), _) => arrivals.error = Some("an answer without text".to_owned()),
             (Err(failure), _) => arrivals.error = Some(failure.message().to_owned()),
         }

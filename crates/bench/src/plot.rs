@@ -48,7 +48,7 @@ pub(crate) enum YAxis {
 }
 
 /// From a value to its place on the page.
-type Place = Box<dyn Fn(f64) -> f64>;
+type PageScale = Box<dyn Fn(f64) -> f64>;
 
 /// One line.
 #[derive(Debug)]
@@ -129,7 +129,7 @@ impl Chart {
         out + "</p>"
     }
 
-    fn x_scale(&self) -> (Place, Vec<(f64, String)>) {
+    fn x_scale(&self) -> (PageScale, Vec<(f64, String)>) {
         let width = WIDTH - LEFT - RIGHT;
         match &self.x {
             XAxis::Places(names) => {
@@ -149,7 +149,7 @@ impl Chart {
         }
     }
 
-    fn y_scale(&self) -> (Place, Vec<(f64, String)>) {
+    fn y_scale(&self) -> (PageScale, Vec<(f64, String)>) {
         let height = HEIGHT - TOP - BOTTOM;
         let (top, ticks): (f64, Vec<(f64, String)>) = match self.y {
             YAxis::Percent => (1.0, [0, 25, 50, 75, 100].map(|p| (f64::from(p) / 100.0, format!("{p} %"))).into()),

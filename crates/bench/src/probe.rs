@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::report::Percentiles;
+use super::percentiles::Percentiles;
 use super::tally::Times;
 use super::target::Target;
 

@@ -14,13 +14,13 @@ pub(crate) struct Record {
     /// Tokens as the server counted them.
     pub usage: Option<TokenUsage>,
     /// How it ended.
-    pub end: End,
+    pub end: RequestEnd,
     /// tallow's name for the generation.
     pub stream_id: Option<String>,
     /// From being accepted to a worker's beginning with it, where the server says.
     pub(crate) queue_wait: Option<Duration>,
     /// What came of cutting and resuming.
-    pub resumed: Option<Resumed>,
+    pub resumed: Option<ResumedReport>,
 }
 
 impl Record {
@@ -30,7 +30,7 @@ impl Record {
             timeline: Timeline::from(begin),
             e2e: Duration::ZERO,
             usage: None,
-            end: End::Complete,
+            end: RequestEnd::Complete,
             stream_id: None,
             queue_wait: None,
             resumed: None,
@@ -40,7 +40,7 @@ impl Record {
 
 /// How a request ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum End {
+pub(crate) enum RequestEnd {
     /// With the whole answer.
     Complete,
     /// Closed by us, as the mode wants it.
@@ -183,7 +183,7 @@ impl Timeline {
 
 /// What came of cutting and resuming one stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
-pub struct Resumed {
+pub struct ResumedReport {
     /// Streams read this way.
     pub streams: u64,
     /// Connections that were cut.
@@ -202,7 +202,7 @@ pub struct Resumed {
     pub not_dense: u64,
 }
 
-impl Resumed {
+impl ResumedReport {
     /// Adds up.
     pub fn add(&mut self, other: &Self) {
         let Self { streams, cuts, events, lost, doubled, different, gaps, not_dense } = other;

@@ -7,16 +7,15 @@ use serde::Serialize;
 use super::level::LevelResult;
 use super::lookup::LeftReport;
 use super::newcomer::NewcomerReport;
+use super::percentiles::Percentiles;
 use super::plan::{Level, Slo};
 use super::probe::ProbeReport;
-use super::record::Resumed;
+use super::record::ResumedReport;
 use super::slow::SlowReport;
-use super::tally::{ErrorCount, Times};
+use super::tally::ErrorCount;
 
 /// Changes when fields change their meaning.
 pub(crate) const FORMAT: u32 = 1;
-/// Points of a distribution in the report.
-const CDF_POINTS: usize = 100;
 
 /// A whole run.
 #[derive(Debug, Clone, Serialize)]
@@ -105,7 +104,7 @@ pub struct LevelReport {
     /// Arrivals of an open loop that waited in the generator.
     pub(crate) held_arrivals: u64,
     /// In mode reconnect.
-    pub resumed: Option<Resumed>,
+    pub resumed: Option<ResumedReport>,
     /// In mode cancel.
     pub left: Option<LeftReport>,
     /// In mode slow-reader.
@@ -138,27 +137,6 @@ pub struct Goodput {
     pub fraction: f64,
 }
 
-/// A distribution of times in milliseconds; zeros where there are none.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Percentiles {
-    /// How many times.
-    pub count: u64,
-    /// Smallest.
-    pub min: f64,
-    /// Mean.
-    pub mean: f64,
-    /// Median.
-    pub p50: f64,
-    /// Nine of ten are no longer.
-    pub p90: f64,
-    /// 99 of 100 are no longer.
-    pub p99: f64,
-    /// Largest.
-    pub max: f64,
-    /// Points (milliseconds, fraction of the times that are no longer), fractions rising.
-    pub(crate) cdf: Vec<(f64, f64)>,
-}
-
 /// The first server's figures over the second's; `None` where one of them has none.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Ratios {
@@ -176,33 +154,6 @@ pub struct Ratios {
     pub(crate) itl_p99: Option<f64>,
     /// As above.
     pub(crate) e2e_p50: Option<f64>,
-}
-
-impl Percentiles {
-    /// The three that tables and charts have.
-    pub fn shown(&self) -> [f64; 3] {
-        [self.p50, self.p90, self.p99]
-    }
-
-    /// Of these times.
-    pub fn new(times: &Times) -> Self {
-        if times.count() == 0 {
-            return Self { count: 0, min: 0.0, mean: 0.0, p50: 0.0, p90: 0.0, p99: 0.0, max: 0.0, cdf: Vec::new() };
-        }
-        let [min, mean, max] = times.extremes_ms();
-        let num_points = CDF_POINTS.min(times.count() as usize);
-        let cdf = (1..=num_points).map(|i| i as f64 / num_points as f64).map(|q| (times.at_ms(q), q));
-        Self {
-            count: times.count(),
-            min,
-            mean,
-            p50: times.at_ms(0.5),
-            p90: times.at_ms(0.9),
-            p99: times.at_ms(0.99),
-            max,
-            cdf: cdf.collect(),
-        }
-    }
 }
 
 impl LevelReport {
@@ -276,7 +227,7 @@ impl Report {
             }
             let mut resumed = server.levels.iter().filter_map(|level| level.resumed);
             if let Some(found) = resumed.find(|resumed| !resumed.is_whole()) {
-                let Resumed { lost, doubled, different, gaps, .. } = found;
+                let ResumedReport { lost, doubled, different, gaps, .. } = found;
                 return Err(format!(
                     "resumed streams of {} are not whole: {lost} events lost, {doubled} doubled, {different} different, \
                      {gaps} gaps",

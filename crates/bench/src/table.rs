@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::newcomer::NewcomerReport;
-use super::report::{LevelReport, Percentiles, Report, ServerReport};
+use super::percentiles::Percentiles;
+use super::report::{LevelReport, Report, ServerReport};
 use tallow_stream::excerpt;
 
 /// The report as text.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 use super::plan::Slo;
-use super::record::{End, Record, Resumed};
+use super::record::{Record, RequestEnd, ResumedReport};
 
 /// Longest time that is told from longer ones: two hours.
 const US_MAX: u64 = 7_200_000_000;
@@ -78,9 +78,9 @@ pub(crate) struct Tally {
     pub ttft: Times,
     pub(crate) itl: Times,
     pub tpot: Times,
-    pub(crate) e2e: Times,
-    pub(crate) queue_wait: Times,
-    pub resumed: Resumed,
+    pub e2e: Times,
+    pub queue_wait: Times,
+    pub resumed: ResumedReport,
     /// Of requests that were completed or cancelled.
     pub(crate) stream_ids: Vec<String>,
 }
@@ -93,9 +93,9 @@ impl Tally {
             self.resumed.add(resumed);
         }
         match &record.end {
-            End::Complete => self.complete(&record, slo),
-            End::Cancelled => self.cancelled += 1,
-            End::Failed(failure) => {
+            RequestEnd::Complete => self.complete(&record, slo),
+            RequestEnd::Cancelled => self.cancelled += 1,
+            RequestEnd::Failed(failure) => {
                 let example = || ErrorCount { count: 0, example: failure.message().to_owned() };
                 self.errors.entry(failure.kind()).or_insert_with(example).count += 1;
                 return;
@@ -180,8 +180,8 @@ mod tests {
         tally.add(record(100, &[10, 20, 30], 5), &slo);
         tally.add(record(101, &[10], 2), &slo);
         tally.add(record(50, &[20], 2), &slo);
-        tally.add(Record { end: End::Cancelled, ..record(10, &[], 0) }, &slo);
-        tally.add(Record { end: End::Failed(Failure::TimedOut), ..record(10, &[], 0) }, &slo);
+        tally.add(Record { end: RequestEnd::Cancelled, ..record(10, &[], 0) }, &slo);
+        tally.add(Record { end: RequestEnd::Failed(Failure::TimedOut), ..record(10, &[], 0) }, &slo);
         assert_eq!((tally.requests, tally.completed, tally.cancelled), (5, 3, 1));
         assert_eq!((tally.good, tally.prompt_tokens, tally.completion_tokens), (1, 21, 9));
         assert_eq!((tally.ttft.count(), tally.itl.count(), tally.tpot.count(), tally.e2e.count()), (4, 5, 3, 3));

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use super::embedding::{self, Embedding};
 use super::fair::Load;
 use super::pooling::Pooling;
-use super::queue::{Coming, Entry, Pulled, Queue, QueueLimits};
+use super::queue::{Coming, Pulled, Queue, QueueEntry, QueueLimits};
 use crate::metrics::Metrics;
 use tallow_stream::error::{Error, Result};
 use tallow_stream::protocol::{FinishReason, Tenant, TokenId, ValidInput};
@@ -188,8 +188,8 @@ impl Worker {
         }
     }
 
-    fn answer(&mut self, entry: Entry) {
-        let Entry { request, vector, mut writer, .. } = entry;
+    fn answer(&mut self, entry: QueueEntry) {
+        let QueueEntry { request, vector, mut writer, .. } = entry;
         let (tenant, num_tokens) = (request.tenant, request.prompt.len());
         writer.usage.prompt_tokens = num_tokens;
         // After a panic it goes on: the model is only read.

@@ -30,12 +30,12 @@ const TOKEN: VirtualTime = WEIGHT_MAX as VirtualTime;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ticket {
     tenant: Tenant,
-    place: Place,
+    place: ItemOrder,
 }
 
 /// Orders the items of one owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
+struct ItemOrder {
     ready: VirtualTime,
     /// Rises with every item that came.
     seq: u64,
@@ -72,7 +72,7 @@ impl Load {
 struct Flow<T> {
     weight: u32,
     start: VirtualTime,
-    items: BTreeMap<Place, (usize, T)>,
+    items: BTreeMap<ItemOrder, (usize, T)>,
     load: Load,
 }
 
@@ -101,7 +101,7 @@ impl<T> FairQueue<T> {
     }
 
     fn insert(&mut self, tenant: Tenant, ready: VirtualTime, weight: u32, cost: usize, item: T) -> Ticket {
-        let place = Place { ready, seq: self.next_seq };
+        let place = ItemOrder { ready, seq: self.next_seq };
         self.next_seq += 1;
         let flow = self.flows.entry(tenant).or_insert_with(|| Flow {
             weight: 1,
@@ -259,7 +259,13 @@ impl<T> FairQueue<T> {
 
 impl<T> Flow<T> {
     /// The virtual time after serving an item, and the owner's next start.
-    fn charged(&self, place: Place, cost: usize, now: VirtualTime, start: VirtualTime) -> (VirtualTime, VirtualTime) {
+    fn charged(
+        &self,
+        place: ItemOrder,
+        cost: usize,
+        now: VirtualTime,
+        start: VirtualTime,
+    ) -> (VirtualTime, VirtualTime) {
         let begin = start.max(place.ready.min(now));
         (now.max(begin), begin.saturating_add(self.share_of(cost)))
     }

@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::held::Held;
 use super::scheduler::Scheduler;
-use super::takeover::Held;
 use crate::metrics::Metrics;
 use tallow_stream::StreamLog;
 use tallow_stream::protocol::{Event, StreamId};

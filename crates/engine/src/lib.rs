@@ -25,11 +25,13 @@ pub mod core;
 mod embedding;
 pub mod encoder;
 mod fair;
+mod held;
 mod lease;
 mod load;
 mod masks;
 pub mod metrics;
 pub mod output;
+pub mod parts;
 mod pooling;
 pub mod queue;
 mod rate;
@@ -55,7 +57,7 @@ pub use turns::Turns;
 
 use self::queue::{Coming, Queue};
 use self::scheduler::Scheduler;
-use self::worker::Shared;
+use self::worker::WorkerShared;
 use crate::cache::{BLOCK_SIZE, HashChain};
 use crate::metrics::Metrics;
 use crate::sampling::grammar::GrammarCompiler;
@@ -67,7 +69,7 @@ use tallow_stream::protocol::{Event, Tenant, ValidInput, ValidRequest};
 
 /// A pool of workers behind a queue.
 pub struct Engine {
-    shared: Arc<Shared>,
+    shared: Arc<WorkerShared>,
     spec: ModelSpec,
     grammars: Arc<GrammarCompiler>,
     threads: Mutex<Vec<JoinHandle<()>>>,

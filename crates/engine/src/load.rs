@@ -15,11 +15,11 @@ use std::time::Instant;
 
 use super::Engine;
 use super::config::EngineConfig;
-use super::core::CoreParts;
 use super::masks::MaskWait;
+use super::parts::CoreParts;
 use super::queue::Queue;
 use super::turns::Turns;
-use super::worker::{self, Shared};
+use super::worker::{self, WorkerShared};
 use crate::metrics::Metrics;
 use crate::sampling::grammar::GrammarCompiler;
 use tallow_model::text::Tokenizer;
@@ -118,7 +118,7 @@ pub(super) fn prepare(
     tokenizer: Arc<Tokenizer>,
     metrics: Arc<Metrics>,
     turns: Arc<Turns>,
-) -> Result<(Arc<Shared>, Arc<GrammarCompiler>)> {
+) -> Result<(Arc<WorkerShared>, Arc<GrammarCompiler>)> {
     config.validate()?;
     let began = Instant::now();
     let queue = Queue::new(config.queue_limits(), metrics.clone(), Arc::new(move || began.elapsed()));
@@ -134,7 +134,7 @@ pub(super) fn prepare(
     };
     let grammars = GrammarCompiler::new(parts.tokenizer.clone(), config.grammars.clone(), parts.metrics.clone());
     let num_workers = config.num_workers;
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(WorkerShared {
         config,
         factory: Mutex::default(),
         parts,
@@ -151,7 +151,10 @@ pub(super) fn prepare(
 }
 
 /// Starts every worker and waits for the first load of each. After an error some may run; the caller ends them.
-pub(super) fn start_workers(shared: &Arc<Shared>, factory: ModelFactory) -> Result<(ModelSpec, Vec<JoinHandle<()>>)> {
+pub(super) fn start_workers(
+    shared: &Arc<WorkerShared>,
+    factory: ModelFactory,
+) -> Result<(ModelSpec, Vec<JoinHandle<()>>)> {
     let num_workers = shared.config.num_workers;
     *shared.factory.lock().unwrap_or_else(PoisonError::into_inner) = Some(factory);
     shared.is_resting.store(true, Ordering::SeqCst);

@@ -40,7 +40,7 @@ use std::collections::{BTreeMap, VecDeque};
 pub use turns::Newcomer;
 
 use super::sequence::{Sequence, num_blocks_needed};
-use super::share::{Places, Share};
+use super::share::{PlaceCounts, Share};
 use crate::cache::{BLOCK_SIZE, BlockId, BlockPool};
 use tallow_model::Batch;
 use tallow_stream::protocol::{Tenant, TokenId};
@@ -79,7 +79,7 @@ pub struct Scheduler {
     /// Preempted, oldest first.
     waiting: VecDeque<Sequence>,
     /// Of those that run.
-    places: Places,
+    places: PlaceCounts,
     plan: Vec<Planned>,
     /// Blocks to be copied before the step being planned.
     copies: Vec<(BlockId, BlockId)>,
@@ -121,7 +121,7 @@ impl Scheduler {
             pool: BlockPool::new(num_blocks),
             running: Vec::with_capacity(limits.max_num_seqs),
             waiting: VecDeque::with_capacity(limits.max_num_seqs),
-            places: Places::default(),
+            places: PlaceCounts::default(),
             plan: Vec::with_capacity(limits.max_num_seqs),
             copies: Vec::new(),
             prefill_budget: 0,

@@ -26,9 +26,11 @@ use std::time::Duration;
 
 use self::exit::{Exit, Left};
 use super::config::EngineConfig;
-use super::core::{CoreParts, EngineCore, Step};
+use super::core::{EngineCore, Step};
+use super::held::Held;
 use super::lease::Lease;
-use super::takeover::{self, Held};
+use super::parts::CoreParts;
+use super::takeover;
 use super::turns::Turns;
 use tallow_model::{Model, ModelFactory, ModelSpec};
 use tallow_stream::error::{Error, Result};
@@ -38,7 +40,7 @@ use tallow_stream::error::{Error, Result};
 const HUNG_PER_ABANDONED_MAX: u64 = 4;
 
 /// What all workers and the engine share.
-pub(super) struct Shared {
+pub(super) struct WorkerShared {
     pub config: EngineConfig,
     /// None while the model is not loaded.
     pub factory: Mutex<Option<ModelFactory>>,
@@ -149,7 +151,7 @@ impl Status {
     }
 }
 
-impl Shared {
+impl WorkerShared {
     /// Gives up workers that hang, and starts others in their place. Called a few times a second.
     pub(super) fn watch(self: &Arc<Self>) -> Vec<JoinHandle<()>> {
         let now = self.parts.queue.now();
@@ -255,7 +257,7 @@ impl Lost {
 }
 
 /// A worker's life. `loaded` hears once whether the first load went well; if not, that was it.
-fn run(shared: &Shared, index: usize, loaded: SyncSender<Result<ModelSpec>>) {
+fn run(shared: &WorkerShared, index: usize, loaded: SyncSender<Result<ModelSpec>>) {
     let exit = Exit { shared, how: Left::Ended };
     let worker = Worker { shared, index, status: &shared.statuses[index] };
     let first = worker.load();
@@ -269,7 +271,7 @@ fn run(shared: &Shared, index: usize, loaded: SyncSender<Result<ModelSpec>>) {
 }
 
 struct Worker<'a> {
-    shared: &'a Shared,
+    shared: &'a WorkerShared,
     index: usize,
     status: &'a Status,
 }
@@ -396,7 +398,7 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
 /// # Errors
 /// If the system gives no thread.
 pub(super) fn spawn(
-    shared: &Arc<Shared>,
+    shared: &Arc<WorkerShared>,
     index: usize,
     loaded: SyncSender<Result<ModelSpec>>,
 ) -> io::Result<JoinHandle<()>> {
@@ -414,7 +416,7 @@ mod tests {
     use tallow_model::text::Tokenizer;
 
     /// With one worker, whose thread is not started.
-    fn shared() -> Shared {
+    fn shared() -> WorkerShared {
         let (config, metrics) = (EngineConfig::default(), Arc::new(Metrics::default()));
         let parts = CoreParts {
             limits: config.scheduler_limits(),
@@ -424,7 +426,7 @@ mod tests {
             metrics,
             mask_wait: MaskWait::Grace,
         };
-        Shared {
+        WorkerShared {
             config,
             factory: Mutex::new(Some(StubModel::factory(StubConfig::default()))),
             parts,

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::held::Held;
 use super::lease::Lease;
-use super::takeover::Held;
 use crate::metrics::{CancelLabel, Metrics};
 use tallow_stream::error::ErrorKind;
 use tallow_stream::protocol::{ErrorInfo, Event, FinishReason, Usage};

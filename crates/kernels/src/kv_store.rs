@@ -1,6 +1,6 @@
 //! KV memory: keys and values of every layer, as the CPU kernels lay them out.
 
-use crate::attention::KV_BLOCK;
+use crate::attention_shape::KV_BLOCK;
 use crate::{KvLayer, Memory, Result};
 
 /// Names one block of KV memory: [`BLOCK_SIZE`] token slots in every layer.

@@ -274,7 +274,7 @@ fn ropes(gguf: &Gguf, keys: &Keys<'_>, max_model_len: usize) -> Result<Vec<RopeC
     let long_factors = if is_long { "rope_factors_long.weight" } else { "rope_factors_short.weight" };
     let factors = match gguf.opt_tensor("rope_freqs.weight").or_else(|| gguf.opt_tensor(long_factors)) {
         None => Vec::new(),
-        Some(tensor) => super::decoder::floats(&tensor)?,
+        Some(tensor) => tensor.floats()?,
     };
     if let Some(bad) = factors.iter().find(|f| !(f.is_finite() && **f > 0.0)) {
         return Err(Error::bad_model(format!("rope factors must be positive, got {bad}")));

@@ -20,6 +20,7 @@ use candle_transformers::models::bert::{BertModel, Config};
 use serde::Deserialize;
 
 use crate::ModelSpec;
+use crate::device::OrDevice;
 use crate::text::Tokenizer;
 use tallow_stream::error::{Error, Result};
 use tallow_stream::protocol::TokenId;
@@ -102,9 +103,11 @@ impl Encoder {
     /// If the device fails. Tokens past the vocabulary, or more of them than its context has, are a bug.
     pub fn hidden_states(&self, tokens: &[TokenId]) -> Result<Vec<f32>> {
         assert!(tokens.len() <= self.max_model_len, "a text that is too long");
-        let ids = Tensor::new(tokens, &Device::Cpu)?.unsqueeze(0)?;
-        let states = self.bert.forward(&ids, &ids.zeros_like()?, None)?;
-        Ok(states.flatten_all()?.to_vec1()?)
+        let compute = || {
+            let ids = Tensor::new(tokens, &Device::Cpu)?.unsqueeze(0)?;
+            self.bert.forward(&ids, &ids.zeros_like()?, None)?.flatten_all()?.to_vec1()
+        };
+        compute().or_device()
     }
 }
 

@@ -122,10 +122,3 @@ impl fmt::Display for Error {
         f.write_str(&self.message)
     }
 }
-
-#[cfg(feature = "candle")]
-impl From<candle_core::Error> for Error {
-    fn from(e: candle_core::Error) -> Self {
-        Self::internal(format!("tensor operation failed: {e}"))
-    }
-}

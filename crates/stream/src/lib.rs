@@ -4,6 +4,7 @@
 //!
 //! The words that all rooms share stand here, as those of events do: `protocol` and `error`.
 
+mod entry;
 pub mod error;
 mod expired;
 mod feed;
@@ -13,13 +14,13 @@ mod printable;
 mod progress;
 pub mod protocol;
 mod reader;
-mod size;
 mod status;
 mod store;
 mod table;
 
+pub use entry::Entry;
 pub use feed::{Feed, FeedEvent, FeedRead, FeedReader, Happening};
-pub use log::{Clock, Entry, StreamLog};
+pub use log::{Clock, StreamLog};
 pub use printable::{excerpt, printable, printable_json, printable_line};
 pub use reader::{Gap, Read, StreamReader};
 pub use status::{CancelCause, StreamStatus};

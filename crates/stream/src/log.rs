@@ -1,39 +1,26 @@
 //! One generation's log: append-only, dense sequence numbers from 0, one terminal event that is last.
 //!
-//! Writers append, readers ([`StreamReader`]) hold cursors, and either side may cancel. The log reads no clock of its
+//! Writers append, readers ([`StreamReader`](crate::StreamReader)) hold cursors, and either side may cancel. The log reads no clock of its
 //! own: who makes it hands one in, so a simulation can run on invented time.
 //!
 //! A log may be bounded in bytes. Then its oldest events go as new ones come; the numbers of the rest stay, and a
 //! cursor that stands before them is told so.
-
-mod model;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
+use super::entry::{Entry, event_bytes};
 use super::feed::{Feed, Happening};
-use super::progress::Progress;
-use super::size::event_bytes;
+use super::progress::ReaderProgress;
 use super::store::{Change, Handover};
-use super::{CancelCause, StreamReader, StreamStatus};
+use super::{CancelCause, StreamStatus};
 use crate::error::ErrorKind;
 use crate::protocol::{Event, OnDisconnect, StreamId, Tenant};
 
 /// Milliseconds since the Unix epoch, never going back. Handed in, so that nothing here reads a clock.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
-
-/// One event with its place and time, as readers get it.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Entry {
-    /// Its place in the log, from 0.
-    pub seq: u64,
-    /// When it was appended, by the log's clock.
-    pub ts_ms: u64,
-    /// What happened.
-    pub event: Event,
-}
 
 type CancelHook = Box<dyn FnOnce(CancelCause) + Send>;
 
@@ -47,13 +34,13 @@ pub struct StreamLog {
     is_restored: bool,
     clock: Clock,
     // A std mutex: it is held for a push or a clone, never across an await.
-    state: Mutex<State>,
+    state: Mutex<LogState>,
     /// Memory of the events, roughly; read by the table without the lock.
     num_bytes: AtomicUsize,
     /// Most of them; beyond, the oldest events go. The table sets it.
     num_bytes_max: AtomicUsize,
     /// What readers may see, for them to look at and wait on.
-    pub(super) progress: Progress,
+    pub(super) progress: ReaderProgress,
     /// Choices of the same request, which end with it when somebody asks for its end by name.
     followers: Mutex<Vec<Weak<StreamLog>>>,
     /// Where its events are kept, if anywhere but here.
@@ -65,7 +52,7 @@ pub struct StreamLog {
 }
 
 #[derive(Default)]
-pub(super) struct State {
+pub(super) struct LogState {
     /// The events that are kept.
     pub(super) entries: VecDeque<Entry>,
     /// How many went before them: the sequence number of the first that is kept.
@@ -84,7 +71,7 @@ pub(super) struct State {
     orphaned_at_ms: Option<u64>,
 }
 
-impl State {
+impl LogState {
     fn terminal(&self) -> Option<&Entry> {
         self.entries.back().filter(|e| e.event.is_terminal())
     }
@@ -143,8 +130,8 @@ impl StreamLog {
         let is_cancelled =
             entries.last().is_some_and(|e| matches!(&e.event, Event::Error(info) if info.kind == ErrorKind::Cancelled));
         let cancelled = is_cancelled.then_some(CancelCause::Requested);
-        let state = State { entries: entries.into(), started, cancelled, ..State::default() };
-        let progress = Progress::default();
+        let state = LogState { entries: entries.into(), started, cancelled, ..LogState::default() };
+        let progress = ReaderProgress::default();
         progress.set(state.num_visible(), state.is_over());
         Arc::new(Self {
             id,
@@ -174,6 +161,17 @@ impl StreamLog {
     pub(super) fn tell(&self, feed: &Arc<Feed>) {
         // Asked for once, by the table.
         let _ = self.feed.set(feed.clone());
+    }
+
+    /// Says which model writes it; the first one said stays. A reader must know with which vocabulary, also once the model is
+    /// unloaded.
+    pub fn set_model(&self, name: Arc<str>) {
+        let _ = self.model.set(name);
+    }
+
+    /// Which model writes it, where that was said.
+    pub fn model(&self) -> Option<&str> {
+        self.model.get().map(|name| &**name)
     }
 
     fn open_store(&self) -> Option<&Arc<Handover>> {
@@ -398,6 +396,14 @@ impl StreamLog {
         self.cancel_in(self.lock(), cause)
     }
 
+    /// A reader has come.
+    pub(super) fn join(&self) {
+        let mut state = self.lock();
+        state.num_readers += 1;
+        state.was_read = true;
+        state.orphaned_at_ms = None;
+    }
+
     /// A reader is gone. That it was the last and that the stream ends for it is one step: whoever joins after the one
     /// has come after the other too.
     pub(super) fn leave(&self) {
@@ -410,7 +416,7 @@ impl StreamLog {
         }
     }
 
-    fn cancel_in(&self, mut state: MutexGuard<'_, State>, cause: CancelCause) -> bool {
+    fn cancel_in(&self, mut state: MutexGuard<'_, LogState>, cause: CancelCause) -> bool {
         let is_first = state.cancelled.is_none() && state.terminal().is_none();
         let mut hook = None;
         if is_first {
@@ -458,20 +464,9 @@ impl StreamLog {
         }
     }
 
-    /// A reader whose next event is number `from_seq`.
-    pub fn reader(self: &Arc<Self>, from_seq: u64) -> StreamReader {
-        let mut state = self.lock();
-        state.num_readers += 1;
-        state.was_read = true;
-        state.orphaned_at_ms = None;
-        drop(state);
-        StreamReader::new(self.clone(), from_seq)
-    }
-
-    /// Whether this live stream has been without a reader for its whole grace time: the lingering one's own, or
-    /// `unread_grace_ms` for one that its last reader's leaving would cancel but that nobody has come to read. The
-    /// first call that finds it alone starts the grace.
-    pub(super) fn has_outlingered(&self, now_ms: u64, unread_grace_ms: u64) -> bool {
+    /// Goes on with the grace of a live stream that has no reader, or starts it; true once it is over. The grace is the lingering
+    /// stream's own, or `unread_grace_ms` for one that its last reader's leaving would cancel but that nobody has come to read.
+    pub(super) fn linger_on(&self, now_ms: u64, unread_grace_ms: u64) -> bool {
         let mut state = self.lock();
         let grace_ms = match self.on_disconnect {
             // Whoever made it has yet to come.
@@ -487,7 +482,7 @@ impl StreamLog {
         now_ms.saturating_sub(since_ms) >= grace_ms
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, LogState> {
         // A panic while pushing leaves a valid queue behind, so the poison says nothing.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

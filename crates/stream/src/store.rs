@@ -31,7 +31,8 @@ pub use stall::DiskStall;
 
 use self::records::Opened;
 use self::stall::CommitGate;
-use super::log::{Entry, StreamLog};
+use super::entry::Entry;
+use super::log::StreamLog;
 use crate::error::{Error, Result};
 use crate::protocol::{Epoch, Event, StreamId};
 

@@ -24,13 +24,13 @@ pub(super) struct Turn {
 #[derive(Debug)]
 pub(super) enum Content {
     Text(String),
-    Blocks(Many<Block, PARTS_MAX>),
+    Blocks(Many<ContentBlock, PARTS_MAX>),
 }
 
 /// A block with the fields of every type; which ones it must have depends on `type`. `cache_control` and `citations`
 /// are not read: prefixes are cached without being asked.
 #[derive(Debug, serde::Deserialize)]
-pub(super) struct Block {
+pub(super) struct ContentBlock {
     #[serde(rename = "type")]
     kind: Option<String>,
     text: Option<String>,
@@ -103,7 +103,7 @@ impl Reading {
         Ok(())
     }
 
-    fn result(&self, block: Block, path: &str) -> Result<ChatMessage, Problem> {
+    fn result(&self, block: ContentBlock, path: &str) -> Result<ChatMessage, Problem> {
         let id = required(block.tool_use_id, path, "tool_use_id")?;
         let Some(name) = self.called.get(&id) else {
             return Err(wrong(&format!("{path}.tool_use_id"), "must be the id of a `tool_use` before it", Some(&id)));

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::events::MessageEvents;
 use super::message::{MessageObject, blocks, message_id, stop_reason};
 use super::request::MessagesRequest;
-use crate::api::auth::Caller;
+use crate::api::caller::Caller;
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;
 use crate::api::{App, answer, body, event_body, fold, head, with_stream_id};

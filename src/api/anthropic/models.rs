@@ -36,7 +36,7 @@ pub(crate) fn model(app: &App, served: &Served) -> ModelInfo {
 }
 
 /// All models that messages can be sent to.
-pub fn models(app: &App) -> ModelPage {
+pub(crate) fn models(app: &App) -> ModelPage {
     let all = app.service.models().all().iter().filter(|served| !served.only_embeds());
     let data: Vec<ModelInfo> = all.map(|served| model(app, served)).collect();
     let id = |model: Option<&ModelInfo>| model.map(|model| model.id.clone()).unwrap_or_default();

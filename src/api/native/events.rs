@@ -53,7 +53,7 @@ struct Queued {
 }
 
 #[derive(Debug, Serialize)]
-struct Started {
+struct StartedData {
     prompt_tokens: usize,
     cached_tokens: usize,
 }
@@ -150,7 +150,7 @@ impl Dialect for NativeEvents {
                 self.write("queued", entry, Queued { position: *position, estimated_wait_ms: *wait_ms }, out);
             }
             Event::Started { prompt_tokens, cached_tokens } => {
-                let more = Started { prompt_tokens: *prompt_tokens, cached_tokens: *cached_tokens };
+                let more = StartedData { prompt_tokens: *prompt_tokens, cached_tokens: *cached_tokens };
                 self.write("started", entry, more, out);
             }
             Event::Prompt { logprobs } => {

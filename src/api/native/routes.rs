@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cursor::{self, Cursor, Resume};
 use super::events::NativeEvents;
-use crate::api::auth::Caller;
+use crate::api::caller::Caller;
 use crate::api::disconnect::{self, LINGER_DEFAULT, OnDisconnectField};
 use crate::api::fields::{self, MessageFields};
 use crate::api::many::{MESSAGES_MAX, Many};

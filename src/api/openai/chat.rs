@@ -17,7 +17,7 @@ use super::chat_answer::Answer;
 use super::chat_chunks::ChatChunks;
 use super::chat_types::{ChatRequest, Choice, Completion, Logprobs};
 use super::usage_sum::{UsageShown, UsageSum};
-use crate::api::auth::Caller;
+use crate::api::caller::Caller;
 use crate::api::fold::Folded;
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;
@@ -68,7 +68,7 @@ struct Asked {
 }
 
 fn read(json: &[u8], owner: Arc<Owner>) -> Result<Asked, Problem> {
-    let fields::Shared { sampling, stop, num_choices } = fields::chat(json, KNOWN)?;
+    let fields::SharedFields { sampling, stop, num_choices } = fields::chat(json, KNOWN)?;
     let structured = structured::constraint(json)?;
     let mut chat: ChatRequest = body::parse(json)?;
     let stream = chat.stream.unwrap_or(false);

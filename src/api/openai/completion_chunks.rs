@@ -1,6 +1,6 @@
 //! The stream of Completions: text chunks of every choice as they come, a finish chunk each, usage where asked for,
 //! `[DONE]` after the last. Each choice is a stream of its own with a [`CompletionChunks`] of its own; what they have
-//! in common is in [`Shared`].
+//! in common is in [`ChoicesShared`].
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::text::Tokenizer;
 const MERGE_BACKLOG: usize = 64;
 
 /// What the choices of one answer have in common.
-pub(super) struct Shared {
+pub(super) struct ChoicesShared {
     /// The same in every chunk.
     pub(super) id: String,
     pub(super) created: u64,
@@ -39,7 +39,7 @@ pub(super) struct Echo {
 
 /// One choice.
 pub(super) struct CompletionChunks {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<ChoicesShared>,
     pub(super) index: usize,
     pub(super) is_first_of_prompt: bool,
     /// Until it was written.
@@ -131,7 +131,7 @@ impl CompletionChunks {
     }
 
     fn chunk(&self, choices: Vec<TextChoice<'_>>, usage: Option<UsageObject>, out: &mut SseWriter) {
-        let Shared { id, created, model, include_usage, .. } = &*self.shared;
+        let ChoicesShared { id, created, model, include_usage, .. } = &*self.shared;
         let usage = include_usage.then(|| usage.or_else(|| self.running.map(|usage| UsageObject::new(usage, 0))));
         let (id, model) = (id.into(), model.into());
         out.data(&TextCompletion { id, object: "text_completion", created: *created, model, choices, usage });

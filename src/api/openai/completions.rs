@@ -11,10 +11,10 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use futures_util::future::join_all;
 
-use super::completion_chunks::{CompletionChunks, Echo, Shared};
+use super::completion_chunks::{ChoicesShared, CompletionChunks, Echo};
 use super::completion_types::{CompletionRequest, TextChoice, TextCompletion, TextLogprobs};
 use super::usage_sum::{UsageShown, UsageSum};
-use crate::api::auth::Caller;
+use crate::api::caller::Caller;
 use crate::api::fold::Folded;
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;
@@ -37,7 +37,7 @@ const MAX_TOKENS_DEFAULT: usize = 16;
 const SUPPORTED: [&str; 2] = ["best_of", "echo"];
 
 /// One choice on its way.
-struct Running {
+struct RunningChoice {
     started: Started,
     /// A reader from the beginning on: a `cancel` stream lives as long as it has one.
     reader: StreamReader,
@@ -121,10 +121,10 @@ async fn start(
     base: &GenerateRequest,
     prompts: Vec<Prompt>,
     wanted: &Wanted,
-) -> Result<Vec<Running>, Problem> {
+) -> Result<Vec<RunningChoice>, Problem> {
     let served = app.service.generating(base.model.as_deref())?;
     app.service.check_room(served, &base.owner, prompts.len() * wanted.best_of)?;
-    let mut all: Vec<Running> = Vec::new();
+    let mut all: Vec<RunningChoice> = Vec::new();
     for (number, prompt) in prompts.into_iter().enumerate() {
         let echoed = wanted.is_echo.then(|| prompt.clone());
         let generate = GenerateRequest { prompt, ..base.clone() };
@@ -137,7 +137,7 @@ async fn start(
         let started = started.map_err(named)?;
         let first_token = started.first().and_then(|started| started.first_token);
         let echo = echoed.map(|prompt| echo(prompt, first_token, served.tokenizer()));
-        all.extend(started.into_iter().map(|started| Running {
+        all.extend(started.into_iter().map(|started| RunningChoice {
             reader: started.log.reader(0),
             started,
             prompt: number,
@@ -151,14 +151,14 @@ async fn start(
 }
 
 /// The end of the first by name is the end of all, as the choices of one prompt have it already.
-fn lead(all: &[Running]) {
+fn lead(all: &[RunningChoice]) {
     if let Some(first) = all.first() {
         let others = all.iter().filter(|running| running.prompt > 0);
         first.started.log.lead(others.map(|running| &running.started.log));
     }
 }
 
-fn wanted(asked: &CompletionRequest, shared: &fields::Shared, stream: bool) -> Result<Wanted, Problem> {
+fn wanted(asked: &CompletionRequest, shared: &fields::SharedFields, stream: bool) -> Result<Wanted, Problem> {
     let num_choices = shared.num_choices;
     let best_of = match asked.best_of {
         Some(best_of) if best_of < num_choices as i64 => {
@@ -223,14 +223,14 @@ fn echo(prompt: Prompt, first_token: Option<TokenId>, tokenizer: &Tokenizer) -> 
 }
 
 /// The model that writes them all.
-fn served(app: &App, all: &[Running]) -> Arc<Served> {
+fn served(app: &App, all: &[RunningChoice]) -> Arc<Served> {
     let first = all.first().map(|running| &running.started.served);
     first.unwrap_or(app.service.models().default_model()).clone()
 }
 
-fn chunks(app: &App, all: Vec<Running>, wanted: &Wanted, usage: UsageShown) -> Response {
+fn chunks(app: &App, all: Vec<RunningChoice>, wanted: &Wanted, usage: UsageShown) -> Response {
     let (id, served) = (all.first().map(|r| r.started.log.id()), served(app, &all));
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(ChoicesShared {
         id: completion_id(&all),
         created: all.first().map_or(0, |r| r.started.log.created_ms() / 1000),
         model: served.name().to_owned(),
@@ -259,7 +259,7 @@ fn chunks(app: &App, all: Vec<Running>, wanted: &Wanted, usage: UsageShown) -> R
 }
 
 /// Waits for all ends. If the client goes away meanwhile, the server drops this future, and with it the readers.
-async fn whole(app: &App, tenant: Tenant, all: Vec<Running>, wanted: Wanted) -> Result<Response, Problem> {
+async fn whole(app: &App, tenant: Tenant, all: Vec<RunningChoice>, wanted: Wanted) -> Result<Response, Problem> {
     let (id, stream_id) = (completion_id(&all), all.first().map(|r| r.started.log.id()));
     let (created, served) = (all.first().map_or(0, |r| r.started.log.created_ms() / 1000), served(app, &all));
     let folding = all.into_iter().map(async |r| (r.prompt, r.echo, fold::to_end(r.reader).await));
@@ -305,7 +305,7 @@ fn completion(
 }
 
 /// One finished choice.
-struct Text {
+struct FinishedText {
     prompt: usize,
     /// Mean log-probability of its tokens, where they are ranked.
     rank: f32,
@@ -320,7 +320,7 @@ fn text(
     folded: Folded,
     wanted: &Wanted,
     tokenizer: &Tokenizer,
-) -> Result<(Text, Usage), Problem> {
+) -> Result<(FinishedText, Usage), Problem> {
     let (finish_reason, mut usage) = folded.end.map_err(|info| Problem::from(&info))?;
     let (mut text, mut offset) = (String::new(), 0);
     let mut logprobs = wanted.with_logprobs.then(TextLogprobs::default);
@@ -341,11 +341,11 @@ fn text(
             token.logprobs.iter().for_each(|l| all.push(l, tokenizer, &mut offset));
         }
     }
-    Ok((Text { prompt, rank, text, logprobs, finish_reason: finish_reason.as_str() }, usage))
+    Ok((FinishedText { prompt, rank, text, logprobs, finish_reason: finish_reason.as_str() }, usage))
 }
 
 /// The `num_choices` likeliest of each prompt, likeliest first; as they are if all are wanted.
-fn best(mut texts: Vec<Text>, num_choices: usize) -> Vec<Text> {
+fn best(mut texts: Vec<FinishedText>, num_choices: usize) -> Vec<FinishedText> {
     let num_prompts = texts.last().map_or(0, |last| last.prompt + 1);
     if texts.len() == num_prompts * num_choices {
         return texts;
@@ -360,6 +360,6 @@ fn best(mut texts: Vec<Text>, num_choices: usize) -> Vec<Text> {
     texts
 }
 
-fn completion_id(all: &[Running]) -> String {
+fn completion_id(all: &[RunningChoice]) -> String {
     all.first().map_or_else(String::new, |first| format!("{ID_PREFIX}{}", first.started.log.id()))
 }

@@ -6,8 +6,8 @@ use axum::response::Response;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use serde::{Deserialize, Serialize};
 
-use super::completion_types::Prompts;
-use crate::api::auth::Caller;
+use super::completion_types::PromptField;
+use crate::api::caller::Caller;
 use crate::api::problem::Problem;
 use crate::api::{App, answer, body, queue_timeout};
 use crate::error::Error;
@@ -21,7 +21,7 @@ const FLOAT_BYTES: usize = 16;
 #[derive(Debug, Deserialize)]
 struct EmbeddingRequest {
     model: Option<String>,
-    input: Option<Prompts>,
+    input: Option<PromptField>,
     encoding_format: Option<String>,
     dimensions: Option<i64>,
     /// vLLM's: a lower one goes first.

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::Serialize;
 
-use crate::api::auth::{self, Caller};
+use crate::api::caller::{self, Caller};
 use crate::api::{App, anthropic, problem::Problem};
 use crate::error::{Error, ErrorKind};
 use crate::service::Served;
@@ -76,7 +76,7 @@ pub(crate) async fn change(
     let Some((name, what)) = path.rsplit_once('/').filter(|(_, what)| matches!(*what, "load" | "unload")) else {
         return Err(Error::new(ErrorKind::NotFound, "what is posted to a model ends in `/load` or `/unload`").into());
     };
-    auth::require_admin(&owner, "loading and unloading of models")?;
+    caller::require_admin(&owner, "loading and unloading of models")?;
     let (models, found) = (app.service.models(), app.service.served(Some(name))?);
     if what == "load" {
         models.load(found).await?;

@@ -1,6 +1,6 @@
 //! Every field of a request body, with its schema, the bodies that have it, and a value that is accepted.
 
-use super::routes::Body::{
+use super::routes::BodyKind::{
     self, Chat, Completions, CountTokens, Detokenize, Embeddings, Messages, Responses, Streams, Tokenize,
 };
 
@@ -10,7 +10,7 @@ pub struct Field {
     /// As it is written.
     pub name: &'static str,
     /// The bodies that have it.
-    pub on: &'static [Body],
+    pub on: &'static [BodyKind],
     /// Its JSON schema.
     pub schema: &'static str,
     /// A value that is accepted beside the least that a body must have, as JSON.
@@ -19,16 +19,16 @@ pub struct Field {
     pub summary: &'static str,
 }
 
-const ALL: &[Body] = &Body::ALL;
+const ALL: &[BodyKind] = &BodyKind::ALL;
 /// Sampled as vLLM and llama.cpp have it.
-const SAMPLED: &[Body] = &[Chat, Completions, Responses, Streams];
-const PLAIN: &[Body] = &[Chat, Completions, Streams];
-const OPENAI: &[Body] = &[Chat, Completions];
-const CHATS: &[Body] = &[Chat, Streams];
+const SAMPLED: &[BodyKind] = &[Chat, Completions, Responses, Streams];
+const PLAIN: &[BodyKind] = &[Chat, Completions, Streams];
+const OPENAI: &[BodyKind] = &[Chat, Completions];
+const CHATS: &[BodyKind] = &[Chat, Streams];
 
 const fn field(
     name: &'static str,
-    on: &'static [Body],
+    on: &'static [BodyKind],
     schema: &'static str,
     example: &'static str,
     summary: &'static str,
@@ -284,13 +284,13 @@ pub const FIELDS: &[Field] = &[
 /// The table of fields as Markdown: a row per field, a column per body that begins a generation.
 pub fn field_table() -> String {
     let mut out = "| field |".to_owned();
-    Body::GENERATING.iter().for_each(|body| out += &format!(" `{}` |", body.path().trim_start_matches("/v1")));
+    BodyKind::GENERATING.iter().for_each(|body| out += &format!(" `{}` |", body.path().trim_start_matches("/v1")));
     out += " |\n|---|";
-    Body::GENERATING.iter().for_each(|_| out += "---|");
+    BodyKind::GENERATING.iter().for_each(|_| out += "---|");
     out += "---|\n";
-    for field in FIELDS.iter().filter(|field| field.on.iter().any(|body| Body::GENERATING.contains(body))) {
+    for field in FIELDS.iter().filter(|field| field.on.iter().any(|body| BodyKind::GENERATING.contains(body))) {
         out += &format!("| `{}` |", field.name);
-        Body::GENERATING.iter().for_each(|body| out += if field.on.contains(body) { " yes |" } else { " |" });
+        BodyKind::GENERATING.iter().for_each(|body| out += if field.on.contains(body) { " yes |" } else { " |" });
         out += &format!(" {} |\n", field.summary);
     }
     out

@@ -16,7 +16,7 @@ use axum::response::IntoResponse;
 
 pub use document::document;
 pub use fields::{FIELDS, Field, field_table};
-pub use routes::{Body, Link, ROUTES, Route};
+pub use routes::{BodyKind, Link, ROUTES, Route};
 
 use super::App;
 

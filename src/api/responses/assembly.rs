@@ -14,8 +14,8 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::described::Described;
 use super::json::{ObjectText, text};
-use super::store::Described;
 use crate::error::ErrorKind;
 use crate::protocol::{ErrorInfo, Event, FinishReason, TokenEvent, TokenLogprob, Usage};
 use crate::stream::Entry;

@@ -6,6 +6,7 @@
 //! and an object, which `reading` does for polls and `kept` remembers; `events` puts them on the wire; `routes` ties them.
 
 mod assembly;
+mod described;
 mod events;
 mod input;
 mod json;

@@ -97,17 +97,17 @@ pub(super) struct Asked {
 }
 
 /// The fields of a body that have the same meaning in other dialects, and those that do not exist here.
-struct Shared(Map<String, Value>);
+struct UsualFields(Map<String, Value>);
 
-impl<'de> Deserialize<'de> for Shared {
+impl<'de> Deserialize<'de> for UsualFields {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         struct SharedVisitor;
         impl<'de> Visitor<'de> for SharedVisitor {
-            type Value = Shared;
+            type Value = UsualFields;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a map")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Shared, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UsualFields, A::Error> {
                 let mut shared = Map::new();
                 while let Some(name) = map.next_key::<String>()? {
                     if OWN.contains(&name.as_str()) {
@@ -116,7 +116,7 @@ impl<'de> Deserialize<'de> for Shared {
                         shared.insert(name, map.next_value()?);
                     }
                 }
-                Ok(Shared(shared))
+                Ok(UsualFields(shared))
             }
         }
         d.deserialize_map(SharedVisitor)
@@ -128,7 +128,7 @@ impl<'de> Deserialize<'de> for Shared {
 /// # Errors
 /// 400 with the path of what is wrong or not supported.
 pub(super) fn read(json: &[u8]) -> Result<(CreateFields, Asked), Problem> {
-    let Shared(shared) = body::parse(json)?;
+    let UsualFields(shared) = body::parse(json)?;
     let fields: CreateFields = body::parse(json)?;
     if let Some(name) = UNSUPPORTED.iter().find(|name| shared.get(**name).is_some_and(|v| !v.is_null())) {
         return Err(Problem::unsupported(name, "is not supported by this server"));

@@ -10,13 +10,13 @@ use axum::{Extension, Json};
 use serde_json::{Value, json};
 
 use super::assembly::Assembly;
+use super::described::Described;
 use super::events::ResponseEvents;
 use super::input;
 use super::reading;
 use super::request::{self, Asked, CreateFields};
-use super::store::Described;
-use crate::api::answer::Blocks;
-use crate::api::auth::Caller;
+use crate::api::answer::AnswerBlocks;
+use crate::api::caller::Caller;
 use crate::api::disconnect::{self, LINGER_DEFAULT};
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;
@@ -335,7 +335,7 @@ async fn answer(
     if let Some(info) = assembly.failure() {
         return Err(Problem::from(info));
     }
-    let blocks = app.service.sized(tenant, assembly.num_bytes(), move || Blocks::of(&assembly.object())).await?;
+    let blocks = app.service.sized(tenant, assembly.num_bytes(), move || AnswerBlocks::of(&assembly.object())).await?;
     Ok(with_stream_id(answer::respond(app, tenant, blocks)?, log.id()))
 }
 
@@ -364,7 +364,7 @@ async fn snapshot(
     described: &Arc<Described>,
     log: &Arc<StreamLog>,
 ) -> Result<Response, Problem> {
-    let write = |assembly: &Assembly| Blocks::of(&assembly.object());
+    let write = |assembly: &Assembly| AnswerBlocks::of(&assembly.object());
     let blocks = reading::look(app, tenant, described, log, write).await?;
     Ok(with_stream_id(answer::respond(app, tenant, blocks)?, log.id()))
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use tallow::api::openapi::{Body, FIELDS, ROUTES, document};
+use tallow::api::openapi::{BodyKind, FIELDS, ROUTES, document};
 use tallow::engine::EngineConfig;
 use tallow::model::stub::StubConfig;
 
@@ -39,7 +39,7 @@ async fn every_route_is_described_and_every_description_is_a_route() {
 #[tokio::test]
 async fn every_field_is_accepted_and_no_other_that_would_matter() {
     let server = start(EngineConfig::default(), StubConfig::default(), Setup::default()).await;
-    for body in Body::ALL {
+    for body in BodyKind::ALL {
         let names: BTreeSet<&str> = FIELDS.iter().filter(|f| f.on.contains(&body)).map(|f| f.name).collect();
         for field in FIELDS.iter().filter(|f| f.on.contains(&body) && !f.example.is_empty()) {
             let mut asked = body.minimum();
@@ -47,7 +47,7 @@ async fn every_field_is_accepted_and_no_other_that_would_matter() {
                 asked[bound] = json!(4);
             }
             match (field.name, body) {
-                ("top_logprobs", Body::Responses) => asked["include"] = json!(["message.output_text.logprobs"]),
+                ("top_logprobs", BodyKind::Responses) => asked["include"] = json!(["message.output_text.logprobs"]),
                 ("top_logprobs", _) => asked["logprobs"] = json!(true),
                 _ => {}
             }
@@ -62,7 +62,7 @@ async fn every_field_is_accepted_and_no_other_that_would_matter() {
                 assert_eq!(reply.status, 400, "{asked} on {}", body.path());
             }
         }
-        let is_checked = Body::GENERATING.contains(&body) || body == Body::CountTokens;
+        let is_checked = BodyKind::GENERATING.contains(&body) || body == BodyKind::CountTokens;
         let others = ["suffix", "best_of", "echo", "bad_words", "use_beam_search", "truncate_prompt_tokens"];
         for name in others.into_iter().filter(|name| is_checked && !names.contains(name)) {
             let mut asked = body.minimum();
@@ -76,7 +76,7 @@ async fn every_field_is_accepted_and_no_other_that_would_matter() {
 #[test]
 fn values_outside_the_schema_are_the_ones_that_are_refused() {
     let document = document("stub", &[]);
-    for body in Body::ALL {
+    for body in BodyKind::ALL {
         let schema = json!({
             "$ref": format!("#/components/schemas/{}", body.name()),
             "components": document["components"],
@@ -89,7 +89,7 @@ fn values_outside_the_schema_are_the_ones_that_are_refused() {
         }
         let mut hot = body.minimum();
         hot["temperature"] = json!(3);
-        assert_eq!(validator.is_valid(&hot), !Body::GENERATING.contains(&body), "{hot}");
+        assert_eq!(validator.is_valid(&hot), !BodyKind::GENERATING.contains(&body), "{hot}");
         assert!(!validator.is_valid(&json!(7)));
     }
 }

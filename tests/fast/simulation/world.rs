@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use tallow::cache::{BLOCK_SIZE, BlockId, HashChain};
 use tallow::engine::MaskWait;
-use tallow::engine::core::{CoreParts, EngineCore, Step};
+use tallow::engine::core::{EngineCore, Step};
+use tallow::engine::parts::CoreParts;
 use tallow::engine::queue::{Queue, QueueLimits};
 use tallow::engine::scheduler::SchedulerLimits;
 use tallow::error::ErrorKind;

@@ -23,14 +23,14 @@ use tallow_stream::protocol::{Tenant, TokenId};
 /// All KV blocks of one worker.
 #[derive(Debug)]
 pub struct BlockPool {
-    blocks: Vec<Block>,
+    blocks: Vec<PoolBlock>,
     /// `[num_blocks, BLOCK_SIZE]`, what named blocks hold.
     tokens: Vec<TokenId>,
     by_hash: HashMap<BlockHash, BlockId>,
     /// Next to be taken.
-    head: Link,
+    head: BlockLink,
     /// Last to be taken.
-    tail: Link,
+    tail: BlockLink,
     /// Length of the list: free and cached blocks.
     num_listed: usize,
     /// Of those, named ones.
@@ -46,13 +46,13 @@ pub struct PrefixHit {
     pub(crate) num_unreferenced: usize,
 }
 
-type Link = Option<BlockId>;
+type BlockLink = Option<BlockId>;
 
 #[derive(Debug, Clone, Default)]
-struct Block {
+struct PoolBlock {
     ref_count: u32,
-    prev: Link,
-    next: Link,
+    prev: BlockLink,
+    next: BlockLink,
     name: Option<Name>,
 }
 
@@ -67,7 +67,7 @@ impl BlockPool {
     /// A pool of `num_blocks` free blocks; the first to be taken is block 0.
     pub fn new(num_blocks: usize) -> Self {
         let mut pool = Self {
-            blocks: vec![Block::default(); num_blocks],
+            blocks: vec![PoolBlock::default(); num_blocks],
             tokens: vec![0; num_blocks * BLOCK_SIZE],
             by_hash: HashMap::with_capacity(num_blocks),
             head: None,
@@ -259,11 +259,11 @@ impl BlockPool {
         })
     }
 
-    fn block(&self, id: BlockId) -> &Block {
+    fn block(&self, id: BlockId) -> &PoolBlock {
         &self.blocks[id.0 as usize]
     }
 
-    fn block_mut(&mut self, id: BlockId) -> &mut Block {
+    fn block_mut(&mut self, id: BlockId) -> &mut PoolBlock {
         &mut self.blocks[id.0 as usize]
     }
 
@@ -277,7 +277,7 @@ impl BlockPool {
         self.link(None, id, after);
     }
 
-    fn link(&mut self, prev: Link, id: BlockId, next: Link) {
+    fn link(&mut self, prev: BlockLink, id: BlockId, next: BlockLink) {
         let block = self.block_mut(id);
         (block.prev, block.next) = (prev, next);
         match prev {
@@ -292,7 +292,7 @@ impl BlockPool {
     }
 
     fn unlink(&mut self, id: BlockId) {
-        let Block { prev, next, .. } = *self.block(id);
+        let PoolBlock { prev, next, .. } = *self.block(id);
         match prev {
             Some(prev) => self.block_mut(prev).next = next,
             None => self.head = next,

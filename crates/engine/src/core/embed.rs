@@ -1,7 +1,7 @@
 //! The part of a step that embeds: takes the hidden states of the sequences that want them, and tells the vectors of
 //! those that are complete.
 
-use super::{End, EngineCore};
+use super::{EngineCore, SequenceEnd};
 use tallow_stream::protocol::FinishReason;
 
 impl EngineCore {
@@ -19,7 +19,7 @@ impl EngineCore {
             if !new.is_empty() {
                 // What fails for one input is that one's failure.
                 if let Err(e) = self.model.hidden_states(&self.batch, new.clone(), &mut self.states) {
-                    self.ended.push((planned.slot, End::Failed(e.kind(), e.message().to_owned())));
+                    self.ended.push((planned.slot, SequenceEnd::Failed(e.kind(), e.message().to_owned())));
                     continue;
                 }
                 pooling.add(&self.states, new.len());
@@ -32,9 +32,9 @@ impl EngineCore {
                     self.parts.metrics.embeddings.inc();
                     self.parts.metrics.embedding_tokens.inc_by(pooling.num_tokens() as u64);
                     vector.fill(values);
-                    End::Done(FinishReason::Stop)
+                    SequenceEnd::Done(FinishReason::Stop)
                 }
-                Err(e) => End::Failed(e.kind(), e.message().to_owned()),
+                Err(e) => SequenceEnd::Failed(e.kind(), e.message().to_owned()),
             };
             self.ended.push((planned.slot, end));
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::State;
+use super::QueueState;
 use crate::fair::Ticket;
 use tallow_stream::protocol::Event;
 
@@ -13,7 +13,7 @@ const PLACES_TOLD_MAX: usize = 4096;
 /// the number of such events grows with the logarithm of that.
 const NOTE_PAUSE_PART: u32 = 8;
 
-impl State {
+impl QueueState {
     /// Tells a newcomer where it stands.
     pub(super) fn tell_first_place(&mut self, ticket: Ticket, num_running: usize, now: Duration) {
         let order = self.waiting.order(PLACES_TOLD_MAX);

@@ -1,8 +1,8 @@
 //! Requests that come back: their worker was lost (`takeover`).
 
-use super::{Entry, Phase, Queue};
+use super::{Queue, QueueEntry, QueuePhase};
 use crate::cache::HashChain;
-use crate::takeover::Origin;
+use crate::held::Origin;
 use crate::writer::Writer;
 use tallow_stream::error::ErrorKind;
 
@@ -14,7 +14,7 @@ pub(crate) struct Returned {
     pub(crate) writer: Writer,
 }
 
-impl Entry {
+impl QueueEntry {
     /// What it takes to go on with it elsewhere.
     pub(crate) fn origin(&self) -> Origin {
         Origin {
@@ -36,7 +36,7 @@ impl Queue {
         let Origin { request, grammar, vector, accepted_at, cancelled_at, has_returned, .. } = origin;
         let now = self.now();
         let mut state = self.lock();
-        if let Phase::Stopped(message) = &state.phase {
+        if let QueuePhase::Stopped(message) = &state.phase {
             let message = message.clone();
             drop(state);
             return writer.failed(ErrorKind::Unavailable, message);
@@ -52,7 +52,7 @@ impl Queue {
         self.shared.metrics.queue_tokens.inc_by(num_tokens as i64);
         let next_note_at = now + self.limits.note_interval;
         let (position, weight) = (0, request.queue.weight);
-        let entry = Entry {
+        let entry = QueueEntry {
             request,
             chain,
             grammar,

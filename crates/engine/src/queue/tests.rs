@@ -53,7 +53,7 @@ impl Bench {
         self.queue.submit(request, None, log)
     }
 
-    fn pull(&self) -> Option<Box<Entry>> {
+    fn pull(&self) -> Option<Box<QueueEntry>> {
         match self.queue.pull(|_, _| true) {
             Pulled::Entry(entry) => Some(entry),
             Pulled::Nothing => None,

@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::{Current, Shared, Status};
+use super::{Current, Status, WorkerShared};
 
 /// How a worker's thread comes to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +35,7 @@ impl Left {
 
 /// Counts a worker out however its thread ends, by a panic outside of a step too.
 pub(super) struct Exit<'a> {
-    pub(super) shared: &'a Shared,
+    pub(super) shared: &'a WorkerShared,
     pub(super) how: Left,
 }
 
@@ -55,7 +55,7 @@ impl Drop for Exit<'_> {
     }
 }
 
-impl Shared {
+impl WorkerShared {
     /// Counts out the workers that hung and were not replaced: nobody else will.
     pub(crate) fn leave_vacant(&self) {
         for status in &self.statuses {

@@ -32,6 +32,7 @@ pub use header::TensorInfo;
 pub use metadata::{Array, Metadata, Strings, Value};
 
 use header::Header;
+use tallow_kernels::dequantize_row;
 use tallow_stream::error::{Error, Result};
 
 /// What a file may ask of us. Real files stay far below; a file that does not is damaged or hostile.
@@ -71,6 +72,21 @@ pub struct TensorView<'a> {
     pub info: &'a TensorInfo,
     /// The raw blocks, exactly [`TensorInfo::num_bytes`] of them.
     pub data: &'a [u8],
+}
+
+impl TensorView<'_> {
+    /// All its numbers as f32: of norms, biases, rope factors.
+    ///
+    /// # Errors
+    /// If one of them is not finite.
+    pub(crate) fn floats(&self) -> Result<Vec<f32>> {
+        let mut out = vec![0.0; self.info.num_elements()];
+        dequantize_row(self.info.dtype, self.data, &mut out);
+        if let Some(bad) = out.iter().find(|x| !x.is_finite()) {
+            return Err(Error::bad_model(format!("tensor `{}` holds {bad}", self.info.name)));
+        }
+        Ok(out)
+    }
 }
 
 impl Gguf {

@@ -21,7 +21,7 @@ use tallow_stream::protocol::TokenId;
 pub struct Tokenizer {
     /// Bytes of each token; empty for control tokens.
     pieces: Pieces,
-    scheme: Encoder,
+    scheme: PieceEncoder,
     /// Spellings that are tokens in text a template rendered: control, unknown and user-defined.
     all_special: SpecialTokens,
     /// Spellings that are tokens in any text: user-defined.
@@ -39,7 +39,7 @@ pub struct Tokenizer {
 }
 
 #[derive(Debug)]
-enum Encoder {
+enum PieceEncoder {
     Bytes,
     Bpe(Box<Bpe>),
     SentencePiece(SentencePiece),
@@ -55,7 +55,7 @@ impl Tokenizer {
             pieces.push(&[byte]);
         }
         pieces.push(&[]);
-        Self::plain(pieces, Encoder::Bytes).with_ends(None, Some(256), Vec::new())
+        Self::plain(pieces, PieceEncoder::Bytes).with_ends(None, Some(256), Vec::new())
     }
 
     /// Builds the tokenizer a vocabulary describes.
@@ -73,8 +73,10 @@ impl Tokenizer {
             });
         }
         let encoder = match &vocab.scheme {
-            Scheme::Bpe { pre, merges } => Encoder::Bpe(Box::new(Bpe::new(&vocab, pre, merges)?)),
-            Scheme::SentencePiece { scores } => Encoder::SentencePiece(SentencePiece::new(&vocab, scores, &pieces)),
+            Scheme::Bpe { pre, merges } => PieceEncoder::Bpe(Box::new(Bpe::new(&vocab, pre, merges)?)),
+            Scheme::SentencePiece { scores } => {
+                PieceEncoder::SentencePiece(SentencePiece::new(&vocab, scores, &pieces))
+            }
         };
         let mut tokenizer = Self::plain(pieces, encoder);
         tokenizer.add_bos = vocab.add_bos;
@@ -105,7 +107,7 @@ impl Tokenizer {
             }
         }
         let spellings = model.special_spellings();
-        let mut tokenizer = Self::plain(pieces, Encoder::Json(Box::new(model)));
+        let mut tokenizer = Self::plain(pieces, PieceEncoder::Json(Box::new(model)));
         tokenizer = match vocab {
             Some(vocab) => {
                 tokenizer.add_bos = vocab.add_bos;
@@ -133,7 +135,7 @@ impl Tokenizer {
         let model = FramedTokenizer::from_json(json)?;
         let mut pieces = Pieces::default();
         (0..model.vocab_size()).for_each(|_| pieces.push(&[]));
-        Ok(Self::plain(pieces, Encoder::Framed(Box::new(model))))
+        Ok(Self::plain(pieces, PieceEncoder::Framed(Box::new(model))))
     }
 
     /// Ids of `text`. With `parse_special`, the spelling of a control token in the text becomes that token (for text
@@ -144,11 +146,11 @@ impl Tokenizer {
     /// If the text cannot be spelled in this vocabulary.
     pub fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<TokenId>> {
         let mut ids = Vec::new();
-        if let Encoder::Json(model) = &self.scheme {
+        if let PieceEncoder::Json(model) = &self.scheme {
             model.encode(text, parse_special, &mut ids)?;
             return Ok(ids);
         }
-        if let Encoder::Framed(model) = &self.scheme {
+        if let PieceEncoder::Framed(model) = &self.scheme {
             return model.encode(text);
         }
         let special = if parse_special { &self.all_special } else { &self.user_defined };
@@ -218,8 +220,8 @@ impl Tokenizer {
     /// No token stands for more bytes of a text. Without a bound where a normaliser may take any number of bytes away.
     pub fn token_bytes_max(&self) -> usize {
         match &self.scheme {
-            Encoder::Json(_) => usize::MAX,
-            Encoder::Framed(_) => WORD_BYTES_MAX,
+            PieceEncoder::Json(_) => usize::MAX,
+            PieceEncoder::Framed(_) => WORD_BYTES_MAX,
             _ => self.spellings.values().map(String::len).fold(self.pieces.longest(), usize::max),
         }
     }
@@ -267,18 +269,18 @@ impl Tokenizer {
 
     pub(super) fn encode_words(&self, text: &str, at_start: bool, ids: &mut Vec<TokenId>) -> Result<()> {
         match &self.scheme {
-            Encoder::Bytes => ids.extend(text.bytes().map(TokenId::from)),
-            Encoder::Bpe(model) => model.encode(text, ids)?,
-            Encoder::SentencePiece(model) => model.encode(&self.pieces, text, at_start, ids)?,
-            Encoder::Json(model) => model.encode(text, false, ids)?,
-            Encoder::Framed(model) => ids.extend(model.encode(text)?),
+            PieceEncoder::Bytes => ids.extend(text.bytes().map(TokenId::from)),
+            PieceEncoder::Bpe(model) => model.encode(text, ids)?,
+            PieceEncoder::SentencePiece(model) => model.encode(&self.pieces, text, at_start, ids)?,
+            PieceEncoder::Json(model) => model.encode(text, false, ids)?,
+            PieceEncoder::Framed(model) => ids.extend(model.encode(text)?),
         }
         Ok(())
     }
 
     /// Without special tokens and ends.
-    fn plain(pieces: Pieces, scheme: Encoder) -> Self {
-        let adds_space_prefix = matches!(&scheme, Encoder::SentencePiece(model) if model.adds_space_prefix());
+    fn plain(pieces: Pieces, scheme: PieceEncoder) -> Self {
+        let adds_space_prefix = matches!(&scheme, PieceEncoder::SentencePiece(model) if model.adds_space_prefix());
         Self {
             pieces,
             scheme,

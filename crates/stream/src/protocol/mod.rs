@@ -2,6 +2,7 @@
 //! generation is made of. Plain data; nothing here knows HTTP, a tokenizer or a tensor.
 
 mod chat;
+mod claim;
 mod constraint;
 mod event;
 mod ids;
@@ -9,6 +10,7 @@ mod owner;
 mod request;
 
 pub use chat::{ChatMessage, Function, FunctionCall, Tool, ToolCall, ToolChoice};
+pub use claim::Claim;
 pub use constraint::Constraint;
 pub use event::{ErrorInfo, Event, FinishReason, TokenEvent, TokenLogprob, Usage};
 pub use ids::{Epoch, EventId, StreamId, Tenant, TokenId};

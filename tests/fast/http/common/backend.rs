@@ -38,22 +38,22 @@ pub(crate) struct Job {
 }
 
 /// One text to embed.
-pub struct EmbedJob {
+pub(crate) struct EmbedJob {
     pub input: ValidInput,
     vector: oneshot::Sender<Result<Vec<f32>>>,
 }
 
 impl EmbedJob {
-    pub fn answer(self, vector: &[f32]) {
+    pub(crate) fn answer(self, vector: &[f32]) {
         self.vector.send(Ok(vector.to_vec())).expect("somebody waits for it");
     }
 
-    pub fn fail(self, kind: ErrorKind, message: &str) {
+    pub(crate) fn fail(self, kind: ErrorKind, message: &str) {
         self.vector.send(Err(Error::new(kind, message))).expect("somebody waits for it");
     }
 
     /// Waits until nobody wants the vector any more.
-    pub async fn cancelled(&mut self) {
+    pub(crate) async fn cancelled(&mut self) {
         self.vector.closed().await;
     }
 }
@@ -73,12 +73,12 @@ impl GatedBackend {
     }
 
     /// The next accepted text to embed.
-    pub async fn embed_job(&self) -> EmbedJob {
+    pub(crate) async fn embed_job(&self) -> EmbedJob {
         self.received_texts.lock().await.recv().await.expect("the backend lives")
     }
 
     /// Whether no request is waiting to be taken by the test.
-    pub async fn has_no_job(&self) -> bool {
+    pub(crate) async fn has_no_job(&self) -> bool {
         let has_text = self.received_texts.lock().await.try_recv().is_ok();
         !has_text && self.received.lock().await.try_recv().is_err()
     }

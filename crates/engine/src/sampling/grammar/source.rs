@@ -5,7 +5,7 @@ use llguidance::api::TopLevelGrammar;
 use serde_json::Value;
 
 use super::shape::regex::NESTING_MAX;
-use super::shape::{self, Budget};
+use super::shape::{self, ShapeBudget};
 use tallow_stream::error::{Error, ErrorKind, Result};
 use tallow_stream::protocol::Constraint;
 
@@ -27,17 +27,17 @@ pub(super) fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar> {
         Constraint::JsonObject => json(serde_json::json!({"type": "object"})),
         Constraint::JsonSchema(text) => {
             let schema = serde_json::from_str(text).map_err(|e| wrong(format!("the schema must be JSON: {e}")))?;
-            shape::schema::check(&schema, &mut Budget::default()).map_err(wrong)?;
+            shape::schema::check(&schema, &mut ShapeBudget::default()).map_err(wrong)?;
             json(schema)
         }
         Constraint::Regex(text) => {
             let cost = shape::regex::cost(text).map_err(wrong)?;
-            Budget::default().spend(&cost, &"it").map_err(wrong)?;
+            ShapeBudget::default().spend(&cost, &"it").map_err(wrong)?;
             Ok(TopLevelGrammar::from_regex(text))
         }
         Constraint::Lark(text) => {
             check_nesting(text)?;
-            shape::lark::check(text, &mut Budget::default()).map_err(wrong)?;
+            shape::lark::check(text, &mut ShapeBudget::default()).map_err(wrong)?;
             Ok(TopLevelGrammar::from_lark(text.clone()))
         }
         Constraint::Choice(choices) => Ok(TopLevelGrammar::from_lark(choice(choices))),

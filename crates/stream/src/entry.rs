@@ -1,9 +1,19 @@
-//! What events take in memory, roughly.
+//! An event as a log has it: with its place and its time. And what it takes in memory, roughly.
 
 use std::mem::size_of;
 
-use crate::log::Entry;
 use crate::protocol::{Event, TokenLogprob};
+
+/// One event with its place and time, as readers get it.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Entry {
+    /// Its place in the log, from 0.
+    pub seq: u64,
+    /// When it was appended, by the log's clock.
+    pub ts_ms: u64,
+    /// What happened.
+    pub event: Event,
+}
 
 /// An entry of the log with all that it holds.
 pub(crate) fn event_bytes(event: &Event) -> usize {
