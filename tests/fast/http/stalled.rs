@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -11,7 +12,7 @@ use tallow::model::stub::{StubConfig, StubGate};
 use tallow::service::LocalBackend;
 use tallow::stream::{StoreLimits, StreamStore};
 
-use crate::http::common::sse::SseParser;
+use crate::http::common::sse::{SseEvent, SseParser};
 use crate::http::common::{Client, Reply, Setup, TestServer, get, post, request};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -75,7 +76,7 @@ async fn read(server: &TestServer<LocalBackend>, path: &str) -> (String, Value) 
         .events
         .iter()
         .filter(|event| event.name != "heartbeat" && !event.data.is_empty())
-        .map(|event| event.json())
+        .map(SseEvent::json)
         .collect();
     let text = events.iter().filter_map(|event| event["text"].as_str()).collect();
     let end = events.last().unwrap();
@@ -125,6 +126,13 @@ async fn a_disk_that_stalls_freezes_nothing_and_costs_no_byte() {
     let (left, head) = Client::open_post(server.address, "/v1/chat/completions", &chat).await;
     assert_eq!(head.status, 200);
     stall.wait_reached();
+    // A server that freezes goes on after a while, so that it fails the test in place of hanging it.
+    let (over, is_over) = std::sync::mpsc::sync_channel::<()>(1);
+    let thaw = std::thread::spawn(move || {
+        let has_frozen = is_over.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout);
+        drop(stall);
+        has_frozen
+    });
     gate.open();
     until("a worker that the disk holds up", || metrics.workers_held_up.get() == 1).await;
     until("all of them run", || metrics.num_running.get() as usize == NUM_READ + 2).await;
@@ -160,7 +168,8 @@ async fn a_disk_that_stalls_freezes_nothing_and_costs_no_byte() {
     let told = prompt("metrics", get(server.address, "/metrics", &[])).await.body;
     assert!(told.contains("tallow_rejects_total{reason=\"store_behind\"} 1"), "{told}");
 
-    drop(stall);
+    drop(over);
+    assert!(!thaw.join().unwrap(), "the stall froze the server");
     for (path, solo) in paths.iter().zip(&solo) {
         assert_eq!(read(&server, path).await, *solo, "{path}");
     }
