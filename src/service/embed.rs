@@ -15,7 +15,7 @@ use super::{Served, Service};
 use crate::engine::Load;
 use crate::engine::encoder::EncoderPool;
 use crate::error::{Error, ErrorKind, Result};
-use crate::protocol::{Event, GenerateRequest, OnDisconnect, Owner, Prompt, StreamId, TokenId, ValidRequest};
+use crate::protocol::{Event, Field, GenerateRequest, OnDisconnect, Owner, Prompt, StreamId, TokenId, ValidRequest};
 use crate::stream::StreamLog;
 
 /// Texts of one request that are tokenised in a row: about 10 ms.
@@ -267,7 +267,7 @@ fn tokens_of(embedder: Embedder<'_>) -> impl Fn(&mut GenerateRequest) -> Result<
     move |request| match (&embedder, &mut request.prompt) {
         (_, Prompt::Tokens(tokens)) => Ok(std::mem::take(tokens)),
         (Err(encoder), Prompt::Text(text)) => {
-            Room { num_tokens: encoder.max_model_len(), token_bytes_max: WORD_BYTES_MAX }.check(text, "prompt")?;
+            Room { num_tokens: encoder.max_model_len(), token_bytes_max: WORD_BYTES_MAX }.check(text, Field::Prompt)?;
             encoder.tokens(&std::mem::take(text))
         }
         (_, Prompt::Chat(_)) => Err(Error::internal("what is embedded has no messages")),

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{ChatTemplate, Served, Service, chat, validate};
 use crate::error::{Error, ErrorKind, Result};
-use crate::protocol::{ChatMessage, GenerateRequest, Prompt, TokenId};
+use crate::protocol::{ChatMessage, Field, GenerateRequest, Prompt, TokenId};
 use crate::text::{AnswerFormat, TEXT_PARAM, Tokenizer};
 
 /// Shorter texts are tokenised in any case, within about 10 ms: an error that says their tokens is worth more.
@@ -21,16 +21,13 @@ pub(super) struct Room {
 impl Room {
     /// # Errors
     /// [`ErrorKind::ContextLengthExceeded`] for a text that is too long however it is cut into tokens.
-    pub(super) fn check(self, text: &str, param: &'static str) -> Result<()> {
+    pub(super) fn check(self, text: &str, field: Field) -> Result<()> {
         let Self { num_tokens, token_bytes_max } = self;
         if text.len() <= num_tokens.saturating_mul(token_bytes_max).max(EARLY_BYTES) {
             return Ok(());
         }
-        let message = format!(
-            "`{param}` must fit the context of {num_tokens} tokens, whose longest has {token_bytes_max} bytes, got {} bytes",
-            text.len()
-        );
-        Err(Error::new(ErrorKind::ContextLengthExceeded, message).with_param(param))
+        // It has at least so many, each as long as the longest token there is.
+        Err(Error::prompt_too_long(field, text.len().div_ceil(token_bytes_max.max(1)), num_tokens))
     }
 }
 
@@ -129,19 +126,18 @@ pub(super) fn encode(
     request: &mut GenerateRequest,
     room: Option<Room>,
 ) -> Result<(Vec<TokenId>, AnswerFormat)> {
-    let param = validate::prompt_param(&request.prompt);
+    let field = validate::prompt_field(&request.prompt);
     let mut format = AnswerFormat::default();
     let tokens = match &mut request.prompt {
         Prompt::Tokens(tokens) => return Ok((std::mem::take(tokens), format)),
         Prompt::Text(text) => {
             let text = std::mem::take(text);
-            room.map_or(Ok(()), |room| room.check(&text, param)).and_then(|()| tokenizer.encode(&text, false))
+            room.map_or(Ok(()), |room| room.check(&text, field)).and_then(|()| tokenizer.encode(&text, false))
         }
         Prompt::Chat(_) => {
             let Some(template) = template else {
-                let message =
-                    "`messages` need a model with a chat template, and this one has none; send a `prompt` instead";
-                return Err(Error::invalid("messages", message));
+                let rule = "must go to a model with a chat template, and this one has none; send a prompt instead";
+                return Err(Error::rule(Field::Messages, rule));
             };
             chat::encode(tokenizer, template, request, room).map(|(tokens, answer)| {
                 format = answer;
@@ -149,17 +145,19 @@ pub(super) fn encode(
             })
         }
     };
-    let mut tokens = tokens.map_err(|e| about(e, param))?;
+    let mut tokens = tokens.map_err(|e| about(e, field))?;
     tokenizer.begin(&mut tokens);
     Ok((tokens, format))
 }
 
 /// An error of the tokenizer, as one about the field that its text came in.
-fn about(e: Error, param: &'static str) -> Error {
-    if e.param() == Some(TEXT_PARAM) {
-        e.context(format!("`{param}` cannot be tokenised")).with_param(param)
-    } else {
-        e.with_param(param)
+fn about(e: Error, field: Field) -> Error {
+    match e.kind() {
+        _ if e.fault().is_some() => e,
+        ErrorKind::InvalidRequest if e.param() == Some(TEXT_PARAM) => {
+            Error::rule(field, format!("cannot be tokenised: {}", e.message()))
+        }
+        _ => e.with_param(field.to_string()),
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde_json::{Map, Value};
 
 use super::kept::KeptResponses;
+use super::tools::ToolNames;
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{StreamId, Tenant};
 use crate::stream::{StreamLog, StreamTable};
@@ -44,6 +45,7 @@ pub(super) struct Described {
     pub(super) created_s: u64,
     pub(super) model: String,
     pub(super) format: AnswerFormat,
+    pub(super) names: ToolNames,
     pub(super) with_logprobs: bool,
     pub(super) is_background: bool,
     /// The request's fields that its object repeats.
