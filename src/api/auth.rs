@@ -17,9 +17,21 @@ use super::{App, quota_headers, session};
 use crate::error::Error;
 use crate::protocol::Owner;
 
-/// What needs no key: whoever restarts a dead process has none, and the pages must be there to be told one. Their
+/// What needs no key: a probe has none, and the pages must be there to be told one. Their
 /// files hold nothing that is not in the program; `/openapi.json`, which names the model, is none of them.
-const OPEN_PATHS: [&str; 6] = ["/health/live", "/", "/app.js", "/style.css", "/docs", "/docs.js"];
+const OPEN_PATHS: [&str; 11] = [
+    "/health/live",
+    "/health/ready",
+    "/health",
+    "/v1/health",
+    "/ping",
+    "/version",
+    "/",
+    "/app.js",
+    "/style.css",
+    "/docs",
+    "/docs.js",
+];
 
 /// How long a key with too many open requests is asked to wait: about one short generation.
 const RETRY_AFTER_MS: u64 = 1000;

@@ -34,18 +34,19 @@ pub(crate) trait Dialect: Send + 'static {
 
     /// Writes that events are missing, and returns whether this client can go on with what follows. One that cannot
     /// is told by an error, and its stream ends.
-    fn gap(&mut self, gap: Gap, out: &mut SseWriter) -> bool {
-        self.event(&gap.into_end(), out);
-        false
-    }
+    fn gap(&mut self, gap: Gap, out: &mut SseWriter) -> bool;
 
     /// Writes that the stream goes on in another process, where this client would not come back by itself.
-    fn suspended(&mut self, _log: &StreamLog, _out: &mut SseWriter) {}
+    fn suspended(&mut self, log: &StreamLog, out: &mut SseWriter);
 
     /// How many token events must have piled up before they may come as one; `None` keeps each on its own.
-    fn merge_backlog(&self) -> Option<usize> {
-        None
-    }
+    fn merge_backlog(&self) -> Option<usize>;
+}
+
+/// [`Dialect::gap`] of a client that cannot go on behind a hole.
+pub(crate) fn end_at_gap(dialect: &mut impl Dialect, gap: Gap, out: &mut SseWriter) -> bool {
+    dialect.event(&gap.into_end(), out);
+    false
 }
 
 /// Answers 200 with the events of `reader`, as `dialect` spells them, until the terminal one.

@@ -95,8 +95,7 @@ impl Following {
     async fn next_bytes(&mut self) -> Option<Bytes> {
         let mut out = SseWriter::default();
         if let Some((from, is_gap)) = self.opening.take() {
-            out.cursor(self.before(from));
-            out.retry(retry_ms());
+            out.beginning(self.before(from), retry_ms());
             if is_gap {
                 self.gap(from, self.opened_ms, &mut out);
             }

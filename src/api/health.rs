@@ -17,7 +17,13 @@ pub(crate) async fn live() -> Json<Value> {
     Json(json!({"status": "live"}))
 }
 
-/// Requests will be served.
+/// Which program answers.
+pub(crate) async fn version() -> Json<Value> {
+    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
+}
+
+/// Requests will be served. `/health`, `/v1/health` and `/ping` are other servers' names of it, which load generators and
+/// load balancers ask.
 ///
 /// # Errors
 /// 503 with `Retry-After` while starting or draining, or while the disk that keeps the streams does not keep up.

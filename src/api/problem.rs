@@ -5,6 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use super::words::Words;
 use crate::error::{Error, ErrorKind};
 use crate::protocol::ErrorInfo;
 
@@ -84,9 +85,16 @@ pub(crate) fn in_shape(response: Response) -> Response {
 
 impl From<Error> for Problem {
     fn from(e: Error) -> Self {
+        Self::spelled(&e, Words::CHAT)
+    }
+}
+
+impl Problem {
+    /// An error in the words of its request's dialect.
+    pub(crate) fn spelled(e: &Error, words: Words<'_>) -> Self {
         let (status, error_type, code) = classify(e.kind());
-        let param = e.param().map(|param| clipped(param.to_owned()));
-        let error = ErrorBody { message: clipped(e.message().to_owned()), error_type, param, code };
+        let (message, param) = words.spell(e);
+        let error = ErrorBody { message: clipped(message), error_type, param: param.map(clipped), code };
         let is_temporary = matches!(
             e.kind(),
             ErrorKind::Overloaded | ErrorKind::RateLimited | ErrorKind::QueueTimeout | ErrorKind::Unavailable

@@ -23,14 +23,10 @@ pub(crate) struct SseWriter {
 }
 
 impl SseWriter {
-    /// A block of an id and nothing else: moves the client's cursor, fires no event.
-    pub(crate) fn cursor(&mut self, id: impl Display) {
+    /// The block that an event stream begins with: moves the client's cursor, says how long to wait before it reconnects, and
+    /// fires no event.
+    pub(crate) fn beginning(&mut self, id: impl Display, retry_ms: u64) {
         self.field("id", id);
-        self.end();
-    }
-
-    /// How long a client should wait before it reconnects.
-    pub(crate) fn retry(&mut self, retry_ms: u64) {
         self.field("retry", retry_ms);
         self.end();
     }
@@ -127,8 +123,7 @@ mod tests {
 
     #[test]
     fn frames_are_exact_bytes() {
-        check(|o| o.cursor("1f-7"), "id: 1f-7\n\n");
-        check(|o| o.retry(1500), "retry: 1500\n\n");
+        check(|o| o.beginning("1f-7", 1500), "id: 1f-7\nretry: 1500\n\n");
         check(SseWriter::heartbeat, ":\n");
         check(|o| o.raw_data("[DONE]"), "data: [DONE]\n\n");
         check(|o| o.data(&json!({"a": 1})), "data: {\"a\":1}\n\n");

@@ -19,6 +19,7 @@ mod refuse;
 mod restore;
 mod room;
 mod rule;
+pub(crate) mod schema;
 mod served;
 mod sized;
 mod template;
@@ -183,7 +184,7 @@ impl Service {
         let accept = |valid| self.accept(served, valid, format.clone(), places.pop());
         let all = choices::all_or_none(&first, num_choices, accept).inspect_err(give_back)?;
         self.models.ask(served);
-        slot.occupy(all.iter().map(|started| &started.log));
+        slot.occupy(all.iter().map(|started| &started.log), num_tokens / num_choices);
         Ok(all)
     }
 
@@ -261,6 +262,7 @@ impl Service {
     /// Ends what is over its time: lingering and finished streams, requests that wait. Called a few times a second.
     pub fn sweep(&self) {
         self.models.all().iter().for_each(|served| served.backend.sweep());
+        self.quotas.sweep();
         self.models.tend(Instant::now());
         let num_restarts = self.models.all().iter().map(|served| served.backend.num_restarts()).sum();
         if self.num_restarts_told.swap(num_restarts, Ordering::Relaxed) < num_restarts {

@@ -12,8 +12,8 @@ use super::background::{Background, BackgroundLimits};
 use super::room::Room;
 use super::template::STACK_BYTES;
 use super::{ChatTemplate, Served, Service, chat, validate};
-use crate::error::{Error, Result};
-use crate::protocol::{ChatMessage, GenerateRequest, Prompt, TokenId};
+use crate::error::{Error, ErrorKind, Result};
+use crate::protocol::{ChatMessage, Field, GenerateRequest, Prompt, TokenId};
 use crate::text::{AnswerFormat, TEXT_PARAM, Tokenizer};
 
 /// Two, so that one stays free for other owners. A short chat takes a fraction of a millisecond; one of a template that does
@@ -120,19 +120,18 @@ pub(super) fn encode(
     request: &mut GenerateRequest,
     room: Option<Room>,
 ) -> Result<(Vec<TokenId>, AnswerFormat)> {
-    let param = validate::prompt_param(&request.prompt);
+    let field = validate::prompt_field(&request.prompt);
     let mut format = AnswerFormat::default();
     let tokens = match &mut request.prompt {
         Prompt::Tokens(tokens) => return Ok((std::mem::take(tokens), format)),
         Prompt::Text(text) => {
             let text = std::mem::take(text);
-            room.map_or(Ok(()), |room| room.check(&text, param)).and_then(|()| tokenizer.encode(&text, false))
+            room.map_or(Ok(()), |room| room.check(&text, field)).and_then(|()| tokenizer.encode(&text, false))
         }
         Prompt::Chat(_) => {
             let Some(template) = template else {
-                let message =
-                    "`messages` need a model with a chat template, and this one has none; send a `prompt` instead";
-                return Err(Error::invalid("messages", message));
+                let rule = "must go to a model with a chat template, and this one has none; send a prompt instead";
+                return Err(Error::rule(Field::Messages, rule));
             };
             chat::encode(tokenizer, template, request, room).map(|(tokens, answer)| {
                 format = answer;
@@ -140,17 +139,19 @@ pub(super) fn encode(
             })
         }
     };
-    let mut tokens = tokens.map_err(|e| about(e, param))?;
+    let mut tokens = tokens.map_err(|e| about(e, field))?;
     tokenizer.begin(&mut tokens);
     Ok((tokens, format))
 }
 
 /// An error of the tokenizer, as one about the field that its text came in.
-fn about(e: Error, param: &'static str) -> Error {
-    if e.param() == Some(TEXT_PARAM) {
-        e.context(format!("`{param}` cannot be tokenised")).with_param(param)
-    } else {
-        e.with_param(param)
+fn about(e: Error, field: Field) -> Error {
+    match e.kind() {
+        _ if e.fault().is_some() => e,
+        ErrorKind::InvalidRequest if e.param() == Some(TEXT_PARAM) => {
+            Error::rule(field, format!("cannot be tokenised: {}", e.message()))
+        }
+        _ => e.with_param(field.to_string()),
     }
 }
 

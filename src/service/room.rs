@@ -2,7 +2,8 @@
 //! tokenised.
 
 use super::Served;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
+use crate::protocol::Field;
 
 /// Shorter texts are tokenised in any case, within about 10 ms: an error that says their tokens is worth more.
 const EARLY_BYTES: usize = 64 << 10;
@@ -21,16 +22,13 @@ impl Room {
     }
 
     /// # Errors
-    /// [`ErrorKind::ContextLengthExceeded`] for a text that is too long however it is cut into tokens.
-    pub(super) fn check(self, text: &str, param: &'static str) -> Result<()> {
+    /// [`ContextLengthExceeded`](crate::error::ErrorKind::ContextLengthExceeded) for a text that is too long however it is cut into tokens.
+    pub(super) fn check(self, text: &str, field: Field) -> Result<()> {
         let Self { num_tokens, token_bytes_max } = self;
         if text.len() <= num_tokens.saturating_mul(token_bytes_max).max(EARLY_BYTES) {
             return Ok(());
         }
-        let message = format!(
-            "`{param}` must fit the context of {num_tokens} tokens, whose longest has {token_bytes_max} bytes, got {} bytes",
-            text.len()
-        );
-        Err(Error::new(ErrorKind::ContextLengthExceeded, message).with_param(param))
+        // It has at least so many: each is as long as the longest token there is.
+        Err(Error::prompt_too_long(field, text.len().div_ceil(token_bytes_max.max(1)), num_tokens))
     }
 }

@@ -27,7 +27,7 @@ use minijinja::value::Serde;
 use minijinja::{Environment, Error as JinjaError, ErrorKind as JinjaErrorKind, State, Value};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::protocol::ChatMessage;
+use crate::protocol::{ChatMessage, Field};
 use crate::text::{CallSyntax, ReasoningSyntax};
 
 /// More than ten times the longest published template; keeps the parser's recursion within its stack.
@@ -187,7 +187,7 @@ impl ChatTemplate {
 /// # Errors
 /// [`ErrorKind::InvalidRequest`] if it is longer than any prompt.
 pub(super) fn json_for_prompt(value: &impl serde::Serialize) -> Result<String> {
-    python_json::dumps(value).map_err(|e| Error::invalid("messages", e.to_string()))
+    python_json::dumps(value).map_err(|e| Error::rule(Field::Messages, format!("cannot be written as JSON: {e}")))
 }
 
 /// The name of the only template of an environment.
@@ -246,7 +246,7 @@ fn as_error(error: &JinjaError, is_broken: bool) -> Error {
     let mut cause = std::error::Error::source(error);
     while let Some(source) = cause {
         if let Some(RaisedException(message)) = source.downcast_ref() {
-            return Error::invalid("messages", message.clone());
+            return Error::rule(Field::Messages, format!("was refused by the model's chat template: {message}"));
         }
         let is_full = |e: &&io::Error| e.kind() == io::ErrorKind::FileTooLarge;
         too_long = too_long.or(source.downcast_ref::<io::Error>().filter(is_full).map(ToString::to_string));
@@ -258,13 +258,13 @@ fn as_error(error: &JinjaError, is_broken: bool) -> Error {
         return Error::internal(format!("the model's chat template cannot render a plain chat: {what}"));
     }
     if let Some(rule) = too_long {
-        return Error::invalid("messages", rule);
+        return Error::rule(Field::Messages, rule);
     }
     if is_out_of_fuel {
-        let rule = "`messages` must not make the chat template do more work than their length allows it";
-        return Error::invalid("messages", rule);
+        let rule = "must not make the chat template do more work than its length allows";
+        return Error::rule(Field::Messages, rule);
     }
-    Error::invalid("messages", format!("`messages` must be some that the chat template can render: {error}"))
+    Error::rule(Field::Messages, format!("cannot be rendered by the model's chat template: {error}"))
 }
 
 /// Collects output up to a limit.
@@ -276,10 +276,7 @@ struct CappedOutput {
 impl io::Write for CappedOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.bytes.len() + bytes.len() > self.bytes_max {
-            let rule = format!(
-                "`messages` must become at most {} bytes of prompt in the chat template, got more",
-                self.bytes_max
-            );
+            let rule = format!("must become at most {} bytes in the chat template, got more", self.bytes_max);
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, rule));
         }
         self.bytes.extend_from_slice(bytes);

@@ -4,7 +4,7 @@ use super::rule::{rule, shown};
 use super::{ServiceConfig, tool_rules};
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{
-    ChatMessage, GenerateRequest, OnDisconnect, PRIORITY_MAX, PRIORITY_MIN, Prompt, QueueTerms, SamplingParams,
+    ChatMessage, Field, GenerateRequest, OnDisconnect, PRIORITY_MAX, PRIORITY_MIN, Prompt, QueueTerms, SamplingParams,
     StopParams, StreamId, Tenant, TokenId, ValidInput, ValidRequest,
 };
 
@@ -40,7 +40,12 @@ pub(crate) fn parameters(request: &GenerateRequest, limits: Limits<'_>) -> Resul
             tool_rules::answers(messages)?;
         }
         Prompt::Text(_) => {}
-        Prompt::Tokens(tokens) => tokens_rules("tokens", tokens, limits.vocab_size)?,
+        Prompt::Tokens(tokens) => {
+            if let Some((i, token)) = unknown_token(tokens, limits.vocab_size) {
+                let rule = format!("must be a token id below {}, got {token}", limits.vocab_size);
+                return Err(Error::rule(Field::Tokens(Some(i)), rule));
+            }
+        }
     }
     sampling_rules(&request.sampling, limits)?;
     stop_rules(&request.stop, limits)?;
@@ -64,11 +69,11 @@ pub(crate) fn choices(num_choices: usize, config: &ServiceConfig) -> Result<()> 
     if (1..=max).contains(&num_choices) { Ok(()) } else { Err(rule("n", format!("must be 1 to {max}"), num_choices)) }
 }
 
-/// Fits prompt and output into the context and makes the request that the engine takes. `seed` is used where the
-/// request has none.
+/// Fits prompt and output into the context and makes the request that the engine takes: an output that may be longer than
+/// the room that the prompt leaves is cut to it. `seed` is used where the request has none.
 ///
 /// # Errors
-/// [`ErrorKind::ContextLengthExceeded`] with the numbers, or [`ErrorKind::InvalidRequest`].
+/// [`ErrorKind::ContextLengthExceeded`] if the prompt alone is too long, or [`ErrorKind::InvalidRequest`].
 pub(crate) fn fit(
     id: StreamId,
     request: GenerateRequest,
@@ -76,29 +81,19 @@ pub(crate) fn fit(
     seed: u64,
     limits: Limits<'_>,
 ) -> Result<ValidRequest> {
-    let param = prompt_param(&request.prompt);
+    let field = prompt_field(&request.prompt);
     let (num_prompt, context) = (prompt.len(), limits.context_len);
     if num_prompt == 0 {
-        return Err(Error::invalid(param, format!("`{param}` must have at least one token, got none")));
+        return Err(Error::rule(field, "must have at least one token, got none"));
     }
     if num_prompt >= context {
-        let message = format!(
-            "the prompt must leave room for output in the context of {context} tokens, got {num_prompt} prompt tokens"
-        );
-        return Err(Error::new(ErrorKind::ContextLengthExceeded, message).with_param(param));
+        return Err(Error::prompt_too_long(field, num_prompt, context));
     }
     let room = context - num_prompt;
     let affordable = limits.unasked_len.saturating_sub(num_prompt);
     let default = limits.config.max_tokens_default.unwrap_or(room).min(affordable).clamp(1, room);
-    let max_tokens = request.stop.max_tokens.unwrap_or(default);
-    if max_tokens > room {
-        let message = format!(
-            "prompt and output must fit the context of {context} tokens, got {} ({num_prompt} of prompt + {max_tokens} \
-             of `max_tokens`)",
-            num_prompt.saturating_add(max_tokens)
-        );
-        return Err(Error::new(ErrorKind::ContextLengthExceeded, message).with_param(param));
-    }
+    // A ceiling, not a wish: clients send the same one to every model, and an answer may end before it.
+    let max_tokens = request.stop.max_tokens.map_or(default, |asked| asked.min(room));
     if request.stop.min_tokens > max_tokens {
         let at_most = format!("must be at most max_tokens ({max_tokens})");
         return Err(rule("min_tokens", at_most, request.stop.min_tokens));
@@ -131,7 +126,7 @@ pub(crate) fn fit_embedding(
     tokens: Vec<TokenId>,
     limits: Limits<'_>,
 ) -> Result<ValidInput> {
-    input_length(prompt_param(&request.prompt), tokens.len(), limits.context_len)?;
+    input_length(&prompt_field(&request.prompt).to_string(), tokens.len(), limits.context_len)?;
     Ok(ValidInput { id, tenant: request.owner.tenant, tokens, queue: terms(request, limits) })
 }
 
@@ -160,22 +155,22 @@ fn terms(request: &GenerateRequest, limits: Limits<'_>) -> QueueTerms {
 }
 
 /// The request field that the prompt came in.
-pub(super) fn prompt_param(prompt: &Prompt) -> &'static str {
+pub(super) fn prompt_field(prompt: &Prompt) -> Field {
     match prompt {
-        Prompt::Chat(_) => "messages",
-        Prompt::Text(_) => "prompt",
-        Prompt::Tokens(_) => "tokens",
+        Prompt::Chat(_) => Field::Messages,
+        Prompt::Text(_) => Field::Prompt,
+        Prompt::Tokens(_) => Field::Tokens(None),
     }
 }
 
 fn messages_rules(messages: &[ChatMessage]) -> Result<()> {
     if messages.is_empty() {
-        return Err(Error::invalid("messages", "`messages` must have at least one message, got none"));
+        return Err(Error::rule(Field::Messages, "must have at least one message, got none"));
     }
     for (i, message) in messages.iter().enumerate() {
         if !ROLES.contains(&message.role.as_str()) {
-            let param = format!("messages[{i}].role");
-            return Err(rule(&param, format!("must be one of {}", ROLES.join(", ")), shown(&message.role)));
+            let rule = format!("must be one of {}, got {}", ROLES.join(", "), shown(&message.role));
+            return Err(Error::rule(Field::Message(i, "role"), rule));
         }
     }
     Ok(())
@@ -208,17 +203,17 @@ fn sampling_rules(s: &SamplingParams, limits: Limits<'_>) -> Result<()> {
 fn stop_rules(s: &StopParams, limits: Limits<'_>) -> Result<()> {
     let config = limits.config;
     if s.max_tokens == Some(0) {
-        return Err(rule("max_tokens", "must be at least 1", 0));
+        return Err(Error::rule(Field::MaxTokens, "must be at least 1, got 0"));
     }
     if s.strings.len() > config.stop_strings_max {
-        let at_most = format!("must have at most {} strings", config.stop_strings_max);
-        return Err(rule("stop", at_most, s.strings.len()));
+        let rule = format!("must have at most {} strings, got {}", config.stop_strings_max, s.strings.len());
+        return Err(Error::rule(Field::Stop(None), rule));
     }
     for (i, string) in s.strings.iter().enumerate() {
         let num_bytes = string.len();
         if num_bytes == 0 || num_bytes > config.stop_string_bytes_max {
-            let range = format!("must have 1 to {} bytes", config.stop_string_bytes_max);
-            return Err(rule(&format!("stop[{i}]"), range, num_bytes));
+            let rule = format!("must have 1 to {} bytes, got {num_bytes}", config.stop_string_bytes_max);
+            return Err(Error::rule(Field::Stop(Some(i)), rule));
         }
     }
     if s.token_ids.len() > config.stop_tokens_max {
@@ -248,8 +243,12 @@ fn queue_rules(request: &GenerateRequest, limits: Limits<'_>) -> Result<()> {
 }
 
 fn tokens_rules(param: &str, tokens: &[TokenId], vocab_size: usize) -> Result<()> {
-    let unknown = tokens.iter().enumerate().find(|&(_, &t)| t as usize >= vocab_size);
-    unknown.map_or(Ok(()), |(i, &t)| known_token(&format!("{param}[{i}]"), t, vocab_size))
+    let unknown = unknown_token(tokens, vocab_size);
+    unknown.map_or(Ok(()), |(i, token)| known_token(&format!("{param}[{i}]"), token, vocab_size))
+}
+
+fn unknown_token(tokens: &[TokenId], vocab_size: usize) -> Option<(usize, TokenId)> {
+    tokens.iter().copied().enumerate().find(|(_, token)| *token as usize >= vocab_size)
 }
 
 fn known_token(param: &str, token: TokenId, vocab_size: usize) -> Result<()> {

@@ -17,7 +17,7 @@ use super::progress::ReaderProgress;
 use super::store::{Change, Handover};
 use super::{CancelCause, StreamStatus};
 use crate::error::ErrorKind;
-use crate::protocol::{Event, OnDisconnect, StreamId, Tenant};
+use crate::protocol::{Event, OnDisconnect, StreamId, Tenant, Usage};
 
 /// Milliseconds since the Unix epoch, never going back. Handed in, so that nothing here reads a clock.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
@@ -372,6 +372,15 @@ impl StreamLog {
     /// Whether the terminal event is there.
     pub fn is_finished(&self) -> bool {
         self.lock().terminal().is_some()
+    }
+
+    /// What was spent, once the terminal event is there.
+    pub fn usage(&self) -> Option<Usage> {
+        match &self.lock().terminal()?.event {
+            Event::Done { usage, .. } => Some(*usage),
+            Event::Error(info) => Some(info.usage),
+            _ => None,
+        }
     }
 
     /// Waits for the terminal event without being a reader: it neither keeps the stream alive nor ends it.

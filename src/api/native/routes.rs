@@ -15,12 +15,13 @@ use crate::api::caller::Caller;
 use crate::api::disconnect::{self, LINGER_DEFAULT, OnDisconnectField};
 use crate::api::fields::{self, MessageFields};
 use crate::api::many::{MESSAGES_MAX, Many};
+use crate::api::numbers::Whole;
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;
 use crate::api::query::{self, Pairs};
 use crate::api::{App, body, event_body, sse, structured, with_stream_id};
 use crate::error::{Error, ErrorKind};
-use crate::protocol::{GenerateRequest, OnDisconnect, Owner, Prompt, StreamId, TokenId};
+use crate::protocol::{GenerateRequest, OnDisconnect, Owner, Prompt, PromptEnding, StreamId, TokenId};
 use crate::stream::StreamLog;
 
 /// Streams in one answer of the list.
@@ -33,7 +34,7 @@ struct CreateRequest {
     messages: Option<Many<MessageFields, MESSAGES_MAX>>,
     tokens: Option<Vec<TokenId>>,
     on_disconnect: Option<OnDisconnectField>,
-    priority: Option<i32>,
+    priority: Option<Whole>,
 }
 
 /// A stream on the wire.
@@ -114,9 +115,17 @@ fn read(json: &[u8], owner: Arc<Owner>, header_policy: Option<OnDisconnect>) -> 
     let base = GenerateRequest {
         constraint: structured.constraint,
         constraint_param: structured.param,
+        ending: PromptEnding::Continue,
         ..GenerateRequest::new(owner, prompt)
     };
-    Ok(GenerateRequest { model: create.model, sampling, stop, on_disconnect, priority: create.priority, ..base })
+    Ok(GenerateRequest {
+        model: create.model,
+        sampling,
+        stop,
+        on_disconnect,
+        priority: create.priority.map(Whole::to_i32),
+        ..base
+    })
 }
 
 /// `GET /v1/streams`: the caller's own, newest first; `limit` of them, those older than the one named `after`.

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use super::chat_types::UsageObject;
 use super::completion_types::{TextChoice, TextCompletion, TextLogprobs};
 use super::usage_sum::{self, SharedSum};
-use crate::api::event_body::Dialect;
+use crate::api::event_body::{self, Dialect};
 use crate::api::fold;
 use crate::api::problem::{ErrorBody, ErrorEnvelope};
 use crate::api::sse::SseWriter;
 use crate::protocol::{Event, TokenId, Usage};
-use crate::stream::{Entry, StreamLog};
+use crate::stream::{Entry, Gap, StreamLog};
 use crate::text::Tokenizer;
 
 /// A reader this many tokens behind gets them as one chunk: catching up matters more to it than the grain.
@@ -106,6 +106,10 @@ impl Dialect for CompletionChunks {
             }
             Event::Error(info) => out.data(&ErrorEnvelope { error: &ErrorBody::from(info) }),
         }
+    }
+
+    fn gap(&mut self, gap: Gap, out: &mut SseWriter) -> bool {
+        event_body::end_at_gap(self, gap, out)
     }
 
     fn suspended(&mut self, log: &StreamLog, out: &mut SseWriter) {

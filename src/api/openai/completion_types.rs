@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::chat_types::{LOGPROB_MIN, StreamOptions, UsageObject};
+use crate::api::numbers::Whole;
 use crate::protocol::{Prompt, TokenId, TokenLogprob};
 use crate::text::Tokenizer;
 
@@ -18,11 +19,11 @@ pub(super) struct CompletionRequest {
     pub(super) model: Option<String>,
     pub(super) prompt: Option<PromptField>,
     pub(super) echo: Option<bool>,
-    pub(super) best_of: Option<i64>,
+    pub(super) best_of: Option<Whole>,
     pub(super) stream: Option<bool>,
     pub(super) stream_options: Option<StreamOptions>,
     /// vLLM's: a lower one goes first.
-    pub(super) priority: Option<i32>,
+    pub(super) priority: Option<Whole>,
 }
 
 /// A prompt in any of the four shapes: a text, token ids, or a list of either.

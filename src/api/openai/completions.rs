@@ -16,12 +16,14 @@ use super::completion_types::{CompletionRequest, TextChoice, TextCompletion, Tex
 use super::usage_sum::{UsageShown, UsageSum};
 use crate::api::caller::Caller;
 use crate::api::fold::Folded;
+use crate::api::numbers::Whole;
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;
+use crate::api::words::Words;
 use crate::api::{App, answer, body, event_body, fields, fold, head, structured, with_stream_id};
 use crate::error::Error;
 use crate::protocol::{
-    GenerateRequest, OnDisconnect, Owner, Prompt, SamplingParams, StopParams, Tenant, TokenId, Usage,
+    Field, GenerateRequest, OnDisconnect, Owner, Place, Prompt, SamplingParams, StopParams, Tenant, TokenId, Usage,
 };
 use crate::service::{Served, Started};
 use crate::stream::{CancelCause, StreamReader};
@@ -107,7 +109,7 @@ fn read(json: &[u8], owner: Arc<Owner>, choices_max: usize) -> Result<Asked, Pro
         model: asked.model,
         sampling,
         stop: StopParams { max_tokens: Some(max_tokens), ..stop },
-        priority: asked.priority,
+        priority: asked.priority.map(Whole::to_i32),
         constraint: structured.constraint,
         constraint_param: structured.param,
         ..GenerateRequest::new(owner, Prompt::Tokens(Vec::new()))
@@ -134,7 +136,7 @@ async fn start(
                 running.started.log.cancel(CancelCause::Requested);
             }
         });
-        let started = started.map_err(named)?;
+        let started = started.map_err(|e| Problem::spelled(&e, WORDS))?;
         let first_token = started.first().and_then(|started| started.first_token);
         let echo = echoed.map(|prompt| echo(prompt, first_token, served.tokenizer()));
         all.extend(started.into_iter().map(|started| RunningChoice {
@@ -160,7 +162,7 @@ fn lead(all: &[RunningChoice]) {
 
 fn wanted(asked: &CompletionRequest, shared: &fields::SharedFields, stream: bool) -> Result<Wanted, Problem> {
     let num_choices = shared.num_choices;
-    let best_of = match asked.best_of {
+    let best_of = match asked.best_of.map(|n| n.0) {
         Some(best_of) if best_of < num_choices as i64 => {
             let message = format!("`best_of` must be at least `n` ({num_choices}), got {best_of}");
             return Err(Error::invalid("best_of", message).into());
@@ -199,16 +201,15 @@ fn params(sampling: SamplingParams, wanted: &Wanted) -> SamplingParams {
     SamplingParams { prompt_logprobs, top_logprobs, ..sampling }
 }
 
-/// The service calls token ids by the field that native streams have for them.
-fn named(e: Error) -> Error {
-    match e.param().and_then(|param| param.strip_prefix("tokens")) {
-        Some(place) => {
-            let (param, message) = (format!("prompt{place}"), e.message().replacen("`tokens", "`prompt", 1));
-            Error::new(e.kind(), message).with_param(param)
-        }
-        None => e,
-    }
-}
+/// Prompts of every kind come in one field.
+const WORDS: Words<'static> = Words {
+    name: &|field| match field {
+        Field::Prompt => "prompt".to_owned(),
+        Field::Tokens(index) => format!("prompt{}", Place(index)),
+        other => other.to_string(),
+    },
+    ..Words::CHAT
+};
 
 /// An accepted prompt as text, with what the model sees first: it is no longer than the context, so spelling its tokens
 /// takes no time to speak of. It cannot fail, as generations are running already.

@@ -194,6 +194,15 @@ pub const ROUTES: &[Route] = &[
         links: RESPONSE_LINKS,
         ..post("/v1/responses", "createResponse", "Answers, and keeps the answer", BodyKind::Responses)
     },
+    Route {
+        success: ("200", JSON),
+        ..post(
+            "/v1/responses/input_tokens",
+            "countInputTokens",
+            "How many tokens it would begin with",
+            BodyKind::Responses,
+        )
+    },
     get("/v1/responses/{id}", "getResponse", "The response as it stands, or with `stream` its events", EITHER),
     Route { method: "delete", ..get("/v1/responses/{id}", "deleteResponse", "Ends and forgets it", JSON) },
     Route {
@@ -243,6 +252,8 @@ pub const ROUTES: &[Route] = &[
     },
     get("/health/live", "live", "The process answers", JSON),
     get("/health/ready", "ready", "Requests will be served", JSON),
+    get("/health", "health", "As `/health/ready`", JSON),
+    get("/version", "version", "Which program answers", JSON),
     get("/metrics", "metrics", "Counters and histograms as OpenMetrics text, for an admin's key", OPENMETRICS),
     get("/openapi.json", "openapi", "This description", JSON),
     get("/docs", "docs", "This description as a page", &["text/html"]),

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::tools::ToolNames;
 use crate::protocol::StreamId;
 use crate::text::AnswerFormat;
 
@@ -15,6 +16,7 @@ pub(super) struct Described {
     pub(super) created_s: u64,
     pub(super) model: String,
     pub(super) format: AnswerFormat,
+    pub(super) names: ToolNames,
     pub(super) with_logprobs: bool,
     pub(super) is_background: bool,
     /// The request's fields that its object repeats.

@@ -15,7 +15,8 @@ mod reading;
 mod request;
 mod routes;
 mod store;
+mod tools;
 
-pub(crate) use routes::{cancel, create, delete, get, input_items};
+pub(crate) use routes::{cancel, create, delete, get, input_items, input_tokens};
 pub use store::ResponseLimits;
 pub(crate) use store::ResponseStore;

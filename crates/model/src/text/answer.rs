@@ -17,7 +17,7 @@ mod scan;
 use call::{Accept, CallProgress, CallReader};
 pub use count::ReasoningCount;
 pub(in crate::text) use format::MARKERS;
-pub use format::{AnswerFormat, CallFormat, CallSyntax, ReasoningFormat, ReasoningSyntax};
+pub use format::{AnswerFormat, CallFormat, CallSyntax, FREE_TEXT, ReasoningFormat, ReasoningSyntax};
 
 /// Longest name before the arguments of Mistral's newer form; what is longer is none.
 const NAME_BYTES_MAX: usize = 256;
@@ -69,6 +69,8 @@ enum AnswerState {
     Call { raw: String, reader: Box<CallReader>, is_item: bool },
     /// Behind a call.
     AfterCall { is_item: bool },
+    /// Within an answer that is one tool's input as a whole.
+    Whole,
 }
 
 /// Whether a text begins with a marker.
@@ -87,7 +89,9 @@ impl AnswerParser {
         let (state, reasoning_end) = match format.reasoning {
             Some(reasoning) if reasoning.is_open => (AnswerState::Reasoning { is_empty: true }, None),
             Some(_) => (AnswerState::Start, None),
-            None if is_bare => (AnswerState::Start, Some(0)),
+            None if is_bare || format.calls.as_ref().is_some_and(|calls| calls.whole.is_some()) => {
+                (AnswerState::Start, Some(0))
+            }
             None => (AnswerState::Content { is_after_call: false }, Some(0)),
         };
         let format = format.clone();
@@ -113,6 +117,7 @@ impl AnswerParser {
             AnswerState::Call { raw, reader, .. } if !reader.is_begun() => self.content(&(raw + &held)),
             AnswerState::Opened { raw } | AnswerState::Item { raw } => self.content(&(raw + &held)),
             AnswerState::Content { is_after_call: true } | AnswerState::AfterCall { .. } if held.trim().is_empty() => {}
+            AnswerState::Whole => self.pieces.push(Piece::CallArguments("\"}".to_owned())),
             _ => self.content(&held),
         }
         self.reasoning_end.get_or_insert(0);
@@ -144,6 +149,7 @@ impl AnswerParser {
             AnswerState::Item { .. } => self.step_item(),
             AnswerState::Call { .. } => self.step_call(),
             AnswerState::AfterCall { .. } => self.step_after_call(is_end),
+            AnswerState::Whole => self.step_whole(),
         }
     }
 
@@ -170,12 +176,27 @@ impl AnswerParser {
     /// The first characters of what is said are there; they may be a call without a marker.
     fn begin_content(&mut self) -> bool {
         match &self.format.calls {
+            Some(CallFormat { whole: Some(name), .. }) => {
+                self.num_calls += 1;
+                self.pieces.push(Piece::CallBegin { name: name.clone() });
+                self.pieces.push(Piece::CallArguments(format!("{{\"{FREE_TEXT}\": \"")));
+                self.state = AnswerState::Whole;
+            }
             Some(calls) if calls.syntax == CallSyntax::Llama3 && self.held.trim_start().starts_with('{') => {
                 self.state = bare_call(calls, String::new());
             }
             _ => self.state = AnswerState::Content { is_after_call: false },
         }
         true
+    }
+
+    /// The text as the value of a JSON string.
+    fn step_whole(&mut self) -> bool {
+        if !self.held.is_empty() {
+            let quoted = serde_json::Value::from(std::mem::take(&mut self.held)).to_string();
+            self.pieces.push(Piece::CallArguments(quoted[1..quoted.len() - 1].to_owned()));
+        }
+        false
     }
 
     fn step_reasoning(&mut self, is_end: bool) -> bool {

@@ -17,7 +17,8 @@ mod vocab;
 mod words;
 
 pub use answer::{
-    AnswerFormat, AnswerParser, CallFormat, CallSyntax, Piece, ReasoningCount, ReasoningFormat, ReasoningSyntax,
+    AnswerFormat, AnswerParser, CallFormat, CallSyntax, FREE_TEXT, Piece, ReasoningCount, ReasoningFormat,
+    ReasoningSyntax,
 };
 pub use detokenizer::Detokenizer;
 pub use stop::{StopOutcome, StopStrings};

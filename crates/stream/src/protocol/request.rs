@@ -38,6 +38,8 @@ pub struct GenerateRequest {
     pub parallel_tool_calls: bool,
     /// Further variables for the chat template.
     pub template_kwargs: BTreeMap<String, Value>,
+    /// How a chat's prompt ends.
+    pub ending: PromptEnding,
     /// What the text must look like, whatever the model would rather say.
     pub constraint: Option<Constraint>,
     /// The field that it came in, for errors.
@@ -60,10 +62,24 @@ impl GenerateRequest {
             tool_choice: ToolChoice::Auto,
             parallel_tool_calls: true,
             template_kwargs: BTreeMap::new(),
+            ending: PromptEnding::Answer,
             constraint: None,
             constraint_param: "response_format",
         }
     }
+}
+
+/// How a chat's prompt ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PromptEnding {
+    /// Where the assistant's answer begins.
+    #[default]
+    Answer,
+    /// Behind the last message, if that is the assistant's within its text: the output goes on from there. Else where an
+    /// answer begins.
+    Continue,
+    /// Behind the last message, with no answer begun.
+    Messages,
 }
 
 /// What to go on from.

@@ -33,6 +33,7 @@ use llguidance::ParserFactory;
 use self::cache::{Cache, CacheBounds};
 pub use self::matcher::{Matcher, Next};
 use self::parser::Parser;
+pub use self::source::neutral;
 use self::source::wrong;
 use crate::metrics::Metrics;
 use crate::threads::spawn_background;
