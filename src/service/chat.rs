@@ -10,7 +10,7 @@ use super::template::{ChatTemplate, json_for_prompt};
 use super::tool_grammar::{self, ToolGrammar};
 use crate::error::{Error, Result};
 use crate::protocol::{
-    ChatMessage, Constraint, Field, GenerateRequest, Prompt, PromptEnding, TokenId, Tool, ToolChoice,
+    ChatMessage, Constraint, Field, FreeText, GenerateRequest, Prompt, PromptEnding, TokenId, Tool, ToolChoice,
 };
 use crate::text::{AnswerFormat, CallFormat, CallSyntax, ReasoningFormat, Tokenizer};
 
@@ -68,9 +68,12 @@ pub(super) fn encode(
         reasoning.is_open = false;
     }
     prompt.push_str(begun.as_deref().unwrap_or_default());
-    if let (Some((name, grammar)), Some(calls)) = (whole, &mut calls) {
+    if let (Some((name, grammar)), Some(calls)) = (whole.clone(), &mut calls) {
         calls.whole = Some(name);
         request.constraint = Some(grammar);
+    }
+    if forced.is_some() || whole.is_some() {
+        request.constraint_tools = tool_rules_of(&tools);
     }
     if let Some(calls) = forced {
         request.constraint = Some(tool_grammar::constraint(&calls, reasoning, tokenizer));
@@ -100,6 +103,15 @@ fn whole_answer(tools: &[Tool], request: &GenerateRequest) -> Option<(String, Co
     };
     let grammar = tool.function.free_text.as_ref()?.grammar.clone()?;
     Some((tool.function.name.clone(), grammar))
+}
+
+/// The rule of each tool's input, with the field that it came in.
+fn tool_rules_of(tools: &[Tool]) -> Vec<(Field, Constraint)> {
+    let rule = |(index, tool): (usize, &Tool)| match &tool.function.free_text {
+        Some(FreeText { grammar: Some(grammar) }) => (Field::ToolFormat(index), grammar.clone()),
+        _ => (Field::ToolParameters(index), tool_grammar::arguments(&tool.function.parameters)),
+    };
+    tools.iter().enumerate().map(rule).collect()
 }
 
 /// Takes out the text of a last message that the assistant has begun and not ended.

@@ -82,6 +82,11 @@ pub(super) fn constraint(calls: &str, reasoning: Option<ReasoningFormat>, tokeni
     Constraint::Lark(format!("start: thought \"\\n\\n\" calls\n{thought}\n{calls}"))
 }
 
+/// The rule that a call's arguments keep.
+pub(super) fn arguments(parameters: &Value) -> Constraint {
+    Constraint::JsonSchema(schema(parameters).to_string())
+}
+
 fn literal(text: &str) -> String {
     Value::from(text).to_string()
 }

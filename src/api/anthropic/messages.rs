@@ -27,7 +27,7 @@ const WORDS: Words<'static> = Words {
         Field::Messages | Field::Message(..) | Field::Prompt | Field::Tokens(_) => "messages".to_owned(),
         Field::Stop(index) => format!("stop_sequences{}", Place(index)),
         Field::ToolName(index) => format!("tools[{index}].name"),
-        Field::ToolParameters(index) => format!("tools[{index}].input_schema"),
+        Field::ToolParameters(index) | Field::ToolFormat(index) => format!("tools[{index}].input_schema"),
         Field::MaxTokens | Field::Tools | Field::ToolChoice => field.to_string(),
     },
     prompt_too_long: |num_tokens, num_tokens_max| {

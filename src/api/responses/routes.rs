@@ -91,6 +91,7 @@ fn spelled(e: &Error, paths: &[String]) -> Problem {
         Field::Messages | Field::Message(..) | Field::Prompt | Field::Tokens(_) => "input".to_owned(),
         Field::MaxTokens => "max_output_tokens".to_owned(),
         Field::ToolName(index) => format!("{}.name", tool(index)),
+        Field::ToolFormat(index) => format!("{}.format", tool(index)),
         Field::ToolParameters(index) => format!("{}.parameters", tool(index)),
         Field::Stop(_) | Field::Tools | Field::ToolChoice => field.to_string(),
     };

@@ -4,6 +4,7 @@
 pub(crate) mod common;
 
 mod admission;
+mod as_they_come;
 mod backpressure;
 mod chat;
 mod completions;

@@ -34,7 +34,7 @@ struct Tree {
 }
 
 /// The circles among the files of each folder, as `folder: a b c`, without the known ones.
-pub fn circles(sources: &[Source]) -> Vec<String> {
+pub(crate) fn circles(sources: &[Source]) -> Vec<String> {
     let is_known = |folder: &str, circle: &[String]| {
         KNOWN_CIRCLES.iter().any(|(known, names, _)| *known == folder && circle.iter().eq(names.iter()))
     };
@@ -43,7 +43,7 @@ pub fn circles(sources: &[Source]) -> Vec<String> {
 }
 
 /// Known circles that are none any more.
-pub fn broken_circles(sources: &[Source]) -> Vec<String> {
+pub(crate) fn broken_circles(sources: &[Source]) -> Vec<String> {
     let all = all_circles(sources);
     let is_there = |folder: &str, names: &[&str]| all.iter().any(|(f, circle)| f == folder && circle.iter().eq(names));
     let gone = KNOWN_CIRCLES.iter().filter(|(folder, names, _)| !is_there(folder, names));

@@ -11,7 +11,7 @@ const FILE_LINES_WANTED: usize = 500;
 /// No idea is longer.
 const FILE_LINES_MAX: usize = 700;
 /// Files with more than the wanted lines, each with the reason why it is not cut.
-pub const LONG_FILES: &[(&str, &str)] =
+pub(crate) const LONG_FILES: &[(&str, &str)] =
     &[("tests/fast/simulation/world.rs", "the simulated world and what must hold after each of its steps")];
 const FUNCTION_LINES_MAX: usize = 70;
 
@@ -143,7 +143,7 @@ pub(crate) fn channels_are_bounded(source: &Source) -> Vec<Finding> {
 }
 
 /// A function that is named as a question changes nothing: its reader would not look for a change there.
-pub fn questions_change_nothing(source: &Source) -> Vec<Finding> {
+pub(crate) fn questions_change_nothing(source: &Source) -> Vec<Finding> {
     let mut findings = Vec::new();
     for at in source.words("fn") {
         let rest = source.code[at + "fn".len()..].trim_start();

@@ -52,13 +52,13 @@ fn doubles(sources: &[Source]) -> BTreeMap<String, BTreeSet<String>> {
     files
 }
 
-pub fn names_are_unique(sources: &[Source]) -> Vec<String> {
+pub(crate) fn names_are_unique(sources: &[Source]) -> Vec<String> {
     let found = doubles(sources).into_iter().filter(|(name, _)| !SHARED_NAMES.iter().any(|(known, _)| known == name));
     found.map(|(name, files)| format!("`{name}` is defined in {}", Vec::from_iter(files).join(", "))).collect()
 }
 
 /// Names that the list excuses and that stand for one type.
-pub fn excuses_are_needed(sources: &[Source]) -> Vec<String> {
+pub(crate) fn excuses_are_needed(sources: &[Source]) -> Vec<String> {
     let doubles = doubles(sources);
     let unneeded = SHARED_NAMES.iter().filter(|(name, _)| !doubles.contains_key(*name));
     unneeded.map(|(name, _)| format!("`{name}` is defined in one file")).collect()

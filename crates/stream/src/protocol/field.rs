@@ -24,6 +24,8 @@ pub enum Field {
     ToolName(usize),
     /// The schema of one tool's arguments.
     ToolParameters(usize),
+    /// The grammar of one tool's free text.
+    ToolFormat(usize),
     /// Which tool is to be called.
     ToolChoice,
 }
@@ -40,6 +42,7 @@ impl fmt::Display for Field {
             Self::Tools => f.write_str("tools"),
             Self::ToolName(index) => write!(f, "tools[{index}].function.name"),
             Self::ToolParameters(index) => write!(f, "tools[{index}].function.parameters"),
+            Self::ToolFormat(index) => write!(f, "tools[{index}].custom.format"),
             Self::ToolChoice => f.write_str("tool_choice"),
         }
     }

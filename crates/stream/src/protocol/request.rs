@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::chat::{ChatMessage, Tool, ToolChoice};
 use super::constraint::Constraint;
+use super::field::Field;
 use super::ids::{StreamId, Tenant, TokenId};
 use super::owner::{Owner, QueueTerms};
 
@@ -44,6 +45,8 @@ pub struct GenerateRequest {
     pub constraint: Option<Constraint>,
     /// The field that it came in, for errors.
     pub constraint_param: &'static str,
+    /// Where the constraint was made of tools, the rule of each with its field: one of them is to blame if it is none.
+    pub constraint_tools: Vec<(Field, Constraint)>,
 }
 
 impl GenerateRequest {
@@ -65,6 +68,7 @@ impl GenerateRequest {
             ending: PromptEnding::Answer,
             constraint: None,
             constraint_param: "response_format",
+            constraint_tools: Vec::new(),
         }
     }
 }
