@@ -49,7 +49,7 @@ impl Case {
         KvLayer::new(num_blocks, num_kv_heads, head_dim, &mut Memory::in_small_pages()).expect("memory")
     }
 
-    /// Outputs of one step, `[num_tokens, num_heads * head_dim]`, which are also left in bytes as they should be.
+    /// Outputs of one step, `[num_tokens, num_heads * head_dim]`. Also checks the same outputs in bytes.
     fn step(&self, isa: Isa, num_threads: usize, kv: &mut KvLayer, chunks: &[Chunk]) -> Vec<f32> {
         let (mut qkv, mut positions, mut slots, mut tables) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut cu_seqlens, mut cu_blocks) = (vec![0], vec![0]);

@@ -37,7 +37,8 @@ impl<const VNNI: bool> Avx2<VNNI> {
     }
 }
 
-// SAFETY of every block below: `self` is the proof that the CPU has the instruction; pointers are the caller's word.
+// SAFETY of every block below: `self` is the proof that the CPU has the instruction; the caller vouches for the
+// pointers.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl<const VNNI: bool> Simd for Avx512<VNNI> {
     type F = __m512;
