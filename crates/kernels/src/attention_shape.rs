@@ -1,4 +1,4 @@
-//! What attention works on: the shape of a layer, a ragged batch, and a layer's KV memory in blocks of [`KV_BLOCK`]
+//! The operands of attention: the shape of a layer, a ragged batch, and a layer's KV memory in blocks of [`KV_BLOCK`]
 //! positions. `attention` computes it; this file knows nothing of that.
 
 use super::memory::{Halves, Memory};

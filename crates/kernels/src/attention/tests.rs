@@ -107,7 +107,7 @@ impl Case {
         x
     }
 
-    /// What a token's output should be.
+    /// The expected output of a token.
     fn plain(&self, seq: usize, position: usize) -> Vec<f64> {
         let &AttentionShape { num_heads, num_kv_heads, head_dim, scale, window, .. } = &self.shape;
         let norm = self.shape.qk_norm.as_ref();

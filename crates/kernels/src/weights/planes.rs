@@ -1,5 +1,5 @@
 //! How the codes of a block (16 rows x 32 k) are laid in 64-byte vectors. Four consecutive codes of a row share a
-//! 32-bit lane, because that is what the byte dot products of every instruction set want; code `4g + i` of row `r` is
+//! 32-bit lane, because the byte dot products of every instruction set expect that layout; code `4g + i` of row `r` is
 //! byte `4r + i` of k group `g`, of which there are eight.
 //!
 //! ```text
