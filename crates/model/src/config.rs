@@ -8,7 +8,7 @@ use tallow_stream::error::{Error, Result};
 /// The architectures that load, as GGUF names them. Mistral files name the architecture `llama`.
 pub(crate) const ARCHITECTURES: [&str; 6] = ["llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3"];
 
-/// Most layers of a file. The limit is needed because the key is read before the file proves that it has so many
+/// Most layers of a file. The limit is needed because the number is read before the file is known to have that many
 /// layers.
 const LAYERS_MAX: usize = 1024;
 

@@ -51,7 +51,7 @@ pub struct Encoder {
     max_model_len: usize,
 }
 
-/// What sentence-transformers writes beside a model.
+/// The configuration file that sentence-transformers writes beside a model.
 #[derive(Debug, Deserialize)]
 struct SentenceConfig {
     /// The longest text that the model was trained with, in tokens.

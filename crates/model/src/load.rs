@@ -20,7 +20,7 @@ pub type Loader = Arc<dyn Fn() -> Result<ModelFactory> + Send + Sync>;
 
 /// A model whose file is open. Its weights are loaded separately.
 pub struct OpenModel {
-    /// What the engine must know of it.
+    /// What the engine must know of the model.
     pub spec: ModelSpec,
     /// Its vocabulary.
     pub tokenizer: Arc<Tokenizer>,

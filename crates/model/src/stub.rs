@@ -94,7 +94,7 @@ pub struct StubModel {
     beat: Arc<AtomicU64>,
 }
 
-/// What an unwritten slot holds: no token.
+/// The value of an unwritten slot, which is no token.
 const POISON: TokenId = TokenId::MAX;
 /// A longer delay is cut into parts, with a beat before each part.
 const DELAY_SLICE: Duration = Duration::from_millis(50);
