@@ -45,7 +45,7 @@ pub struct OfflineReport {
 /// One figure.
 #[derive(Debug, Serialize)]
 pub struct FigureRow {
-    /// What was measured.
+    /// The measured layer.
     pub layer: MeasuredLayer,
     /// The kind of work.
     pub phase: Phase,
@@ -59,7 +59,7 @@ pub struct FigureRow {
     pub samples: Vec<f64>,
 }
 
-/// What was measured.
+/// The measured layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MeasuredLayer {
