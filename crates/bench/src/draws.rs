@@ -1,9 +1,9 @@
-//! Random numbers of the load: functions of a seed and of what they are for, so that request 17 is the same whether or
-//! not the sixteen before it were made, and on whichever server it is tried.
+//! Random numbers of the load. Each is a function of the seed and of its purpose, so that request 17 is the same
+//! whether or not the sixteen before it were made, and on every server.
 
 use tallow_engine::sampling::random_u64;
 
-/// What a run of draws decides; each has numbers of its own.
+/// The purpose of a run of draws. Each purpose has numbers of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// The words and lengths of a request.
@@ -56,7 +56,7 @@ impl Draws {
     }
 }
 
-/// When `num` requests of a Poisson process of `rate_per_s` arrive, in seconds from its begin.
+/// The arrival times of `num` requests of a Poisson process of `rate_per_s`, in seconds from its beginning.
 pub(crate) fn poisson_arrivals(seed: u64, level: u64, rate_per_s: f64, num: usize) -> Vec<f64> {
     let mut draws = Draws::new(seed, Purpose::Arrivals, level);
     let mut at = 0.0;
@@ -81,7 +81,7 @@ mod tests {
         assert!(arrivals.is_sorted() && arrivals[0] >= 0.0);
         let rate = 20_000.0 / arrivals[19_999];
         assert!((rate - 5.0).abs() < 0.15, "{rate}");
-        // The gaps of a Poisson process are exponential: as wide as they are long.
+        // The gaps of a Poisson process are exponential: their standard deviation equals their mean.
         let gaps: Vec<f64> = arrivals.windows(2).map(|w| w[1] - w[0]).collect();
         let variance = gaps.iter().map(|g| (g - 0.2) * (g - 0.2)).sum::<f64>() / gaps.len() as f64;
         assert!((variance.sqrt() - 0.2).abs() < 0.01, "{variance}");

@@ -1,4 +1,5 @@
-//! One request of an OpenAI dialect: sent, read to its end or up to the piece after which the client leaves, timed.
+//! One timed request of an OpenAI dialect. The client sends it, then reads the answer to its end or up to the piece
+//! after which it leaves.
 
 use std::time::Instant;
 
@@ -11,14 +12,14 @@ use super::record::{Failure, Record, RequestEnd, TokenUsage};
 use super::target::{Prepared, Target, refusal};
 use crate::client::SseParser;
 
-/// One event of a stream; a piece of text is a few hundred bytes.
+/// Longest event of a stream. A usual piece of text has a few hundred bytes.
 const EVENT_BYTES_MAX: usize = 1 << 20;
 
-/// Sends `request`, and reads the answer into `record`. With `cancel_after`, closes the connection after so many
+/// Sends `request`, and reads the answer into `record`. With `cancel_after`, closes the connection after that many
 /// pieces of text.
 ///
 /// # Errors
-/// Whatever went wrong; what had come until then is in `record`.
+/// If the request fails. `record` still has the pieces that arrived before.
 pub(crate) async fn exchange(
     target: &Target,
     request: &Prepared,
@@ -59,7 +60,7 @@ pub(crate) fn parser() -> SseParser {
 
 struct AnswerReading {
     parser: SseParser,
-    /// A finish reason came, so that a missing end mark is forgiven.
+    /// A finish reason has arrived, so that a missing end mark is tolerated.
     is_finished: bool,
 }
 
@@ -81,7 +82,7 @@ impl AnswerReading {
             self.parser.push(&bytes).map_err(|e| Failure::Protocol(e.to_string()))?;
             while let Some(event) = self.parser.next_event() {
                 if event.data == "[DONE]" {
-                    // The body's own end is near; read on to it, so that the connection can be used again.
+                    // Read on to the end of the body, which is near, so that the connection can be used again.
                     while let Ok(Some(_)) = response.chunk().await {}
                     return Ok(RequestEnd::Complete);
                 }
@@ -112,7 +113,7 @@ impl AnswerReading {
     }
 }
 
-/// What is of interest in one chunk, of chats and of plain completions.
+/// The interesting fields of one chunk, of a chat or a plain completion.
 #[derive(Debug, Deserialize)]
 struct Chunk {
     #[serde(default)]
@@ -146,7 +147,7 @@ impl Choice {
     }
 }
 
-/// Whether a text is not empty; the text itself is of no interest, and is not copied.
+/// Whether a text is not empty. The text itself is not needed and is not copied.
 #[derive(Debug)]
 struct HasText(bool);
 

@@ -6,13 +6,13 @@ use std::str::FromStr;
 
 use super::draws::Draws;
 
-/// Longest length that may be asked for.
+/// Longest length that a user may request.
 pub(crate) const TOKENS_MAX: usize = 1_000_000;
 
-/// How many tokens.
+/// A distribution of numbers of tokens.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Lengths {
-    /// Always as many.
+    /// Always the same number.
     Fixed(usize),
     /// Any number from the first to the second.
     Uniform(usize, usize),

@@ -1,6 +1,6 @@
-//! One level of load on one server. Closed loop: a new request follows each that ends, so that so many are under way
-//! at all times. Open loop: requests are sent when they are due, whatever the server does; should [`IN_FLIGHT_MAX`] be
-//! under way, later ones wait here, and their waiting counts as the server's.
+//! One level of load on one server. Closed loop: a new request follows each one that ends, so that a fixed number is
+//! under way at all times. Open loop: requests are sent when they are due, whatever the server does. If
+//! [`IN_FLIGHT_MAX`] requests are under way, later ones wait here, and their wait counts as the server's time.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,16 +16,16 @@ use super::record::{Failure, Record, RequestEnd, Timeline};
 use super::tally::Tally;
 use super::target::{Prepared, Target};
 
-/// What a level came to.
+/// The results of a level.
 #[derive(Debug)]
 pub(crate) struct LevelResult {
     /// The sums.
     pub tally: Tally,
-    /// From the first request's sending to the last one's end.
+    /// From the start of the first request to the end of the last.
     pub(crate) wall: Duration,
     /// Requests of an open loop that had to wait for others to end.
     pub num_held: u64,
-    /// When the text of each request came; only in mode newcomer, which looks at it.
+    /// When the text of each request arrived. Kept only in mode newcomer, which needs it.
     pub(crate) timelines: Vec<Timeline>,
 }
 
@@ -50,7 +50,7 @@ pub(crate) async fn run_level(
     let mut running = JoinSet::new();
     let (mut tally, mut num_held, mut num_sent) = (Tally::default(), 0, 0);
     let (keeps_timelines, mut timelines) = (matches!(plan.mode, Mode::Newcomer { .. }), Vec::new());
-    // The last time that no slot was free; what was due by then has waited.
+    // The last time that no slot was free. A request that was due by then has waited.
     let mut full_at = None;
     let begin = Instant::now();
     loop {
@@ -89,7 +89,7 @@ pub(crate) async fn run_level(
     LevelResult { tally, wall: begin.elapsed(), num_held, timelines }
 }
 
-/// Warms a server up with `items`, one after another; what comes of it is not counted.
+/// Warms a server up with `items`, one after another. The results are not counted.
 pub(crate) async fn warm_up(target: &Arc<Target>, plan: &Plan, items: Range<u64>) {
     let plan = Plan { mode: Mode::Normal, ..plan.clone() };
     run_level(target, &plan, Level::Concurrency(1), items, &mut || {}).await;

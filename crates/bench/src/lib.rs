@@ -1,14 +1,14 @@
-//! `tallow bench`: a load on a server, and what came of it. It stands outside: what it knows of a server came over HTTP,
-//! so tallow and others are measured alike, with the same requests.
+//! `tallow bench`: puts a load on a server and reports the results. It knows a server only over HTTP, so tallow and
+//! other servers are measured in the same way, with the same requests.
 //!
-//! Data flows from a `plan` over `workload` (what is asked) and `target` (how it is said) to `level` (when it is sent);
-//! `exchange` and `reconnect` read the answers into a `record` each, `tally` sums records up, `report` is the sum as
-//! data, and `table` and `page` show it. Every draw is a function of the seed (`draws`).
+//! Data flows from a `plan` over `workload` (the contents of requests) and `target` (their form) to `level` (the time
+//! of sending). `exchange` and `reconnect` read each answer into a `record`, `tally` sums up the records, `report`
+//! holds the sums as data, and `table` and `page` show them. Every draw is a function of the seed (`draws`).
 //!
 //! `offline` is the exception: it drives decoder and engine in this process, without a server.
 //!
 //! The generator shares the machine with the server: it runs on one thread, makes all bodies before the clock starts,
-//! and looks at no more of an answer than it must.
+//! and reads only the necessary parts of an answer.
 
 pub mod client;
 mod draws;

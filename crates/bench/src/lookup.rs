@@ -1,5 +1,6 @@
-//! After a level: what tallow's own logs say about the generations, read back by name. How long each waited in the
-//! queue, and for those the clients left, how they ended. Other servers do not name their streams, and are not asked.
+//! After a level, reads tallow's own logs of the generations, by their stream ids. They tell how long each generation
+//! waited in the queue, and how those that their clients left have ended. Other servers do not name their streams, and
+//! are not asked.
 
 use std::time::Duration;
 
@@ -13,23 +14,23 @@ use super::target::Target;
 /// Time for reading one log; a generation that still runs after it counts as not ended.
 const LOG_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Between two looks at what still runs.
+/// Pause between two looks at the list of running streams.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How often to look.
 const LOOKS_MAX: usize = 500;
 
-/// How the generations ended that their clients left.
+/// How the generations ended whose clients had left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct LeftReport {
-    /// Looked up; 0 where the server does not name its streams.
+    /// Generations looked up; 0 if the server does not name its streams.
     pub looked_up: u64,
-    /// The server had ended them early.
+    /// Generations that the server had ended early.
     pub freed: u64,
-    /// They had come to their end before.
+    /// Generations that had already finished.
     pub finished: u64,
-    /// They still ran, or the server did not say.
+    /// Generations that still ran, or whose end the server did not report.
     pub unknown: u64,
-    /// Tokens that were made for them.
+    /// Tokens that were generated for them.
     pub tokens: u64,
 }
 
@@ -46,7 +47,7 @@ struct Usage {
     completion_tokens: u64,
 }
 
-/// What one log says.
+/// The facts from one log.
 #[derive(Debug, Default)]
 struct Log {
     queue_wait: Option<Duration>,
@@ -54,7 +55,8 @@ struct Log {
     end: Option<(String, u64)>,
 }
 
-/// Reads the logs of the level's streams, and adds their queue waits to it. With `to_end`, also how they ended.
+/// Reads the logs of the level's streams, and adds their queue waits to `tally`. With `to_end`, also counts how they
+/// ended.
 pub(crate) async fn look_up(target: &Target, tally: &mut Tally, to_end: bool) -> LeftReport {
     let mut left = LeftReport::default();
     if to_end && !tally.stream_ids.is_empty() {
@@ -62,7 +64,7 @@ pub(crate) async fn look_up(target: &Target, tally: &mut Tally, to_end: bool) ->
     }
     for id in std::mem::take(&mut tally.stream_ids) {
         let mut log = Log::default();
-        // A log that is gone by now says nothing.
+        // A log that no longer exists yields nothing.
         let is_read = tokio::time::timeout(LOG_TIMEOUT, read(target, &id, to_end, &mut log)).await;
         if let Some(wait) = log.queue_wait {
             tally.queue_wait.add(wait);
@@ -80,8 +82,8 @@ pub(crate) async fn look_up(target: &Target, tally: &mut Tally, to_end: bool) ->
     left
 }
 
-/// Waits until none of these streams runs, by the list of streams: whoever follows one that its client has just left
-/// is a reader, and might keep it from being freed.
+/// Waits until none of these streams runs, by polling the list of streams. Following a stream whose client has just
+/// left would make us its reader, which might keep the stream from being freed.
 async fn until_ended(target: &Target, ids: &[String]) {
     for _ in 0..LOOKS_MAX {
         let Ok(response) = target.get("/streams").send().await else { return };
@@ -108,7 +110,7 @@ async fn read(target: &Target, id: &str, to_end: bool, log: &mut Log) -> Option<
         while let Some(event) = parser.next_event() {
             let data: Data = serde_json::from_str(&event.data).ok()?;
             match data.kind.as_str() {
-                // Told again while it waits; the first says when it came.
+                // The event repeats while the request waits. The first one has the arrival time.
                 "queued" => queued = queued.or(Some(data.ts)),
                 "started" => {
                     log.queue_wait = queued.map(|queued| Duration::from_millis(data.ts.saturating_sub(queued)));

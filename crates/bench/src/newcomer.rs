@@ -1,6 +1,7 @@
-//! Long prompts that arrive while the measured requests decode, and what these feel of it. A newcomer asks for one
-//! token; while its prompt is being computed, every gap between two pieces of the others' text counts as beside it.
-//! Gaps during which one of the measured requests waited for its own first token are left out on both sides.
+//! Long prompts that arrive while the measured requests decode, and their effect on these requests. A newcomer asks for
+//! one token. Every gap between two pieces of a measured request's text that overlaps the computing of a newcomer's
+//! prompt counts as beside it. Gaps during which one of the measured requests waited for its own first token are left
+//! out on both sides.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,13 +19,13 @@ use super::tally::Times;
 use super::target::Target;
 use super::workload::{Prompts, Workload};
 
-/// Newcomers arriving one after another, until they are told to finish.
+/// Newcomers that arrive one after another, until [`Self::finish`] is called.
 pub(crate) struct Newcomers {
     stop: CancellationToken,
     task: AbortOnDropHandle<Arrivals>,
 }
 
-/// What came of the newcomers themselves.
+/// The results of the newcomers' own requests.
 #[derive(Debug, Default)]
 struct Arrivals {
     waits: Vec<(Instant, Instant)>,
@@ -33,7 +34,7 @@ struct Arrivals {
     error: Option<String>,
 }
 
-/// What newcomers cost those who were there.
+/// The cost of newcomers for the measured requests.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct NewcomerReport {
     /// Newcomers that got their token.
@@ -46,9 +47,9 @@ pub struct NewcomerReport {
     pub itl_beside_ms: Percentiles,
     /// The other gaps.
     pub itl_quiet_ms: Percentiles,
-    /// The one's p99 over the other's; `None` where one of them has no gaps.
+    /// The p99 beside newcomers divided by the quiet p99; `None` if either has no gaps.
     pub(crate) itl_p99_ratio: Option<f64>,
-    /// Why no more of them came.
+    /// Why no more newcomers arrived.
     pub error: Option<String>,
 }
 
@@ -65,7 +66,8 @@ impl Newcomers {
         Self { stop, task: AbortOnDropHandle::new(tokio::spawn(arrivals)) }
     }
 
-    /// Lets the last of them get its token, and looks at what `timelines`, the measured requests, felt.
+    /// Waits until the last newcomer has its token. Then sorts the gaps in `timelines`, those of the measured requests,
+    /// into beside and quiet.
     pub(crate) async fn finish(self, timelines: &[Timeline]) -> NewcomerReport {
         self.stop.cancel();
         let arrivals = self.task.await.expect("it neither panics nor is aborted");
@@ -89,7 +91,7 @@ impl Newcomers {
     }
 }
 
-/// At least one comes, however soon it is told to stop.
+/// Sends newcomers until `stop` or the first failure, and always at least one.
 async fn arrive(
     target: Arc<Target>,
     workload: Workload,
@@ -121,7 +123,7 @@ async fn arrive(
     arrivals
 }
 
-/// Spans of time, those that overlap made one.
+/// Spans of time. Overlapping spans are merged.
 struct Spans(Vec<(Instant, Instant)>);
 
 impl Spans {
@@ -137,7 +139,7 @@ impl Spans {
         Self(apart)
     }
 
-    /// Whether one of them shares more than a moment with this one.
+    /// Whether one of the spans overlaps `begin..end`.
     fn touch(&self, begin: Instant, end: Instant) -> bool {
         let next = self.0.partition_point(|span| span.1 <= begin);
         self.0.get(next).is_some_and(|span| span.0 < end)

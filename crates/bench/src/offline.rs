@@ -4,14 +4,15 @@
 //! load the file; warm up
 //! repetitions times: model   one prompt of `prefill` tokens in one step
 //!                            for each batch: `context` tokens a sequence, then `decode` steps of one token each
-//! repetitions times: engine  the same as requests: queue, scheduler, sampling, text; if asked for, whole requests in
-//!                            a closed loop, prompts and all, which is what a server has to do
+//! repetitions times: engine  the same as requests: queue, scheduler, sampling, text; on request, whole requests in
+//!                            a closed loop, prompts included, as a server runs them
 //! report the medians
 //! ```
 //!
-//! The model's rows do what `llama-bench` and `llama-batched-bench` do, so that both can be put side by side: random
-//! tokens, logits of each sequence's last, no sampling. In the engine's rows the time of decoding begins when the
-//! last sequence has its first token and ends when the first has its last, so that all of them decode all the time.
+//! The model's rows do the same as `llama-bench` and `llama-batched-bench`, so that the figures are comparable: random
+//! tokens, logits of each sequence's last token, no sampling. In the engine's rows the time of decoding begins when the
+//! last sequence has its first token and ends when the first has its last, so that all sequences decode during all of
+//! that time.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,7 +35,7 @@ use tallow_stream::protocol::{
 };
 use tallow_stream::{Clock, StreamLog, StreamStatus};
 
-/// What is measured.
+/// The work to measure.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OfflineWorkload {
     /// Tokens of the prompt whose computation is timed.
@@ -47,15 +48,15 @@ pub struct OfflineWorkload {
     pub batches: Vec<usize>,
     /// Requests that each sequence of a batch runs one after another, prompts of `context` tokens included; 0 for none.
     pub requests_per_seq: usize,
-    /// What is driven.
+    /// Which layers are measured.
     pub layers: Layers,
     /// Measurements of each kind; the report has their medians.
     pub repetitions: usize,
-    /// Of the engine's requests; the model's rows do not sample.
+    /// Temperature of the engine's requests; the model's rows do not sample.
     pub temperature: f32,
 }
 
-/// What is driven.
+/// Which layers are measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layers {
     /// The decoder alone.
@@ -66,16 +67,16 @@ pub enum Layers {
     Both,
 }
 
-/// What it is measured on.
+/// The model and the settings to measure.
 #[derive(Debug, Clone)]
 pub struct Subject {
-    /// What to call the model.
+    /// Name of the model in the report.
     pub name: String,
     /// Its file.
     pub path: PathBuf,
-    /// How the decoder runs. Its bounds are overruled by what the workload needs.
+    /// How the decoder runs. The workload's needs override its bounds.
     pub options: DecoderOptions,
-    /// How the engine runs; likewise.
+    /// How the engine runs. The workload's needs override its bounds, too.
     pub engine: EngineConfig,
 }
 
@@ -102,7 +103,7 @@ pub fn run(subject: &Subject, work: &OfflineWorkload, progress: &dyn Fn(&str)) -
     let began = Instant::now();
     let options = DecoderOptions {
         max_model_len: Some(work.max_model_len()),
-        // As much as the sequences need, which is what bounds it in the decoder.
+        // No limit here: the decoder takes only as much as the sequences need.
         kv_bytes_max: usize::MAX / 2,
         max_num_seqs: work.num_seqs_max(),
         ..subject.options.clone()
@@ -148,7 +149,7 @@ pub fn run(subject: &Subject, work: &OfflineWorkload, progress: &dyn Fn(&str)) -
     })
 }
 
-/// Bytes of the file's tensors that every step reads: all but an embedding table that is not the head too.
+/// Bytes of the file's tensors that every step reads: all except an embedding table that is not also the head.
 fn weight_bytes(path: &Path) -> anyhow::Result<u64> {
     let gguf = Gguf::open(path)?;
     let is_tied = gguf.opt_tensor("output.weight").is_none();
@@ -156,7 +157,7 @@ fn weight_bytes(path: &Path) -> anyhow::Result<u64> {
     Ok(read.map(|tensor| tensor.num_bytes() as u64).sum())
 }
 
-/// This process's resident memory, where the system says it in Linux's way.
+/// This process's resident memory, if the system reports it as Linux does.
 fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
@@ -262,7 +263,7 @@ impl BareModel {
     }
 }
 
-/// Some token, another one wherever an argument differs.
+/// A token that depends on every argument.
 fn random_token(vocab_size: usize, salt: usize, seq: usize, position: usize) -> TokenId {
     let mixed = (position * 7919 + seq * 104_729 + salt * 1_299_709 + 5) as u64;
     ((mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % vocab_size as u64) as TokenId
@@ -307,7 +308,7 @@ struct EngineClient {
     runtime: tokio::runtime::Runtime,
     vocab_size: usize,
     temperature: f32,
-    /// Salts the prompts, so that no run finds another's in the prefix cache.
+    /// Salts the prompts, so that no run finds the prompts of another in the prefix cache.
     num_runs: usize,
 }
 
@@ -330,7 +331,7 @@ impl EngineClient {
         let firsts = || pieces.iter().filter_map(|of_one| of_one.first()).map(|(at, _)| *at);
         let lasts = || pieces.iter().filter_map(|of_one| of_one.last()).map(|(at, _)| *at);
         let together = firsts().max().zip(lasts().min()).filter(|(begin, end)| begin < end);
-        // A tiny model may be through with the first request before the last is submitted: then all the time counts.
+        // With a tiny model, the first request may end before the last is submitted. Then the whole time counts.
         let (begin, end) = together.or_else(|| firsts().min().zip(lasts().max())).context("no text came")?;
         ensure!(begin < end, "all text came at once: --decode {num_tokens} is too short to be timed");
         let inside = pieces.iter().flatten().filter(|(at, _)| (begin + 1..=end).contains(at));
@@ -338,7 +339,7 @@ impl EngineClient {
         Ok(num_decoded as f64 / (end - begin) as f64 * 1e6)
     }
 
-    /// Generated tokens per second of `num_seqs` requests at a time, each followed by the next.
+    /// Generated tokens per second of `num_seqs` requests at a time, each followed by the next one.
     fn requests(&mut self, num_seqs: usize, work: &OfflineWorkload) -> anyhow::Result<f64> {
         self.num_runs += 1;
         let client = &*self;
@@ -361,7 +362,8 @@ impl EngineClient {
     fn run(&mut self, num_seqs: usize, prompt: usize, max_tokens: usize) -> anyhow::Result<Vec<Timed>> {
         self.num_runs += 1;
         let began = Instant::now();
-        // A log's clock counts milliseconds; nobody but us reads this one's.
+        // A log's clock normally counts milliseconds. This log has no other reader, so its clock may count
+        // microseconds.
         let clock: Clock = Arc::new(move || began.elapsed().as_micros() as u64);
         let mut logs = Vec::with_capacity(num_seqs);
         for seq in 0..num_seqs {
@@ -404,7 +406,7 @@ impl EngineClient {
     }
 }
 
-/// When tokens came, and how many.
+/// When tokens arrived, and how many.
 fn piece((at, event): &(u64, Event)) -> Option<(u64, usize)> {
     match event {
         Event::Token(TokenEvent { tokens, .. }) => Some((*at, tokens.len())),

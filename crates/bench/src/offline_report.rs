@@ -1,13 +1,14 @@
-//! What `tallow bench --offline` found, as a table for people and as JSON for scripts (`benches/peers/run` reads it).
+//! The results of `tallow bench --offline`, as a table for people and as JSON for scripts (`benches/peers/run` reads
+//! it).
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// The findings and what they were found on.
+/// The results, with the model and settings that gave them.
 #[derive(Debug, Serialize)]
 pub struct OfflineReport {
-    /// tallow's own.
+    /// Version of tallow.
     pub version: &'static str,
     /// The model's name.
     pub model: String,
@@ -15,7 +16,7 @@ pub struct OfflineReport {
     pub description: String,
     /// The instruction set in use.
     pub isa: String,
-    /// Compute threads; 0 where they are not ours.
+    /// Compute threads; 0 if they are not tallow's own.
     pub threads: usize,
     /// How inputs of quantised matrices are represented.
     pub activations: String,
@@ -23,19 +24,19 @@ pub struct OfflineReport {
     pub load_seconds: f64,
     /// Size of the model's file.
     pub file_bytes: u64,
-    /// Resident memory of the process when the model is loaded; `None` where the system does not say.
+    /// Resident memory of the process when the model is loaded; `None` if the system does not report it.
     pub loaded_resident_bytes: Option<u64>,
-    /// Likewise after the measurement, with the sequences' KV memory.
+    /// The same after the measurement, with the sequences' KV memory.
     pub resident_bytes: Option<u64>,
     /// Bytes of the file's tensors that every step reads.
     pub weight_bytes: u64,
-    /// How fast these go by in the model's decoding of one sequence, if that was measured.
+    /// GB of weights read per second while the model decodes one sequence, if that was measured.
     pub weight_gb_per_second: Option<f64>,
     /// Tokens of each sequence before decoding was timed.
     pub context: usize,
     /// Samples of each row.
     pub repetitions: usize,
-    /// Of the engine's requests.
+    /// Temperature of the engine's requests.
     pub temperature: f32,
     /// The figures.
     pub rows: Vec<FigureRow>,
@@ -44,9 +45,9 @@ pub struct OfflineReport {
 /// One figure.
 #[derive(Debug, Serialize)]
 pub struct FigureRow {
-    /// What was measured.
+    /// The measured layer.
     pub layer: MeasuredLayer,
-    /// Doing what.
+    /// The kind of work.
     pub phase: Phase,
     /// Sequences at once.
     pub batch: usize,
@@ -58,7 +59,7 @@ pub struct FigureRow {
     pub samples: Vec<f64>,
 }
 
-/// What was measured.
+/// The measured layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MeasuredLayer {
@@ -68,7 +69,7 @@ pub enum MeasuredLayer {
     Engine,
 }
 
-/// What it was doing.
+/// The kind of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
@@ -76,7 +77,7 @@ pub enum Phase {
     Prefill,
     /// One token of every sequence per step.
     Decode,
-    /// Whole requests, prompts included, in a closed loop; their generated tokens count.
+    /// Whole requests, prompts included, in a closed loop; only generated tokens count.
     Requests,
 }
 
@@ -87,7 +88,7 @@ impl FigureRow {
     }
 }
 
-/// The middle sample, or the mean of the two in the middle; 0 of none.
+/// The middle sample, or the mean of the two in the middle; 0 without samples.
 fn median(samples: &[f64]) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! A report as one HTML page that needs nothing else: styles within, charts as SVG, no script.
+//! A report as one self-contained HTML page: styles inside, charts as SVG, no script.
 
 use std::fmt::Write;
 
@@ -12,7 +12,7 @@ const STYLE: &str = include_str!("page.css");
 /// Picks a distribution of a level.
 type Pick = fn(&LevelReport) -> &Percentiles;
 
-/// The times of which there are charts and columns.
+/// The times that have charts and columns.
 const TIMES: [(&str, &str, Pick); 4] = [
     ("TTFT", "time to the first token", |l| &l.ttft_ms),
     ("ITL", "time between pieces of text", |l| &l.itl_ms),
@@ -80,7 +80,7 @@ fn level_axis(report: &Report) -> (String, XAxis) {
     (levels.first().map_or("", |level| level.level.axis()).to_owned(), XAxis::Places(names))
 }
 
-/// Whose lines are whole and whose are dashed, if there are two servers.
+/// If there are two servers: the one with solid lines, then the one with dashed lines.
 fn lines(report: &Report) -> Vec<String> {
     match report.servers.as_slice() {
         [first, second] => vec![first.url.clone(), second.url.clone()],

@@ -1,4 +1,4 @@
-//! A distribution of times as a report tells it.
+//! A distribution of times, in the form that a report shows.
 
 use serde::Serialize;
 
@@ -7,10 +7,10 @@ use super::tally::Times;
 /// Points of a distribution in the report.
 const CDF_POINTS: usize = 100;
 
-/// A distribution of times in milliseconds; zeros where there are none.
+/// A distribution of times in milliseconds; all zero if there are no times.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Percentiles {
-    /// How many times.
+    /// Number of times.
     pub count: u64,
     /// Smallest.
     pub min: f64,
@@ -18,9 +18,9 @@ pub struct Percentiles {
     pub mean: f64,
     /// Median.
     pub p50: f64,
-    /// Nine of ten are no longer.
+    /// Nine of ten times are no longer than this.
     pub p90: f64,
-    /// 99 of 100 are no longer.
+    /// 99 of 100 times are no longer than this.
     pub p99: f64,
     /// Largest.
     pub max: f64,
@@ -29,12 +29,12 @@ pub struct Percentiles {
 }
 
 impl Percentiles {
-    /// The three that tables and charts have.
+    /// The three percentiles that tables and charts show.
     pub fn shown(&self) -> [f64; 3] {
         [self.p50, self.p90, self.p99]
     }
 
-    /// Of these times.
+    /// The distribution of these times.
     pub fn new(times: &Times) -> Self {
         if times.count() == 0 {
             return Self { count: 0, min: 0.0, mean: 0.0, p50: 0.0, p90: 0.0, p99: 0.0, max: 0.0, cdf: Vec::new() };

@@ -1,4 +1,4 @@
-//! What a run is to do, checked. The command line fills it in; nothing here knows flags or HTTP.
+//! The checked plan of a run. The command line fills it in; nothing here knows flags or HTTP.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,43 +8,43 @@ use serde::Serialize;
 use super::lengths::Lengths;
 use super::workload::Workload;
 
-/// Requests of one level, at most.
+/// Most requests of one level.
 pub const REQUESTS_MAX: usize = 100_000;
-/// Requests under way at once, at most. In an open loop later arrivals wait, and their waiting counts.
+/// Most requests under way at once. In an open loop later arrivals wait, and their wait counts.
 pub(crate) const IN_FLIGHT_MAX: usize = 1024;
-/// Fewest requests of a level that does not say.
+/// Fewest requests of a level without a given number.
 const REQUESTS_DEFAULT_MIN: usize = 16;
-/// Requests per slot of a closed loop that does not say.
+/// Requests per slot of a closed loop without a given number.
 const REQUESTS_PER_SLOT: usize = 4;
-/// Length of an open loop that does not say.
+/// Length of an open loop without a given number of requests.
 const OPEN_LOOP_S: f64 = 15.0;
 
 /// A run: levels of load on one server, or on two in turn.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// One, or the one and the other to compare.
+    /// One server, or two to compare.
     pub servers: Vec<ServerAddress>,
     /// The levels, in order.
     pub levels: Vec<Level>,
-    /// Requests per level; by the level if absent.
+    /// Requests per level; if absent, the level decides.
     pub num_requests: Option<usize>,
     /// Requests per server before the first level, not counted.
     pub num_warmup: usize,
-    /// What is asked.
+    /// The contents of the requests.
     pub workload: Workload,
-    /// How it is asked.
+    /// The form of the requests.
     pub ask: Ask,
     /// What clients do with the answers.
     pub mode: Mode,
     /// A route that is asked again and again beside the load.
     pub probe: Option<String>,
-    /// What counts as good.
+    /// The limits that a good request keeps.
     pub slo: Slo,
     /// Time for one request.
     pub timeout: Duration,
 }
 
-/// A server to be reached.
+/// The address of a server.
 #[derive(Debug, Clone)]
 pub struct ServerAddress {
     /// With or without `/v1` at its end.
@@ -57,14 +57,14 @@ pub struct ServerAddress {
     pub api_key: Option<String>,
 }
 
-/// The dialect and what goes into every request.
+/// The dialect and the parameters of every request.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ask {
     /// Which route.
     pub api: Api,
     /// Sampling temperature.
     pub temperature: f32,
-    /// Ask servers that know `ignore_eos` to go on to `max_tokens`.
+    /// Asks servers that know `ignore_eos` to generate until `max_tokens`.
     pub ignore_eos: bool,
 }
 
@@ -82,14 +82,14 @@ pub enum Api {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
-    /// Closed loop: so many requests are under way at all times.
+    /// Closed loop: this many requests are under way at all times.
     Concurrency(usize),
-    /// Open loop: so many requests arrive per second, whatever the server does.
+    /// Open loop: this many requests arrive per second, whatever the server does.
     RatePerS(f64),
 }
 
 impl Level {
-    /// Requests where nobody says how many.
+    /// Number of requests if none was given.
     pub(crate) fn num_requests_default(&self) -> usize {
         let wanted = match self {
             Self::Concurrency(n) => n.saturating_mul(REQUESTS_PER_SLOT),
@@ -129,30 +129,30 @@ impl fmt::Display for Level {
 pub enum Mode {
     /// Read them to the end.
     Normal,
-    /// Close the connection after so many pieces of text.
+    /// Close the connection after a number of pieces of text.
     Cancel {
-        /// Drawn for each request.
+        /// The number, drawn for each request.
         after: Lengths,
     },
     /// Follow native streams over connections that are cut, and compare with an uninterrupted read.
     Reconnect {
         /// Bytes of the answer until the next cut.
         cut_bytes: Lengths,
-        /// Cuts of one stream, at most; then it is read to its end.
+        /// Most cuts of one stream, which is then read to its end.
         num_cuts_max: usize,
     },
-    /// Read to the end, beside readers that take a few bytes per second.
+    /// Read to the end, while other readers take a few bytes per second.
     SlowReader {
-        /// How many of them.
+        /// Number of slow readers.
         num_readers: usize,
-        /// What one of them takes.
+        /// Bytes per second of one slow reader.
         bytes_per_s: usize,
     },
     /// Read to the end, while long prompts arrive one after another.
     Newcomer {
         /// Tokens of these prompts.
         prompt: Lengths,
-        /// From one's answer to the next.
+        /// Pause between the answer to one prompt and the next prompt.
         pause: Duration,
     },
 }
@@ -170,7 +170,7 @@ impl Mode {
     }
 }
 
-/// Limits that a request must keep to count as good; an absent one is kept.
+/// Limits that a request must keep to count as good. Every request keeps an absent limit.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct Slo {
     /// Time to the first token.

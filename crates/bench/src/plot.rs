@@ -1,5 +1,5 @@
-//! Line charts as SVG text. Colours, fonts and line styles are the page's: here are classes only (`s0`, `s1`, ... for
-//! the colour of a series, `dashed` for its line), so that a page can be read in light and dark.
+//! Line charts as SVG text. The page sets colours, fonts and line styles. The charts have only classes (`s0`, `s1`, ...
+//! for the colour of a series, `dashed` for its line), so that a page works in light and dark.
 
 use std::fmt::Write;
 
@@ -9,10 +9,10 @@ const LEFT: f64 = 62.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 46.0;
-/// Colours that the page has.
+/// Number of colours that the page defines.
 pub(crate) const NUM_COLOURS: usize = 8;
-/// A logarithmic axis begins where lines reach this height; what is left of it is drawn on the edge. Pieces of text that
-/// came in one packet are a microsecond apart, and would take up most of the axis.
+/// A logarithmic axis begins where the lines reach this height; points to the left of that are drawn on the edge.
+/// Pieces of text from one packet are a microsecond apart, and would otherwise take up most of the axis.
 const LOW_END: f64 = 0.05;
 /// About how many lines a linear axis has.
 const NUM_TICKS: f64 = 5.0;
@@ -25,11 +25,11 @@ pub(crate) struct Chart {
     pub x: XAxis,
     pub y: YAxis,
     pub series: Vec<Series>,
-    /// What whole and dashed lines stand for, if there are both; then the legend has each colour once.
+    /// The meaning of solid and dashed lines, if there are both. The legend then shows each colour once.
     pub lines: Vec<String>,
 }
 
-/// What stands below.
+/// The axis at the bottom.
 #[derive(Debug)]
 pub(crate) enum XAxis {
     /// Named places at equal distances; points have their number as x.
@@ -38,7 +38,7 @@ pub(crate) enum XAxis {
     Log,
 }
 
-/// What stands at the left.
+/// The axis at the left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum YAxis {
     /// From 0 to the largest value.
@@ -47,7 +47,7 @@ pub(crate) enum YAxis {
     Percent,
 }
 
-/// From a value to its place on the page.
+/// Maps a value to its place on the page.
 type PageScale = Box<dyn Fn(f64) -> f64>;
 
 /// One line.
@@ -163,7 +163,7 @@ impl Chart {
     }
 }
 
-/// The end of an axis from 0 that holds `max`, and round values along it.
+/// The end of an axis that begins at 0 and contains `max`, and round values along the axis.
 fn linear_ticks(max: f64) -> (f64, Vec<f64>) {
     let max = if max > 0.0 && max.is_finite() { max } else { 1.0 };
     let rough = max / NUM_TICKS;
@@ -174,7 +174,8 @@ fn linear_ticks(max: f64) -> (f64, Vec<f64>) {
     (num_steps as f64 * step, values)
 }
 
-/// Round values between two logarithms: powers of ten over many decades, more of each decade over few.
+/// Round values between two logarithms: powers of ten if there are many decades, more values per decade if there are
+/// few.
 fn log_ticks(low: f64, high: f64) -> Vec<f64> {
     let factors: &[f64] = match high - low {
         width if width > 3.0 => &[1.0],

@@ -1,5 +1,5 @@
-//! A route that is asked again and again beside the load, over one connection: whether a server that is busy with
-//! tokens still says that it lives.
+//! Requests one route again and again during the load, to see whether a server that is busy with tokens still answers
+//! health checks.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,12 +12,12 @@ use super::percentiles::Percentiles;
 use super::tally::Times;
 use super::target::Target;
 
-/// From one question to the next.
+/// Pause between an answer and the next request.
 const PAUSE: Duration = Duration::from_millis(20);
-/// An answer that takes longer has failed.
+/// A request without an answer in this time has failed.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Asks until told to finish.
+/// Sends requests until [`Self::finish`] is called.
 pub(crate) struct Prober {
     stop: CancellationToken,
     task: AbortOnDropHandle<ProbeReport>,
@@ -28,16 +28,16 @@ pub(crate) struct Prober {
 pub struct ProbeReport {
     /// The route.
     pub path: String,
-    /// Questions without an answer of success.
+    /// Requests without a successful answer.
     pub failed: u64,
-    /// What became of the last of those: a status, or why there was none.
+    /// The last failure: a status, or the reason why there was none.
     pub last_failure: Option<String>,
-    /// From the question to the end of an answer of success.
+    /// Time from a request to the end of its successful answer.
     pub ms: Percentiles,
 }
 
 impl Prober {
-    /// Begins to ask for `path`, which is not under `/v1`.
+    /// Begins to request `path`, which is not under `/v1`.
     pub(crate) fn start(target: &Arc<Target>, path: &str) -> Self {
         let stop = CancellationToken::new();
         let asked = ask(target.clone(), path.to_owned(), stop.clone());
@@ -51,7 +51,7 @@ impl Prober {
     }
 }
 
-/// Asks at least once.
+/// Requests the route until `stop`, and at least once.
 async fn ask(target: Arc<Target>, path: String, stop: CancellationToken) -> ProbeReport {
     let (mut times, mut failed, mut last_failure) = (Times::default(), 0, None);
     loop {
@@ -70,7 +70,7 @@ async fn ask(target: Arc<Target>, path: String, stop: CancellationToken) -> Prob
     }
 }
 
-/// The whole answer, if it is one of success.
+/// Reads the whole answer; an error if it is not a success.
 async fn answered(target: &Target, path: &str) -> Result<(), String> {
     let response = target.get_root(path).send().await.map_err(|e| e.to_string())?;
     let status = response.status();

@@ -1,5 +1,5 @@
 //! A native stream over connections that are cut at random bytes: resume with `Last-Event-ID` until the terminal event,
-//! then compare what was collected with one uninterrupted read, event by event and byte by byte.
+//! then compare the collected events with one uninterrupted read, event by event and byte by byte.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -20,21 +20,21 @@ use crate::client::SseEvent;
 pub(crate) struct Cuts {
     /// Bytes of a body until it is cut.
     pub bytes: Lengths,
-    /// Cuts that are left; then the stream is read to its end.
+    /// Remaining cuts. After them, the stream is read to its end.
     pub num_left: usize,
-    /// Of this request.
+    /// The draws of this request.
     pub draws: Draws,
 }
 
 impl Cuts {
-    /// Bytes until the next cut, if there is to be one.
+    /// Bytes until the next cut; `None` if no cut is left.
     fn next(&mut self) -> Option<usize> {
         self.num_left = self.num_left.checked_sub(1)?;
         Some(self.bytes.draw(&mut self.draws))
     }
 }
 
-/// What an event's data says; fields of other events are absent.
+/// The data of an event. Fields of other kinds of events are absent.
 #[derive(Debug, Deserialize)]
 struct Data {
     ts: u64,
@@ -46,7 +46,7 @@ struct Data {
 /// Starts a stream and follows it over the cuts.
 ///
 /// # Errors
-/// Whatever went wrong, except for lost, doubled or changed events, which are counted in the record.
+/// If a request fails. Lost, doubled or changed events are no error; the record counts them.
 pub(crate) async fn follow_over_cuts(
     target: &Target,
     request: &Prepared,
@@ -71,7 +71,7 @@ pub(crate) async fn follow_over_cuts(
             Ok(Stopped::Cut) => num_cuts += 1,
             Ok(Stopped::Terminal) => break,
             Err(failure @ Failure::Server(_)) => {
-                // The stream is complete with an error event; it must be whole all the same.
+                // An error event also completes the stream, whose events must still be whole.
                 result = Err(failure);
                 break;
             }
@@ -137,7 +137,7 @@ impl Follower<'_> {
         }
     }
 
-    /// Takes in one event; `true` after the terminal one.
+    /// Adds one event; `true` if it is the terminal one.
     fn event(&mut self, event: SseEvent, now: Instant, record: &mut Record) -> Result<bool, Failure> {
         let data: Data = serde_json::from_str(&event.data)
             .map_err(|e| Failure::Protocol(format!("an event that is no native one: {e}")))?;
@@ -163,7 +163,7 @@ impl Follower<'_> {
         Ok(false)
     }
 
-    /// After the terminal event a reader is told that there is nothing more.
+    /// Checks that the server answers 204 to a reader that already has the terminal event.
     async fn expect_nothing_more(&self) -> Result<(), Failure> {
         let response = self.get().send().await.map_err(|e| Failure::transport(&e))?;
         match response.status() {
@@ -173,8 +173,9 @@ impl Follower<'_> {
     }
 }
 
-/// What is lost, doubled or different in `got`. What piled up for a reader that lagged may have come as one event, which
-/// stands for all that it covers; `reference` was read after the end, when nothing is merged.
+/// Counts the lost, doubled and different events in `got`. The server may merge the events that piled up for a lagging
+/// reader into one event, which stands for all events that it covers. `reference` was read after the end of the stream,
+/// when the server merges nothing.
 fn compare(got: &[SseEvent], reference: &[SseEvent]) -> ResumedReport {
     let places: HashMap<&str, usize> = reference.iter().enumerate().map(|(i, e)| (e.id.as_str(), i)).collect();
     let mut found = ResumedReport { streams: 1, events: reference.len() as u64, ..ResumedReport::default() };
@@ -206,14 +207,14 @@ fn compare(got: &[SseEvent], reference: &[SseEvent]) -> ResumedReport {
     found
 }
 
-/// The place of the first of the events that came as this one; `None` if it stands for itself.
+/// The place of the first event that is merged into this one; `None` if nothing is merged.
 fn first_place(event: &SseEvent) -> Option<usize> {
     let data: Value = serde_json::from_str(&event.data).ok()?;
     data.get("first_seq")?.as_u64()?.try_into().ok()
 }
 
-/// Whether `merged` says what `parts` say: their texts, tokens and log-probabilities one after another, and all else as
-/// in the last.
+/// Whether `merged` equals the sum of `parts`: their texts, tokens and log-probabilities one after another, and all
+/// other fields as in the last part.
 fn is_sum(merged: &SseEvent, parts: &[SseEvent]) -> bool {
     let fields = |event: &SseEvent| serde_json::from_str::<serde_json::Map<_, _>>(&event.data).ok();
     let Some(mut expected) = parts.last().and_then(fields) else { return false };
@@ -224,7 +225,7 @@ fn is_sum(merged: &SseEvent, parts: &[SseEvent]) -> bool {
     for name in ["tokens", "logprobs"] {
         let lists = parts.iter().filter_map(|part| part.get(name)?.as_array());
         let items: Vec<Value> = lists.flatten().cloned().collect();
-        // Log-probabilities that nobody asked for are no field at all.
+        // Without a request for log-probabilities, the field does not exist.
         if expected.contains_key(name) {
             expected.insert(name.to_owned(), items.into());
         }

@@ -1,4 +1,4 @@
-//! What is known of one request when it is over: its times, its tokens, how it ended.
+//! The facts about one finished request: its times, its tokens, how it ended.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use serde::Deserialize;
 /// One request.
 #[derive(Debug)]
 pub(crate) struct Record {
-    /// When its text came.
+    /// When its text arrived.
     pub(crate) timeline: Timeline,
     /// From sending to the end of the answer.
     pub(crate) e2e: Duration,
@@ -17,14 +17,14 @@ pub(crate) struct Record {
     pub end: RequestEnd,
     /// tallow's name for the generation.
     pub stream_id: Option<String>,
-    /// From being accepted to a worker's beginning with it, where the server says.
+    /// From acceptance until a worker begins with the request, if the server reports it.
     pub(crate) queue_wait: Option<Duration>,
-    /// What came of cutting and resuming.
+    /// The results of cutting and resuming.
     pub resumed: Option<ResumedReport>,
 }
 
 impl Record {
-    /// Nothing has come yet. `begin` is when the request is sent, or should have been.
+    /// A record without any answer yet. `begin` is the time when the request is sent, or should have been sent.
     pub(crate) fn begin(begin: Instant) -> Self {
         Self {
             timeline: Timeline::from(begin),
@@ -41,22 +41,22 @@ impl Record {
 /// How a request ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum RequestEnd {
-    /// With the whole answer.
+    /// The whole answer arrived.
     Complete,
-    /// Closed by us, as the mode wants it.
+    /// The client closed the connection, as the mode requires.
     Cancelled,
-    /// Otherwise.
+    /// The request failed.
     Failed(Failure),
 }
 
 /// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Failure {
-    /// A status other than success, and what the server said.
+    /// A status other than success, and the server's message.
     Http(u16, String),
     /// No connection.
     Connect(String),
-    /// Not done in time.
+    /// Not finished in time.
     TimedOut,
     /// The connection ended before the answer did.
     Truncated(String),
@@ -79,7 +79,7 @@ impl Failure {
         }
     }
 
-    /// What was said about it.
+    /// The text of the failure.
     pub(crate) fn message(&self) -> &str {
         match self {
             Self::Http(_, text)
@@ -91,7 +91,7 @@ impl Failure {
         }
     }
 
-    /// A failure of the HTTP client, told by its root cause: its own text says only that sending failed.
+    /// A failure of the HTTP client, described by its root cause: the client's own text says only that sending failed.
     pub(crate) fn transport(error: &reqwest::Error) -> Self {
         let mut root: &dyn std::error::Error = error;
         while let Some(source) = root.source() {
@@ -108,22 +108,22 @@ impl Failure {
 /// Tokens as the server counted them. The names are those of both OpenAI's usage and tallow's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 pub(crate) struct TokenUsage {
-    /// Of the prompt.
+    /// Tokens of the prompt.
     #[serde(default)]
     pub prompt_tokens: u64,
-    /// Of the answer.
+    /// Tokens of the answer.
     pub completion_tokens: u64,
-    /// Of the prompt, found in a cache.
+    /// Prompt tokens found in a cache.
     #[serde(default)]
     pub cached_tokens: u64,
-    /// Where OpenAI keeps the cached ones.
+    /// OpenAI reports the cached tokens here.
     #[serde(default)]
     pub prompt_tokens_details: Option<PromptDetails>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 pub(crate) struct PromptDetails {
-    /// Of the prompt, found in a cache.
+    /// Prompt tokens found in a cache.
     #[serde(default)]
     pub cached_tokens: Option<u64>,
 }
@@ -135,10 +135,10 @@ impl TokenUsage {
     }
 }
 
-/// When text came.
+/// When pieces of text arrived.
 #[derive(Debug, Clone)]
 pub(crate) struct Timeline {
-    /// When the request was sent, or should have been.
+    /// When the request was sent, or should have been sent.
     pub begin: Instant,
     first: Option<Instant>,
     last: Option<Instant>,
@@ -147,12 +147,12 @@ pub(crate) struct Timeline {
 }
 
 impl Timeline {
-    /// Begins now, or with the moment at which the request was due.
+    /// Begins at `begin`: now, or the time at which the request was due.
     pub(crate) fn from(begin: Instant) -> Self {
         Self { begin, first: None, last: None, gaps_us: Vec::new() }
     }
 
-    /// A piece of text that is not empty has come.
+    /// Adds a piece of text that is not empty.
     pub(crate) fn piece(&mut self, now: Instant) {
         match self.last.replace(now) {
             None => self.first = Some(now),
@@ -165,7 +165,7 @@ impl Timeline {
         self.gaps_us.len() + usize::from(self.first.is_some())
     }
 
-    /// Begin and end of what lies between one piece and the next.
+    /// Beginning and end of each gap between one piece and the next.
     pub(crate) fn gaps(&self) -> impl Iterator<Item = (Instant, Instant)> {
         let mut at = self.first.unwrap_or(self.begin);
         self.gaps_us.iter().map(move |&us| {
@@ -181,7 +181,7 @@ impl Timeline {
     }
 }
 
-/// What came of cutting and resuming one stream.
+/// The results of cutting and resuming streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub struct ResumedReport {
     /// Streams read this way.
@@ -190,11 +190,11 @@ pub struct ResumedReport {
     pub cuts: u64,
     /// Events of the uninterrupted read.
     pub events: u64,
-    /// Events of the uninterrupted read that did not come over the cut connections.
+    /// Events of the uninterrupted read that never arrived over the cut connections.
     pub lost: u64,
-    /// Events that came more than once.
+    /// Events that arrived more than once.
     pub doubled: u64,
-    /// Events that came with other bytes, out of order, or are not in the uninterrupted read.
+    /// Events that arrived with other bytes or out of order, or that the uninterrupted read does not have.
     pub different: u64,
     /// Gaps that the server reported.
     pub gaps: u64,
@@ -203,7 +203,7 @@ pub struct ResumedReport {
 }
 
 impl ResumedReport {
-    /// Adds up.
+    /// Adds the figures of `other`.
     pub fn add(&mut self, other: &Self) {
         let Self { streams, cuts, events, lost, doubled, different, gaps, not_dense } = other;
         self.streams += streams;
@@ -216,7 +216,7 @@ impl ResumedReport {
         self.not_dense += not_dense;
     }
 
-    /// Whether every stream came through whole.
+    /// Whether every stream arrived whole.
     pub fn is_whole(&self) -> bool {
         self.lost + self.doubled + self.different + self.gaps + self.not_dense == 0
     }

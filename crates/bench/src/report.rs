@@ -1,4 +1,5 @@
-//! What a run came to, as data: the JSON of `--json`, from which table and page are drawn too. Units are in the names.
+//! The results of a run as data: the JSON of `--json`, which is also the source of table and page. Units are in the
+//! names.
 
 use std::collections::BTreeMap;
 
@@ -14,44 +15,44 @@ use super::record::ResumedReport;
 use super::slow::SlowReport;
 use super::tally::ErrorCount;
 
-/// Changes when fields change their meaning.
+/// Raised when fields change their meaning.
 pub(crate) const FORMAT: u32 = 1;
 
 /// A whole run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// Version of this shape.
+    /// Version of this format.
     pub format: u32,
     /// Version of the generator.
     pub version: &'static str,
     /// Seconds since the Unix epoch.
     pub(crate) began_unix_s: u64,
-    /// What was asked of the servers.
+    /// The load on the servers.
     pub load: LoadReport,
-    /// One, or the two that are compared.
+    /// One server, or the two that are compared.
     pub servers: Vec<ServerReport>,
-    /// The first server's figures over the second's, per level.
+    /// The first server's figures divided by the second's, per level.
     pub ratios: Vec<Ratios>,
 }
 
-/// What was asked of the servers.
+/// The load on the servers.
 #[derive(Debug, Clone, Serialize)]
 pub struct LoadReport {
     /// `chat`, `completions`, or `native` for streams that are resumed.
     pub api: String,
-    /// What clients did with the answers.
+    /// The mode: what clients did with the answers.
     pub mode: String,
     /// Distribution of the prompts' lengths, or the data set.
     pub prompts: String,
     /// Distribution of `max_tokens`.
     pub output_tokens: String,
-    /// Whether `ignore_eos` was asked for.
+    /// Whether the requests set `ignore_eos`.
     pub ignore_eos: bool,
-    /// Of everything that was drawn.
+    /// Seed of all random draws.
     pub seed: u64,
     /// Requests before the first level.
     pub num_warmup: usize,
-    /// Limits of what counts as good.
+    /// Limits that a good request keeps.
     pub slo: Slo,
 }
 
@@ -62,7 +63,7 @@ pub struct ServerReport {
     pub url: String,
     /// Its model.
     pub model: String,
-    /// In the order of the levels.
+    /// Its results, in the order of the levels.
     pub levels: Vec<LevelReport>,
 }
 
@@ -71,25 +72,25 @@ pub struct ServerReport {
 pub struct LevelReport {
     /// `concurrency` or `rate_per_s`.
     pub level: Level,
-    /// Sent.
+    /// Requests sent.
     pub requests: u64,
-    /// Answered to the end.
+    /// Requests answered to the end.
     pub completed: u64,
-    /// Left by the client, as the mode wants it.
+    /// Requests that the client left, as the mode requires.
     pub cancelled: u64,
-    /// Neither.
+    /// Requests that failed.
     pub failed: u64,
-    /// By kind.
+    /// Failures by kind.
     pub errors: BTreeMap<String, ErrorCount>,
-    /// From the first sending to the last end.
+    /// From the start of the first request to the end of the last.
     pub(crate) wall_s: f64,
-    /// Completed requests.
+    /// Completed requests per second.
     pub(crate) requests_per_s: f64,
-    /// Tokens of completed answers.
+    /// Tokens of completed answers per second.
     pub tokens_per_s: f64,
     /// Tokens of completed requests.
     pub tokens: TokenCounts,
-    /// Completed requests that kept the limits, where there are limits.
+    /// Completed requests that kept the limits, if there are limits.
     pub goodput: Option<Goodput>,
     /// Time to the first piece of text.
     pub ttft_ms: Percentiles,
@@ -99,30 +100,30 @@ pub struct LevelReport {
     pub tpot_ms: Percentiles,
     /// Time to the end of the answer.
     pub(crate) e2e_ms: Percentiles,
-    /// Time in the server's queue; absent if the server does not tell.
+    /// Time in the server's queue; absent if the server does not report it.
     pub queue_wait_ms: Option<Percentiles>,
     /// Arrivals of an open loop that waited in the generator.
     pub(crate) held_arrivals: u64,
-    /// In mode reconnect.
+    /// Resumed streams, in mode reconnect.
     pub resumed: Option<ResumedReport>,
-    /// In mode cancel.
+    /// Generations that their clients left, in mode cancel.
     pub left: Option<LeftReport>,
-    /// In mode slow-reader.
+    /// The slow readers, in mode slow-reader.
     pub slow_readers: Option<SlowReport>,
-    /// In mode newcomer.
+    /// The newcomers, in mode newcomer.
     pub newcomers: Option<NewcomerReport>,
-    /// Of the route that was asked beside the load, if there was one.
+    /// The route that was requested during the load, if there was one.
     pub probe: Option<ProbeReport>,
 }
 
 /// Tokens as the server counted them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct TokenCounts {
-    /// Of prompts.
+    /// Tokens of prompts.
     pub prompt: u64,
-    /// Of these, found in a cache.
+    /// Prompt tokens that were found in a cache.
     pub cached: u64,
-    /// Of answers.
+    /// Tokens of answers.
     pub completion: u64,
     /// Requests whose answer had no usage; their pieces of text were counted instead.
     pub requests_without_usage: u64,
@@ -131,20 +132,20 @@ pub struct TokenCounts {
 /// Requests that kept the limits.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Goodput {
-    /// Per second.
+    /// Such requests per second.
     pub(crate) requests_per_s: f64,
-    /// Of all that were sent.
+    /// Their share of all requests sent.
     pub fraction: f64,
 }
 
-/// The first server's figures over the second's; `None` where one of them has none.
+/// The first server's figures divided by the second's; `None` if a server lacks the figure.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Ratios {
     /// The level.
     pub level: Level,
-    /// Above 1: the first is faster.
+    /// Above 1, the first server is faster.
     pub tokens_per_s: Option<f64>,
-    /// Below 1: the first is faster; so for all times.
+    /// Below 1, the first server is faster, as for all times.
     pub(crate) ttft_p50: Option<f64>,
     /// As above.
     pub(crate) ttft_p99: Option<f64>,
@@ -199,7 +200,7 @@ impl LevelReport {
 }
 
 impl Ratios {
-    /// `first` over `second`.
+    /// The figures of `first` divided by those of `second`.
     pub fn new(first: &LevelReport, second: &LevelReport) -> Self {
         let ratio = |of: fn(&LevelReport) -> f64| {
             let (a, b) = (of(first), of(second));
@@ -218,7 +219,7 @@ impl Ratios {
 }
 
 impl Report {
-    /// What speaks against the run: no request got through, or a resumed stream was not whole.
+    /// An error if no request got an answer, or a resumed stream was not whole.
     pub fn verdict(&self) -> Result<(), String> {
         for server in &self.servers {
             let sum = |of: fn(&LevelReport) -> u64| server.levels.iter().map(of).sum::<u64>();

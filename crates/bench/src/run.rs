@@ -1,5 +1,5 @@
-//! A whole run: each level on each server. With two servers they take turns level by level, the one that goes first
-//! changing, so that a machine that slows down with time slows both.
+//! A whole run: each level on each server. Two servers take turns at every level, and the order alternates, so that a
+//! machine that slows down with time affects both.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -16,10 +16,10 @@ use super::slow::SlowReaders;
 use super::target::Target;
 use super::workload::Prompts;
 
-/// Where the numbers of requests beside the measured ones begin: far beyond these.
+/// First number of the requests that run beside the measured ones, far beyond the numbers of these.
 const BESIDE_ITEMS: u64 = 1 << 40;
 
-/// How far a run has come.
+/// The progress of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RunStep {
     /// A server is being warmed up.
@@ -33,17 +33,17 @@ pub enum RunStep {
         url: String,
         /// The level.
         level: Level,
-        /// Requests to come.
+        /// Requests of the level.
         num_requests: usize,
     },
     /// A request has ended.
     RequestEnded,
 }
 
-/// Runs the plan, and tells `hear` how far it has come.
+/// Runs the plan, and reports its progress to `hear`.
 ///
 /// # Errors
-/// If a server's model cannot be found out, or slow readers cannot connect. Failed requests are no error of the run.
+/// If a server's model is not known, or slow readers cannot connect. Failed requests are not an error of the run.
 pub async fn run(plan: &Plan, hear: &mut dyn FnMut(RunStep)) -> anyhow::Result<Report> {
     let began_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
     let mut targets = Vec::new();
@@ -81,7 +81,7 @@ pub async fn run(plan: &Plan, hear: &mut dyn FnMut(RunStep)) -> anyhow::Result<R
     Ok(Report { format: FORMAT, version, began_unix_s, load: describe(plan), servers, ratios })
 }
 
-/// One level on one server, with what goes on beside and after it.
+/// Runs one level on one server, with the additional requests beside it and the log lookup after it.
 async fn measure(
     target: &Arc<Target>,
     plan: &Plan,

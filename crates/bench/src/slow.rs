@@ -1,5 +1,5 @@
-//! Readers that take a few bytes per second, beside the load that is measured. Each has a socket of its own with a
-//! small receive buffer: an HTTP client would read ahead for them.
+//! Readers that take a few bytes per second, beside the measured load. Each has a socket of its own with a small
+//! receive buffer, because an HTTP client would read ahead.
 
 use std::io;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use tokio::task::JoinSet;
 
 use super::target::{Prepared, Target};
 
-/// The system may make it somewhat larger.
+/// Receive buffer of a reader's socket. The system may make it somewhat larger.
 const RECEIVE_BYTES: u32 = 2048;
 /// Reads per second; fewer if a reader takes fewer bytes than that.
 const READS_PER_S: usize = 4;
 
-/// Slow readers at work; they stop when this is dropped.
+/// Running slow readers. They stop when this value is dropped.
 pub(crate) struct SlowReaders {
     counts: Arc<Counts>,
     num_opened: usize,
@@ -31,21 +31,22 @@ struct Counts {
     ended_early: AtomicU64,
 }
 
-/// What the slow readers came to.
+/// The results of the slow readers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct SlowReport {
-    /// Opened before the level began.
+    /// Readers opened before the level began.
     pub readers: usize,
-    /// Of these, how many had the whole answer when the level ended.
+    /// Readers that had the whole answer when the level ended.
     pub finished: u64,
-    /// And how many the server had closed before that, as it does with readers that take nothing for too long.
+    /// Readers that the server had cut off before their answer was whole, as it does with readers that take nothing for
+    /// too long.
     pub ended_early: u64,
     /// Bytes read by all of them.
     pub bytes: u64,
 }
 
 impl SlowReaders {
-    /// Connects one reader for each request, and sends it.
+    /// Connects one reader for each request, and sends the request.
     ///
     /// # Errors
     /// If a connection cannot be made.
@@ -59,7 +60,7 @@ impl SlowReaders {
         Ok(Self { counts, num_opened: requests.len(), _tasks: tasks })
     }
 
-    /// How far they are.
+    /// The readers' progress so far.
     pub(crate) fn report(&self) -> SlowReport {
         SlowReport {
             readers: self.num_opened,
@@ -89,7 +90,7 @@ async fn connect(target: &Target, request: &Prepared) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Reads a little, waits, and so on to the end.
+/// Reads a little, then waits, and repeats this until the end.
 async fn trickle(stream: TcpStream, bytes_per_s: usize, counts: Arc<Counts>) {
     let mut buffer = vec![0; bytes_per_s.div_ceil(READS_PER_S)];
     let pause = Duration::from_secs_f64(buffer.len() as f64 / bytes_per_s as f64);
@@ -110,13 +111,13 @@ async fn trickle(stream: TcpStream, bytes_per_s: usize, counts: Arc<Counts>) {
     count.fetch_add(1, Ordering::Relaxed);
 }
 
-/// The last bytes that came.
+/// The last bytes that arrived.
 #[derive(Debug, Default)]
 struct Tail([u8; Self::END.len()]);
 
 impl Tail {
-    /// How a chunked body ends (RFC 9112, section 7.1). No text of an event stream looks like it: there a carriage return
-    /// is written as `\r`.
+    /// The end of a chunked body (RFC 9112, section 7.1). No text of an event stream looks like it, because JSON writes
+    /// a carriage return as `\r`.
     const END: [u8; 7] = *b"\r\n0\r\n\r\n";
 
     fn push(&mut self, bytes: &[u8]) {

@@ -44,7 +44,7 @@ fn throughput(server: &ServerReport) -> Grid {
     for level in &server.levels {
         let ok = level.completed + level.cancelled;
         let mut row = vec![level.level.to_string(), ok.to_string(), level.failed.to_string()];
-        // Answers that were all left, as in mode cancel, have no throughput.
+        // If clients left all answers, as in mode cancel, there is no throughput.
         let rates = [level.requests_per_s, level.tokens_per_s];
         row.extend(rates.map(|rate| if level.completed > 0 { number(rate) } else { dash() }));
         if has_limits {
@@ -77,7 +77,7 @@ fn further_times(server: &ServerReport) -> Grid {
     grid
 }
 
-/// What a table has no room for.
+/// Appends the facts that do not fit into a table.
 fn notes(server: &ServerReport, out: &mut String) {
     for level in &server.levels {
         for text in level_notes(level) {
@@ -109,7 +109,7 @@ fn newcomer_note(new: &NewcomerReport) -> String {
     note
 }
 
-/// What is special about a level, in sentences.
+/// The special facts of a level, in sentences.
 pub(crate) fn level_notes(level: &LevelReport) -> Vec<String> {
     let mut notes = Vec::new();
     for (kind, error) in &level.errors {
@@ -209,7 +209,8 @@ impl Grid {
         self.columns.extend(columns.iter().map(|c| (*c).to_owned()));
     }
 
-    /// A group is set apart by two more spaces, and its name ends where its last column does.
+    /// Two more spaces separate a group from the one before it, and its name is aligned with the end of its last
+    /// column.
     fn to_text(&self) -> String {
         let width = |at: usize| {
             let cells = self.rows.iter().filter_map(|row| row.get(at)).chain([&self.columns[at]]);

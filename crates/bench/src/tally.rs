@@ -1,4 +1,4 @@
-//! The sums of one level: every record goes in once, and only histograms and counters are kept.
+//! The sums of one level. Each record is added once, and only histograms and counters are kept.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,11 +8,11 @@ use hdrhistogram::Histogram;
 use super::plan::Slo;
 use super::record::{Record, RequestEnd, ResumedReport};
 
-/// Longest time that is told from longer ones: two hours.
+/// Longest time that the histogram distinguishes from longer ones: two hours.
 const US_MAX: u64 = 7_200_000_000;
 /// Three digits: errors below 0.1 %.
 const DIGITS: u8 = 3;
-/// Stream names that are kept for looking them up after the level.
+/// Most stream ids that are kept for the lookup after the level.
 pub(crate) const STREAMS_MAX: usize = 512;
 
 /// Times as a histogram of microseconds.
@@ -36,7 +36,7 @@ impl Times {
         self.0.saturating_record(us.clamp(1, US_MAX));
     }
 
-    /// How many there are.
+    /// Number of times.
     pub fn count(&self) -> u64 {
         self.0.len()
     }
@@ -57,7 +57,7 @@ impl Times {
 pub struct ErrorCount {
     /// How many.
     pub count: u64,
-    /// What was said about the first.
+    /// The message of the first.
     pub example: String,
 }
 
@@ -69,7 +69,7 @@ pub(crate) struct Tally {
     pub cancelled: u64,
     /// Completed within the limits.
     pub good: u64,
-    /// Completed without the server's count of tokens; pieces stand in for them.
+    /// Completed without the server's count of tokens; the number of pieces replaces it.
     pub(crate) without_usage: u64,
     pub prompt_tokens: u64,
     pub cached_tokens: u64,
@@ -81,7 +81,7 @@ pub(crate) struct Tally {
     pub e2e: Times,
     pub queue_wait: Times,
     pub resumed: ResumedReport,
-    /// Of requests that were completed or cancelled.
+    /// Ids of requests that were completed or cancelled.
     pub(crate) stream_ids: Vec<String>,
 }
 
@@ -176,7 +176,7 @@ mod tests {
     fn times_are_those_of_their_definitions() {
         let slo = Slo { ttft_ms: Some(100.0), tpot_ms: Some(15.0) };
         let mut tally = Tally::default();
-        // Two tokens came in one piece: TPOT goes by tokens, ITL by pieces.
+        // Two tokens arrived in one piece: TPOT counts tokens, ITL counts pieces.
         tally.add(record(100, &[10, 20, 30], 5), &slo);
         tally.add(record(101, &[10], 2), &slo);
         tally.add(record(50, &[20], 2), &slo);

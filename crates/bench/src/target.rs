@@ -1,5 +1,5 @@
-//! A server under load: its address, its model, and how requests to it look. All bodies are made before the clock
-//! starts, as the generator shares the machine with the server it measures.
+//! A server under load: its address, its model, and the form of requests to it. All bodies are made before the clock
+//! starts, because the generator shares the machine with the server that it measures.
 
 use anyhow::{Context, anyhow, bail};
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
@@ -12,9 +12,9 @@ use super::record::Failure;
 use super::workload::{Item, ItemPrompt};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// What is read of a body that is no stream: an error, a list of models, a new stream's first answer.
+/// Most bytes read of a body that is not a stream: an error, a list of models, the answer to a new stream.
 const BODY_BYTES_MAX: usize = 1 << 20;
-/// What is kept of it.
+/// Most characters kept of an error's text.
 const SAID_CHARS_MAX: usize = 200;
 
 /// A server under load.
@@ -41,7 +41,7 @@ impl Target {
     /// Finds the server's model, if none was named.
     ///
     /// # Errors
-    /// If the address is not one of plain HTTP, or the server is asked for its models and does not answer.
+    /// If the address is not plain HTTP, or the server does not answer the request for its models.
     pub(crate) async fn reach(address: &ServerAddress) -> anyhow::Result<Self> {
         let base = base_url(address)?;
         let builder = reqwest::Client::builder();
@@ -50,8 +50,8 @@ impl Target {
         let is_loopback = ["127.", "localhost", "[::1]"].iter().any(|own| host.starts_with(own));
         let http = if is_loopback { builder.no_proxy() } else { builder }
             .connect_timeout(CONNECT_TIMEOUT)
-            // A connection for each request: some servers close one after a stream without saying so beforehand, and the
-            // next request on it would count as theirs to have failed.
+            // Each request has a connection of its own. Some servers close a connection after a stream without
+            // announcing it, and the next request on that connection would fail and count against the server.
             .pool_max_idle_per_host(0)
             .user_agent(concat!("tallow-bench/", env!("CARGO_PKG_VERSION")))
             .build()
@@ -97,7 +97,7 @@ impl Target {
         }
         let is_native = matches!(mode, Mode::Reconnect { .. });
         if is_native {
-            // One reader comes and goes; the generation must outlast its absences.
+            // The only reader disconnects and returns, so the generation must continue without a reader.
             body["on_disconnect"] = json!("linger");
         } else {
             body["stream"] = true.into();
@@ -127,12 +127,13 @@ impl Target {
         self.with_key(self.http.get(format!("{}{path}", self.base)))
     }
 
-    /// A GET beside `/v1`.
+    /// A GET of a path outside `/v1`.
     pub(crate) fn get_root(&self, path: &str) -> RequestBuilder {
         self.with_key(self.http.get(format!("{}{path}", self.base.trim_end_matches("/v1"))))
     }
 
-    /// The bytes of a POST on a connection of its own, and its host and port: for readers that must not be read for.
+    /// The host and port, and the bytes of a POST for a connection of its own. Slow readers use it, because an HTTP
+    /// client would read ahead for them.
     pub(crate) fn raw_post(&self, request: &Prepared) -> (String, Vec<u8>) {
         let rest = self.base.trim_start_matches("http://");
         let (authority, prefix) = rest.split_once('/').unwrap_or((rest, "v1"));
@@ -162,7 +163,7 @@ impl Target {
 /// Checks the address and completes it.
 ///
 /// # Errors
-/// If it is not one of plain HTTP; the message names the flag.
+/// If the address is not plain HTTP; the message names the flag.
 pub fn base_url(address: &ServerAddress) -> anyhow::Result<String> {
     let (flag, url) = (address.flag, address.url.as_str());
     let parsed: Option<reqwest::Url> = url.parse().ok();
@@ -175,7 +176,7 @@ pub fn base_url(address: &ServerAddress) -> anyhow::Result<String> {
     Ok(if url.ends_with("/v1") { url.to_owned() } else { format!("{url}/v1") })
 }
 
-/// What a status other than success means.
+/// The failure that a status other than success stands for.
 pub(crate) async fn refusal(response: Response) -> Failure {
     let status = response.status().as_u16();
     let body = read_body(response).await;
@@ -185,7 +186,7 @@ pub(crate) async fn refusal(response: Response) -> Failure {
     Failure::Http(status, said.chars().take(SAID_CHARS_MAX).collect())
 }
 
-/// The body as far as it comes, and no more of it than its bound.
+/// Reads the body until it ends or breaks off, but at most [`BODY_BYTES_MAX`] bytes.
 pub(crate) async fn read_body(mut response: Response) -> Vec<u8> {
     let mut body = Vec::new();
     while let Ok(Some(bytes)) = response.chunk().await {

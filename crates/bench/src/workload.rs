@@ -1,5 +1,5 @@
-//! What is asked: request number `i` of a load, as a function of seed and number alone. Prompts are words from a list,
-//! of about one token each, or lines of a file.
+//! The contents of requests. Request number `i` of a load depends only on the seed and on `i`. Prompts are words from a
+//! list, of about one token each, or lines of a file.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use super::draws::{Draws, Purpose};
 use super::lengths::{Lengths, TOKENS_MAX};
 
-/// Lines of a data set, at most.
+/// Most lines of a data set.
 const DATASET_LINES_MAX: usize = 1_000_000;
-/// Of a data set's file.
+/// Largest file of a data set.
 const DATASET_BYTES_MAX: u64 = 256 << 20;
 
 /// Common words that most vocabularies hold as one token each, with the space before it.
@@ -27,18 +27,18 @@ const WORDS: &str = "the of and to in a is that for it as was with be by on not 
     home small found school part once every number high war water night left head end public eyes system set better \
     room young light far side next area open field king road river story music paper table letter winter summer";
 
-/// How requests come to be.
+/// The source of requests.
 #[derive(Debug, Clone)]
 pub struct Workload {
-    /// Where prompts are from.
+    /// The source of prompts.
     pub prompts: Prompts,
-    /// `max_tokens`, where the data set does not say.
+    /// `max_tokens`, if the data set does not set it.
     pub output_tokens: Lengths,
-    /// Of everything that is drawn.
+    /// Seed of all random draws.
     pub seed: u64,
 }
 
-/// Where prompts are from.
+/// The source of prompts.
 #[derive(Debug, Clone)]
 pub enum Prompts {
     /// Words in random order, about this many tokens.
@@ -58,15 +58,15 @@ pub struct DatasetLine {
 /// One request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Item {
-    /// What to go on from.
+    /// The prompt.
     pub prompt: ItemPrompt,
     /// Most tokens of the answer.
     pub max_tokens: usize,
-    /// The server's seed.
+    /// The sampling seed that the server uses.
     pub seed: u64,
 }
 
-/// What to go on from.
+/// The prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ItemPrompt {
     /// Plain text.
@@ -76,7 +76,7 @@ pub enum ItemPrompt {
 }
 
 impl ItemPrompt {
-    /// As the messages of a chat; plain text is one message of the user.
+    /// The prompt as messages of a chat. Plain text becomes one message of the user.
     pub fn messages(&self) -> Value {
         match self {
             Self::Text(text) => json!([{ "role": "user", "content": text }]),
@@ -107,7 +107,7 @@ impl Workload {
         }
     }
 
-    /// Whether every prompt is plain text, as Completions want it.
+    /// Whether every prompt is plain text, as the Completions API requires.
     pub fn is_plain_text(&self) -> bool {
         match &self.prompts {
             Prompts::Synthetic(_) => true,
@@ -131,7 +131,7 @@ fn words(num_words: usize, draws: &mut Draws) -> String {
 /// Reads a data set of one JSON object per line.
 ///
 /// # Errors
-/// If it cannot be read, is empty or too large, or a line is not of the shape; the message has the line's number.
+/// If it cannot be read, is empty or too large, or a line has another shape; the message has the line's number.
 pub fn read_dataset(path: &Path) -> anyhow::Result<Arc<[DatasetLine]>> {
     let shown = path.display();
     let bytes = std::fs::metadata(path).with_context(|| format!("--dataset: {shown}"))?.len();

@@ -1,4 +1,5 @@
-//! Reading small files that somebody else may have written: regular ones only, and no more of them than they may have.
+//! Reads small files that other programs may have written: regular files only, and never more than a given number of
+//! bytes.
 
 use std::fs::OpenOptions;
 use std::io::Read;
@@ -10,17 +11,18 @@ use tallow_stream::error::{Error, ErrorKind, Result};
 /// The text of a file of at most `bytes_max` bytes. Links are followed; a device or a pipe at their end is refused.
 ///
 /// # Errors
-/// If it cannot be read, is no regular file, is longer, or is not UTF-8; the message names it.
+/// If the file cannot be read, is no regular file, is longer, or is not UTF-8; the message names the file.
 pub(super) fn read_text(path: &Path, bytes_max: u64) -> Result<String> {
     let cannot = |e| Error::io(format!("cannot read {}", path.display()), e);
     let refuse = |rule: String| Error::new(ErrorKind::Io, format!("{} {rule}", path.display()));
-    // Opening a pipe would wait for its other end.
+    // Without this flag, opening a pipe would wait for its other end.
     let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(cannot)?;
     if !file.metadata().map_err(cannot)?.is_file() {
         return Err(refuse("is not a regular file".to_owned()));
     }
-    // The length that the system tells is no bound: the file may grow, and some have length 0 and content.
+    // The length that the system reports is no bound: the file may grow, and some files report length 0 but have
+    // content.
     let mut text = String::new();
     file.take(bytes_max + 1).read_to_string(&mut text).map_err(cannot)?;
     if text.len() as u64 > bytes_max {

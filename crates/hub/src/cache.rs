@@ -1,18 +1,18 @@
-//! The cache directory: where files lie, how one comes to be there, and how two starts share it.
+//! The cache directory: where files lie, how a file gets there, and how two processes share the cache.
 //!
 //! ```text
 //! models/NAME.gguf            the file, complete and verified: it only ever appears by a rename
 //! models/NAME.gguf.verified   its sha256, size and time of change when it was verified
-//! models/NAME.gguf.partial    what a fetch has so far; a later one goes on from there where the source allows
-//! models/NAME.gguf.lock       held while fetching; stays, because removing a lock file is a race of its own
+//! models/NAME.gguf.partial    the bytes of an unfinished fetch; a later fetch resumes from them if the source allows
+//! models/NAME.gguf.lock       held while fetching; never removed, because removing a lock file is a race of its own
 //! ```
 //!
-//! A path of the cache is made of checked words below its root ([`CacheDir::file`] is the only way to one), and what is
-//! written goes to the root's own folders: a link in the cache that leads elsewhere is not written through.
+//! A path of the cache is made of checked words below its root ([`CacheDir::file`] is the only way to one), and tallow
+//! writes only into the root's own folders: it does not write through a link that leads out of the cache.
 //!
-//! Hashing 98 MB takes a tenth of a second or more, which a start can do without. So a file is hashed when it is
-//! fetched and when `pull` asks for it; a start compares size and time of change with the record, and hashes again
-//! only when these differ.
+//! Hashing 98 MB takes a tenth of a second or more, which a start should not spend. So a file is hashed when it is
+//! fetched and when `pull` asks for it. A start compares size and time of change with the record, and hashes again only
+//! if these differ.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
@@ -30,16 +30,16 @@ use tallow_stream::error::{Error, ErrorKind, Result};
 
 /// Bytes moved at a time.
 pub(super) const CHUNK_BYTES: usize = 256 << 10;
-/// Bytes of the longest record that is read; ours have some 150.
+/// Longest record that is read, in bytes. Real records have about 150.
 const RECORD_BYTES_MAX: u64 = 4 << 10;
 
-/// Where tallow keeps what it fetched.
+/// The directory where tallow keeps fetched files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheDir {
     root: PathBuf,
 }
 
-/// What a file must be; what is unknown is not checked.
+/// The expected size and hash of a file. An unknown value is not checked.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Expected {
     pub(super) size_bytes: Option<u64>,
@@ -50,7 +50,7 @@ pub(super) struct Expected {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Cached {
     Missing,
-    /// It is there and wrong; the text says how.
+    /// The file is there but wrong; the text says how.
     Damaged(String),
     Good,
 }
@@ -62,7 +62,7 @@ pub(super) enum Trust {
     Nothing,
 }
 
-/// What was known of a file when it was verified.
+/// The record of a file at the time when it was verified.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Verified {
     sha256: String,
@@ -97,7 +97,7 @@ impl CacheDir {
     /// The file at `place` below the directory of model files, its parts divided by slashes.
     ///
     /// # Errors
-    /// If a part is no word that can be in a path: `..`, an empty one (as before the slash of an absolute path), or one
+    /// If a part is not a safe word of a path: `..`, an empty part (as before the slash of an absolute path), or one
     /// with other characters.
     pub(super) fn file(&self, place: &str) -> Result<CacheFile> {
         place.split('/').try_for_each(|part| check_word("cache path", part))?;
@@ -106,7 +106,7 @@ impl CacheDir {
     }
 }
 
-/// One file of the cache, there or not.
+/// One file of the cache, whether it exists or not.
 #[derive(Debug, Clone)]
 pub(super) struct CacheFile {
     root: PathBuf,
@@ -125,12 +125,12 @@ impl CacheFile {
         name.into()
     }
 
-    /// A directory for the fetch's own use; its owner removes it.
+    /// A temporary directory for a fetch, which the fetch removes.
     pub(super) fn scratch(&self) -> PathBuf {
         self.beside(".scratch")
     }
 
-    /// Whether the file is there and is what it must be.
+    /// Checks whether the file exists and has the expected size and hash.
     pub(super) fn check(&self, expected: &Expected, trust: Trust) -> Result<Cached> {
         let stat = match std::fs::metadata(&self.path) {
             Ok(stat) => stat,
@@ -157,12 +157,12 @@ impl CacheFile {
         if actual != sha256 {
             return Ok(Cached::Damaged(format!("has sha256 {actual}, must have {sha256}")));
         }
-        // A cache that cannot be written serves all the same; the next start hashes again.
+        // If the cache cannot be written, the file is still good; the next start hashes it again.
         let _ = self.write_record(&now);
         Ok(Cached::Good)
     }
 
-    /// Waits until no other process fetches this file. The lock ends when the returned file is dropped.
+    /// Waits until no other process fetches this file. Dropping the returned file releases the lock.
     pub(super) fn lock(&self, progress: Progress<'_>) -> Result<File> {
         self.create_dir()?;
         let path = self.beside(".lock");
@@ -178,8 +178,8 @@ impl CacheFile {
         Ok(file)
     }
 
-    /// Makes the folder of the file, which must be the cache's own: neither a folder is made nor a file written beyond
-    /// a link that leads out of the cache.
+    /// Creates the folder of the file, which must lie in the cache: no folder is created and no file written behind a
+    /// link that leads out of the cache.
     fn create_dir(&self) -> Result<()> {
         let dir = self.path.parent().unwrap_or(&self.root);
         let cannot = |e| Error::io(format!("cannot create {}", dir.display()), e);
@@ -197,18 +197,18 @@ impl CacheFile {
         std::fs::create_dir_all(dir).map_err(cannot)
     }
 
-    /// What an earlier fetch left, hashed as far as it goes, or an empty file.
+    /// The partial file that an earlier fetch left, with its bytes hashed, or an empty one.
     pub(super) fn partial(&self, disk: &Disk) -> Result<Partial> {
         Partial::open(self.beside(".partial"), disk)
     }
 
-    /// Makes a complete partial the file, if it is what it must be; else removes it.
+    /// Renames a complete partial to the file if its size and hash are right; otherwise removes it.
     pub(super) fn commit(&self, partial: Partial, expected: &Expected) -> Result<()> {
         let path = partial.path.clone();
         let sha256 = match partial.finish(expected) {
             Ok(sha256) => sha256,
             Err(e) => {
-                // The error to report is the mismatch; a file that cannot be removed is overwritten next time.
+                // The mismatch is the error to report. A partial that cannot be removed is overwritten next time.
                 let _ = std::fs::remove_file(&path);
                 return Err(e);
             }
@@ -232,7 +232,8 @@ impl CacheFile {
     }
 }
 
-/// A file that is being fetched, hashed as it grows. It takes no byte before it is told how many there may be.
+/// A file that is being fetched, hashed as it grows. It accepts no byte before [`Self::allow`] sets how many there may
+/// be.
 #[derive(Debug)]
 pub(super) struct Partial {
     path: PathBuf,
@@ -241,29 +242,29 @@ pub(super) struct Partial {
     len: u64,
     len_max: u64,
     disk: Disk,
-    /// Bytes written since the disk was last looked at.
+    /// Bytes written since the last check of the disk.
     unchecked_bytes: u64,
 }
 
 impl Partial {
     fn open(path: PathBuf, disk: &Disk) -> Result<Self> {
         let mut file = open_own(&path, OpenOptions::new().create(true).truncate(false).read(true).write(true))?;
-        // Reading to the end leaves the position where writing goes on.
+        // Reading to the end leaves the file position where writing continues.
         let mut hasher = Sha256::new();
         let len = hash_into(&mut hasher, &mut file).map_err(|e| Error::io(path.display(), e))?;
         Ok(Self { path, file, hasher, len, len_max: 0, disk: disk.clone(), unchecked_bytes: 0 })
     }
 
-    /// Allows it to grow to `len_max` bytes, if the disk has room for them.
+    /// Allows the file to grow to `len_max` bytes, if the disk has room for them.
     ///
     /// # Errors
-    /// If it has not.
+    /// If the disk has no room for them.
     pub(super) fn allow(&mut self, len_max: u64) -> Result<()> {
         self.len_max = len_max;
         self.check_disk()
     }
 
-    /// Whether what is still to come has room.
+    /// Checks that the disk has room for the bytes still to come.
     fn check_disk(&mut self) -> Result<()> {
         self.unchecked_bytes = 0;
         let dir = self.path.parent().unwrap_or(&self.path);
@@ -283,7 +284,7 @@ impl Partial {
     /// Appends `bytes`.
     ///
     /// # Errors
-    /// If they are more than were allowed, the disk has no room for the rest, or writing fails.
+    /// If more bytes come than were allowed, the disk has no room for the rest, or writing fails.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         if self.len + bytes.len() as u64 > self.len_max {
             return Err(Error::new(
@@ -301,7 +302,7 @@ impl Partial {
         Ok(())
     }
 
-    /// Empties it.
+    /// Empties the file.
     pub(super) fn restart(&mut self) -> Result<()> {
         use std::io::Seek;
         let truncated = self.file.set_len(0).and_then(|()| self.file.rewind());
@@ -311,16 +312,16 @@ impl Partial {
         Ok(())
     }
 
-    /// Ends a fetch that failed. What came so far stays for the next one; a file goes that is empty or of which nobody
-    /// knows the hash, because the next fetch would not go on from it.
+    /// Ends a fetch that failed. The bytes so far stay for the next fetch. A file that is empty or has no known hash is
+    /// removed, because the next fetch would not resume from it.
     pub(super) fn keep_for_later(self, expected: &Expected) {
         if self.len == 0 || expected.sha256.is_none() {
-            // Nothing depends on its absence.
+            // Nothing depends on the removal.
             let _ = std::fs::remove_file(&self.path);
         }
     }
 
-    /// Checks size and hash and makes the bytes durable; the hash in hex.
+    /// Checks size and hash and makes the bytes durable. Returns the hash in hex.
     fn finish(self, expected: &Expected) -> Result<String> {
         if let Some(size) = expected.size_bytes.filter(|&size| size != self.len) {
             return Err(Error::bad_model(format!("sent {} bytes, must be {size}", self.len)));
@@ -334,7 +335,8 @@ impl Partial {
     }
 }
 
-/// Opens a file of the cache's own; a link in its place is refused, because it may lead out of the cache.
+/// Opens a file that tallow itself writes in the cache. A link in its place is refused, because it may lead out of the
+/// cache.
 fn open_own(path: &Path, options: &mut OpenOptions) -> Result<File> {
     let cannot = |e| Error::io(format!("cannot open {}", path.display()), e);
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
@@ -374,13 +376,13 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Nanoseconds from the epoch to the last change, 0 where the system does not say.
+/// Nanoseconds from the epoch to the last change, 0 if the system does not record it.
 fn changed_ns(stat: &std::fs::Metadata) -> u64 {
     let since = stat.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
     since.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(0) & (i64::MAX as u64))
 }
 
-/// Makes a rename durable where the system lets a directory be synced.
+/// Makes a rename durable, if the system can sync a directory.
 fn sync_dir(path: &Path) {
     if let Some(dir) = path.parent().and_then(|dir| File::open(dir).ok()) {
         let _ = dir.sync_all();
@@ -399,7 +401,7 @@ pub(super) fn files_with_extension(dir: &Path, extension: &str) -> Result<Vec<Pa
         };
         for entry in entries.flatten() {
             let path = entry.path();
-            // The entry's own type: a link is not followed, so this cannot walk in circles.
+            // This is the entry's own type: a link is not followed, so the walk cannot run in circles.
             if entry.file_type().is_ok_and(|t| t.is_dir()) {
                 dirs.push(path);
             } else if path.extension().is_some_and(|e| e == extension) {

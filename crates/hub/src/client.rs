@@ -1,16 +1,18 @@
-//! Requests to the hub, and to where it points: which addresses are asked, how often, and with which headers.
+//! Requests to the hub and to the servers that it redirects to: which addresses are requested, how often, and with
+//! which headers.
 //!
-//! A hub keeps files elsewhere and redirects to them, so an answer names the next address. The rules for it:
+//! A hub stores files on other servers and redirects to them, so an answer names the next address. The rules for that
+//! address:
 //!
 //! ```text
-//! token      only to the hub's own origin (scheme, host and port), and not after a redirect has left it once
+//! token      only to the hub's own origin (scheme, host and port), and never again after a redirect has left it
 //! scheme     http or https, and never from https to http
 //! address    without a user or a password in it
 //! redirects  at most REDIRECTS_MAX in a row
 //! ```
 //!
-//! ureq's own redirects compare hosts alone, so a server on another port of the hub's host would get the token. They
-//! are switched off, and the client that hf-hub builds never has the token: it is added here to single requests.
+//! ureq's own redirects compare only hosts, so a server on another port of the hub's host would get the token. These
+//! redirects are switched off. The client that hf-hub builds never has the token: this file adds it to single requests.
 
 use std::io::Read;
 use std::time::{Duration, Instant};
@@ -25,7 +27,7 @@ use tallow_stream::excerpt;
 
 /// Redirects followed for one request. The hub needs two: a renamed repository, and the storage.
 const REDIRECTS_MAX: usize = 5;
-/// Longest time for an answer that is read whole, so that one that comes byte by byte has an end.
+/// Longest time for an answer that is read whole, so that an answer that trickles in byte by byte is cut off.
 const WHOLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Sends requests about one repository at one revision.
@@ -40,7 +42,7 @@ pub(super) struct HubClient<'a> {
 pub(super) enum Redirects {
     /// All.
     Follow,
-    /// Those within the hub, until an answer has this header: what is known of a file stands in the hub's last answer,
+    /// Redirects within the hub, until an answer has this header. The hub describes a file in its own last answer,
     /// which redirects to the storage.
     FollowUntil(&'static str),
 }
@@ -72,7 +74,7 @@ impl<'a> HubClient<'a> {
         self.repo.url(file)
     }
 
-    /// Asks for `address`, or for a range of it, and follows redirects by the rules.
+    /// Requests `address`, or a range of it, and follows redirects by the rules.
     ///
     /// # Errors
     /// If no answer comes, or a redirect breaks a rule.
@@ -160,7 +162,7 @@ impl HubAnswer {
         Ok(bytes)
     }
 
-    /// Where a redirect leads that was given `at` this address.
+    /// The target of this answer's redirect, which came from the address `at`.
     fn next(&self, at: &Url) -> Result<Url> {
         let location = self
             .header("location")
@@ -188,8 +190,8 @@ fn check_scheme(address: &Url) -> Result<()> {
     Err(Error::new(ErrorKind::Io, message))
 }
 
-/// An address for messages, without what is secret in it: a signature in the query of the storage's addresses, a
-/// password in the operator's.
+/// An address for messages, without its secrets: a signature in the query of a storage address, or a password in the
+/// operator's address.
 fn shown(address: &Url) -> String {
     excerpt(&format!("{}{}", address.origin().ascii_serialization(), address.path()))
 }

@@ -1,5 +1,5 @@
-//! How to reach the hub: its address, its token, its patience. The environment variables of the hub's own tools
-//! say all but the patience.
+//! Settings for reaching the hub: address, token and time limits. The environment variables of the hub's own tools set
+//! all but the time limits.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,13 +11,14 @@ use hf_hub::Cache;
 pub struct HubConfig {
     /// Address without a trailing slash.
     pub endpoint: String,
-    /// Sent as bearer token to the endpoint's own scheme, host and port, and to no other that it redirects to.
+    /// Bearer token. It is sent only to the endpoint's own scheme, host and port, never to a server that the endpoint
+    /// redirects to.
     pub token: Option<String>,
     /// The cache of the hub's own tools.
     pub cache: PathBuf,
-    /// Longest time for finding the host, and for connecting to it.
+    /// Longest time to resolve the host, and longest time to connect to it.
     pub connect_timeout: Duration,
-    /// Longest silence: before an answer, or in the middle of one.
+    /// Longest silence before an answer or within one.
     pub silence_timeout: Duration,
 }
 
@@ -26,7 +27,7 @@ impl HubConfig {
     pub fn from_env() -> Self {
         let var = |name| std::env::var(name).ok().map(|v| v.trim().to_owned()).filter(|v| !v.is_empty());
         let home = var("HF_HOME").map(PathBuf::from).or_else(|| Some(dirs::home_dir()?.join(".cache/huggingface")));
-        // Without a home there is nothing cached and no token file; an empty path finds neither.
+        // Without a home there is no cache and no token file; an empty path finds neither.
         let cache = home.unwrap_or_default().join("hub");
         let endpoint = var("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
         Self {

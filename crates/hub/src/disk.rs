@@ -1,4 +1,4 @@
-//! Room on the disk: a fetch may take what is free but for a reserve. It asks before the first byte and again while
+//! Room on the disk: a fetch may take all free space except a reserve. It checks before the first byte and again while
 //! bytes arrive, because other programs write to the same disk.
 
 use std::path::Path;
@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use tallow_stream::error::{Error, ErrorKind, Result};
 
-/// What stays free, so that a fetch never brings down the programs that share the disk: enough for their logs until
-/// somebody looks. It is more than [`CHECK_BYTES`], which is written between two looks.
+/// The space that stays free, so that a fetch never brings down the programs that share the disk: enough for their logs
+/// until an operator notices. It is more than [`CHECK_BYTES`], which a fetch writes between two checks.
 const RESERVE_BYTES: u64 = 128 << 20;
 
-/// Bytes written between two looks at the disk.
+/// Bytes written between two checks of the disk.
 pub(super) const CHECK_BYTES: u64 = 8 << 20;
 
-/// Tells the bytes that a user may still write to the disk of a directory.
+/// Returns the bytes that a user may still write to the disk of a directory.
 type FreeBytes = dyn Fn(&Path) -> std::io::Result<u64> + Send + Sync;
 
 /// The disk that the cache lies on.
@@ -24,7 +24,7 @@ pub struct Disk {
 }
 
 impl Default for Disk {
-    /// As the system tells, less the reserve.
+    /// The real disk, with the usual reserve.
     fn default() -> Self {
         Self { free_bytes: Arc::new(system_free_bytes), reserve_bytes: RESERVE_BYTES }
     }
@@ -37,13 +37,13 @@ impl std::fmt::Debug for Disk {
 }
 
 impl Disk {
-    /// A disk of a test's making, without a reserve.
+    /// A disk whose free space a test decides, without a reserve.
     #[cfg(test)]
     pub(super) fn of_test(free_bytes: impl Fn(&Path) -> u64 + Send + Sync + 'static) -> Self {
         Self::with_reserve(0, free_bytes)
     }
 
-    /// A disk of a test's making.
+    /// A disk whose free space a test decides.
     #[cfg(test)]
     pub(super) fn with_reserve(reserve_bytes: u64, free_bytes: impl Fn(&Path) -> u64 + Send + Sync + 'static) -> Self {
         Self { free_bytes: Arc::new(move |dir| Ok(free_bytes(dir))), reserve_bytes }
@@ -70,7 +70,7 @@ impl Disk {
 
 fn system_free_bytes(dir: &Path) -> std::io::Result<u64> {
     let stat = rustix::fs::statvfs(dir)?;
-    // A file system without a size (some that lie on a network) does not tell; writing to it fails when it is full.
+    // Some network file systems report no size at all; writing to one fails when it is full.
     Ok(if stat.f_blocks == 0 { u64::MAX } else { stat.f_bavail.saturating_mul(stat.f_frsize) })
 }
 

@@ -1,6 +1,6 @@
 //! A small server on loopback that answers as the model hub does: `/api/models/...` lists files, `/resolve/...`
 //! redirects to storage with the hash in a header, storage serves ranges. Tests tell it how to misbehave, up to the
-//! bytes of each answer. A second one on another port is what a hub redirects to.
+//! bytes of each answer. For redirects to another server, a test starts a second one on another port.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead, BufReader, Write};
@@ -23,30 +23,30 @@ pub(super) struct Behaviour {
     pub(super) ignore_range: bool,
     /// Only this bearer token gets an answer other than 401.
     pub(super) token: Option<String>,
-    /// What is sent instead of the true hash.
+    /// Sent instead of the true hash.
     pub(super) linked_etag: Option<String>,
     /// Status of every answer.
     pub(super) status: Option<u16>,
     /// Answers with file data wait until [`FakeHub::open_gate`].
     pub(super) gate: bool,
-    /// Where the storage is, if on another server: its address without a trailing slash.
+    /// Address of the storage without a trailing slash, if it is on another server.
     pub(super) storage: Option<String>,
-    /// Paths that are redirected, without another word, and where to. A prefix of a path stands for all under it.
+    /// Paths that are only redirected, each with its target. A prefix of a path stands for all under it.
     pub(super) redirects: Vec<(String, String)>,
     /// Names neither size nor hash of a file, and sends it without its length.
     pub(super) without_size: bool,
-    /// What is sent instead of the true size.
+    /// Sent instead of the true size.
     pub(super) linked_size: Option<u64>,
-    /// Sends file data without its length, and this many bytes more than there are.
+    /// Sends file data without its length, and appends this many surplus bytes.
     pub(super) surplus: usize,
     /// The listing, instead of the true one.
     pub(super) listing: Option<String>,
 }
 
-/// Makes the bytes of an answer, head and all.
+/// Makes the bytes of an answer, including its head.
 pub(super) type Script = dyn Fn(&Request) -> Vec<u8> + Send + Sync;
 
-/// One request as it came in.
+/// One received request.
 #[derive(Debug, Clone)]
 pub(super) struct Request {
     pub(super) path: String,
@@ -109,12 +109,12 @@ impl FakeHub {
         self.requests().into_iter().filter(|r| r.path.starts_with("/storage/")).collect()
     }
 
-    /// The bearer tokens that came, each as often as it came.
+    /// The bearer tokens of all requests, with repetitions.
     pub(super) fn tokens(&self) -> Vec<String> {
         self.requests().iter().filter_map(|r| r.headers.get("authorization").cloned()).collect()
     }
 
-    /// Changes how it goes on.
+    /// Changes the server's behaviour from now on.
     pub(super) fn behave(&self, change: impl FnOnce(&mut Behaviour)) {
         change(&mut self.shared.behaviour.lock().unwrap());
     }

@@ -1,10 +1,10 @@
-//! Files from the model hub, through hf-hub: its endpoint, its token, its addresses, its TLS. What the hub says is a
-//! claim: names are checked, a file without a size is refused, and one with a size gets no byte more.
+//! Files from the model hub, through hf-hub: its endpoint, its token, its addresses, its TLS. The hub's answers are not
+//! trusted: names are checked, a file without a size is refused, and no byte beyond the stated size is written.
 //!
-//! hf-hub's own downloader can be given neither a time limit nor a place to write to, and would keep a second copy of
-//! each file in its cache. So only its request builder is used, and the transfer is ours: limits on every phase, each
-//! byte hashed as it arrives, and a broken transfer goes on by a range request, in this start or in a later one. A
-//! file that the hub's own tools already cached under `HF_HOME` is copied instead of fetched.
+//! hf-hub's own downloader accepts neither a time limit nor a destination, and would keep a second copy of each file in
+//! its cache. So we use only its request builder and transfer the bytes ourselves: every phase has a limit, each byte
+//! is hashed as it arrives, and a broken transfer resumes with a range request, in this start or in a later one. A file
+//! that the hub's own tools already cached under `HF_HOME` is copied instead of fetched.
 
 use std::fs::File;
 use std::io::Read;
@@ -20,18 +20,18 @@ use super::{Progress, ProgressEvent};
 use tallow_stream::error::{Error, ErrorKind, Result};
 use tallow_stream::excerpt;
 
-/// Requests for one file before the source is given up; each continues where the one before broke off.
+/// Requests for one file before the source is given up; each request continues where the one before broke off.
 const ATTEMPTS_MAX: usize = 50;
-/// Requests in a row that bring nothing before the source is given up.
+/// Requests in a row without any new byte before the source is given up.
 const IDLE_ATTEMPTS_MAX: usize = 3;
 /// Bytes of the longest repository listing that is read.
 const LISTING_BYTES_MAX: u64 = 16 << 20;
-/// Files of a repository; the largest ones on the hub have some 100,000.
+/// Most files of a repository. The largest repositories on the hub have about 100,000.
 const LISTING_FILES_MAX: usize = 250_000;
 /// The header in which the hub names the size of a file before it redirects to the storage.
 const SIZE_HEADER: &str = "x-linked-size";
 
-/// What the hub says of a file before it is fetched.
+/// The hub's description of a file before it is fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct HubFile {
     pub(super) source: HubSource,
@@ -53,7 +53,7 @@ impl<'a> Hub<'a> {
     /// The repository's GGUF files.
     ///
     /// # Errors
-    /// If the hub does not list them, or one has a name that cannot be part of a path and of an address.
+    /// If the hub does not list them, or the name of one cannot be part of a path and of an address.
     pub(super) fn list_gguf(&self) -> Result<Vec<HubSource>> {
         let address = format!("{}/api/{}", self.config.endpoint, repo(self.source).api_url());
         let answer = self.client.get(&address, None, Redirects::Follow)?;
@@ -84,8 +84,8 @@ impl<'a> Hub<'a> {
         Ok(place)
     }
 
-    /// Size, hash and exact revision of the file, as far as the hub names them. The hash stands in a header of the
-    /// hub's own last answer only, before the redirect to the storage.
+    /// Size, hash and exact revision of the file, as far as the hub names them. Only the hub's own last answer, the one
+    /// that redirects to the storage, has the hash in a header.
     pub(super) fn describe(&self) -> Result<HubFile> {
         let address = self.client.file_address(&self.source.file);
         let answer = self.client.get(&address, Some("bytes=0-0"), Redirects::FollowUntil(SIZE_HEADER))?;
@@ -96,7 +96,7 @@ impl<'a> Hub<'a> {
         let etag = header("x-linked-etag").or_else(|| header("etag")).map(|e| e.replace(['"', '\\'], ""));
         let size = header(SIZE_HEADER).or_else(|| header("content-range")?.rsplit('/').next().map(str::to_owned));
         let mut source = self.source.clone();
-        // A commit pins what is fetched to what was described, even if the branch moves in between.
+        // The commit pins the fetch to the described file, even if the branch moves in between.
         if let Some(commit) = header("x-repo-commit") {
             let pinned = HubSource { revision: commit, ..source.clone() };
             if pinned.check().is_ok() {
@@ -108,7 +108,7 @@ impl<'a> Hub<'a> {
         Ok(HubFile { source, expected })
     }
 
-    /// Appends what is missing of the file to `partial`.
+    /// Appends the missing bytes of the file to `partial`.
     pub(super) fn fetch(&self, expected: &Expected, partial: &mut Partial, progress: Progress<'_>) -> Result<()> {
         if self.copy_cached(expected, partial, progress)? {
             return Ok(());
@@ -132,7 +132,7 @@ impl<'a> Hub<'a> {
         Err(Error::new(ErrorKind::Io, format!("broke off {ATTEMPTS_MAX} times, last at {} bytes", partial.len())))
     }
 
-    /// One request for what is missing.
+    /// Sends one request for the missing bytes.
     fn fetch_rest(&self, expected: &Expected, partial: &mut Partial, progress: Progress<'_>) -> Result<Transfer> {
         let range = (partial.len() > 0).then(|| format!("bytes={}-", partial.len()));
         let address = self.client.file_address(&self.source.file);
@@ -171,7 +171,7 @@ impl<'a> Hub<'a> {
         copy(&mut body, partial, total, progress)
     }
 
-    /// Copies the file from the hub's own cache, if it is there with the right size. False if not.
+    /// Copies the file from the hub's own cache, if it is there with the right size and hash; otherwise returns false.
     fn copy_cached(&self, expected: &Expected, partial: &mut Partial, progress: Progress<'_>) -> Result<bool> {
         let Some(path) = Cache::new(self.config.cache.clone()).repo(repo(self.source)).get(&self.source.file) else {
             return Ok(false);

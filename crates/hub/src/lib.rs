@@ -1,14 +1,14 @@
-//! The registry: from what a person types to a verified file on disk.
+//! The registry: turns the name that a person types into a verified file on disk.
 //!
 //! ```text
 //! spec -> manifest | path | hub place -> in the cache and right? -> lock -> sources in order -> verify -> rename
 //! ```
 //!
-//! It knows names, places and bytes; what is in a file is `gguf/`'s business. Every source has time limits, so an
-//! unreachable one is passed over in seconds, and when all fail the error lists what each of them said.
+//! It knows names, places and bytes; `gguf/` knows the contents of a file. Every source has time limits, so an
+//! unreachable source is passed over in seconds. If all sources fail, the error lists the error of each.
 //!
-//! Nothing that a source says is taken as it comes: a name is checked before it becomes a path or an address, a size
-//! before a byte is written, a redirect before it is followed (`client.rs`).
+//! Nothing that a source sends is trusted: a name is checked before it becomes a path or an address, a size before a
+//! byte is written, a redirect before it is followed (`client.rs`).
 
 mod bounded;
 mod cache;
@@ -41,51 +41,51 @@ pub use package::PackageConfig;
 
 use tallow_stream::error::{Error, ErrorKind, Result};
 
-/// Most files of a repository that an error names.
+/// An error names at most this many files of a repository.
 const FILES_NAMED_MAX: usize = 20;
 
-/// Hears how a fetch goes on. It is called often; drawing at a bearable rate is its own business.
+/// Called with the progress of a fetch. It is called often; the callee limits how often it draws.
 pub type Progress<'a> = &'a dyn Fn(ProgressEvent);
 
-/// What a fetch has to say.
+/// A report from a fetch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProgressEvent {
-    /// One line for people: what happens now, or what went wrong with one source.
+    /// One line for people: the present step, or the error of one source.
     Message(String),
-    /// How far the present step is.
+    /// Progress of the present step.
     Bytes {
         /// Bytes so far.
         done: u64,
-        /// Bytes in all, where known.
+        /// Bytes in all, if known.
         total: Option<u64>,
     },
 }
 
-/// A model's file, there to be opened.
+/// A model's file, which exists and can be opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelFile {
-    /// What to call the model: the manifest's name, or the file's without its extension.
+    /// The model's name: the manifest's, or the file's without its extension.
     pub name: String,
     /// The file.
     pub path: PathBuf,
-    /// The manifest it was found by.
+    /// The manifest that names the model, if one does.
     pub manifest: Option<Manifest>,
 }
 
 /// One line of `tallow models`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedModel {
-    /// What to type for it.
+    /// The text that a person types for this model.
     pub spec: String,
     /// Size of its file.
     pub size_bytes: u64,
     /// Its file, if it is in the cache.
     pub cached: Option<PathBuf>,
-    /// The manifest; none for files that came from the hub by their place.
+    /// The manifest; none for files that were fetched as `hub:OWNER/REPO:FILE`.
     pub manifest: Option<Manifest>,
 }
 
-/// Fetches what `spec` names, unless it is there: see [`Registry::resolve`].
+/// Fetches the model that `spec` names, unless the cache has it: see [`Registry::resolve`].
 ///
 /// # Errors
 /// As [`Registry::resolve`].
@@ -93,7 +93,7 @@ pub fn resolve(spec: &str, cache: &CacheDir, progress: Progress<'_>) -> Result<M
     Registry::from_env(cache.clone(), None)?.resolve(spec, progress)
 }
 
-/// Fetches or re-verifies what `spec` names: see [`Registry::pull`].
+/// Fetches or re-verifies the model that `spec` names: see [`Registry::pull`].
 ///
 /// # Errors
 /// As [`Registry::pull`].
@@ -101,7 +101,7 @@ pub fn pull(spec: &str, cache: &CacheDir, progress: Progress<'_>) -> Result<Mode
     Registry::from_env(cache.clone(), None)?.pull(spec, progress)
 }
 
-/// What can be served by name and what is in the cache: see [`Registry::list`].
+/// Lists the models that can be served by name, and the files in the cache: see [`Registry::list`].
 ///
 /// # Errors
 /// As [`Registry::list`].
@@ -109,7 +109,7 @@ pub fn list(cache: &CacheDir) -> Result<Vec<ListedModel>> {
     Registry::from_env(cache.clone(), None)?.list()
 }
 
-/// Manifests, a cache, and ways to reach sources.
+/// Manifests, a cache, and settings for reaching sources.
 #[derive(Debug, Clone)]
 pub struct Registry {
     /// Where files are kept.
@@ -120,22 +120,23 @@ pub struct Registry {
     pub hub: HubConfig,
     /// How to fetch packages.
     pub package: PackageConfig,
-    /// How much may be written.
+    /// The disk of the cache, and how much may be written to it.
     pub disk: Disk,
 }
 
-/// One file to have: where it belongs, what it must be, where it comes from.
+/// One file to obtain: its place in the cache, its expected size and hash, its sources.
 struct WantedFile<'a> {
     title: &'a str,
     file: CacheFile,
     expected: Expected,
-    /// Bytes of all files of the model, which a package may bring together; none for a file of the hub alone.
+    /// Bytes of all files of the model, because a package may contain all of them; 0 for a file that comes only from
+    /// the hub.
     package_bytes: u64,
     sources: &'a [Source],
 }
 
 impl Registry {
-    /// The embedded manifests and those of `models_dir`, with the hub as the environment names it.
+    /// The embedded manifests and those of `models_dir`, with the hub that the environment names.
     ///
     /// # Errors
     /// If `models_dir` or a manifest in it cannot be read.
@@ -149,16 +150,17 @@ impl Registry {
         })
     }
 
-    /// The file that `spec` names: a manifest's NAME, a PATH, or `hub:OWNER/REPO[:FILE]`. Fetches it if it is not in
-    /// the cache or was changed there. A cached hub file is used as it is: nothing asks whether the hub has a newer.
+    /// The file that `spec` names: a manifest's NAME, a PATH, or `hub:OWNER/REPO[:FILE]`. Fetches the file if it is not
+    /// in the cache or was changed there. A cached hub file is used unchanged: the registry does not ask the hub for a
+    /// newer one.
     ///
     /// # Errors
-    /// If nothing goes by that name, or no source delivers the file; the message says what each source said.
+    /// If no model has that name, or no source delivers the file; the message lists the error of each source.
     pub fn resolve(&self, spec: &str, progress: Progress<'_>) -> Result<ModelFile> {
         self.find(spec, Trust::Record, progress)
     }
 
-    /// As [`Registry::resolve`], but a cached file is hashed again, so that damage behind tallow's back shows.
+    /// As [`Registry::resolve`], but a cached file is hashed again, so that damage from outside tallow is found.
     ///
     /// # Errors
     /// As [`Registry::resolve`].
@@ -166,7 +168,7 @@ impl Registry {
         self.find(spec, Trust::Nothing, progress)
     }
 
-    /// All manifests in order, then files that came from the hub by their place.
+    /// All manifests in order, then the files that were fetched as `hub:OWNER/REPO:FILE`.
     ///
     /// # Errors
     /// If the cache cannot be read.
@@ -267,7 +269,8 @@ impl Registry {
         Ok(ModelFile { name, path, manifest: None })
     }
 
-    /// Names the one GGUF file of a repository: the cached one, so that a second start needs no hub, else the hub's.
+    /// Finds the only GGUF file of a repository: the cached one, so that a second start needs no hub, otherwise the one
+    /// that the hub lists.
     fn sole_file(&self, place: HubSource, progress: Progress<'_>) -> Result<HubSource> {
         let root = self.cache.models().join("hub");
         let cached = cache::files_with_extension(&root.join(&place.repo), "gguf")?;
@@ -297,13 +300,13 @@ impl Registry {
         }
     }
 
-    /// The file, from the cache or else from the first source that delivers.
+    /// Takes the file from the cache, or else from the first source that delivers it.
     fn obtain(&self, wanted: &WantedFile<'_>, trust: Trust, progress: Progress<'_>) -> Result<PathBuf> {
         if wanted.file.check(&wanted.expected, trust)? == Cached::Good {
             return Ok(wanted.file.path().to_owned());
         }
         let _lock = wanted.file.lock(progress)?;
-        // Whoever held the lock before may have brought the file.
+        // The process that held the lock before may have fetched the file.
         match wanted.file.check(&wanted.expected, trust)? {
             Cached::Good => return Ok(wanted.file.path().to_owned()),
             Cached::Damaged(how) => progress(damaged(&wanted.file, &how)),
@@ -329,7 +332,7 @@ impl Registry {
         let partial = wanted.file.partial(&self.disk)?;
         let resumed = partial.len() > 0 && matches!(source, Source::Hub(_));
         match self.fetch_into(partial, source, wanted, progress) {
-            // What an earlier start left may have been of another file: once more, from nothing.
+            // The partial that an earlier start left may belong to another file. Fetch once more, from the first byte.
             Err(e) if resumed && e.kind() == ErrorKind::BadModel => {
                 progress(ProgressEvent::Message(format!("{e}; beginning again")));
                 self.fetch_into(wanted.file.partial(&self.disk)?, source, wanted, progress)
@@ -371,12 +374,12 @@ impl Registry {
     fn manifest_file(&self, manifest: &Manifest) -> Result<CacheFile> {
         self.cache.file(&match manifest.kind {
             ModelKind::Decoder => format!("{}.gguf", manifest.name),
-            // A folder of its own, since every encoder's files are called the same.
+            // A folder of its own, because every encoder's files have the same names.
             ModelKind::Encoder => format!("{}/model.safetensors", manifest.name),
         })
     }
 
-    /// Owner and repository are folders, so that equal file names do not meet.
+    /// Owner and repository are folders, so that equal file names do not collide.
     fn hub_file(&self, place: &HubSource) -> Result<CacheFile> {
         self.cache.file(&format!("hub/{}/{}", place.repo, place.file))
     }

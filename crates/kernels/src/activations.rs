@@ -1,4 +1,4 @@
-//! A layer's inputs as the kernels want them: in f32 for float weights, and in blocks of 32 signed bytes with one f32
+//! A layer's inputs as the kernels read them: in f32 for float weights, and in blocks of 32 signed bytes with one f32
 //! scale each for quantised ones.
 
 use std::ops::Range;
@@ -8,12 +8,13 @@ use super::pool::{Pool, SharedMut, for_rows};
 use super::simd::{Isa, LANES, Simd, simd_kernel};
 use super::weights::BLOCK_K;
 
-/// Most rows that a thread takes at a time.
+/// A thread takes at most this many rows at a time.
 const ROWS_PER_TILE_MAX: usize = 8;
 
-/// What kernels need of each block besides its bytes. Sums are of the signed bytes; a weight code `c` stands for
-/// `c - zero`, so a dot product starts from `-zero * sum`, ready for every zero there is. In arrays of their own, because
-/// no format wants more than two of them and they compete with the bytes for the nearest cache.
+/// The figures of each block that kernels need besides its bytes. Each sum is the sum of the signed bytes. A weight
+/// code `c` stands for `c - zero`, so a dot product starts from `-zero * sum`, which is stored for the `zero` of every
+/// format. Each figure has an array of its own: no format reads more than two of them, and they compete with the bytes
+/// for the nearest cache.
 #[derive(Debug, Default)]
 struct Facts {
     scales: Vec<[f32; 2]>,
@@ -22,17 +23,17 @@ struct Facts {
     half_starts: Vec<[i32; 4]>,
 }
 
-/// Some rows, quantised: one after another.
+/// Some quantised rows, one after another.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct QuantizedRows<'a> {
     pub(crate) bytes: &'a [i8],
-    /// Per block the value of one step, and that times the sum.
+    /// Per block: the value of one step, and that value times the sum of the bytes.
     pub(crate) scales: &'a [[f32; 2]],
-    /// Per block the value of one step times the sum of each half.
+    /// Per block: the value of one step times the sum of each half.
     pub(crate) half_sums: &'a [[f32; 2]],
-    /// Per block -8 sum, -16 sum, -128 sum: Q4_0, Q5_0, Q8_0.
+    /// Per block: -8 sum for Q4_0, -16 sum for Q5_0, -128 sum for Q8_0; the fourth number is unused.
     pub(crate) starts: &'a [[i32; 4]],
-    /// Per block -4 sum of each half, -32 sum of each half: Q3_K, Q6_K.
+    /// Per block: -4 sum of each half for Q3_K, then -32 sum of each half for Q6_K.
     pub(crate) half_starts: &'a [[i32; 4]],
 }
 
@@ -44,19 +45,21 @@ pub struct Activations {
     facts: Facts,
 }
 
-/// Where a stage's outputs go: `[num_tokens, n]` in f32, and the same in bytes where the next stage multiplies bytes.
+/// Where a stage writes its outputs: `[num_tokens, n]` in f32, and the same values in bytes if the next stage
+/// multiplies bytes.
 #[derive(Debug)]
 pub struct StageOutput<'a> {
     /// In f32.
     pub x: &'a mut [f32],
-    /// In bytes; replaced.
+    /// In bytes; the stage replaces the contents.
     pub quantized: Option<&'a mut Activations>,
 }
 
 impl Activations {
-    /// Quantises `x: [num_rows, k]`, replacing what was there: per block, scale = max |x| / 127 and each value is
-    /// rounded to the nearest step, ties to even. Rows whose `k` is not a multiple of 32 have no blocks at their end;
-    /// only float weights have such rows. Where a value is not finite scales are NaN, so that it is not rounded away.
+    /// Quantises `x: [num_rows, k]` and replaces the former contents. Per block, scale = max |x| / 127, and each value
+    /// is rounded to the nearest step, ties to even. The last `k % 32` values of a row are in no block; only float
+    /// weights have such rows. If a value is not finite, the scales of its row are NaN, so that rounding does not hide
+    /// it.
     pub fn quantize(&mut self, isa: Isa, pool: &mut Pool, x: &[f32], k: usize) {
         let num_rows = x.len() / k;
         let to = self.replace(num_rows, k);
@@ -64,7 +67,8 @@ impl Activations {
         for_rows(pool, num_rows, ROWS_PER_TILE_MAX, |row| unsafe { to.quantize(isa, row, 0, &x[row * k..][..k]) });
     }
 
-    /// The same after a norm, whose result in f32 goes to `normed`, which is like `x`.
+    /// Normalises the rows of `x`, writes the result in f32 to `normed`, which has the shape of `x`, and quantises it
+    /// as [`Self::quantize`] does.
     pub fn quantize_normed(&mut self, isa: Isa, pool: &mut Pool, x: &[f32], norm: Norm<'_>, normed: &mut [f32]) {
         let k = norm.weight.len();
         let num_rows = x.len() / k;
@@ -81,7 +85,7 @@ impl Activations {
         });
     }
 
-    /// Room for `num_rows` rows of `k` inputs, for threads to fill.
+    /// Makes room for `num_rows` rows of `k` inputs, which threads then fill.
     pub(super) fn replace(&mut self, num_rows: usize, k: usize) -> ActivationsMut<'_> {
         let Self { num_blocks, bytes, facts: Facts { scales, half_sums, starts, half_starts } } = self;
         *num_blocks = k / BLOCK_K;
@@ -101,7 +105,7 @@ impl Activations {
         }
     }
 
-    /// Some rows, one after another.
+    /// The given rows, one after another.
     pub(crate) fn rows(&self, rows: &Range<usize>) -> QuantizedRows<'_> {
         let blocks = rows.start * self.num_blocks..rows.end * self.num_blocks;
         QuantizedRows {
@@ -114,7 +118,7 @@ impl Activations {
     }
 }
 
-/// Activations that several threads fill, each its own blocks.
+/// Activations that several threads fill. Each thread writes its own blocks.
 pub(super) struct ActivationsMut<'a> {
     num_blocks: usize,
     bytes: SharedMut<'a, i8>,
@@ -128,11 +132,11 @@ impl ActivationsMut<'_> {
     /// Quantises the whole blocks of `x`, which begins at `column` of `row`.
     ///
     /// # Safety
-    /// Nobody else uses these blocks meanwhile.
+    /// No other thread uses these blocks during the call.
     pub(super) unsafe fn quantize(&self, isa: Isa, row: usize, column: usize, x: &[f32]) {
         debug_assert!(column.is_multiple_of(BLOCK_K));
         let (first, num_blocks) = (row * self.num_blocks + column / BLOCK_K, x.len() / BLOCK_K);
-        // SAFETY: the caller's word.
+        // SAFETY: the caller vouches for these blocks.
         let out = unsafe {
             RowOut {
                 bytes: self.bytes.slice(first * BLOCK_K, num_blocks * BLOCK_K),
@@ -146,7 +150,7 @@ impl ActivationsMut<'_> {
     }
 }
 
-/// Where some blocks of a row go: the fields of [`QuantizedRows`].
+/// Where blocks of a row are written. The fields are those of [`QuantizedRows`].
 struct RowOut<'a> {
     bytes: &'a mut [i8],
     scales: &'a mut [[f32; 2]],
@@ -163,7 +167,7 @@ fn quantize_row_body<S: Simd>(s: S, x: &[f32], out: RowOut<'_>) {
     let num_blocks = scales.len();
     assert!(x.len() >= num_blocks * BLOCK_K && bytes.len() == num_blocks * BLOCK_K);
     assert!(half_sums.len() == num_blocks && starts.len() == num_blocks && half_starts.len() == num_blocks);
-    // Zero times a finite value is zero: what this sums up is NaN where any value is not finite.
+    // Zero times a finite value is zero, so this sum is NaN only if some value is not finite.
     let mut poison = s.splat(0.0);
     // SAFETY: every block has 32 values and 32 bytes by the assertion above.
     unsafe {

@@ -1,4 +1,5 @@
-//! One thread's part of attention: some queries of one KV head over one sequence's blocks. `attention` has the whole.
+//! One thread's part of attention: some queries of one KV head over one sequence's blocks. `attention` describes the
+//! whole.
 
 use std::ops::Range;
 
@@ -7,7 +8,7 @@ use super::kv_write::Shares;
 use super::math;
 use super::simd::{LANES, Simd, simd_kernel};
 
-/// Rows (a query of one head) that share a load of keys and values.
+/// Rows that share one load of keys and values. A row is one query of one head.
 pub(super) const ROWS: usize = 4;
 
 /// One query of one head.
@@ -18,7 +19,7 @@ pub(super) struct QueryRow<'a> {
 }
 
 impl QueryRow<'_> {
-    /// First position that it sees.
+    /// The first position that this query sees.
     fn first(&self, window: Option<usize>) -> usize {
         window.map_or(0, |w| (self.position + 1).saturating_sub(w))
     }
@@ -33,9 +34,9 @@ pub(super) struct View<'a> {
     pub(super) head_dim: usize,
     pub(super) table: &'a [u32],
     pub(super) window: Option<usize>,
-    /// Whether blocks are read by these rows alone, so that each must come from memory.
+    /// Whether only these rows read the blocks, so that each block must come from memory.
     pub(super) reads_once: bool,
-    /// Where the block begins that this thread will probably read after them.
+    /// Offset of the block that this thread will probably read after these blocks.
     pub(super) then: Option<usize>,
 }
 
@@ -65,7 +66,8 @@ fn attend<S: Simd, const R: usize>(s: S, view: &View<'_>, rows: [QueryRow<'_>; R
     let mut state = Softmax { max: [f32::NEG_INFINITY; R], sums: [s.splat(0.0); R] };
     for block in first / KV_BLOCK..=last / KV_BLOCK {
         let at = view.offset(block);
-        // SAFETY: what is written meanwhile are slots of other heads, and of blocks that only their sequence sees.
+        // SAFETY: meanwhile other threads write only slots of other heads, or slots in blocks that only another
+        // sequence sees.
         let (keys, values) =
             unsafe { (view.kv.keys.read(at, head_dim * KV_BLOCK), view.kv.values.read(at, head_dim * KV_BLOCK)) };
         let next = if view.reads_once && block < last / KV_BLOCK { Some(view.offset(block + 1)) } else { view.then };
@@ -76,7 +78,7 @@ fn attend<S: Simd, const R: usize>(s: S, view: &View<'_>, rows: [QueryRow<'_>; R
             let start = rows[r].first(view.window).saturating_sub(block * KV_BLOCK);
             let end = KV_BLOCK.min((rows[r].position + 1).saturating_sub(block * KV_BLOCK));
             if start >= end {
-                p[r] = [0.0; KV_BLOCK]; // Nothing of this block is this row's; its state stays as it is.
+                p[r] = [0.0; KV_BLOCK]; // This row sees nothing of this block, so its state stays as it is.
                 continue;
             }
             union = (start.min(union.0), end.max(union.1));
@@ -89,7 +91,8 @@ fn attend<S: Simd, const R: usize>(s: S, view: &View<'_>, rows: [QueryRow<'_>; R
     }
 }
 
-/// Divides a row, or clears it. A loop of its own: `fill` and `for_each` are compiled without the instruction set.
+/// Divides a row by `divisor`, or clears it if there is none. This is a plain loop because the compiler builds `fill`
+/// and `for_each` without the instruction set.
 #[inline(always)]
 fn scale_row<S: Simd>(s: S, row: &mut [f32], divisor: Option<f32>) {
     let (vectors, _) = row.as_chunks_mut::<LANES>();
@@ -105,8 +108,8 @@ fn scale_row<S: Simd>(s: S, row: &mut [f32], divisor: Option<f32>) {
     }
 }
 
-/// q . K for the 32 positions of a block. Meanwhile the next block's keys and values are fetched: blocks lie anywhere in
-/// memory, so no hardware could guess them.
+/// q . K for the 32 positions of a block. The loop also prefetches the next block's keys and values: blocks lie
+/// anywhere in memory, so the hardware cannot guess the next one.
 #[inline(always)]
 fn scores<S: Simd, const R: usize>(
     s: S,
@@ -150,7 +153,7 @@ struct Softmax<S: Simd, const R: usize> {
 
 impl<S: Simd, const R: usize> Softmax<S, R> {
     /// Turns row `r`'s scores into weights relative to the greatest score so far, zero outside `start..end`; returns
-    /// the factor that brings what was summed before to the new maximum.
+    /// the factor that rescales the earlier sums to the new maximum.
     #[inline(always)]
     fn update(&mut self, s: S, r: usize, p: &mut [f32; KV_BLOCK], start: usize, end: usize) -> f32 {
         let is_partial = start > 0 || end < KV_BLOCK;
@@ -174,7 +177,7 @@ impl<S: Simd, const R: usize> Softmax<S, R> {
             s.store(p.as_mut_ptr(), lo);
             s.store(p.as_mut_ptr().add(LANES), hi);
             if is_partial {
-                // `exp` clamps, so a position that is not seen would weigh e^-87.
+                // `exp` clamps its input, so an unseen position would otherwise weigh e^-87.
                 mask(p, start, end, 0.0);
                 (lo, hi) = (s.load(p.as_ptr()), s.load(p.as_ptr().add(LANES)));
             }
@@ -184,7 +187,7 @@ impl<S: Simd, const R: usize> Softmax<S, R> {
     }
 }
 
-/// Overwrites what lies outside `start..end`.
+/// Overwrites the elements outside `start..end` with `value`.
 #[inline(always)]
 fn mask(p: &mut [f32; KV_BLOCK], start: usize, end: usize, value: f32) {
     for i in 0..KV_BLOCK {
@@ -208,7 +211,8 @@ fn weigh<S: Simd, const R: usize>(
     let mut d = 0;
     // SAFETY: `d + 16 C <= head_dim` in every row of values and outputs.
     unsafe {
-        // Each output is a chain of dependent additions: four vectors at once keep the units busy, where they fit.
+        // Each output is a chain of dependent additions: four vectors at once keep the units busy. They fit only where
+        // there are 32 registers.
         while S::NUM_REGISTERS >= 32 && d + 4 * LANES <= head_dim {
             weigh_vectors::<S, R, 4>(s, values, head_dim, d, p, rescale, &seen, rows);
             d += 4 * LANES;
@@ -220,10 +224,10 @@ fn weigh<S: Simd, const R: usize>(
     }
 }
 
-/// Dimensions `d..d + 16 C`.
+/// The part of `weigh` for dimensions `d..d + 16 C`.
 ///
 /// # Safety
-/// They are in every row of `values: [KV_BLOCK, head_dim]` and of the outputs; `seen` is within a block.
+/// These dimensions exist in every row of `values: [KV_BLOCK, head_dim]` and of the outputs; `seen` is within a block.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 unsafe fn weigh_vectors<S: Simd, const R: usize, const C: usize>(

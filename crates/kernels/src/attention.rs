@@ -1,21 +1,22 @@
 //! Causal attention of a ragged batch over the paged KV cache.
 //!
 //! A KV block holds 32 positions of one head. Keys lie transposed, `[head_dim][32]`, so that scores have one position
-//! per lane and no sum across lanes is needed; values lie `[32][head_dim]`, so that outputs have one dimension per lane.
+//! per lane and no sum across lanes is needed; values lie `[32][head_dim]`, so that outputs have one dimension per
+//! lane.
 //!
 //! ```text
-//! rotate and scale the queries; rotate the keys and write them, with the values, to their slots: all tokens first, or
-//!   where every sequence has one token each thread its own
+//! rotate and scale the queries; rotate the keys and write them, with the values, to their slots: all tokens first,
+//!   or, if every sequence has one token, each thread for the tiles that it claims
 //! for each sequence, KV head and group of queries, claimed by a thread:
 //!   for each KV block that a query of the group may see, in order of position:
 //!     scores = q . K                                   each a chain over head_dim
 //!     m' = max(m, max scores), p = exp(scores - m'), c = exp(m - m')
-//!     l = l c + p, lane by lane                                  (online softmax, Milakov and Gimelshein, arXiv 1805.02867)
+//!     l = l c + p, lane by lane                                (online softmax: Milakov, Gimelshein, arXiv 1805.02867)
 //!     out = out c + sum over positions of p V          each a chain in order of position
 //!   out / l
 //! ```
-//! What a query computes depends on its own position and the cache alone: blocks are cut at multiples of 32 from
-//! position 0 (or the first block of its window), whatever chunk or batch it came in.
+//! The result of a query depends only on its own position and the cache. Blocks are cut at multiples of 32 from
+//! position 0 (or from the first block of the query's window), whatever chunk or batch contains the query.
 
 use std::ops::Range;
 
@@ -29,13 +30,13 @@ use super::weights::BLOCK_K;
 
 /// Queries of one sequence in a tile.
 const QUERIES_PER_TILE: usize = 16;
-/// Most tokens whose keys a thread writes at a time.
+/// A thread writes the keys of at most this many tokens at a time.
 const TOKENS_PER_TILE_MAX: usize = 16;
 
-/// Attention of every token of the batch, whose keys and values are written to their slots of `kv` first.
+/// Computes attention for every token of the batch, after writing the tokens' keys and values to their slots of `kv`.
 ///
-/// `qkv: [num_tokens, (num_heads + 2 num_kv_heads) * head_dim]`: queries, keys, values of each token; the queries and keys
-/// are rotated in place. `out: [num_tokens, num_heads * head_dim]`.
+/// `qkv: [num_tokens, (num_heads + 2 num_kv_heads) * head_dim]`: queries, keys, values of each token; the queries and
+/// keys are rotated in place. `out: [num_tokens, num_heads * head_dim]`.
 ///
 /// # Panics
 /// If a length does not fit, or a slot or a block lies outside the memory.
@@ -54,11 +55,12 @@ pub fn attention(
     let plan = TilePlan::new(batch, num_kv_heads);
     let StageOutput { x: out, mut quantized } = out;
     assert_eq!(out.len(), num_tokens * out_width, "output of {num_tokens} tokens");
-    // Then nobody reads what another thread's token writes: with a hundred jobs a step, one less is felt.
+    // If every sequence has one token, no tile reads the slots that other tiles write, so each tile can store its own
+    // token. That saves one job of about a hundred in a step, which is measurable.
     let stores = num_tokens == plan.num_seqs();
     if !stores {
         for_rows(pool, num_tokens, TOKENS_PER_TILE_MAX, |token| {
-            // SAFETY: every token belongs to one tile, and no two share a slot: `DistinctSlots` has looked.
+            // SAFETY: every token belongs to one tile, and no two share a slot: `DistinctSlots` has checked it.
             (0..num_kv_heads).for_each(|head| unsafe { shares.store(isa, shape, batch, token, head) });
         });
     }
@@ -76,7 +78,7 @@ pub fn attention(
         let Some(rounding) = &rounding else { return };
         let column = head * group * head_dim;
         for token in tokens {
-            // SAFETY: these columns and blocks are this tile's alone, and no row of it is in use any more.
+            // SAFETY: these columns and blocks belong to this tile alone, and none of its rows is in use any more.
             unsafe {
                 let x = shared_out.read(token * out_width + column, group * head_dim);
                 rounding.quantize(isa, token, column, x);
@@ -88,10 +90,10 @@ pub fn attention(
     }
 }
 
-/// One tile's rows, as many at a time as share a load of keys and values.
+/// Computes one tile's rows. Up to [`ROWS`] at a time share a load of keys and values.
 ///
 /// # Safety
-/// Nobody else uses the outputs of this tile's queries, or writes what they read.
+/// No other thread uses the outputs of this tile's queries, or writes the queries, keys and values that they read.
 unsafe fn attend_tile(
     isa: Isa,
     shape: &AttentionShape,
@@ -105,7 +107,7 @@ unsafe fn attend_tile(
     let Tile { tokens, head, table } = plan.place(tile);
     let row = |i: usize| {
         let (token, query_head) = (tokens.start + i / group, head * group + i % group);
-        // SAFETY: the caller's word.
+        // SAFETY: the caller vouches for the queries and their outputs.
         unsafe {
             let q = shares.qkv.read(shares.query(shape, token, query_head), head_dim);
             let out = out.slice(token * out_width + query_head * head_dim, head_dim);
@@ -136,7 +138,7 @@ unsafe fn attend_tile(
 struct TilePlan<'a> {
     batch: &'a Ragged<'a>,
     num_kv_heads: usize,
-    /// By sequence, and the number of all.
+    /// The first tile of each sequence, then the number of all tiles.
     first_tile: Vec<usize>,
 }
 

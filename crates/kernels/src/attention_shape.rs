@@ -1,5 +1,5 @@
-//! What attention works on: the shape of a layer, a ragged batch, and a layer's KV memory in blocks of [`KV_BLOCK`] positions.
-//! How it is computed stands in `attention`, which these words know nothing of.
+//! The operands of attention: the shape of a layer, a ragged batch, and a layer's KV memory in blocks of [`KV_BLOCK`]
+//! positions. `attention` computes it; this file knows nothing of that.
 
 use super::memory::{Halves, Memory};
 use super::simd::LANES;
@@ -37,7 +37,7 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
-    /// Width of a row of queries, keys and values, after a look at what the kernels take for granted.
+    /// Checks what the kernels take for granted. Returns the width of a row of queries, keys and values.
     pub(super) fn check(&self, batch: &Ragged<'_>, kv: &KvLayer, qkv_len: usize) -> usize {
         let &Self { num_heads, num_kv_heads, head_dim, .. } = self;
         let num_tokens = batch.positions.len();
@@ -64,8 +64,8 @@ pub struct QkNorm {
     pub eps: f32,
 }
 
-/// Where each token's keys and values go: places in the KV memory, no two of them the same. The kernels write them from
-/// several threads, so this is looked at once per step, before any layer.
+/// The slot in the KV memory that each token's keys and values go to. No two slots are the same. Several threads write
+/// the slots, so the constructor checks this, once per step and before any layer.
 #[derive(Debug, Clone, Copy)]
 pub struct DistinctSlots<'a>(&'a [u32]);
 
@@ -115,7 +115,7 @@ pub struct KvLayer {
     pub(super) keys: Halves,
     /// `[num_blocks, num_kv_heads, KV_BLOCK, head_dim]`
     pub(super) values: Halves,
-    /// Numbers in a block of either.
+    /// Numbers in a block of keys, or of values.
     block_len: usize,
 }
 

@@ -7,8 +7,8 @@ use crate::{KvLayer, Memory, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u32);
 
-/// Token slots per block. Attention walks KV in blocks of this size, so it is part of the arithmetic, not a setting:
-/// another value gives other bits. A multiple of 32 suits the paged GPU kernels too.
+/// Token slots per block. Attention walks KV in blocks of this size, so the size is part of the arithmetic, not a
+/// setting: another value gives other bits. A multiple of 32 suits the paged GPU kernels too.
 pub const BLOCK_SIZE: usize = KV_BLOCK;
 
 /// KV memory of one worker, f16.

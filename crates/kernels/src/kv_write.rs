@@ -1,12 +1,13 @@
-//! The write half of attention: queries and keys are normed and rotated in place, queries scaled, and keys and values
-//! go to their slots of the KV memory as half floats, in the layout that `attention` reads.
+//! The write half of attention. It norms and rotates queries and keys in place, scales the queries, and writes keys and
+//! values to their slots of the KV memory as half floats, in the layout that `attention` reads.
 
 use super::attention_shape::{AttentionShape, KV_BLOCK, KvLayer, Ragged, RopePairs};
 use super::norm::scale_of;
 use super::pool::SharedMut;
 use super::simd::{Isa, LANES, Simd, simd_kernel};
 
-/// A layer's KV memory and a batch's queries, keys and values, which threads use at once, each its own part.
+/// A layer's KV memory and a batch's queries, keys and values. Several threads use them at once, each thread its own
+/// part.
 pub(super) struct Shares<'a> {
     /// See [`KvLayer`].
     pub(super) keys: SharedMut<'a, u16>,
@@ -41,12 +42,12 @@ impl<'a> Shares<'a> {
     /// and value to the token's slot.
     ///
     /// # Safety
-    /// Nobody else uses these queries, this key and value, and this slot of this head meanwhile.
+    /// No other thread uses these queries, this key and value, or this slot of this head during the call.
     pub(super) unsafe fn store(&self, isa: Isa, shape: &AttentionShape, batch: &Ragged<'_>, token: usize, head: usize) {
         let &AttentionShape { num_heads, num_kv_heads, head_dim, .. } = shape;
         let group = num_heads / num_kv_heads;
         let key = self.query(shape, token, num_heads + head);
-        // SAFETY: the caller vouches for these parts, which are apart.
+        // SAFETY: the caller vouches for these parts, which do not overlap.
         let parts = unsafe {
             HeadParts {
                 queries: self.qkv.slice(self.query(shape, token, head * group), group * head_dim),
@@ -62,7 +63,7 @@ impl<'a> Shares<'a> {
     }
 }
 
-/// What a token has for one KV head.
+/// A token's queries, key and value for one KV head.
 struct HeadParts<'a> {
     /// `[num_heads / num_kv_heads, head_dim]`
     queries: &'a mut [f32],
@@ -109,8 +110,8 @@ fn store_head_body<S: Simd>(
     let out = unsafe { shares.values.slice(begin + offset * head_dim, head_dim) };
     for d in (0..head_dim).step_by(LANES) {
         let mut half = [0u16; LANES];
-        // SAFETY: `head_dim` is a multiple of 16, and `half` has sixteen. The keys' elements are this slot's own,
-        // one at a time because their neighbours belong to other slots.
+        // SAFETY: `head_dim` is a multiple of 16, and `half` has sixteen. The key's elements belong to this slot; they
+        // are written one at a time because their neighbours belong to other slots.
         unsafe {
             s.store_f16(out.as_mut_ptr().add(d), clamp(s, s.load(value.as_ptr().add(d))));
             s.store_f16(half.as_mut_ptr(), clamp(s, s.load(key.as_ptr().add(d))));
@@ -121,7 +122,7 @@ fn store_head_body<S: Simd>(
     }
 }
 
-/// Norms a head where there is a norm (its weight and what is added to the mean square), and rotates it.
+/// Norms a head if there is a norm (its weight, and the number added to the mean square), then rotates the head.
 #[inline(always)]
 fn turn<S: Simd>(
     s: S,
@@ -140,8 +141,8 @@ fn turn<S: Simd>(
     rotate(shape.rope_pairs, x, cos, sin);
 }
 
-/// Into the range of half floats: an infinity would make a score that softmax cannot tell from a position that is not
-/// seen. NaN stays.
+/// Clamps to the range of half floats: an infinity would make a score that softmax cannot tell from the score of an
+/// unseen position. NaN stays NaN.
 #[inline(always)]
 fn clamp<S: Simd>(s: S, x: S::F) -> S::F {
     const MAX: f32 = 65_504.0;
@@ -172,7 +173,7 @@ fn rotate(pairs: RopePairs, head: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
-/// What is left of a value in the KV memory.
+/// The value that the KV memory keeps of `x`.
 #[cfg(test)]
 pub(super) fn clamped_f16(x: f32) -> f64 {
     half::f16::from_f32(x.clamp(-65_504.0, 65_504.0)).to_f64()

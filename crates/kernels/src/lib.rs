@@ -1,6 +1,7 @@
-//! Arithmetic on the CPU. The only room with `unsafe`; it knows slices, not tensors, models or sequences.
+//! Arithmetic on the CPU. Nearly all `unsafe` code of the project is here (the rest maps a model file into memory).
+//! This crate knows slices, not tensors, models or sequences.
 //!
-//! Every function gives the same bits on every CPU, for every number of threads and whatever else is in the batch.
+//! Every function gives the same bits on every CPU, for every number of threads, and whatever else is in the batch.
 //! `simd/` has the sixteen virtual lanes that make this true, `pool` the threads, `weights/` the packed matrices;
 //! `matmul`, `norm` and `attention` are the arithmetic itself.
 #![allow(unsafe_code)]

@@ -15,7 +15,7 @@ const EXP_LIMIT: f32 = 87.0;
 /// r^8 / 8! < 6e-9; then n goes into the exponent. ln 2 is split in two (Cody and Waite) so that r is exact.
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
-    // In this order NaN is handed on.
+    // With the operands in this order, NaN passes through.
     let x = s.max(s.splat(-EXP_LIMIT), s.min(s.splat(EXP_LIMIT), x));
     let n_magic = s.fma(x, s.splat(std::f32::consts::LOG2_E), s.splat(ROUND_MAGIC));
     let n = s.sub(n_magic, s.splat(ROUND_MAGIC));
@@ -79,7 +79,7 @@ mod tests {
                 let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
                 let truth = [x.exp(), x / (1.0 + (-x).exp()), 0.5 * x * (1.0 + u.tanh())];
                 for (f, truth) in truth.into_iter().enumerate() {
-                    // Relative where the value is not vanishing, absolute below.
+                    // The error is relative for values above 1e-3, absolute below.
                     let error = (f64::from(expected[f][j]) - truth).abs() / truth.abs().max(1e-3);
                     worst[f] = worst[f].max(error);
                 }

@@ -25,7 +25,7 @@ use super::{math, tile, tile_f32};
 /// expanded once for all of them.
 const TOKENS_PER_PASS: usize = 64;
 
-/// Room for a pass's sums of one tile, or of as many tiles as fit where there are fewer tokens.
+/// Room for the sums of one tile in a full pass. With fewer tokens, the sums of several tiles fit.
 const ACC_LEN: usize = TOKENS_PER_PASS * LANES;
 
 /// A matrix and where its outputs go.
@@ -39,7 +39,7 @@ pub struct MatrixPart<'a> {
     pub column: usize,
 }
 
-/// What the gate goes through before it multiplies the other branch.
+/// The function applied to the gate before it multiplies the other branch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// x * sigmoid(x)
@@ -53,14 +53,15 @@ pub enum Activation {
 pub struct MatrixInput<'a> {
     /// `[num_tokens, k]`
     pub x: &'a [f32],
-    /// The same in bytes, for quantised weights to be multiplied with; without, everything is multiplied in f32.
+    /// The same inputs in bytes, which quantised weights are multiplied with. If `None`, everything is multiplied in
+    /// f32.
     pub quantized: Option<&'a Activations>,
     /// Rows of both.
     pub num_tokens: usize,
 }
 
-/// Several matrices on one input: `out[t, column + i] = bias[i] + sum_k x[t, k] W[i, k]`, added to what is there if
-/// `accumulate` says so (a residual connection).
+/// Several matrices on one input: `out[t, column + i] = bias[i] + sum_k x[t, k] W[i, k]`, added to the present contents
+/// of `out` if `accumulate` is set (a residual connection).
 ///
 /// `x: [num_tokens, k]`, `out: [num_tokens, width]`.
 ///
@@ -103,8 +104,9 @@ pub fn linear(
     });
 }
 
-/// For some tokens at a time every tile, so that their inputs and outputs stay in the nearer caches: as many neighbouring
-/// tiles together as [`ACC_LEN`] has room for.
+/// The order of the work: every tile for the first tokens, then every tile for the next tokens, so that the inputs and
+/// outputs of these tokens stay in the nearer caches. One item has as many neighbouring tiles as [`ACC_LEN`] has room
+/// for.
 fn passes(num_tokens: usize, tiles: Range<usize>) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
     let per_call = (TOKENS_PER_PASS / num_tokens.max(1)).max(1);
     (0..num_tokens).step_by(TOKENS_PER_PASS).flat_map(move |first| {
@@ -114,7 +116,8 @@ fn passes(num_tokens: usize, tiles: Range<usize>) -> impl Iterator<Item = (Range
     })
 }
 
-/// Columns of a matrix of outputs: those of `n` rows of weights, the first at `first` and every `width` after it.
+/// The columns that `n` rows of weights fill in a matrix of outputs. Its rows are `width` long; the first of these
+/// columns begins at `first`.
 struct Columns<'a> {
     out: SharedMut<'a, f32>,
     first: usize,
@@ -123,7 +126,8 @@ struct Columns<'a> {
 }
 
 simd_kernel! {
-    /// Writes or adds `acc: [tiles.len(), any, 16]`. Nobody else may use the columns of these tiles meanwhile.
+    /// Writes or adds `acc: [tiles.len(), num_tokens, 16]`. No other thread may use the columns of these tiles during
+    /// the call.
     fn write_columns(to: &Columns<'_>, tiles: &Range<usize>, acc: &[f32], accumulate: bool) = write_columns_body
 }
 
@@ -134,7 +138,7 @@ fn write_columns_body<S: Simd>(s: S, to: &Columns<'_>, tiles: &Range<usize>, acc
         for tile in tiles.start..tiles.end {
             let num_columns = LANES.min(to.n - tile * LANES);
             let acc = &acc[((tile - tiles.start) * num_tokens + t) * LANES..][..LANES];
-            // SAFETY: the columns are the caller's alone; both sides have the values that are read and written.
+            // SAFETY: only the caller uses these columns; both sides have as many values as are read and written.
             unsafe {
                 let out = to.out.slice(to.first + t * to.width + tile * LANES, num_columns);
                 if num_columns == LANES {
@@ -153,7 +157,7 @@ fn write_columns_body<S: Simd>(s: S, to: &Columns<'_>, tiles: &Range<usize>, acc
     }
 }
 
-/// Tiles whose outputs are a block of the next matrix's inputs.
+/// Tiles whose outputs together are one block of the next matrix's inputs.
 const TILES_PER_BLOCK: usize = BLOCK_K / LANES;
 
 /// `out[t, i] = activation(x[t] . gate[i]) * (x[t] . up[i])`, `out: [num_tokens, n]`.
@@ -192,7 +196,7 @@ pub fn gated(
         let Some(quantized) = &quantized else { return };
         let columns = blocks.start * BLOCK_K..n.min(blocks.end * BLOCK_K);
         for token in 0..num_tokens {
-            // SAFETY: these columns and blocks are of these tiles alone, and the columns are written.
+            // SAFETY: these columns and blocks belong to these tiles alone, and the columns have been written.
             unsafe {
                 let x = out.read(token * n + columns.start, columns.len());
                 quantized.quantize(isa, token, columns.start, x);
@@ -201,7 +205,7 @@ pub fn gated(
     });
 }
 
-/// Some neighbouring tiles for some tokens into `acc: [tiles.len(), tokens.len(), 16]`.
+/// Multiplies some neighbouring tiles with some tokens' inputs, into `acc: [tiles.len(), tokens.len(), 16]`.
 fn multiply(
     isa: Isa,
     part: &MatrixPart<'_>,
@@ -216,7 +220,7 @@ fn multiply(
             let num_rows = LANES.min(part.weights.n - tile * LANES);
             start[..num_rows].copy_from_slice(&bias[tile * LANES..][..num_rows]);
         }
-        // Not `fill`, which is a call and copies value by value.
+        // This is not `fill`, which compiles to a call that copies value by value.
         for acc in acc.as_chunks_mut::<LANES>().0 {
             *acc = start;
         }

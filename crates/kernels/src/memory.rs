@@ -1,9 +1,9 @@
-//! Memory for packed weights and for keys and values, from the system and zero until it is written.
+//! Memory for packed weights and for keys and values. It comes from the system and is zero until it is written.
 //!
-//! A step of one token reads all weights, at the speed of the memory, so they are in large pages: with small ones a model
-//! of 84 MB takes twenty thousand look-ups of page tables a step. Matrices are laid one after another in maps much larger
-//! than a large page, because most matrices are smaller than one. Keys and values are in small pages: most of that
-//! memory is not in use most of the time, and what never was is not resident.
+//! A step of one token reads all weights, at the speed of the memory, so weights lie in large pages: with small pages,
+//! a model of 84 MB needs twenty thousand page-table look-ups a step. Matrices are laid one after another in maps much
+//! larger than a large page, because most matrices are smaller than one. Keys and values lie in small pages: most of
+//! that memory is unused most of the time, and a page that was never written is not resident.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use memmap2::{MmapMut, MmapRaw};
 
 use crate::{Error, Result};
 
-/// Bytes of a map. Pages that nobody writes are never backed, so a map that is not full costs nothing.
+/// Bytes of a map. The system backs a page only once it is written, so the unused part of a map costs nothing.
 const MAP_BYTES: usize = if cfg!(miri) { 1 << 20 } else { 256 << 20 };
 /// Regions begin on a cache line.
 const LINE: usize = 64;
@@ -43,7 +43,7 @@ impl Default for Memory {
 }
 
 impl Memory {
-    /// Memory of which only what was written is resident, to the system's page.
+    /// Memory in the system's small pages, of which only those that were written are resident.
     pub(crate) fn in_small_pages() -> Self {
         Self { has_large_pages: false, ..Self::default() }
     }
@@ -72,7 +72,7 @@ impl Memory {
 fn new_map(len: usize, has_large_pages: bool) -> Result<Arc<MmapRaw>> {
     let failed = |e: std::io::Error| Error::NoMemory { num_bytes: len, cause: e.to_string() };
     let map = MmapMut::map_anon(len).map_err(failed)?;
-    // A system without large pages refuses: it is slower there, not wrong.
+    // A system without large pages refuses. The memory is slower there, not wrong.
     #[cfg(all(target_os = "linux", not(miri)))]
     if has_large_pages && let Err(e) = map.advise(memmap2::Advice::HugePage) {
         tracing::debug!("no large pages for weights: {e}");
@@ -88,8 +88,8 @@ impl Region {
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        // SAFETY: `region` cut this part out of the map for this value alone; it is initialised (zero, or written since)
-        // and nobody writes while `self` is borrowed, because writing borrows it mutably.
+        // SAFETY: `region` cut this part out of the map for this value alone; it is initialised (zero, or written
+        // since) and nothing writes it while `self` is borrowed, because writing needs a mutable borrow.
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(self.start), self.len) }
     }
 

@@ -3,7 +3,7 @@
 use super::pool::{Pool, SharedMut, for_rows};
 use super::simd::{Isa, LANES, Simd, simd_kernel};
 
-/// Most rows that a thread takes at a time.
+/// A thread takes at most this many rows at a time.
 const ROWS_PER_TILE_MAX: usize = 16;
 
 /// A norm's parameters.

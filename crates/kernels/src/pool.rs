@@ -1,13 +1,14 @@
-//! The compute threads of one worker. A job is a number of tiles and a function of neighbouring tiles. Every thread has
-//! a home, an even share of neighbours: it claims a part of what is left there, then of what is left elsewhere. So a
-//! thread reads memory in order, as it streams fastest, and one that loses its core holds up a part of its share only.
-//! Between jobs the helpers spin for a moment (a step is some hundred jobs back to back), then park. Who spins fetches
-//! what its home will read in the next job: memory would idle otherwise while few tiles or one thread still compute.
+//! The compute threads of one worker. A job is a number of tiles and a function that runs a range of neighbouring
+//! tiles. Every thread has a home: an even share of the tiles, all of them neighbours. A thread claims parts of its
+//! home until no tile is left there, then parts of the other homes. So a thread reads memory in order, which streams
+//! fastest, and a thread that loses its core delays only a part of its share. Between jobs the helper threads spin for
+//! a moment (a step is about a hundred jobs back to back), then park. A spinning thread prefetches what its home will
+//! read in the next job, because memory would otherwise idle while a few tiles or one thread still compute.
 //!
 //! ```text
 //! claim = generation << 24 | next tile         one atomic word for each home
 //! run:    close the claims, publish the function, then claim = (generation + 1, first tile) for each home
-//! claim:  read claim, read the function, compare-and-swap claim + n, n a part of the tiles left, at least 1
+//! claim:  read claim, read the function, compare-and-swap claim + n (n = a part of the tiles left, at least 1)
 //! ```
 //! The swap succeeds only if no newer job was published since the first read, and a job cannot end while one of its
 //! tiles is still running, so a function is never called after its job has ended.
@@ -23,24 +24,25 @@ const TILE_MASK: u64 = (1 << TILE_BITS) - 1;
 /// Spins before a thread parks: about 30 us, several times the gap between two jobs of a step.
 const SPINS_BEFORE_PARK: u32 = if cfg!(miri) { 4 } else { 2_000 };
 
-/// Of what is left at home a thread claims one part in so many, elsewhere one in as many for every thread.
+/// A thread claims 1 / PARTS of the tiles left in its home, or 1 / (PARTS * num_threads) of the tiles left in another.
 const PARTS: usize = 2;
-/// A thread that has no helpers takes a job in so many parts: one beat for each, as often as one of two threads.
+/// A pool of one thread cuts a job into this many parts and beats once for each, which is about as often as the caller
+/// beats in a pool of two.
 const PARTS_ALONE: usize = 4;
 
-/// Tiles of rows are this much smaller than even shares.
+/// A job over rows has at least this many tiles per thread, if there are enough rows.
 const ROW_TILES_PER_THREAD: usize = 4;
 
-/// Most that an idle thread fetches for the next job: a part of a second-level cache.
+/// An idle thread prefetches at most this much for the next job: a part of a second-level cache.
 const AHEAD_BYTES: usize = 256 << 10;
-/// Bytes fetched between two looks for a new job.
+/// Bytes prefetched between two checks for a new job.
 const AHEAD_STEP: usize = 256;
 
 /// Threads that run tiles. The calling thread is one of them.
 pub struct Pool {
     shared: Arc<PoolShared>,
     helpers: Vec<JoinHandle<()>>,
-    /// Counts the calling thread's claims of all jobs. Nobody else writes it, so it costs nothing.
+    /// Counts the calling thread's claims, over all jobs. No other thread writes the counter, so it costs nothing.
     beat: Arc<AtomicU64>,
 }
 
@@ -111,12 +113,12 @@ impl Pool {
         self.helpers.len() + 1
     }
 
-    /// A count that rises several times in every job, so that a long one is told from one that hangs.
+    /// A count that rises several times in every job, so that a watcher can tell a long job from one that hangs.
     pub fn beat(&self) -> Arc<AtomicU64> {
         self.beat.clone()
     }
 
-    /// Says what the next job will read: each tile its part of each range. Threads that wait fetch it meanwhile.
+    /// Announces what the next job will read: each tile reads its part of each range. Waiting threads prefetch it.
     pub fn set_ahead(&mut self, ranges: [Range<*const u8>; 2]) {
         for (ahead, range) in self.shared.ahead.iter().zip(ranges) {
             ahead.start.store(range.start.cast_mut(), Ordering::Relaxed);
@@ -125,7 +127,7 @@ impl Pool {
     }
 
     /// Calls `f(tile)` once for every tile in `0..num_tiles`, on all threads; returns when all are done. Tiles run in
-    /// any order and must not depend on each other. `&mut self` because one job runs at a time.
+    /// any order and must not depend on each other. It takes `&mut self` because one job runs at a time.
     ///
     /// # Panics
     /// With the first panic of a tile, after the other threads are done.
@@ -133,7 +135,7 @@ impl Pool {
         self.run_ranges(num_tiles, |tiles| tiles.for_each(&f));
     }
 
-    /// The same for a function of neighbouring tiles, so that it can prepare once for several.
+    /// The same for a function that runs a range of neighbouring tiles, so that it can prepare once for all of them.
     ///
     /// # Panics
     /// As `run`.
@@ -149,8 +151,8 @@ impl Pool {
         assert!((num_tiles as u64) < TILE_MASK, "too many tiles in one job: {num_tiles}");
         let s = &*self.shared;
         let call: TileCall = call_closure::<F>;
-        // Close the old claims first: a helper that read one before and reads the new `num_tiles` now would otherwise
-        // take the old job's end for a tile of the new one. Its swap fails on the closed word.
+        // Close the old claims first. Otherwise a helper that has read an old claim and now reads the new `num_tiles`
+        // would take the old job's end for a tile of the new job. Its swap fails on the closed word.
         let old = s.homes[0].claim.load(Ordering::Relaxed);
         for home in &s.homes {
             home.claim.store(old | TILE_MASK, Ordering::SeqCst);
@@ -201,7 +203,7 @@ unsafe fn call_closure<F: Fn(Range<usize>) + Sync>(closure: *const (), tiles: Ra
     unsafe { (*closure.cast::<F>())(tiles) }
 }
 
-/// Calls `f(row)` for every row, neighbouring rows in one tile: `max` of them where there are many.
+/// Calls `f(row)` for every row. A tile has neighbouring rows, at most `max` of them.
 pub(super) fn for_rows(pool: &mut Pool, num_rows: usize, max: usize, f: impl Fn(usize) + Sync) {
     let per_tile = (num_rows / (ROW_TILES_PER_THREAD * pool.num_threads())).clamp(1, max);
     pool.run(num_rows.div_ceil(per_tile), |tile| {
@@ -216,7 +218,7 @@ impl PoolShared {
         i * n / num_threads..(i + 1) * n / num_threads
     }
 
-    /// Claims and runs some tiles, those of thread `me`'s home first; `false` if there is none left to claim.
+    /// Claims and runs some tiles, those of thread `me`'s home first; `false` if no tile is left to claim.
     fn run_tiles(&self, me: usize) -> bool {
         let num_threads = self.homes.len();
         (0..num_threads).any(|i| {
@@ -225,7 +227,7 @@ impl PoolShared {
         })
     }
 
-    /// The same for one home: one part in `parts` of what is left.
+    /// The same for one home: claims `1 / parts` of its remaining tiles, at least one.
     fn run_tiles_of(&self, home: usize, parts: usize) -> bool {
         let word = &self.homes[home].claim;
         let claim = word.load(Ordering::Acquire);
@@ -239,7 +241,7 @@ impl PoolShared {
         }
         let n = ((end - tile) / parts).max(1);
         if word.compare_exchange_weak(claim, claim + n as u64, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-            return true; // Somebody else was faster, or a newer job came: look again.
+            return true; // Another thread was faster, or a newer job came: look again.
         }
         // SAFETY: the swap proves that the words read after `claim` belong to its job (a newer job changes `claim`
         // for good), and that job waits in `run` for these tiles, so the closure is alive and `call` is its shim.
@@ -261,7 +263,8 @@ impl PoolShared {
         true
     }
 
-    /// Fetches a little of what thread `me` reads in the next job, from `at` on in its part of each range.
+    /// Prefetches a little of what thread `me` reads in the next job, beginning at offset `at` of its part of each
+    /// range.
     fn fetch_ahead(&self, me: usize, at: usize) {
         for ahead in &self.ahead {
             let share = self.share(me, ahead.len.load(Ordering::Relaxed));
@@ -287,7 +290,7 @@ impl PoolShared {
         self.caller_parked.store(false, Ordering::SeqCst);
     }
 
-    /// Waits for a moment, usefully at first.
+    /// Waits for a moment. The first spins also prefetch.
     fn spin(&self, me: usize, spins: u32) {
         let at = spins as usize * AHEAD_STEP;
         if at < AHEAD_BYTES {
@@ -306,7 +309,8 @@ impl PoolShared {
                 spins += 1;
             } else {
                 self.num_parked.fetch_add(1, Ordering::SeqCst);
-                // Looked at once more after saying so: a job published before that was seen is not slept through.
+                // Check once more after raising `num_parked`: otherwise this thread could sleep through a job whose
+                // caller read the count just before.
                 let idle = (0..self.homes.len()).all(|i| {
                     let claim = self.homes[i].claim.load(Ordering::SeqCst);
                     (claim & TILE_MASK) as usize >= self.share(i, self.num_tiles.load(Ordering::SeqCst)).end
@@ -337,7 +341,7 @@ fn prefetch(p: *const u8) {
     let _ = p;
 }
 
-/// A slice that several tiles write at once, each its own part.
+/// A slice that several tiles write at once, each tile its own part.
 #[derive(Clone, Copy)]
 pub(crate) struct SharedMut<'a, T> {
     ptr: *mut T,
@@ -358,26 +362,26 @@ impl<'a, T> SharedMut<'a, T> {
     /// Writes one element.
     ///
     /// # Safety
-    /// Nobody else uses it meanwhile.
+    /// No other thread uses it during the call.
     #[inline(always)]
     pub(crate) unsafe fn write(&self, index: usize, value: T) {
         assert!(index < self.len, "element {index} of {}", self.len);
-        // SAFETY: in bounds; the caller vouches that nobody else uses it.
+        // SAFETY: in bounds; the caller vouches that no other thread uses it.
         unsafe { self.ptr.add(index).write(value) }
     }
 
     /// The part `start..start + len`, to be read.
     ///
     /// # Safety
-    /// Nobody writes it meanwhile.
+    /// No thread writes the part while the returned slice is in use.
     #[inline(always)]
     pub(crate) unsafe fn read(&self, start: usize, len: usize) -> &[T] {
         assert!(start <= self.len && len <= self.len - start, "part {start}+{len} of {}", self.len);
-        // SAFETY: in bounds; the caller vouches that nobody writes it.
+        // SAFETY: in bounds; the caller vouches that no thread writes it.
         unsafe { std::slice::from_raw_parts(self.ptr.add(start), len) }
     }
 
-    /// The address of an element, to be fetched: it may lie outside.
+    /// The address of an element, for a prefetch. It may lie outside the slice.
     #[inline(always)]
     pub(crate) fn address(&self, index: usize) -> *const T {
         self.ptr.wrapping_add(index)
@@ -438,7 +442,7 @@ mod tests {
             for _ in 0..20 {
                 let before = beat.load(Ordering::Relaxed);
                 pool.run(60, |_| {
-                    // A helper is slow: it goes on only when the caller was seen to advance.
+                    // A helper is slow: it goes on only after it has seen the caller advance.
                     while std::thread::current().id() != caller && beat.load(Ordering::Relaxed) < before + 2 {
                         std::hint::spin_loop();
                     }

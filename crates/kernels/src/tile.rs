@@ -1,6 +1,6 @@
-//! Tiles of sixteen output rows for all tokens, inputs quantised to bytes: exact integer dot products per block of
-//! 32. The format is a constant of the compiled code, so each of the formats has a loop of its own; which one is chosen
-//! once for all tiles.
+//! Multiplies tiles of sixteen output rows with the inputs of all tokens, quantised to bytes: exact integer dot
+//! products per block of 32. The format is a constant of the compiled code, so each format has a loop of its own. The
+//! loop is chosen once for all tiles.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -20,8 +20,8 @@ pub(super) fn multiply(isa: Isa, weights: &Packed, tiles: &Range<usize>, x: Quan
     if num_tokens <= TOKENS {
         return multiply_codes(isa, weights.layout.format, &operands, &mut [], acc);
     }
-    // Borrowed here and not in the kernel: a closure given to `with_borrow_mut` is compiled without its caller's
-    // instruction set.
+    // The scratch memory is borrowed here and not in the kernel: a closure given to `with_borrow_mut` is compiled
+    // without its caller's instruction set.
     SCRATCH.with_borrow_mut(|scratch| {
         if scratch.len() < k / BLOCK_K * EXPANDED + 64 {
             scratch.resize(k / BLOCK_K * EXPANDED + 64, 0);
@@ -106,7 +106,8 @@ fn multiply_format<S: Simd, const F: u8>(s: S, operands: &Operands<'_>, scratch:
             unsafe { multiply_rows::<S, F, false>(s, num_tokens, &rows, packed) };
             continue;
         }
-        // Whole vectors on cache lines: the caller lends one line more than needed, to begin on one.
+        // Every vector lies on a cache line: the caller lends one line more than needed, so that the first can begin on
+        // one.
         let skip = scratch.as_ptr().align_offset(64);
         let expanded = scratch[skip..skip + num_blocks * EXPANDED].as_mut_ptr();
         // SAFETY: the scratch memory has room for every block, and every block is stored before it is loaded.
@@ -119,13 +120,13 @@ fn multiply_format<S: Simd, const F: u8>(s: S, operands: &Operands<'_>, scratch:
     }
 }
 
-/// Where a tile's blocks are: packed, or expanded in scratch memory (then `scales_at` says nothing).
+/// Where a tile's blocks are: packed, or expanded in scratch memory (then `scales_at` is unused).
 #[derive(Clone, Copy)]
 pub(super) struct TileSource {
     pub(super) base: *const u8,
     /// Where the scales begin.
     pub(super) scales_at: usize,
-    /// Each block fetches its part of the next tile: what lies this far ahead, plus a step for every block.
+    /// Each block prefetches its part of the next tile, which lies this far ahead, plus one step for every block.
     pub(super) ahead: usize,
     pub(super) ahead_step: usize,
 }
@@ -138,8 +139,9 @@ pub(super) unsafe fn load<S: Simd, const F: u8>(s: S, source: TileSource, b: usi
     // SAFETY: offsets follow the layout that `Packed` wrote.
     unsafe {
         let p = tile.add(b * const { layout(F).planes.num_bytes() });
-        // A block's lines and, as the steps are not whole lines, sometimes one of them twice. The scales lie behind the
-        // codes, so reading ahead within the tile would find neither its own scales nor the next tile in time.
+        // Prefetch one block's lines. The steps are not whole lines, so a line is sometimes prefetched twice. The
+        // scales lie behind the codes, so prefetching within this tile would reach neither its own scales nor the next
+        // tile in time.
         let next = tile.wrapping_add(ahead + b * ahead_step);
         for line in 0..const { layout(F).block_lines() } {
             s.prefetch(next.wrapping_add(line * 64));
@@ -205,7 +207,7 @@ unsafe fn load_expanded<S: Simd, const F: u8>(s: S, p: *const u8) -> Block<S> {
 struct Rows {
     /// `[num_tokens, num_blocks * 32]`
     x: *const i8,
-    /// `[num_tokens, num_blocks]`, as the rest of what is known of the blocks.
+    /// `[num_tokens, num_blocks]`, as are the next three.
     scales: *const [f32; 2],
     half_sums: *const [f32; 2],
     starts: *const [i32; 4],
@@ -215,7 +217,7 @@ struct Rows {
     num_blocks: usize,
 }
 
-/// All tokens, as many at a time as registers allow.
+/// Multiplies all tokens, as many at a time as the registers allow.
 ///
 /// # Safety
 /// `num_tokens` rows behind every pointer of `rows`.
@@ -270,10 +272,10 @@ unsafe fn multiply_group<S: Simd, const F: u8, const E: bool, const T: usize>(
     }
 }
 
-/// One block of weights with block number `b` of the rows.
+/// Adds the product of one block of weights and block number `b` of the rows to `acc`, and returns the sum.
 ///
 /// # Safety
-/// There is such a block.
+/// The rows have a block `b`.
 #[inline(always)]
 unsafe fn add_block<S: Simd, const F: u8>(s: S, block: &Block<S>, rows: &Rows, b: usize, mut acc: S::F) -> S::F {
     // SAFETY: the caller vouches for the block.

@@ -1,5 +1,5 @@
-//! Tiles of sixteen output rows for all tokens, inputs in f32: each block of 32 weights per row is turned into f32
-//! once and multiplied with every token. Nothing is rounded but the sums.
+//! Multiplies tiles of sixteen output rows with the inputs of all tokens, in f32. Each block of 32 weights per row is
+//! converted to f32 once and multiplied with every token. Only the sums are rounded.
 
 use std::ops::Range;
 
@@ -120,7 +120,7 @@ unsafe fn decode<S: Simd, const F: u8>(s: S, source: TileSource, b: usize, w: &m
     }
 }
 
-/// All tokens on one decoded block whose first weight is number `at` of the row.
+/// Multiplies all tokens with one decoded block, whose first weight is number `at` of the row.
 #[inline(always)]
 fn multiply_tokens<S: Simd>(s: S, w: &[[f32; LANES]], x: &[f32], k: usize, at: usize, acc: &mut [f32]) {
     let num_tokens = acc.len() / LANES;

@@ -1,14 +1,15 @@
-//! What distinguishes one architecture from another, as data. The decoder reads this and nothing else: a new
-//! architecture is a new arm in `ModelConfig::from_gguf`, not a new file of arithmetic.
+//! The differences between architectures, as data. The decoder reads this and nothing else: a new architecture is a new
+//! arm in `ModelConfig::from_gguf`, not a new file of arithmetic.
 
 use super::gguf::{Gguf, Metadata};
 use tallow_kernels::{Activation, RopePairs};
 use tallow_stream::error::{Error, Result};
 
-/// The architectures that load, as GGUF names them. Mistral files call themselves `llama`.
+/// The architectures that load, as GGUF names them. Mistral files name the architecture `llama`.
 pub(crate) const ARCHITECTURES: [&str; 6] = ["llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3"];
 
-/// Layers of the deepest file; the key is read before anything shows that there are so many.
+/// Most layers of a file. The limit is needed because the number is read before the file is known to have that many
+/// layers.
 const LAYERS_MAX: usize = 1024;
 
 /// A decoder, described.
@@ -28,11 +29,11 @@ pub struct ModelConfig {
     pub intermediate_size: usize,
     /// Number of logits.
     pub vocab_size: usize,
-    /// Longest sequence it was made for.
+    /// Longest sequence that the model was made for.
     pub context_length: usize,
     /// Added to the mean square in every norm.
     pub(crate) norm_eps: f32,
-    /// Of the feed-forward gate.
+    /// Activation of the feed-forward gate.
     pub activation: Activation,
     /// How a head's dimensions are paired for rotation.
     pub rope_pairs: RopePairs,
@@ -54,10 +55,10 @@ pub struct ModelConfig {
     pub(crate) fused_projections: bool,
 }
 
-/// One layer's own.
+/// The settings that differ from layer to layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LayerConfig {
-    /// Positions a query sees, its own included; `None` sees all.
+    /// Positions that a query sees, its own included; `None` sees all.
     pub window: Option<usize>,
     /// Index into [`ModelConfig::ropes`].
     pub(crate) rope_index: usize,
@@ -68,7 +69,7 @@ pub(crate) struct LayerConfig {
 pub(crate) struct RopeConfig {
     /// The base frequency.
     pub base: f32,
-    /// 1, or 1 over the factor of linear scaling.
+    /// 1, or with linear scaling 1 divided by its factor.
     pub(crate) position_scale: f32,
     /// One divisor per pair, or none.
     pub factors: Vec<f32>,
@@ -76,7 +77,7 @@ pub(crate) struct RopeConfig {
     pub(crate) magnitude: f32,
 }
 
-/// Keys of one architecture: `llama.` in front of each.
+/// Reads the keys of one architecture, which all begin with its name (`llama.`).
 struct Keys<'a> {
     meta: &'a Metadata,
     prefix: &'a str,
@@ -110,11 +111,11 @@ impl Keys<'_> {
 
 impl ModelConfig {
     /// Reads the description from a file's metadata. `max_model_len` is the longest sequence that will be served
-    /// (LongRoPE files carry two sets of factors, and it decides which).
+    /// (LongRoPE files carry two sets of factors, and this length decides which set is used).
     ///
     /// # Errors
-    /// If the architecture or a feature of it is not supported, or a key is missing or senseless; the message names
-    /// it.
+    /// If the architecture or a feature of it is not supported, or a key is missing or has an invalid value; the
+    /// message names the key.
     pub(crate) fn from_gguf(gguf: &Gguf, max_model_len: Option<usize>) -> Result<Self> {
         let meta = gguf.metadata();
         let architecture = meta.get_str("general.architecture")?;
@@ -149,14 +150,15 @@ impl ModelConfig {
             norm_eps: keys.opt_f32("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5),
             activation: if is_gemma { Activation::GeluTanh } else { Activation::Silu },
             rope_pairs: match architecture {
-                // Their converters permute query and key rows so that neighbours are paired.
+                // The converters of these files permute query and key rows so that neighbours are paired.
                 "llama" | "mistral" => RopePairs::Interleaved,
                 _ => RopePairs::Halves,
             },
             rope_dim: keys.opt_size("rope.dimension_count")?.unwrap_or(head_dim),
             ropes,
             layers: layers(&keys, num_layers, is_gemma)?,
-            // Gemma 3's reports give every size the head's but 27B, the one with 62 layers, which divides the width.
+            // By Gemma 3's report every size scales by the head's size, except 27B, the one with 62 layers: it scales
+            // by the hidden size divided by the number of heads.
             attention_scale: match (is_gemma, num_layers) {
                 (true, 62) => 1.0 / (hidden_size as f32 / num_heads as f32).sqrt(),
                 _ => 1.0 / (head_dim as f32).sqrt(),
@@ -222,7 +224,7 @@ impl ModelConfig {
     }
 }
 
-/// Features that some files of a supported architecture have and the decoder does not.
+/// Refuses features that some files of a supported architecture use and the decoder lacks.
 fn refuse_unsupported(keys: &Keys<'_>) -> Result<()> {
     if let Some(experts) = keys.meta.opt_u32(&keys.name("expert_count"))?.filter(|n| *n > 0) {
         return Err(Error::bad_model(format!(

@@ -1,11 +1,12 @@
-//! The border to candle: what computes with its tensors keeps its errors, and what is called from outside has ours.
+//! The border to candle: code that computes with candle's tensors returns candle's errors, and functions that other
+//! code calls return ours.
 
 use tallow_stream::error::{Error, Result};
 
-/// A result of candle's at the border.
+/// Converts a result of candle's at the border.
 pub(crate) trait OrDevice<T> {
     /// # Errors
-    /// That the device failed, with candle's own sentence.
+    /// If candle's operation failed; the error has candle's own message.
     fn or_device(self) -> Result<T>;
 }
 

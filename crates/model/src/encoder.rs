@@ -1,12 +1,11 @@
-//! Encoders: models that were trained to turn a text into a vector, and can do nothing else. BERT as candle-transformers
-//! has it, which is exact and slow enough beside our own kernels; encoders are small. What is batched raggedly, kept in
-//! blocks and timed to the microsecond is the decoder, and not this.
+//! Encoders: models that were trained to turn a text into a vector, and can do nothing else. The arithmetic is BERT of
+//! candle-transformers. It is exact but slower than our own kernels, which matters little because encoders are small.
+//! Ragged batches, KV blocks and microsecond tuning belong to the decoder; there are none here.
 //!
-//! candle's operations on a CPU use rayon's pool, which is one for the process and has a thread for each core, or as
-//! many as the variable `RAYON_NUM_THREADS` says. One text is computed at a time (`engine::encoder`), so no more than
-//! these ever compete with the decoder's own threads. And one alone: filled up to the length of a neighbour, a text
-//! would be computed in matrices of another shape, and its vector would differ in the last bits from the one it has by
-//! itself.
+//! candle's operations on a CPU use rayon's pool. The process has one such pool, with a thread for each core, or as
+//! many as the variable `RAYON_NUM_THREADS` says. One text is computed at a time (`engine::encoder`), so only these
+//! threads ever compete with the decoder's own. A text is also computed alone: if it were padded to the length of a
+//! neighbour, its matrices would have another shape, and its vector would differ in the last bits.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -31,15 +30,15 @@ const HEADER_BYTES_MAX: u64 = 100_000_000;
 /// Loads the weights of an encoder.
 pub type EncoderLoader = Arc<dyn Fn() -> Result<Encoder> + Send + Sync>;
 
-/// An encoder whose files are open, its weights apart.
+/// An encoder whose files are open. Its weights are loaded separately.
 pub struct OpenEncoder {
-    /// What is to be known of it before it is loaded. It has no KV memory that a text must fit.
+    /// What the engine must know before the weights are loaded. An encoder has no KV memory that a text must fit.
     pub spec: ModelSpec,
-    /// Texts to its tokens, with those that the model wants around them.
+    /// Turns a text into tokens, with those that the model wants around it.
     pub tokenizer: Arc<Tokenizer>,
     /// Loads its weights.
     pub loader: EncoderLoader,
-    /// About how much memory its weights take.
+    /// Estimated bytes of memory for its weights.
     pub memory_bytes: u64,
     /// One line for the log.
     pub description: String,
@@ -52,15 +51,15 @@ pub struct Encoder {
     max_model_len: usize,
 }
 
-/// What sentence-transformers writes beside a model.
+/// The configuration file that sentence-transformers writes beside a model.
 #[derive(Debug, Deserialize)]
 struct SentenceConfig {
-    /// The longest text that it was trained with.
+    /// The longest text that the model was trained with, in tokens.
     max_seq_length: Option<usize>,
 }
 
-/// Opens the encoder whose weights are at `path` (safetensors), with `config.json`, `tokenizer.json` and, if there is one,
-/// `sentence_bert_config.json` beside them.
+/// Opens the encoder whose weights are at `path` (safetensors), with `config.json`, `tokenizer.json` and, if there is
+/// one, `sentence_bert_config.json` beside them.
 ///
 /// # Errors
 /// If a file is missing, damaged, or of another architecture; the message begins with its path.
@@ -85,7 +84,7 @@ pub fn open(path: &Path) -> Result<OpenEncoder> {
 }
 
 impl Encoder {
-    /// Loads the weights at `path`, as [`open`] finds them.
+    /// Loads the weights at `path`, with the configuration files that [`open`] reads.
     ///
     /// # Errors
     /// As [`open`].
@@ -97,10 +96,10 @@ impl Encoder {
         Ok(Self { bert, hidden_size: config.hidden_size, max_model_len: max_model_len(path, &config)? })
     }
 
-    /// Its last hidden states, `[tokens.len(), hidden_size]`.
+    /// The last hidden states of `tokens`, `[tokens.len(), hidden_size]`.
     ///
     /// # Errors
-    /// If the device fails. Tokens past the vocabulary, or more of them than its context has, are a bug.
+    /// If the device fails. Tokens outside the vocabulary, or more tokens than the context holds, are a bug.
     pub fn hidden_states(&self, tokens: &[TokenId]) -> Result<Vec<f32>> {
         assert!(tokens.len() <= self.max_model_len, "a text that is too long");
         let compute = || {
@@ -127,8 +126,9 @@ fn config(path: &Path) -> Result<Config> {
     Ok(config)
 }
 
-/// What the weights take once they are f32, by the file's header: its length in 8 bytes, little-endian, then JSON with the
-/// shape of every tensor (the format's own description, github.com/huggingface/safetensors).
+/// Bytes of the weights once they are f32, computed from the file's header. The header is its length in 8 bytes,
+/// little-endian, then JSON with the shape of every tensor (the format's own description,
+/// github.com/huggingface/safetensors).
 fn weight_bytes(path: &Path) -> Result<u64> {
     #[derive(Deserialize)]
     struct Shaped {
@@ -151,7 +151,7 @@ fn weight_bytes(path: &Path) -> Result<u64> {
     Ok(num_values.fold(0u64, u64::saturating_add).saturating_mul(size_of::<f32>() as u64))
 }
 
-/// As long as it was trained to, at most as long as it has positions for.
+/// The length that the model was trained with, but not more than its number of positions.
 fn max_model_len(path: &Path, config: &Config) -> Result<usize> {
     let path: PathBuf = path.with_file_name("sentence_bert_config.json");
     let trained = match std::fs::read(&path) {

@@ -1,5 +1,6 @@
-//! What a model's texts follow from, as a number: everything in its files, and how they are computed with. A stored text goes
-//! on only where that is the same; a new release, a moved file or another bound on the context does not change it.
+//! A hash of everything that determines a model's texts: the contents of its files, and the arithmetic that is used. A
+//! stored text can resume only under the same fingerprint. A new release, a moved file or another bound on the context
+//! does not change the fingerprint.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -27,7 +28,8 @@ pub(crate) fn of(path: &Path, arithmetic: &str) -> Result<u64> {
     Ok(hasher.digest())
 }
 
-/// The hash of a file's bytes, from the note beside it where that was written for the file as it is.
+/// The hash of a file's bytes. It comes from the note beside the file, if the note's length and time still match the
+/// file.
 fn content(path: &Path) -> Result<u64> {
     let io = |e| Error::io(path.display(), e);
     let stamp = stamp(path).map_err(io)?;
@@ -36,7 +38,7 @@ fn content(path: &Path) -> Result<u64> {
         return Ok(known);
     }
     let hash = hash(path).map_err(io)?;
-    // Where nobody may write, it is read again next time.
+    // If the note cannot be written, the file is hashed again next time.
     if let Err(e) = fs::write(&note, format!("{stamp} {hash:016x}\n")) {
         tracing::debug!("{}: {e}", note.display());
     }

@@ -26,7 +26,7 @@ pub struct ModelSpec {
     pub vocab_size: usize,
     /// Longest sequence, prompt and output together.
     pub max_model_len: usize,
-    /// KV blocks it has memory for.
+    /// KV blocks that the model has memory for.
     pub num_blocks: usize,
     /// A token that attends to this many others takes about twice the time of one that attends to none. At least 1.
     pub attention_span: usize,
@@ -34,11 +34,11 @@ pub struct ModelSpec {
 
 /// A loaded model with its KV memory. One worker owns it outright.
 pub trait Model: Send {
-    /// What the engine must know of it.
+    /// What the engine must know of this model.
     fn spec(&self) -> &ModelSpec;
 
-    /// Computes every token of the batch, writes their keys and values to their slots, and puts the logits of the
-    /// wanted rows into `logits` (`[num_logits, vocab_size]`, replacing what was there).
+    /// Computes every token of the batch, writes their keys and values to their slots, and replaces the contents of
+    /// `logits` by the logits of the wanted rows (`[num_logits, vocab_size]`).
     ///
     /// Each row depends on its own sequence only: same tokens, same bits, whatever else is in the batch and however
     /// the sequence was cut into steps.
@@ -47,15 +47,16 @@ pub trait Model: Send {
     /// If the device fails. A malformed batch is a bug and panics.
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<()>;
 
-    /// The hidden states, behind the last norm, of `rows` of the batch that [`Self::forward`] computed last
-    /// (`[rows.len(), hidden_size]`, replacing what was in `states`). They depend on what logits do and on no more.
+    /// Replaces the contents of `states` by the hidden states, after the last norm, of `rows` of the batch that
+    /// [`Self::forward`] computed last (`[rows.len(), hidden_size]`). They depend on the same inputs as logits, and on
+    /// no others.
     ///
     /// # Errors
-    /// If the device fails. Another batch than the last is a bug.
+    /// If the device fails. A batch other than the last one is a bug.
     fn hidden_states(&mut self, batch: &Batch, rows: Range<usize>, states: &mut Vec<f32>) -> Result<()>;
 
-    /// A count that rises many times within `forward`, with every part of a matrix for instance: a long step is told from
-    /// one that hangs by it. Without one, a step that takes long counts as hung.
+    /// A count that rises many times within `forward`, for instance with every part of a matrix. The engine uses it to
+    /// tell a long step from one that hangs. Without a count, a step that takes long counts as hung.
     fn beat(&self) -> Option<Arc<AtomicU64>> {
         None
     }
@@ -79,15 +80,15 @@ pub struct Batch {
     pub block_tables: Vec<BlockId>,
     /// `[num_seqs + 1]`, where each sequence's table begins in `block_tables`.
     pub cu_blocks: Vec<u32>,
-    /// Blocks whose content is copied, from the first to the second of each pair, before anything is computed: what a
-    /// sequence shares with another and both go on from.
+    /// Blocks whose content is copied, from the first to the second of each pair, before anything is computed. A
+    /// sequence needs a copy when it shares a block with another sequence and both go on writing in it.
     pub copies: Vec<(BlockId, BlockId)>,
     /// `[num_logits]`, rows of `token_ids` whose logits are wanted, rising.
     pub logits_indices: Vec<u32>,
 }
 
 impl Batch {
-    /// Forgets the step before, keeps the memory.
+    /// Empties the batch for the next step, but keeps its memory.
     pub fn clear(&mut self) {
         self.token_ids.clear();
         self.positions.clear();

@@ -1,5 +1,6 @@
-//! From a file on disk to everything that serving it takes. What a request needs before it is computed (tokenizer, template,
-//! bounds) is there once the file is open; the weights are loaded apart from it, as often as they are wanted.
+//! Makes everything that serving needs from a file on disk. The parts that a request needs before it is computed
+//! (tokenizer, template, bounds) exist once the file is open. The weights are loaded separately, and may be loaded
+//! several times.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,13 +14,13 @@ use crate::text::Tokenizer;
 use tallow_stream::error::{Error, Result};
 use tallow_stream::protocol::TokenId;
 
-/// Loads the weights and makes a factory of decoders, one per worker. They are in memory as long as the factory or one of
-/// its decoders is.
+/// Loads the weights and makes a factory of decoders, one per worker. The weights stay in memory as long as the factory
+/// or one of its decoders exists.
 pub type Loader = Arc<dyn Fn() -> Result<ModelFactory> + Send + Sync>;
 
-/// A model whose file is open, its weights apart.
+/// A model whose file is open. Its weights are loaded separately.
 pub struct OpenModel {
-    /// What the engine must know of it.
+    /// What the engine must know of the model.
     pub spec: ModelSpec,
     /// Its vocabulary.
     pub tokenizer: Arc<Tokenizer>,
@@ -31,11 +32,11 @@ pub struct OpenModel {
     pub eos_text: String,
     /// Loads its weights.
     pub loader: Loader,
-    /// About how much memory it takes when it is loaded: weights, keys and values.
+    /// Estimated bytes of memory of the loaded model: weights, keys and values.
     pub memory_bytes: u64,
     /// One line for the log: architecture, sizes, instruction set.
     pub description: String,
-    /// Its file, and how it is computed with; none for the stub.
+    /// The model's file and a name for the arithmetic (`DecoderOptions::arithmetic`); none for the stub.
     pub(crate) source: Option<(PathBuf, String)>,
 }
 
@@ -48,8 +49,8 @@ impl OpenModel {
         (self.loader)()
     }
 
-    /// Changes with whatever changes its texts: what is in its files, and how they are computed with. Reads the whole file,
-    /// unless that was done before and is noted beside it.
+    /// A number that changes when something changes the model's texts: the contents of its files, or the arithmetic. It
+    /// reads the whole file, unless a note beside the file already has its hash.
     ///
     /// # Errors
     /// If a file cannot be read.

@@ -4,8 +4,8 @@
 //! block table* over all positions up to the token's own. A wrong slot, a stale prefix or a lost preemption therefore
 //! changes the text, so scheduler, cache, streams and wires are tested in milliseconds and without weights.
 //!
-//! Its vocabulary is bytes, and 256 for the end (`Tokenizer::byte_level`). What it says looks like text: mostly
-//! lower-case letters and spaces, now and then a character of two, three or four bytes.
+//! Its vocabulary is the 256 bytes, and token 256 for the end (`Tokenizer::byte_level`). Its output looks like text:
+//! mostly lower-case letters and spaces, now and then a character of two, three or four bytes.
 
 mod gate;
 mod spec;
@@ -23,7 +23,7 @@ use tallow_kernels::{BLOCK_SIZE, BlockId};
 use tallow_stream::error::{Error, Result};
 use tallow_stream::protocol::TokenId;
 
-/// What the stub pretends to be.
+/// The properties of a stub.
 #[derive(Debug, Clone)]
 pub struct StubConfig {
     /// Number of logits; at least 257.
@@ -34,18 +34,18 @@ pub struct StubConfig {
     pub num_blocks: usize,
     /// How likely each token is to be the end.
     pub eos_probability: f32,
-    /// How likely a character is to be of more than one byte.
+    /// How likely a character is to have more than one byte.
     pub multibyte_probability: f32,
     /// Each step takes this long ...
     pub step_delay: Duration,
     /// ... and this per token.
     pub token_delay: Duration,
-    /// Overwrite the slots that a step is about to fill, and those behind them, before it writes: whatever reads a
+    /// Overwrite the slots that a step is about to fill, and those behind them, before it writes. Code that reads a
     /// slot too early or too late then reads nonsense.
     pub poison: bool,
-    /// What goes wrong.
+    /// Faults to inject.
     pub faults: StubFaults,
-    /// Holds every step until a test lets it go; one that never does is a hang.
+    /// Holds every step until a test lets it through. A test that never does simulates a hang.
     pub gate: Option<std::sync::Arc<StubGate>>,
 }
 
@@ -75,11 +75,11 @@ pub struct StubFaults {
     pub panic_on_token: Option<TokenId>,
     /// Report a failed device at this step.
     pub error_at_step: Option<u64>,
-    /// From this step on, no sign of life while a step waits or takes its time.
+    /// From this step on, the beat does not rise while a step waits at the gate or sleeps its delay.
     pub silent_from_step: Option<u64>,
     /// Sequences that have this token anywhere get rows of NaN.
     pub nan_on_token: Option<TokenId>,
-    /// The states of this token cannot be read.
+    /// Asking for this token's hidden states fails.
     pub no_states_of_token: Option<TokenId>,
 }
 
@@ -94,22 +94,22 @@ pub struct StubModel {
     beat: Arc<AtomicU64>,
 }
 
-/// What an unwritten slot holds: no token.
+/// The value of an unwritten slot, which is no token.
 const POISON: TokenId = TokenId::MAX;
-/// A longer delay is taken in parts, with a sign of life before each.
+/// A longer delay is cut into parts, with a beat before each part.
 const DELAY_SLICE: Duration = Duration::from_millis(50);
 /// The end of generation.
 const EOS: usize = 256;
 const NEVER: f32 = -30.0;
 const SURELY: f32 = 60.0;
-/// Values of a token's hidden state.
+/// Number of values of a token's hidden state.
 const HIDDEN_SIZE: usize = 16;
 
 impl StubModel {
     /// A stub with empty KV memory.
     ///
     /// # Panics
-    /// If the vocabulary has no room for all bytes and the end.
+    /// If the vocabulary is too small for all bytes and the end token.
     pub fn new(config: StubConfig) -> Self {
         assert!(config.vocab_size > EOS, "the stub needs 257 tokens, got {}", config.vocab_size);
         let StubConfig { vocab_size, max_model_len, num_blocks, .. } = config;
@@ -122,7 +122,7 @@ impl StubModel {
         std::sync::Arc::new(move || Ok(Box::new(Self::new(config.clone()))))
     }
 
-    /// Overwrites a block that should mean nothing to anybody.
+    /// Overwrites a block that no sequence should read any more.
     pub fn poison(&mut self, block: BlockId) {
         let at = block.0 as usize * BLOCK_SIZE;
         self.kv[at..at + BLOCK_SIZE].fill(POISON);
@@ -151,8 +151,8 @@ impl StubModel {
         }
     }
 
-    /// What a sequence with this table holds up to `position`: a number that follows from all of it, whether a token is
-    /// among it that rows of NaN were told for, and the last tokens.
+    /// Reads a sequence with this table up to `position`. Returns a hash of its tokens, whether they include
+    /// [`StubFaults::nan_on_token`], and the last three tokens.
     fn read(&self, table: &[BlockId], position: usize) -> (u64, bool, [TokenId; 3]) {
         let mut last = [POISON; 3];
         let (mut hash, mut marked) = (0u64, false);
@@ -165,7 +165,7 @@ impl StubModel {
         (hash, marked, last)
     }
 
-    /// The row of the token at `position` of a sequence with this table.
+    /// Appends the logits of the token at `position` of a sequence with this table.
     fn row(&self, table: &[BlockId], position: usize, logits: &mut Vec<f32>) {
         let (hash, marked, last) = self.read(table, position);
         let begin = logits.len();
@@ -237,7 +237,7 @@ impl Model for StubModel {
         Ok(())
     }
 
-    /// Sixteen values from -1 to 1 for each row, which follow from what its sequence holds up to it.
+    /// Sixteen values from -1 to 1 for each row, derived from the tokens of its sequence up to that row.
     fn hidden_states(&mut self, batch: &Batch, rows: Range<usize>, states: &mut Vec<f32>) -> Result<()> {
         states.clear();
         let mut seq = 0;
@@ -260,7 +260,7 @@ fn slot(table: &[BlockId], position: usize) -> usize {
     table[position / BLOCK_SIZE].0 as usize * BLOCK_SIZE + position % BLOCK_SIZE
 }
 
-/// Bytes that may come after these three.
+/// Bytes that may follow these three.
 fn likely_bytes(last: [TokenId; 3]) -> std::ops::Range<usize> {
     match last {
         [_, _, 0xf0] => 0x9f..0xa0,
@@ -269,7 +269,7 @@ fn likely_bytes(last: [TokenId; 3]) -> std::ops::Range<usize> {
     }
 }
 
-/// Whether the bytes end within a character, of those the stub begins.
+/// Whether the bytes end within one of the multi-byte characters that the stub begins.
 fn wants_continuation(last: [TokenId; 3]) -> bool {
     let inner = |t: TokenId| (0x80..0xc0).contains(&t);
     let of_three = |t: TokenId| (0xe1..0xed).contains(&t);

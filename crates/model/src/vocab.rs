@@ -1,5 +1,5 @@
-//! From a file's metadata to a [`Vocab`]: the only place that knows under which keys GGUF keeps a vocabulary. What
-//! the tokens do with text is `text/`'s business.
+//! Makes a [`Vocab`] from a file's metadata. Only this file knows under which keys GGUF keeps a vocabulary. How tokens
+//! turn into text and back is the business of `text/`.
 //!
 //! Defaults for absent keys are llama.cpp's, because files are written with it in mind: SentencePiece vocabularies
 //! begin prompts with bos (id 1) and a space, byte-level ones with neither, except the families of Llama 3 and
@@ -25,10 +25,10 @@ const EOM: &str = "tokenizer.ggml.eom_token_id";
 const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 const ADD_SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
 
-/// What a byte-level vocabulary without [`PRE`] is split by.
+/// The splitter of a byte-level vocabulary without [`PRE`].
 const PRE_DEFAULT: &str = "default";
 
-/// Byte-level families that begin with bos even where the file does not say so.
+/// Byte-level families that begin with bos even if the file does not say so.
 const PRE_WITH_BOS: [&str; 8] =
     ["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "tekken", "chameleon"];
 
@@ -56,7 +56,7 @@ const END_SPELLINGS: [&str; 19] = [
     "<｜end▁of▁sentence｜>",
 ];
 
-/// The file that takes the place of a model file's own vocabulary, where there is one.
+/// The file that replaces a model file's own vocabulary, if it exists.
 pub(crate) fn tokenizer_beside(path: &Path) -> PathBuf {
     path.with_file_name("tokenizer.json")
 }
@@ -101,7 +101,7 @@ pub fn vocab_from_gguf(meta: &Metadata) -> Result<Vocab> {
     Ok(Vocab { tokens, kinds, scheme, bos, eos, end_of_generation, add_bos, add_space_prefix })
 }
 
-/// Types of the tokens; without the key all are normal.
+/// Kinds of the tokens. Without the key, all are normal.
 fn kinds(meta: &Metadata, num_tokens: usize) -> Result<Vec<TokenKind>> {
     let Some(types) = meta.opt_i32s(TOKEN_TYPE)? else {
         return Ok(vec![TokenKind::Normal; num_tokens]);
@@ -147,7 +147,7 @@ fn end_of_generation(
     }
     for (id, (token, &kind)) in tokens.iter().zip(kinds).enumerate() {
         if kind == TokenKind::Control && END_SPELLINGS.contains(&token.as_str()) {
-            // Fewer than 2^24 tokens: the reader's limit on arrays.
+            // The cast fits: the GGUF reader limits arrays to 2^24 elements.
             ends.push(id as TokenId);
         }
     }

@@ -1,5 +1,5 @@
-//! Chat Completions from the caller's side: one request, a stream of pieces back, and every failure as a sentence
-//! that says what to do. Dropping a [`ReplyStream`] closes its connection, which cancels the generation.
+//! Chat Completions from the caller's side: one request, a stream of pieces as its answer, and every failure as a
+//! sentence that says what to do. Dropping a [`ReplyStream`] closes its connection, which cancels the generation.
 
 use std::time::Duration;
 
@@ -11,15 +11,15 @@ use tallow_stream::error::{Error, ErrorKind, Result};
 use tallow_stream::protocol::ChatMessage;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// One event of a stream; a piece of text is a few bytes, an error a few hundred.
+/// Longest event of a stream. A piece of text has a few bytes, an error a few hundred.
 const EVENT_BYTES_MAX: usize = 1 << 20;
-/// Of an error's body or a list of models.
+/// Most bytes of an error's body or of a list of models.
 const BODY_BYTES_MAX: usize = 1 << 20;
-/// Of what a server says of an error: enough for our longest messages, too little to fill a terminal.
+/// Most characters of a server's error message: enough for tallow's longest messages, too few to fill a terminal.
 const SAID_CHARS_MAX: usize = 2000;
 /// Redirects that are followed within the server's own origin.
 const REDIRECTS_MAX: usize = 5;
-/// When a server is busy and does not say for how long.
+/// Time until the next try if a server is busy and does not say for how long.
 const RETRY_AFTER_DEFAULT_MS: u64 = 1000;
 
 /// A server and how to reach it.
@@ -31,7 +31,7 @@ pub struct ChatClient {
     api_key: Option<String>,
 }
 
-/// What goes with every turn.
+/// The parameters of every turn.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ChatParams {
     /// The model's name on that server.
@@ -40,16 +40,16 @@ pub struct ChatParams {
     pub temperature: Option<f32>,
     /// Most tokens of an answer.
     pub max_tokens: Option<u32>,
-    /// Same seed, same answer, where the server promises that.
+    /// The same seed gives the same answer, if the server promises that.
     pub seed: Option<u64>,
 }
 
-/// What arrives.
+/// A piece of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReplyPiece {
     /// Text of the answer.
     Text(String),
-    /// Text that the model thinks before it answers.
+    /// Text of the model's reasoning before its answer.
     Reasoning(String),
     /// Why the answer ended.
     Finish(String),
@@ -61,7 +61,7 @@ impl ChatClient {
     /// A client of the server at `url`, with or without `/v1` at its end.
     ///
     /// # Errors
-    /// If `url` is no plain HTTP address: there is no TLS in this build.
+    /// If `url` is not a plain HTTP address: this build has no TLS.
     pub fn new(url: &str, api_key: Option<String>) -> Result<Self> {
         let parsed: Option<reqwest::Url> = url.parse().ok();
         match parsed.as_ref().filter(|url| url.has_host()).map(reqwest::Url::scheme) {
@@ -93,7 +93,7 @@ impl ChatClient {
     /// The first model the server lists.
     ///
     /// # Errors
-    /// If the server cannot be reached, refuses, or has none.
+    /// If the server cannot be reached, refuses, or lists no model.
     pub(crate) async fn first_model(&self) -> Result<String> {
         let response = self.send(self.http.get(format!("{}/models", self.base))).await?;
         let body = read_body(response).await.map_err(|e| self.transport(&e))?;
@@ -107,7 +107,7 @@ impl ChatClient {
     /// Sends `messages` and opens the stream of the answer.
     ///
     /// # Errors
-    /// [`ErrorKind::Overloaded`] with the time to come back if the server is busy; otherwise whatever it said.
+    /// [`ErrorKind::Overloaded`] with the time until the next try if the server is busy; otherwise the server's error.
     pub async fn chat(&self, params: &ChatParams, messages: &[ChatMessage]) -> Result<ReplyStream> {
         let mut body = json!({
             "model": params.model,
@@ -148,7 +148,7 @@ impl ChatClient {
         if response.status() == StatusCode::OK { Ok(response) } else { Err(refusal(response).await) }
     }
 
-    /// A failure below HTTP, down to its root: reqwest's own text says only that sending failed.
+    /// A failure below HTTP, described by its root cause: reqwest's own text says only that sending failed.
     fn transport(&self, error: &reqwest::Error) -> Error {
         let mut root: &dyn std::error::Error = error;
         while let Some(source) = root.source() {
@@ -165,14 +165,14 @@ impl ChatClient {
     }
 }
 
-/// The conversation goes with a redirect that keeps the body, so it may lead to the server's own scheme, host and port
-/// alone. Another one ends here, and its status is told.
+/// A redirect that keeps the body sends the conversation along, so it may lead only to the server's own scheme, host
+/// and port. Any other redirect is not followed, and its status is reported.
 fn follow_within_origin(attempt: redirect::Attempt<'_>) -> redirect::Action {
     let is_own = attempt.previous().first().is_some_and(|first| first.origin() == attempt.url().origin());
     if is_own && attempt.previous().len() <= REDIRECTS_MAX { attempt.follow() } else { attempt.stop() }
 }
 
-/// What a status other than 200 means.
+/// The error that a status other than 200 stands for.
 async fn refusal(response: Response) -> Error {
     let status = response.status();
     let retry_after_ms = retry_after_ms(&response);
@@ -182,7 +182,7 @@ async fn refusal(response: Response) -> Error {
     let message = if said.is_empty() { format!("the server answered {status}") } else { format!("{said} ({status})") };
     match status {
         StatusCode::TOO_MANY_REQUESTS => Error::overloaded(message, retry_after_ms.unwrap_or(RETRY_AFTER_DEFAULT_MS)),
-        // A draining or loading server; only worth another try if it says when.
+        // The server is draining or loading. Another try makes sense only if it says when.
         StatusCode::SERVICE_UNAVAILABLE => match retry_after_ms {
             Some(ms) => Error::overloaded(message, ms),
             None => Error::new(ErrorKind::Unavailable, message),
@@ -219,7 +219,7 @@ async fn read_body(mut response: Response) -> Result<Vec<u8>, reqwest::Error> {
     Ok(body)
 }
 
-/// An answer on its way.
+/// An answer that is arriving.
 #[derive(Debug)]
 pub struct ReplyStream {
     client: ChatClient,
@@ -231,13 +231,14 @@ pub struct ReplyStream {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ReplyState {
     Open,
-    /// A finish reason came, so that a missing `[DONE]` is forgiven.
+    /// A finish reason has arrived, so that a missing `[DONE]` is tolerated.
     Finished,
     Closed,
 }
 
 impl ReplyStream {
-    /// The next pieces, at least one; `None` once the answer is complete. Cancel-safe: bytes are taken up whole.
+    /// The next pieces, at least one; `None` once the answer is complete. Cancel-safe: received bytes go to the parser
+    /// before the next await.
     ///
     /// # Errors
     /// If the server reports a failure, the connection breaks, or the stream ends in the middle.
@@ -272,7 +273,7 @@ impl ReplyStream {
     }
 }
 
-/// What one chunk says. Unknown fields are nobody's business; a chunk that is no JSON is an error.
+/// The pieces in one chunk. Unknown fields are ignored; a chunk that is not JSON is an error.
 fn pieces(data: &str) -> Result<Vec<ReplyPiece>> {
     if data.is_empty() {
         return Ok(Vec::new());

@@ -1,6 +1,6 @@
-//! `tallow chat`: a client of the HTTP API, ours or any that speaks Chat Completions. It shares nothing with the
-//! server but the words of [`tallow_stream::protocol`]: what it shows came over the wire, so nothing of it reaches a terminal
-//! but through [`tallow_stream::printable`].
+//! `tallow chat`: a client of the HTTP API, for tallow or any other server that speaks Chat Completions. It shares only
+//! the types of [`tallow_stream::protocol`] with the server. All text that it shows comes over the wire, so it reaches
+//! a terminal only through [`tallow_stream::printable`].
 //!
 //! `terminal` (lines in, text out) -> `session` (history, one turn, stopping) -> `api` (requests, errors) -> `sse`.
 

@@ -1,5 +1,5 @@
-//! A conversation: the history, and one turn at a time. A turn that is stopped keeps what had arrived, as the user
-//! has read it; a turn that fails leaves no trace, so that the same line can be sent again.
+//! A conversation: the history, and one turn at a time. A stopped turn keeps the text that had arrived, because the
+//! user has read it. A failed turn leaves no trace, so that the same line can be sent again.
 
 use std::io::Write;
 use std::pin::pin;
@@ -11,10 +11,10 @@ use tallow_stream::protocol::ChatMessage;
 
 /// How often a busy server is asked again.
 const RETRIES_MAX: u32 = 3;
-/// A longer wait is for the user to decide.
+/// The user decides about a longer wait.
 const RETRY_WAIT_MS_MAX: u64 = 30_000;
 
-/// Bytes of one answer, which the history keeps: a server that never ends must not fill the memory.
+/// Most bytes of one answer. The history keeps answers, and an endless answer must not fill the memory.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 /// A conversation with one server.
@@ -29,27 +29,27 @@ pub struct ChatSession {
 /// How a turn ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TurnEnd {
-    /// The model ended it.
+    /// The model ended the turn.
     Finished(TurnStats),
-    /// The user did.
+    /// The user stopped the turn.
     Stopped(TurnStats),
 }
 
-/// What a turn took.
+/// The figures of a turn.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct TurnStats {
-    /// Tokens, as the server counted them; else pieces of text.
+    /// Tokens as the server counted them, or else the number of pieces of text.
     pub num_tokens: u64,
     /// From sending to the first piece.
     pub(crate) first_piece: Duration,
     /// From the first piece to the last.
     pub streaming: Duration,
-    /// The server's word, empty if stopped.
+    /// The server's finish reason; empty if the turn was stopped.
     pub finish_reason: String,
 }
 
 impl TurnStats {
-    /// Tokens per second after the first; `None` where that means nothing.
+    /// Tokens per second after the first; `None` if there are too few tokens or no time passed.
     pub fn tokens_per_second(&self) -> Option<f64> {
         let seconds = self.streaming.as_secs_f64();
         (self.num_tokens > 1 && seconds > 0.0).then(|| (self.num_tokens - 1) as f64 / seconds)
@@ -62,7 +62,7 @@ impl ChatSession {
         Self { client, params, system, history: Vec::new() }
     }
 
-    /// Forgets what was said; the system message stays.
+    /// Clears the history; the system message stays.
     pub fn reset(&mut self) {
         self.history.clear();
     }
@@ -72,13 +72,13 @@ impl ChatSession {
         self.system = Some(text.to_owned()).filter(|text| !text.is_empty());
     }
 
-    /// What was said, the system message apart.
+    /// The messages so far, without the system message.
     pub fn history(&self) -> &[ChatMessage] {
         &self.history
     }
 
-    /// Sends `text`, writes the answer to `out` as it arrives, and ends early once `stop` is ready. `notice` is told
-    /// of waits.
+    /// Sends `text`, writes the answer to `out` as it arrives, and ends early once `stop` is ready. `notice` is called
+    /// before each wait for a busy server.
     ///
     /// # Errors
     /// If the server cannot be reached, refuses or fails, or `out` cannot be written.
@@ -147,7 +147,7 @@ impl ChatSession {
         Ok(())
     }
 
-    /// Opens the stream, coming back to a busy server when it says so.
+    /// Opens the stream. If the server is busy, tries again after the time that it names.
     async fn open(&self, messages: &[ChatMessage], notice: &mut dyn FnMut(&str)) -> Result<ReplyStream> {
         let mut tries_left = RETRIES_MAX;
         loop {
@@ -178,7 +178,7 @@ fn write(out: &mut dyn Write, text: &str) -> Result<()> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| Error::new(ErrorKind::Io, e.to_string()))
 }
 
-/// The answer as far as it has come.
+/// The part of the answer that has arrived.
 struct AnswerSoFar {
     started: Instant,
     first: Option<Instant>,

@@ -1,6 +1,6 @@
-//! The reading half of server-sent events: bytes in, in whatever pieces the network cut them, events out. Written
-//! after WHATWG HTML, "Interpreting an event stream": lines end in LF, CR or CRLF; `:` begins a comment; a blank line
-//! dispatches; an event without data is none. It knows nothing of HTTP or JSON.
+//! The reading half of server-sent events: it takes bytes in any pieces that the network makes of them, and returns
+//! events. It follows WHATWG HTML, "Interpreting an event stream": lines end in LF, CR or CRLF; `:` begins a comment; a
+//! blank line dispatches; an event without data is dropped. It knows nothing of HTTP or JSON.
 
 use std::collections::VecDeque;
 
@@ -18,11 +18,11 @@ pub struct SseEvent {
 /// A push parser. Memory is bounded by `event_bytes_max`.
 #[derive(Debug)]
 pub struct SseParser {
-    /// The line being received. Bytes, as a cut may fall inside a character.
+    /// The line being received. It is kept as bytes because a cut may fall inside a character.
     line: Vec<u8>,
     /// The last byte was CR: an LF right after it belongs to the same line end.
     after_cr: bool,
-    /// Nothing but (part of) a byte order mark has come yet.
+    /// Nothing has arrived yet except perhaps (a part of) a byte order mark.
     at_start: bool,
     name: String,
     data: String,
@@ -75,7 +75,8 @@ impl SseParser {
         Ok(())
     }
 
-    /// The next complete event. One that the stream's end cut off never comes, as the standard wants it.
+    /// The next complete event. An event that the end of the stream cuts off is never returned, as the standard
+    /// requires.
     pub fn next_event(&mut self) -> Option<SseEvent> {
         self.ready.pop_front()
     }
@@ -103,7 +104,7 @@ impl SseParser {
             }
             "event" => value.clone_into(&mut self.name),
             "id" if !value.contains('\0') => value.clone_into(&mut self.id),
-            // Comments (an empty field name), `retry` and fields of the future say nothing to this client.
+            // This client ignores comments (an empty field name), `retry` and unknown fields.
             _ => {}
         }
     }

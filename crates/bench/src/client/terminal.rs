@@ -1,5 +1,5 @@
-//! The chat as a person sees it: a prompt with line editing, commands, colours where there is a terminal; or one
-//! question and its answer where there is none.
+//! The chat as a person sees it: with a terminal, a prompt with line editing, commands and colours; without one, a
+//! single question and its answer.
 
 use std::io::{IsTerminal, Read, Write};
 
@@ -10,12 +10,12 @@ use super::session::{ChatSession, TurnEnd, TurnStats};
 use tallow_model::text::{printable, printable_line};
 use tallow_stream::error::{Error, Result};
 
-/// A question longer than this is not typed by anybody.
+/// Longest question from standard input. No person types a longer one.
 const STDIN_BYTES_MAX: u64 = 16 << 20;
 const HELP: &str = "/reset forgets the conversation   /system TEXT sets the system message   /exit (or Ctrl-D) leaves
 Ctrl-C stops an answer";
 
-/// What `tallow chat` was asked to do.
+/// The options of `tallow chat`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChatOptions {
     /// The server.
@@ -32,7 +32,7 @@ pub struct ChatOptions {
     pub max_tokens: Option<u32>,
     /// The seed.
     pub seed: Option<u64>,
-    /// Ask this and leave.
+    /// Asks only this question, then ends.
     pub prompt: Option<String>,
 }
 
@@ -41,17 +41,18 @@ pub struct ChatOptions {
 pub enum ChatEnd {
     /// Yes, or the user left.
     Finished,
-    /// The user stopped it.
+    /// The user stopped the answer.
     Stopped,
 }
 
 /// Runs the chat to its end on standard input and output.
 ///
 /// # Errors
-/// If the server cannot be reached or the one question fails. Inside a conversation errors are shown and it goes on.
+/// If the server cannot be reached or the one question fails. Within a conversation, errors are shown and the
+/// conversation goes on.
 pub fn run(options: ChatOptions) -> Result<ChatEnd> {
     let client = ChatClient::new(&options.url, options.api_key)?;
-    // A worker thread, so that a dropped connection is closed while the prompt waits for a line.
+    // The worker thread closes a dropped connection even while the prompt waits for a line.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -103,7 +104,7 @@ struct Terminal {
 }
 
 impl Terminal {
-    /// Lines in, answers out, until the user leaves.
+    /// Reads lines and writes answers until the user leaves.
     fn converse(&mut self) -> Result<ChatEnd> {
         let mut editor = rustyline::DefaultEditor::new().map_err(|e| Error::io("the terminal", e))?;
         loop {
@@ -139,7 +140,8 @@ impl Terminal {
         let style = self.style;
         let mut notice = |text: &str| eprintln!("{}", style.dim(&printable(text)));
         let stop = async {
-            // Without a handler Ctrl-C keeps its default meaning and ends the process, which stops the answer too.
+            // If no handler can be installed, Ctrl-C keeps its default meaning and ends the process, which also stops
+            // the answer.
             if tokio::signal::ctrl_c().await.is_err() {
                 std::future::pending::<()>().await;
             }
@@ -167,7 +169,7 @@ fn summary(stats: &TurnStats) -> String {
     text
 }
 
-/// What a line asks for.
+/// The meaning of a line.
 #[derive(Debug, PartialEq, Eq)]
 enum LineCommand<'a> {
     Exit,
@@ -186,7 +188,7 @@ impl<'a> LineCommand<'a> {
             "/reset" => Self::Reset,
             "/help" => Self::Help,
             "/system" => Self::System(rest.trim()),
-            // A path is no command: `/etc/hosts says ...` is something to talk about.
+            // A path is not a command: `/etc/hosts says ...` is a question.
             _ if word.len() > 1 && word.starts_with('/') && word[1..].bytes().all(|b| b.is_ascii_lowercase()) => {
                 Self::Unknown(word)
             }
@@ -195,8 +197,9 @@ impl<'a> LineCommand<'a> {
     }
 }
 
-/// Standard output, with two favours: what a terminal would obey of the model's text is shown to it as escapes (an
-/// escape sequence could retitle it or worse), and the line is ended if the answer did not. A pipe gets the bytes.
+/// Standard output, with two additions. Control characters in the model's text go to a terminal as visible escapes,
+/// because an escape sequence could retitle the terminal or worse. And the line is ended if the answer does not end it.
+/// A pipe gets the unchanged bytes.
 struct Screen<W> {
     inner: W,
     is_terminal: bool,
@@ -215,7 +218,8 @@ impl<W: Write> Screen<W> {
 impl<W: Write> Write for Screen<W> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         if self.is_terminal {
-            // Characters, not bytes: the C1 controls are two bytes long in UTF-8. A piece of text is whole characters.
+            // Escapes work on characters, not bytes, because the C1 controls are two bytes long in UTF-8. A piece of
+            // text has only whole characters.
             self.inner.write_all(printable(&String::from_utf8_lossy(bytes)).as_bytes())?;
         } else {
             self.inner.write_all(bytes)?;

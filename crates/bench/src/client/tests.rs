@@ -1,4 +1,4 @@
-//! The client against a server that answers with the bytes a test wrote down, cut where the test says.
+//! The client against a server that answers with bytes that the test chooses, cut at places that the test chooses.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -52,11 +52,11 @@ fn serve(scripts: Vec<Script>) -> Server {
     std::thread::spawn(move || {
         for script in scripts {
             let (mut socket, _) = listener.accept().expect("a client");
-            // Pieces must leave as they are written.
+            // Each piece must be sent at once, as it is written.
             socket.set_nodelay(true).expect("a TCP socket");
             seen.lock().expect("no panic while held").push(read_request(&mut socket));
             for piece in script.pieces {
-                // A client that left early is what some tests are about.
+                // In some tests the client leaves early.
                 if socket.write_all(&piece).is_err() {
                     break;
                 }
@@ -106,7 +106,7 @@ fn session(url: &str) -> ChatSession {
     )
 }
 
-/// A turn that nobody stops: its end, the text it wrote, and what it told of waits.
+/// A turn that is not stopped. Returns its end, the text that it wrote, and its notices of waits.
 async fn turn(session: &mut ChatSession, text: &str) -> (Result<TurnEnd, Error>, String, Vec<String>) {
     let (mut out, mut notices) = (Vec::new(), Vec::new());
     let mut notice = |text: &str| notices.push(text.to_owned());

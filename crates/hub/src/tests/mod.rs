@@ -1,4 +1,4 @@
-//! A registry with an empty cache, a local hub and a make-believe pip, for the tests in this folder.
+//! A registry with an empty cache, a local hub and a fake pip, for the tests in this folder.
 
 mod fetch;
 mod find;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::fake_hub::{REPO, sha256_hex};
 use super::*;
 
-/// Bytes that differ everywhere, so that a part in the wrong place shows. They need not be a model.
+/// Bytes that differ everywhere, so that a part in the wrong place is noticed. They need not be a model.
 fn weights(len: u32) -> Vec<u8> {
     (0..len).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect()
 }
@@ -62,7 +62,7 @@ impl Fixture {
     /// An empty cache, a hub at `endpoint`, and no Python.
     fn new(endpoint: String, manifests: Vec<Manifest>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // What a path that leaves the cache would hit.
+        // A path that leaves the cache would hit this folder.
         std::fs::create_dir(dir.path().join("outside")).unwrap();
         std::fs::write(dir.path().join("outside/kept"), "kept").unwrap();
         let hub = HubConfig {
@@ -99,7 +99,7 @@ impl Fixture {
         self.said.lock().unwrap().iter().any(|line| line.contains(what))
     }
 
-    /// Names in the models directory but for lock files, which stay by design.
+    /// Names in the models directory, without lock files, which stay by design.
     fn cached(&self) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.registry.cache.models()) else { return Vec::new() };
         let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -108,7 +108,7 @@ impl Fixture {
         names
     }
 
-    /// All that is in the test's folder but the cache: paths, and contents of files.
+    /// Everything in the test's folder outside the cache: paths, and contents of files.
     fn files_outside(&self) -> Vec<(PathBuf, Vec<u8>)> {
         let mut all = walk(self.dir.path());
         all.retain(|(path, _)| !path.starts_with(self.dir.path().join("cache")));
@@ -120,7 +120,7 @@ impl Fixture {
         walk(&self.dir.path().join("cache")).iter().map(|(_, content)| content.len() as u64).sum()
     }
 
-    /// Makes `script` the Python. It finds the directory for the wheels in `$wheels`.
+    /// Installs `script` as Python. The script finds the directory for the wheels in `$wheels`.
     fn python(&mut self, script: &str) {
         use std::os::unix::fs::PermissionsExt;
         let path = self.dir.path().join("python");

@@ -49,7 +49,7 @@ impl Case {
         KvLayer::new(num_blocks, num_kv_heads, head_dim, &mut Memory::in_small_pages()).expect("memory")
     }
 
-    /// Outputs of one step, `[num_tokens, num_heads * head_dim]`, which are also left in bytes as they should be.
+    /// Outputs of one step, `[num_tokens, num_heads * head_dim]`. Also checks the same outputs in bytes.
     fn step(&self, isa: Isa, num_threads: usize, kv: &mut KvLayer, chunks: &[Chunk]) -> Vec<f32> {
         let (mut qkv, mut positions, mut slots, mut tables) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let (mut cu_seqlens, mut cu_blocks) = (vec![0], vec![0]);
@@ -107,7 +107,7 @@ impl Case {
         x
     }
 
-    /// What a token's output should be.
+    /// The expected output of a token.
     fn plain(&self, seq: usize, position: usize) -> Vec<f64> {
         let &AttentionShape { num_heads, num_kv_heads, head_dim, scale, window, .. } = &self.shape;
         let norm = self.shape.qk_norm.as_ref();

@@ -109,7 +109,8 @@ pub(crate) trait Simd: Copy {
     fn to_f32(self, a: Self::I) -> Self::F;
     /// Hints that the line at `p` will be read soon. Any address is allowed.
     fn prefetch(self, p: *const u8);
-    /// The low mantissa byte of each lane: after magic rounding (see `math::exp`) the integer in it. Writes sixteen.
+    /// Writes the low mantissa byte of each of the sixteen lanes. After magic rounding (see `math::exp`) this byte is
+    /// the lane's integer.
     ///
     /// # Safety
     /// Sixteen writable bytes at `p`.

@@ -1,8 +1,8 @@
-//! NEON: four registers of four lanes, with three ways to multiply bytes. FEAT_I8MM has the product of unsigned and signed
-//! bytes that is wanted; FEAT_DotProd has that of signed ones; every AArch64 CPU has widening multiplies.
+//! NEON: four registers of four lanes, with three ways to multiply bytes. FEAT_I8MM has the wanted product of unsigned
+//! and signed bytes; FEAT_DotProd has the product of signed bytes; every AArch64 CPU has widening multiplies.
 //!
-//! Codes below 128 are signed bytes already. Wider ones become signed by taking 128 from each, which takes 128 times the
-//! sum of the other factors from the dot product, so that is added again.
+//! Codes below 128 are signed bytes already. Wider codes become signed when 128 is subtracted from each. That lowers
+//! the dot product by 128 times the sum of the other factors, so this amount is added again.
 //!
 //! The dot products and the prefetch are inline assembly, because their intrinsics are not stable.
 
@@ -23,7 +23,7 @@ pub(crate) type NeonDotprod = Neon<DOTPROD>;
 /// NEON, FEAT_DotProd and FEAT_I8MM.
 pub(crate) type NeonI8mm = Neon<I8MM>;
 
-/// Proof of NEON, and of what `BYTES` says bytes are multiplied with.
+/// Proof of NEON, and of the byte multiplication that `BYTES` names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Neon<const BYTES: u8>(());
 
@@ -36,8 +36,8 @@ impl<const BYTES: u8> Neon<BYTES> {
     }
 }
 
-/// An array of what the expression is for each of the four registers. A closure given to `array::from_fn` would be
-/// compiled without the caller's instruction set.
+/// An array of the expression's values for the four registers. A closure given to `array::from_fn` would be compiled
+/// without the caller's instruction set.
 macro_rules! each {
     ($i:ident => $value:expr) => {
         [
@@ -61,7 +61,8 @@ macro_rules! each {
     };
 }
 
-// SAFETY of every block below: `self` is the proof that the CPU has the instruction; pointers are the caller's word.
+// SAFETY of every block below: `self` is the proof that the CPU has the instruction; the caller vouches for the
+// pointers.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl<const BYTES: u8> Simd for Neon<BYTES> {
     type F = [float32x4_t; 4];
@@ -284,8 +285,8 @@ impl<const BYTES: u8> Simd for Neon<BYTES> {
     }
 }
 
-/// The dot products without an instruction for them. Two products of codes from 0 to 127 and signed bytes are added in 16
-/// bits: 2 * 127 * 128 = 32512 at most.
+/// The dot products without an instruction for them. Two products of codes from 0 to 127 and signed bytes are added in
+/// 16 bits: 2 * 127 * 128 = 32512 at most.
 #[inline]
 #[target_feature(enable = "neon")]
 fn widening_dot_narrow(acc: int32x4_t, codes: int8x16_t, x: int8x16_t) -> int32x4_t {

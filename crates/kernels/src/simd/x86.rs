@@ -6,11 +6,11 @@ use std::arch::x86_64::*;
 
 use super::Simd;
 
-/// Proof of AVX-512 F, BW, VL and DQ, and of AVX-512 VNNI where the flag says so.
+/// Proof of AVX-512 F, BW, VL and DQ, and of AVX-512 VNNI if `VNNI` is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Avx512<const VNNI: bool>(());
 
-/// Proof of AVX2, FMA and F16C, and of AVX-VNNI where the flag says so.
+/// Proof of AVX2, FMA and F16C, and of AVX-VNNI if `VNNI` is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Avx2<const VNNI: bool>(());
 
@@ -37,7 +37,8 @@ impl<const VNNI: bool> Avx2<VNNI> {
     }
 }
 
-// SAFETY of every block below: `self` is the proof that the CPU has the instruction; pointers are the caller's word.
+// SAFETY of every block below: `self` is the proof that the CPU has the instruction; the caller vouches for the
+// pointers.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl<const VNNI: bool> Simd for Avx512<VNNI> {
     type F = __m512;

@@ -1,4 +1,4 @@
-//! A weight matrix in tiles of sixteen rows, lane `r` of every vector being row `r` of the tile.
+//! A weight matrix in tiles of sixteen rows. Lane `r` of every vector is row `r` of the tile.
 //!
 //! ```text
 //! tile           16 rows x k, zero rows at the end of the last one
@@ -34,7 +34,7 @@ pub struct Packed {
     region: Region,
 }
 
-/// How a format's tiles are laid out. Everything about it is known at compile time of a kernel.
+/// How a format's tiles are laid out. All of it is known when a kernel is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Layout {
     pub(crate) format: WeightFormat,
@@ -159,7 +159,7 @@ impl Packed {
         self.region.len()
     }
 
-    /// Where they are, for hints to the memory.
+    /// The addresses of these bytes, for prefetching.
     pub fn addresses(&self) -> std::ops::Range<*const u8> {
         self.region.bytes().as_ptr_range()
     }

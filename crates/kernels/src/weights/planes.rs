@@ -1,6 +1,6 @@
-//! How the codes of a block (16 rows x 32 k) are laid in 64-byte vectors. Four consecutive codes of a row share a 32-bit
-//! lane, because that is what the byte dot products of every instruction set want; code `4g + i` of row `r` is byte
-//! `4r + i` of k group `g`, of which there are eight.
+//! How the codes of a block (16 rows x 32 k) are laid in 64-byte vectors. Four consecutive codes of a row share a
+//! 32-bit lane, because the byte dot products of every instruction set expect that layout; code `4g + i` of row `r` is
+//! byte `4r + i` of k group `g`, of which there are eight.
 //!
 //! ```text
 //! byte plane     8 vectors: group g is vector g
@@ -134,8 +134,8 @@ pub(crate) unsafe fn unpack_codes<S: Simd>(s: S, planes: Planes, p: *const u8) -
     }
 }
 
-/// Eight vectors. Written out, as are the arrays around here: closures given to `array::map` are compiled without the
-/// caller's instruction set and called one by one.
+/// Loads eight vectors. The array is written out, like the others in this file, because closures given to `array::map`
+/// are compiled without the caller's instruction set and called one by one.
 ///
 /// # Safety
 /// Eight vectors at `p`.

@@ -1,5 +1,5 @@
-//! From a file's blocks to plain codes: `weight = scale * sub_scale * (code - zero) - min * sub_min`, with one scale and
-//! min per block and, in the K formats, a small integer for each group of 16 or 32 weights. Products of scales are
+//! Unpacks a file's blocks to plain codes: `weight = scale * sub_scale * (code - zero) - min * sub_min`, with one scale
+//! and min per block and, in the K formats, a small integer for each group of 16 or 32 weights. Products of scales are
 //! exact in f32 (11 bits of f16 times at most 7 of a sub-scale), so packed and unpacked weights are equal to the bit.
 
 use half::{bf16, f16};
@@ -10,7 +10,7 @@ use super::WeightFormat;
 pub(super) struct UnpackedBlock {
     pub(super) codes: [u8; 256],
     pub(super) scale: f32,
-    /// Subtracted; where the format has none, nobody looks at the value.
+    /// Subtracted. If the format has no min, the value is not read.
     pub(super) min: f32,
     /// 1 where the format has none.
     pub(super) sub_scales: [i8; 16],
@@ -79,7 +79,7 @@ pub(super) fn unpack(format: WeightFormat, bytes: &[u8], out: &mut UnpackedBlock
 /// are weights 0..16, the high ones 16..32.
 fn legacy(bytes: &[u8], nibbles_at: usize, fifth_bits_at: Option<usize>, out: &mut UnpackedBlock) {
     out.scale = f16_at(bytes, 0);
-    // The file adds m, we subtract it. Without a min these two bytes are something else.
+    // The file adds m; the kernels subtract it. In a format without a min, these two bytes are something else.
     out.min = -f16_at(bytes, 2);
     let fifth_bits =
         fifth_bits_at.map_or(0, |at| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]));
@@ -160,7 +160,8 @@ fn q6_k(bytes: &[u8], out: &mut UnpackedBlock) {
     }
 }
 
-/// Writes a row of a matrix as f32: the embedding lookup, and the oracle of the packed kernels.
+/// Writes a row of a matrix as f32. The embedding lookup uses it, and the tests take it as the oracle of the packed
+/// kernels.
 ///
 /// # Panics
 /// If `bytes` is not a row of `out.len()` weights.

@@ -1,6 +1,6 @@
-//! The same five stages from candle's own primitives, on any device: the way to a GPU, and on the CPU the reference
-//! that the fused stages are compared with. Matrices stay quantised on a GPU (`QMatMul`); on the CPU they are
-//! dequantised to f32, so that nothing but rounding order separates the two. KV memory is f32.
+//! The same five stages made of candle's own primitives, for any device. They run on a GPU, and on the CPU they are the
+//! reference for the fused stages. Matrices stay quantised on a GPU (`QMatMul`); on the CPU they are dequantised to
+//! f32, so that the two differ only in the order of rounding. KV memory is f32.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -133,7 +133,7 @@ impl Layer {
     }
 }
 
-/// What one worker owns besides its weights.
+/// The state of one worker, apart from the shared weights.
 pub(super) struct Composed {
     weights: Arc<Weights>,
     /// Per layer, keys and values `[num_blocks * BLOCK_SIZE, num_kv_heads, head_dim]`.
@@ -276,7 +276,7 @@ impl Layer {
         Tensor::cat(&out, 0)
     }
 
-    /// `[num_queries, context]`: 0 where the query sees the position, else minus infinity.
+    /// `[num_queries, context]`: 0 if the query sees the position, else minus infinity.
     fn mask(&self, positions: &[u32], context: usize, device: &Device) -> Result<Tensor> {
         let mut mask = Vec::with_capacity(positions.len() * context);
         for position in positions {

@@ -1,6 +1,6 @@
-//! The five stages of a layer on the CPU, each one custom op of candle over packed weights:
-//! norm + qkv, rope + KV write + attention, output projection + residual, norm + gate and up + activation,
-//! down projection + residual. Tensors travel between the stages; inside one, everything is `kernels/`.
+//! The five stages of a layer on the CPU, each one custom op of candle over packed weights: norm + qkv, rope + KV write
+//! + attention, output projection + residual, norm + gate and up + activation, down projection + residual. Tensors
+//! carry data between the stages; inside a stage, `kernels/` computes everything.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -70,7 +70,7 @@ impl Weights {
         let final_norm = tensors.final_norm()?;
         let head = pack(tensors.head()?)?;
         tensors.finish()?;
-        // From here on only rows of embeddings are read from the file.
+        // From here on, only rows of embeddings are read from the file.
         let gguf = Arc::new(gguf.mapped_afresh()?);
         Ok(Self { layers, final_norm, head, gguf, config })
     }
@@ -84,7 +84,7 @@ fn nothing() -> Range<*const u8> {
 }
 
 impl Layer {
-    /// From the first matrix to the last, which are packed one after another.
+    /// Addresses from the first matrix to the last. The matrices are packed one after another.
     fn qkv_addresses(&self) -> Range<*const u8> {
         let (first, last) = (&self.qkv[0].weights, &self.qkv[self.qkv.len() - 1].weights);
         first.addresses().start..last.addresses().end
@@ -130,7 +130,7 @@ impl Layer {
     }
 }
 
-/// What one worker owns besides its weights.
+/// The state of one worker, apart from the shared weights.
 pub(super) struct Fused {
     weights: Arc<Weights>,
     kv: KvStore,
@@ -141,26 +141,26 @@ pub(super) struct Fused {
 struct Cpu {
     isa: Isa,
     pool: Pool,
-    /// A stage's inputs after its norm, or its outputs before one.
+    /// A stage's inputs after its norm, or its outputs before the norm that follows.
     scratch: Vec<f32>,
-    /// `[num_tokens, num_heads * head_dim]`, from attention to the projection after it. No tensor, because an op of
-    /// candle's may change one, and attention rotates `qkv` in place.
+    /// `[num_tokens, num_heads * head_dim]`: the result of attention, which the next projection reads. It is not a
+    /// tensor, because an op of candle's may change only one tensor, and attention already rotates `qkv` in place.
     attended: Vec<f32>,
-    /// Where the compute is in bytes.
+    /// The inputs in bytes, if quantised matrices are multiplied in bytes.
     quantized: Option<Quantized>,
 }
 
-/// Inputs in bytes.
+/// Inputs of matrices, in bytes.
 #[derive(Default)]
 struct Quantized {
     /// After a norm.
     normed: Activations,
-    /// What attention or the gate made.
+    /// The outputs of attention or of the gate.
     branch: Activations,
 }
 
 impl Cpu {
-    /// Hands `x: [num_tokens, k]` to `f` after the norm, and with it the place for what the stage makes in bytes.
+    /// Passes `x: [num_tokens, k]` to `f` after the norm, together with the memory for the stage's outputs in bytes.
     fn with_normed(
         &mut self,
         x: &[f32],
@@ -183,7 +183,8 @@ impl Cpu {
         f(isa, pool, &MatrixInput { x: normed, quantized, num_tokens }, branch);
     }
 
-    /// `h += norm(projection(x))`, the norm where there is one; `x` is what attention or the gate made.
+    /// `h += norm(projection(x))`, with the norm only if `norm` is given. `x` is the output of attention or of the
+    /// gate.
     fn project(&mut self, p: &Projection, x: &[f32], norm: Option<Norm<'_>>, next: AheadRanges, h: &mut [f32]) {
         let Self { isa, pool, scratch, quantized, .. } = self;
         let quantized = quantized.as_ref().map(|quantized| &quantized.branch);
@@ -198,7 +199,7 @@ impl Cpu {
     }
 }
 
-/// The first `len` elements of a vector that grows to the largest length asked for.
+/// The first `len` elements of a vector that grows to the largest requested length.
 fn resized(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if scratch.len() < len {
         scratch.resize(len, 0.0);
@@ -206,8 +207,8 @@ fn resized(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
     &mut scratch[..len]
 }
 
-/// The tensors between the stages, which write into them: a new tensor for each of a step's 150 stages would be new
-/// memory, zeroed and faulted in page by page.
+/// The tensors between the stages. Stages write into them, because a new tensor for each of a step's 150 stages would
+/// be new memory, zeroed and faulted in page by page.
 struct States {
     /// `[capacity, hidden_size]`
     h: Tensor,
@@ -270,7 +271,7 @@ impl Fused {
         let num_tokens = batch.num_tokens();
         let states = match states {
             Some(states) if num_tokens <= states.h.dims()[0] => states,
-            // The largest batch so far; the scheduler bounds how large they get.
+            // This is the largest batch so far. The scheduler bounds the size of batches.
             _ => states.insert(States::new(&weights.config, num_tokens).or_device()?),
         };
         let states = states.rows(num_tokens).or_device()?;
@@ -287,7 +288,7 @@ impl Fused {
         weights.logits(&step.states.h, batch, step.cpu.into_inner(), logits)
     }
 
-    /// What the step before has left in these rows of `h`, behind the last norm.
+    /// These rows of `h` as the last step left them, after the last norm.
     pub(super) fn hidden_states(&mut self, rows: Range<usize>, states: &mut Vec<f32>) -> Result<()> {
         let Self { weights, cpu, states: left, .. } = self;
         let left = left.as_ref().expect("states are asked for after a step");
@@ -318,7 +319,7 @@ impl LayerStep<'_> {
         Norm { weight, eps: self.config.norm_eps }
     }
 
-    /// All stages of a layer; `next` is what the layer after it reads first.
+    /// Runs all stages of a layer. `next` are the weights that the following layer reads first.
     fn run(&self, layer: &Layer, kv: &mut KvLayer, next: Range<*const u8>) -> CandleResult<()> {
         self.norm_qkv(layer)?;
         self.attention(layer, kv)?;
@@ -361,7 +362,7 @@ impl LayerStep<'_> {
         self.states.qkv.inplace_op1(&Stage { name: "rope-attention", run })
     }
 
-    /// `h += norm(projection(attended))`, the norm where there is one.
+    /// `h += norm(projection(attended))`, with the norm only if the layer has one.
     fn attn_output(&self, layer: &Layer) -> CandleResult<()> {
         let run = |h: &mut [f32]| {
             let norm = layer.post_attn_norm.as_deref().map(|weight| self.norm(weight));
@@ -387,7 +388,8 @@ impl LayerStep<'_> {
         self.states.branch.inplace_op2(&self.states.h, &Stage { name: "norm-gate-up", run })
     }
 
-    /// `h += norm(projection(branch))`, the norm where there is one; `next` are the weights of the next layer, or the head.
+    /// `h += norm(projection(branch))`, with the norm only if the layer has one. `next` are the weights of the next
+    /// layer, or of the head.
     fn down(&self, layer: &Layer, next: Range<*const u8>) -> CandleResult<()> {
         let run = |h: &mut [f32], x: &[f32]| {
             let norm = layer.post_ffn_norm.as_deref().map(|weight| self.norm(weight));
@@ -414,9 +416,10 @@ impl Weights {
         h.inplace_op1(&Stage { name: "embed", run }).or_device()
     }
 
-    /// Only the wanted rows go through the last norm and the head.
+    /// Computes the logits. Only the wanted rows go through the last norm and the head.
     fn logits(&self, h: &Tensor, batch: &Batch, cpu: &mut Cpu, logits: &mut Vec<f32>) -> Result<()> {
-        // Not cleared first: every value is overwritten, and zeroing them takes as long as writing them.
+        // `logits` is not cleared first: every value is overwritten, and zeroing the values takes as long as writing
+        // them.
         logits.resize(batch.logits_indices.len() * self.config.vocab_size, 0.0);
         if batch.logits_indices.is_empty() {
             return Ok(());
@@ -454,7 +457,7 @@ fn floats_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> CandleResult<
     }
 }
 
-/// A function from one tensor's values to another's, or over one's own, as a custom op.
+/// A custom op: a function from one tensor's values to another's, or one that changes a tensor in place.
 struct Stage<F> {
     name: &'static str,
     run: F,

@@ -1,6 +1,6 @@
 //! The decoder: token ids to logits over ragged batches, for every architecture that [`ModelConfig`] describes. The
-//! arithmetic is written twice: `fused` (custom ops on packed weights, the CPU's way) and `composed` (candle's
-//! primitives, the way to a GPU and the reference).
+//! arithmetic is written twice: `fused` (custom ops on packed weights, for the CPU) and `composed` (candle's
+//! primitives, for a GPU and as the reference).
 
 mod composed;
 mod fused;
@@ -29,7 +29,7 @@ pub enum Compute {
     Cpu {
         /// Threads of each worker.
         num_threads: usize,
-        /// What inputs of quantised matrices are multiplied as.
+        /// The type in which the inputs of quantised matrices are multiplied.
         activations: ActivationType,
     },
     /// candle's primitives on any device.
@@ -40,7 +40,7 @@ pub enum Compute {
 /// the two give different bytes from each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ActivationType {
-    /// As they are: nothing is rounded but the sums.
+    /// Unchanged: only the sums are rounded.
     F32,
     /// In blocks of 32 signed bytes with one scale: several times faster where arithmetic is the limit, with rounding
     /// errors of 1/254 of a block's greatest value.
@@ -56,17 +56,17 @@ pub struct DecoderOptions {
     pub max_model_len: Option<usize>,
     /// Memory for keys and values.
     pub kv_bytes_max: usize,
-    /// Most sequences at once: no more blocks are made than these can fill.
+    /// Most sequences at once. The KV memory has no more blocks than these sequences can fill.
     pub max_num_seqs: usize,
 }
 
-/// Names the arithmetic: the order of all operations, and every rounding in them. A change of the golden texts raises it, and
-/// nothing else does (`tests/real/golden.rs`).
+/// Names the arithmetic: the order of all operations, and every rounding in them. Raise this number when the golden
+/// texts change, and never otherwise (`tests/real/golden.rs`).
 pub const ARITHMETIC: u32 = 1;
 
 impl DecoderOptions {
-    /// What decides over the bits of a result besides the file and [`ARITHMETIC`]: where it runs, how inputs are rounded, and
-    /// the rotations, since some depend on how long the context may get.
+    /// Describes everything that decides the bits of a result besides the file and [`ARITHMETIC`]: the device, the
+    /// rounding of inputs, and the rotations, because some rotations depend on the longest context.
     pub(super) fn arithmetic(&self, config: &ModelConfig) -> String {
         let compute = match &self.compute {
             Compute::Cpu { activations, .. } => format!("{activations:?}"),
@@ -76,13 +76,13 @@ impl DecoderOptions {
     }
 }
 
-/// What is known of a model without its weights.
+/// A model's description, without its weights.
 pub struct DescribedModel {
     /// The architecture's description.
     pub config: Arc<ModelConfig>,
     /// What the engine must know.
     pub spec: ModelSpec,
-    /// The instruction set that it is computed with.
+    /// The instruction set that the kernels use.
     pub isa: Isa,
 }
 
@@ -103,14 +103,15 @@ enum Loaded {
 }
 
 impl DecoderWeights {
-    /// Reads what a file says of its model.
+    /// Reads a file's description of its model.
     ///
     /// # Errors
     /// If the architecture is not supported, or the KV memory cannot hold one block.
     pub fn describe(gguf: &Arc<Gguf>, options: &DecoderOptions) -> Result<DescribedModel> {
         let config = ModelConfig::from_gguf(gguf, options.max_model_len)?;
         let spec = spec(&config, options)?;
-        // Once more with what the KV memory really allows: rope factors may depend on it.
+        // The description is read again with the length that the KV memory allows, because rope factors may depend on
+        // it.
         let config = Arc::new(ModelConfig::from_gguf(gguf, Some(spec.max_model_len))?);
         let isa = Isa::from_env().map_err(kernel_error)?;
         Ok(DescribedModel { config, spec, isa })
@@ -172,8 +173,8 @@ impl DecoderWeights {
     }
 }
 
-/// Multiplications of a token with the layers' weights, in those with one position of the context. Attention is
-/// computed in f32; matrices in bytes take about a quarter of the time.
+/// The number of context positions at which a token's attention takes as long as its multiplications with the weights.
+/// Attention is computed in f32; matrices in bytes take about a quarter of the time.
 fn attention_span(config: &ModelConfig, compute: &Compute) -> usize {
     let attended = config.num_heads * config.head_dim;
     let matrices = config.hidden_size * (config.qkv_size() + attended + 3 * config.intermediate_size);
@@ -200,13 +201,13 @@ fn spec(config: &ModelConfig, options: &DecoderOptions) -> Result<ModelSpec> {
             format!("KV memory must hold a block of {block_bytes} bytes, got {got}"),
         ));
     }
-    // A sequence that cannot fit the memory could never finish.
+    // A sequence longer than the whole KV memory could never finish.
     let max_model_len = max_model_len.min(num_blocks * BLOCK_SIZE);
     let attention_span = attention_span(config, &options.compute);
     Ok(ModelSpec { vocab_size: config.vocab_size, max_model_len, num_blocks, attention_span })
 }
 
-/// A decoder with its KV memory: one worker's.
+/// A decoder with its KV memory. Each worker has its own.
 pub struct Decoder {
     spec: ModelSpec,
     ropes: Vec<Rope>,
@@ -215,7 +216,7 @@ pub struct Decoder {
     angles: Vec<(Vec<f32>, Vec<f32>)>,
     /// The step's block tables as plain numbers.
     tables: Vec<u32>,
-    /// Parts of jobs that were computed; layers, where candle's own operations compute them.
+    /// Counts computed parts of jobs, or computed layers if candle's own operations compute them.
     beat: Arc<AtomicU64>,
 }
 
@@ -261,7 +262,7 @@ impl Model for Decoder {
     }
 }
 
-/// Panics on a malformed batch: it is a bug of the scheduler.
+/// Panics on a malformed batch, which is a bug of the scheduler.
 fn check(batch: &Batch, spec: &ModelSpec) {
     let num_tokens = batch.num_tokens();
     assert!(batch.positions.len() == num_tokens && batch.slot_mapping.len() == num_tokens, "ragged arrays differ");
@@ -272,7 +273,7 @@ fn check(batch: &Batch, spec: &ModelSpec) {
     assert!(batch.logits_indices.iter().all(|i| (*i as usize) < num_tokens), "a row outside the batch");
 }
 
-/// What the kernels could not have, as a caller of the model sees it.
+/// Converts an error of the kernels into the error that a caller of the model sees.
 fn kernel_error(e: tallow_kernels::Error) -> Error {
     match e {
         tallow_kernels::Error::BadWeights(message) => Error::bad_model(message),

@@ -1,5 +1,5 @@
-//! Sines and cosines of a batch's positions, computed anew each step: a table for a long context would be larger than
-//! the step is slow. Angles are f64 and the functions `libm`'s, so no system library decides a bit.
+//! Sines and cosines of a batch's positions, computed anew each step: a table for a long context would take much memory
+//! and save little time. Angles are f64 and the functions come from `libm`, so no system library decides a bit.
 
 use crate::config::RopeConfig;
 

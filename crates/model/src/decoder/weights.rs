@@ -1,4 +1,4 @@
-//! A file's tensors, checked against the description: each by name, with the shape it must have.
+//! A file's tensors, checked against the description: each is looked up by name and must have the right shape.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -42,8 +42,8 @@ pub(super) struct LayerTensors<'a> {
     pub(super) post_ffn_norm: Option<Vec<f32>>,
 }
 
-/// Hands out tensors and remembers which, so that those nobody asked for can be refused: a file with tensors the
-/// decoder does not use is a model the decoder does not implement.
+/// Hands out tensors and remembers their names, so that [`Self::finish`] can refuse a file with other tensors: a file
+/// with tensors that the decoder does not use is a model that the decoder does not implement.
 pub(super) struct Tensors<'a> {
     gguf: &'a Gguf,
     config: &'a ModelConfig,
@@ -52,7 +52,7 @@ pub(super) struct Tensors<'a> {
 
 impl<'a> Tensors<'a> {
     pub(super) fn new(gguf: &'a Arc<Gguf>, config: &'a ModelConfig) -> Self {
-        // Read with the description already, or derived from it.
+        // The description already used these tensors.
         let read_before = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
         let used = read_before.map(str::to_owned).into_iter().collect();
         Self { gguf, config, used: RefCell::new(used) }
@@ -63,7 +63,7 @@ impl<'a> Tensors<'a> {
         self.matrix("token_embd.weight", self.config.vocab_size, self.config.hidden_size)
     }
 
-    /// The output matrix, which is the embedding matrix where the file has no other.
+    /// The output matrix. If the file has none, it is the embedding matrix.
     pub(super) fn head(&self) -> Result<Matrix<'a>> {
         match self.gguf.opt_tensor("output.weight") {
             Some(_) => self.matrix("output.weight", self.config.vocab_size, self.config.hidden_size),

@@ -1,4 +1,4 @@
-//! Writes GGUF bytes for tests, right or deliberately wrong: nothing here checks anything.
+//! Writes GGUF bytes for tests, valid or deliberately invalid: nothing here checks anything.
 
 use super::types;
 use tallow_kernels::WeightFormat;
@@ -91,7 +91,7 @@ impl Builder {
         self.raw_tensor(name.as_bytes(), dims, types::id_of(dtype), offset as u64, data)
     }
 
-    /// A tensor as described, right or wrong. `dims` are outermost first.
+    /// A tensor with these properties, valid or not. `dims` are outermost first.
     pub(crate) fn raw_tensor(mut self, name: &[u8], dims: &[u64], type_id: u32, offset: u64, data: Vec<u8>) -> Self {
         let innermost_first = dims.iter().rev().copied().collect();
         self.tensors.push(BuiltTensor { name: name.to_vec(), innermost_first, type_id, offset, data });
@@ -124,7 +124,7 @@ impl Builder {
         let start = out.len().next_multiple_of(self.alignment.max(1));
         for t in &self.tensors {
             let end = start.saturating_add(t.offset as usize).saturating_add(t.data.len());
-            // A deliberately absurd offset is written as said, but not padded up to.
+            // A deliberately absurd offset is written into the header, but the file is not padded to it.
             if t.data.is_empty() || end > 1 << 24 {
                 continue;
             }

@@ -1,5 +1,5 @@
-//! A position in foreign bytes. Every read is checked against what is left, so that a length in the file is never
-//! believed before its bytes are there.
+//! A position in untrusted bytes. Every read is checked against the number of bytes left, so that no length in the file
+//! is trusted before its bytes exist.
 
 use tallow_stream::error::{Error, Result};
 

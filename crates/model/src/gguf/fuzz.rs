@@ -1,5 +1,5 @@
-//! Random damage to valid files. Whatever the bytes, the validator answers: with a header all of whose tensors lie
-//! in the file, or with an error that has something to say. It neither panics nor asks for much memory.
+//! Random damage to valid files. For any bytes, the validator returns either a header whose tensors all lie in the
+//! file, or an error with a useful message. It neither panics nor allocates much memory.
 //!
 //! `TALLOW_FUZZ_CASES` sets the number of cases of the long loop; a failure prints the seed, which replays it with
 //! `TALLOW_FUZZ_SEED`.
@@ -10,13 +10,13 @@ use proptest::test_runner::RngSeed;
 use super::header::Header;
 use super::malformed::valid;
 
-/// Cases of the long loop where the environment does not say; a second or two.
+/// Cases of the long loop if the environment does not set a number; they take a second or two.
 const CASES_DEFAULT: u64 = 50_000;
-/// Growth of the address space that the long loop may cause. Files here have less than 2 KB, so a count that is
-/// believed before its bytes are there would show as gigabytes.
+/// Growth of the address space that the long loop may cause. Files here have less than 2 KB, so a count that is trusted
+/// before its bytes are checked would show as gigabytes.
 const ADDRESS_SPACE_GROWTH_KB_MAX: u64 = 256 << 10;
 
-/// What must hold for any bytes.
+/// Checks the rule that must hold for any bytes.
 fn check(bytes: &[u8]) -> Result<(), String> {
     match Header::parse(bytes) {
         Err(e) if e.message().len() < 8 => Err(format!("says too little: {e}")),
@@ -38,7 +38,7 @@ fn check(bytes: &[u8]) -> Result<(), String> {
     }
 }
 
-/// One piece of damage. Places are taken modulo the length at hand.
+/// One piece of damage. Places are taken modulo the length of the bytes.
 #[derive(Debug, Clone)]
 enum Damage {
     Byte {
@@ -57,7 +57,7 @@ enum Damage {
         at: usize,
         len: usize,
     },
-    /// Copies bytes from one place into another: whole fields turn up where others belong.
+    /// Inserts a copy of some bytes at another place, so that whole fields appear where others belong.
     Copy {
         from: usize,
         to: usize,
@@ -158,7 +158,7 @@ fn a_long_run_of_damage_neither_panics_nor_takes_memory() {
     let mut accepted = 0_u64;
     for seed in first..first + cases {
         let bytes = damaged(&whole, seed);
-        // A panic would name no seed of itself.
+        // The panic is caught because its own message would not name the seed.
         let outcome = std::panic::catch_unwind(|| check(&bytes));
         assert!(matches!(outcome, Ok(Ok(()))), "TALLOW_FUZZ_SEED={seed}: {outcome:?}");
         accepted += u64::from(Header::parse(&bytes).is_ok());

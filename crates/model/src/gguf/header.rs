@@ -7,7 +7,7 @@
 //! padding to general.alignment, then the tensors' data; offsets count from here
 //! ```
 //!
-//! Counts are never trusted with memory: before anything is reserved, a count is held against the bytes that are left.
+//! No count is trusted: before memory is reserved, the count is checked against the number of bytes left.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -20,7 +20,7 @@ use super::value::read_value;
 use tallow_kernels::WeightFormat;
 use tallow_stream::error::{Error, Result};
 
-/// Alignment of tensor data where the file names none.
+/// Alignment of tensor data if the file names none.
 const ALIGNMENT_DEFAULT: u32 = 32;
 /// Bytes of the smallest entry: an empty key, a type, one byte.
 const ENTRY_BYTES_MIN: u64 = 8 + 4 + 1;

@@ -1,4 +1,4 @@
-//! Right files are read as written; wrong ones, each broken in one place, are refused with an error that names the
+//! Valid files are read as written. Invalid files, each broken in one place, are refused with an error that names the
 //! place.
 
 use super::builder::{Builder, array, string};
@@ -103,7 +103,7 @@ fn counts_that_the_file_cannot_hold() {
         check(&Builder { num_tensors: Some(n), ..valid() }, &format!("tensors must be at most 65536, is {n}"));
     }
     check(&Builder { num_tensors: Some(60_000), ..valid() }, "tensors is 60000, but the file has only");
-    // One entry too many swallows a part of the first tensor; what is left of it is no name.
+    // One entry too many swallows a part of the first tensor; the rest of that tensor does not begin with a name.
     check(&Builder { num_entries: Some(8), ..valid() }, "tensor number 0: the name is");
 }
 
@@ -123,7 +123,7 @@ fn scalar_values() {
     let lie = |len: u64| [&len.to_le_bytes()[..], b"x"].concat();
     check(&valid().raw("a.b", 8, &lie(1 << 20)), "key `a.b`: the value needs 1048576 bytes");
     check(&valid().raw("a.b", 8, &lie(u64::MAX)), "key `a.b`: the value is 18446744073709551615 bytes long");
-    // Without tensors behind it, a number that is cut short meets the end of the file.
+    // No tensors follow, so a number that is cut short meets the end of the file.
     check_bytes(&Builder::new().raw("a.b", 10, &[0; 7]).build(), "key `a.b`: the value needs 8 bytes");
 }
 

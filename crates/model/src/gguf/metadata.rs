@@ -1,7 +1,8 @@
 //! A file's metadata: typed values under dotted keys, with getters that name the key in every error.
 //!
 //! Numbers are kept by meaning, not by width: writers disagree about widths (`u32` here, `i32` or `u64` there), so a
-//! getter accepts every integer type whose value fits. A string is never a number, a number never a boolean.
+//! getter accepts every integer type whose value fits. A string is never accepted as a number, nor a number as a
+//! boolean.
 
 use std::collections::BTreeMap;
 
@@ -55,16 +56,16 @@ pub enum Array {
     Nested(Vec<Array>),
 }
 
-/// Many strings in one allocation: a vocabulary of 262,144 tokens would otherwise be as many small ones.
+/// Many strings in one allocation: a vocabulary of 262,144 tokens would otherwise need as many small allocations.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Strings {
     text: String,
-    /// Where each string ends in `text`; it begins where the one before ends.
+    /// Where each string ends in `text`. A string begins where the one before it ends.
     ends: Vec<usize>,
 }
 
 impl Metadata {
-    /// Adds an entry; false if the key was there before, whose value then stays.
+    /// Adds an entry. If the key already exists, returns false and keeps the old value.
     pub(super) fn insert(&mut self, key: &str, value: Value) -> bool {
         if self.entries.contains_key(key) {
             return false;
@@ -111,8 +112,8 @@ impl Metadata {
         self.integer(key, "an integer from 0 to 4294967295")
     }
 
-    /// The number under `key`, if there is one. A number that is not finite is an error: nothing that a model is
-    /// configured by may be.
+    /// The number under `key`, if there is one. A number that is not finite is an error, because no setting of a model
+    /// may be infinite or NaN.
     ///
     /// # Errors
     /// If the key holds something else, or is not finite.
@@ -243,7 +244,7 @@ impl Strings {
 }
 
 impl Value {
-    /// What it is, with the value where that is short: the second half of "must be X, is Y".
+    /// Describes the type, and the value if it is short: the second half of "must be X, is Y".
     pub fn describe(&self) -> String {
         match self {
             Self::Uint(x) => format!("the integer {x}"),

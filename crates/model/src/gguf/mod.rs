@@ -1,6 +1,5 @@
-//! GGUF files: a memory map behind a validator. Nothing is handed out before the whole header has been checked, so
-//! the decoder above may slice tensors without asking again. This room knows bytes, names and shapes; it does not
-//! know what an architecture is.
+//! GGUF files: a memory map behind a validator. The whole header is checked before any tensor is handed out, so the
+//! decoder may slice tensors without further checks. This module knows bytes, names and shapes, but not architectures.
 //!
 //! ```text
 //! file -> Mmap -> Header::parse (cursor -> metadata -> tensor infos -> layout) -> Gguf -> Metadata, TensorView
@@ -35,7 +34,7 @@ use header::Header;
 use tallow_kernels::dequantize_row;
 use tallow_stream::error::{Error, Result};
 
-/// What a file may ask of us. Real files stay far below; a file that does not is damaged or hostile.
+/// Limits on the contents of a file. Real files stay far below them; a file that exceeds one is damaged or hostile.
 pub mod limits {
     /// Metadata entries in a file. Real models have about 40.
     pub(crate) const METADATA_ENTRIES_MAX: u64 = 65_536;
@@ -75,10 +74,10 @@ pub struct TensorView<'a> {
 }
 
 impl TensorView<'_> {
-    /// All its numbers as f32: of norms, biases, rope factors.
+    /// All numbers of the tensor as f32. Used for norms, biases and rope factors.
     ///
     /// # Errors
-    /// If one of them is not finite.
+    /// If a number is not finite.
     pub(crate) fn floats(&self) -> Result<Vec<f32>> {
         let mut out = vec![0.0; self.info.num_elements()];
         dequantize_row(self.info.dtype, self.data, &mut out);
@@ -113,8 +112,8 @@ impl Gguf {
         Ok(Self { map, file, header })
     }
 
-    /// The same file in a map of its own, none of whose pages is resident: once all others are gone, what was read
-    /// through them no longer counts as this process's memory.
+    /// The same file in a new map, in which no page is resident. Once all other maps are dropped, the pages that were
+    /// read through them no longer count as this process's memory.
     ///
     /// # Errors
     /// If the system refuses the map, or the file has changed its length.
@@ -161,10 +160,10 @@ impl Gguf {
 #[allow(unsafe_code)]
 fn map_file(file: &File) -> std::io::Result<Mmap> {
     // SAFETY: the map is read-only and nothing in this process writes to a model file: the registry writes to
-    // `NAME.partial` and renames, which leaves the inode under an older map untouched. What cannot be guaranteed is
-    // that no other process changes the file in place while it is served, which the language counts as undefined. In
-    // practice: the header is copied out and never read again, so lengths and offsets cannot change after validation;
-    // overwritten weights are still numbers, and give wrong text; a file that is truncated ends this process with
-    // SIGBUS. Copying the weights into memory would close the gap at the price of twice the memory and a slow start.
+    // `NAME.partial` and renames, which leaves the inode under an older map untouched. But another process could change
+    // the file in place while it is served, which is undefined behaviour by the rules of the language. In practice: the
+    // header is copied out and never read again, so lengths and offsets cannot change after validation; overwritten
+    // weights are still numbers, and give wrong text; a file that is truncated ends this process with SIGBUS. Copying
+    // the weights into memory would close the gap at the price of twice the memory and a slow start.
     unsafe { Mmap::map(file) }
 }

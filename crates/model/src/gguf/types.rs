@@ -1,4 +1,4 @@
-//! The tensor types that load, by their ids in a file. What a type is - its blocks - the kernels know
+//! The supported tensor types, by their ids in a file. The kernels know the block layout of each type
 //! ([`WeightFormat`]).
 
 use tallow_kernels::WeightFormat;
@@ -32,7 +32,7 @@ pub(super) fn supported() -> String {
     WeightFormat::ALL.map(|t| t.to_string()).join(", ")
 }
 
-/// What the format calls a type that does not load, for error messages.
+/// The format's name for a type that is not supported, for error messages.
 pub(super) fn unsupported_name(id: u32) -> Option<&'static str> {
     Some(match id {
         4 => "Q4_2",

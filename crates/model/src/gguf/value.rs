@@ -27,7 +27,7 @@ pub(super) fn read_value(cursor: &mut ByteCursor<'_>) -> Result<Value> {
     })
 }
 
-/// Reads an array. `budget` is how many elements it and all arrays within may still have together.
+/// Reads an array. `budget` is the number of elements that this array and all arrays within it may still have together.
 fn read_array(cursor: &mut ByteCursor<'_>, depth: usize, budget: &mut u64) -> Result<Array> {
     let type_id = cursor.u32("the element type")?;
     let len = cursor.u64("the number of elements")?;

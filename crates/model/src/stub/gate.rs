@@ -3,13 +3,13 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How long a test waits for what must come before it says that it did not.
+/// How long a test waits for steps to arrive before it fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often a step that waits shows that it has not died.
+/// How often a waiting step calls its beat, to show that it is alive.
 const BEAT: Duration = Duration::from_millis(50);
 
-/// A door that steps wait at. New ones are shut.
+/// A door that steps wait at. A new door is shut.
 #[derive(Debug, Default)]
 pub struct StubGate {
     state: Mutex<GateState>,
@@ -40,7 +40,7 @@ impl StubGate {
         self.allow(u64::MAX);
     }
 
-    /// Waits until `num_steps` steps in all have arrived at the door, let through or not.
+    /// Waits until `num_steps` steps in all have arrived at the door, whether or not they were let through.
     ///
     /// # Panics
     /// If they do not come within a minute.
@@ -55,7 +55,8 @@ impl StubGate {
         self.lock().num_arrived
     }
 
-    /// Waits to be let through, calling `beat` meanwhile; a model that is not the stub can stand here too.
+    /// Waits until the step is let through, and calls `beat` meanwhile. Models other than the stub can use the gate
+    /// too.
     pub fn pass(&self, beat: impl Fn()) {
         let mut state = self.lock();
         state.num_arrived += 1;

@@ -1,4 +1,4 @@
-//! The stub as a model that can be served: `stub`, or `stub:MS` with so many milliseconds per step. For tests and
+//! The stub as a model that can be served: `stub`, or `stub:MS` with MS milliseconds per step. It serves tests and
 //! measurements of everything but the model.
 
 use std::sync::Arc;

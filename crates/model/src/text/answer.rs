@@ -1,13 +1,13 @@
-//! An answer's text, taken apart as it comes: what is said, what is thought, what is called. A log holds the text as the
-//! model wrote it; each dialect reads it through a parser of its own, from the first event on.
+//! Splits an answer's text, while it arrives, into content, reasoning and tool calls. A log holds the text as the model
+//! wrote it; each dialect reads that text through a parser of its own, from the first event on.
 //!
 //! An answer is a reasoning section, if the model knows one and begins with it, then content and calls in any order.
-//! Three rules hold whatever a model writes:
+//! Three rules hold for anything that a model writes:
 //!
-//! - text that may be the beginning of a marker, or the space before one, waits until that is known;
-//! - what looks like a call and turns out to be none is content again, markers and all, until its name was told; after
-//!   that it stays a call, and what does not belong to it is content;
-//! - space next to markers is the format's own and belongs to no piece.
+//! - text that may be the beginning of a marker, or the space before one, waits until the parser can decide;
+//! - text that looks like a call and turns out not to be one becomes content again, markers included, as long as its
+//!   name has not been emitted; after that it stays a call, and text that does not belong to the call is content;
+//! - space next to markers belongs to the format and is part of no piece.
 
 mod call;
 mod count;
@@ -19,7 +19,7 @@ pub use count::ReasoningCount;
 pub(in crate::text) use format::MARKERS;
 pub use format::{AnswerFormat, CallFormat, CallSyntax, FREE_TEXT, ReasoningFormat, ReasoningSyntax};
 
-/// Longest name before the arguments of Mistral's newer form; what is longer is none.
+/// Longest name before the arguments of Mistral's newer form. Longer text is not a name.
 const NAME_BYTES_MAX: usize = 256;
 
 /// A part of an answer.
@@ -43,7 +43,7 @@ pub enum Piece {
 pub struct AnswerParser {
     format: AnswerFormat,
     state: AnswerState,
-    /// What has come and is not understood yet.
+    /// Text that has arrived and is not yet parsed.
     held: String,
     num_calls: usize,
     num_bytes: usize,
@@ -53,7 +53,7 @@ pub struct AnswerParser {
 
 #[derive(Debug)]
 enum AnswerState {
-    /// Nothing but space has come.
+    /// Only space has arrived.
     Start,
     /// Within the reasoning; its leading space is dropped.
     Reasoning { is_empty: bool },
@@ -61,7 +61,7 @@ enum AnswerState {
     Thought,
     /// Within content, or between calls.
     Content { is_after_call: bool },
-    /// Behind the marker of a call, which is kept in case it is none.
+    /// Behind the marker of a call. `raw` keeps the marker in case the text is no call.
     Opened { raw: String },
     /// Within a list of calls, before one.
     Item { raw: String },
@@ -77,13 +77,13 @@ enum AnswerState {
 #[derive(PartialEq, Eq)]
 enum Look {
     Here,
-    /// It may, when more has come.
+    /// More text is needed to decide.
     Perhaps,
     Not,
 }
 
 impl AnswerParser {
-    /// Nothing read yet.
+    /// A parser that has read nothing yet.
     pub fn new(format: &AnswerFormat) -> Self {
         let is_bare = format.calls.as_ref().is_some_and(|calls| calls.syntax == CallSyntax::Llama3);
         let (state, reasoning_end) = match format.reasoning {
@@ -106,7 +106,7 @@ impl AnswerParser {
         std::mem::take(&mut self.pieces)
     }
 
-    /// The text is over: what was held back.
+    /// Ends the text; returns the pieces that were held back.
     pub fn finish(&mut self) -> Vec<Piece> {
         while self.step(true) {}
         let held = std::mem::take(&mut self.held);
@@ -129,13 +129,13 @@ impl AnswerParser {
         self.num_calls
     }
 
-    /// How many bytes of the text are reasoning, its markers included, once that is known: after its end, or after the
-    /// first characters of an answer without it.
+    /// How many bytes of the text are reasoning, its markers included. The number is known after the end of the
+    /// reasoning, or after the first characters of an answer without reasoning.
     pub(crate) fn reasoning_bytes(&self) -> Option<usize> {
         self.reasoning_end
     }
 
-    /// Understands some of what is held; `false` if more text must come first.
+    /// Parses some of the held text; `false` if more text must come first.
     fn step(&mut self, is_end: bool) -> bool {
         match &mut self.state {
             AnswerState::Start => self.step_start(is_end),
@@ -173,7 +173,7 @@ impl AnswerParser {
         self.begin_content()
     }
 
-    /// The first characters of what is said are there; they may be a call without a marker.
+    /// The first characters behind the reasoning have arrived. They may be a call without a marker.
     fn begin_content(&mut self) -> bool {
         match &self.format.calls {
             Some(CallFormat { whole: Some(name), .. }) => {
@@ -204,7 +204,7 @@ impl AnswerParser {
         let AnswerState::Reasoning { is_empty } = &mut self.state else { return false };
         if *is_empty {
             drop_space(&mut self.held);
-            // Some models open again what the prompt has opened.
+            // Some models write the opening marker again although the prompt already has it.
             if reasoning.is_open {
                 match look(&self.held, reasoning.syntax.opening()) {
                     Look::Perhaps if !is_end => return false,
@@ -238,7 +238,7 @@ impl AnswerParser {
 
     fn step_content(&mut self, is_end: bool) -> bool {
         let Some(marker) = self.next_marker() else {
-            // Behind the only call there may be, space is still the format's.
+            // Behind the only call that is allowed, space still belongs to the format.
             if matches!(self.state, AnswerState::Content { is_after_call: true }) && self.held.trim().is_empty() {
                 return false;
             }
@@ -328,7 +328,7 @@ impl AnswerParser {
         let (len, progress) = reader.read(&self.held);
         let (name, arguments, is_begun) = (reader.take_name(), reader.take_arguments(), reader.is_begun());
         raw.push_str(&self.held[..len]);
-        // Still to be given back, or not needed any more.
+        // Take `raw`: it is either given back below or no longer needed.
         let raw = if is_begun || progress == CallProgress::Wrong { std::mem::take(raw) } else { String::new() };
         drop_front(&mut self.held, len);
         if let Some(name) = name {
@@ -363,7 +363,7 @@ impl AnswerParser {
                 Look::Perhaps | Look::Not => {}
             },
             CallSyntax::Llama3 if self.may_call() => {
-                // Calls that follow one another, apart by what models put there.
+                // Calls may follow one another, separated by characters that models put between them.
                 let rest = text.trim_start_matches([';', ',', ' ', '\n', '\r', '\t']);
                 if rest.is_empty() && !is_end {
                     return false;
@@ -386,7 +386,7 @@ impl AnswerParser {
         true
     }
 
-    /// Whether a further call would be one.
+    /// Whether one more call is allowed.
     fn may_call(&self) -> bool {
         self.format.calls.as_ref().is_some_and(|calls| calls.is_parallel || self.num_calls == 0)
     }
@@ -396,7 +396,7 @@ impl AnswerParser {
         self.format.calls.as_ref().filter(|_| self.may_call()).map(|calls| calls.syntax.opening())
     }
 
-    /// It was no call: its text is content, and what follows is looked at anew.
+    /// The text was no call: it becomes content, and the text behind it is parsed anew.
     fn give_back(&mut self, raw: &str) -> bool {
         self.content(raw);
         self.state = AnswerState::Content { is_after_call: false };
@@ -412,13 +412,13 @@ impl AnswerParser {
     }
 }
 
-/// Reading a call that no marker precedes.
+/// The state that reads a call without a marker before it.
 fn bare_call(calls: &CallFormat, raw: String) -> AnswerState {
     let reader = CallReader::object(Accept::Known(calls.names.clone()));
     AnswerState::Call { raw, reader: Box::new(reader), is_item: false }
 }
 
-/// A name with what stands between it and its arguments.
+/// A name, and the text between it and its arguments.
 enum Named {
     Here { name_len: usize, head_len: usize },
     Perhaps,

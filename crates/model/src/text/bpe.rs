@@ -1,5 +1,5 @@
-//! Byte-level BPE (GGUF's `gpt2`): the tokenizers library's model, set up from a vocabulary. Its splitters are not used:
-//! they keep account of where each byte came from, which nobody asks here, and took four fifths of the time.
+//! Byte-level BPE (GGUF's `gpt2`): the tokenizers library's model, set up from a vocabulary. The library's splitters
+//! are not used: they track where each byte came from, which is not needed here, and took four fifths of the time.
 //!
 //! Text is split into words by the rules of its `pre`, each byte of a word is shown as one printable character (GPT-2's
 //! table), and ranked merges join characters into tokens. Special tokens have been cut out before; control tokens are
@@ -15,12 +15,12 @@ use super::words;
 use tallow_stream::error::{Error, Result};
 use tallow_stream::protocol::TokenId;
 
-/// Words to ids.
+/// Turns words into ids.
 #[derive(Debug)]
 pub(super) struct Bpe {
-    /// Each cuts what the ones before it left.
+    /// Each splitter cuts the pieces that the ones before it left.
     splits: Vec<Splitter>,
-    /// How each byte is shown.
+    /// The character that shows each byte.
     shown: [char; 256],
     model: BPE,
 }
@@ -28,7 +28,8 @@ pub(super) struct Bpe {
 impl Bpe {
     /// Sets up the model of a checked vocabulary.
     ///
-    /// A merge whose parts or result are no tokens can never lead to one and is left out, as llama.cpp does.
+    /// A merge is left out if one of its parts or its result is not a token, as in llama.cpp: it can never lead to a
+    /// token.
     ///
     /// # Errors
     /// [`tallow_stream::error::ErrorKind::BadModel`] for an unknown `pre` or a merge that is not two pieces.
@@ -153,7 +154,7 @@ mod tests {
         assert_eq!(byte_of_char('日'), None);
     }
 
-    /// The words of `text`, as the expressions of `pre` leave them.
+    /// The words into which the expressions of `pre` cut `text`.
     fn words(pre: &str, text: &str) -> Vec<String> {
         let mut words = vec![text];
         for expression in rules_of(pre).expect("a known name").expressions {

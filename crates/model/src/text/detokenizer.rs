@@ -1,17 +1,17 @@
-//! Bytes to text as they arrive. A token may end in the middle of a character: what may still become one waits, and
-//! text is only ever handed on in whole characters.
+//! Turns bytes into text as they arrive. A token may end in the middle of a character: such bytes wait for the rest, so
+//! that text is only handed on in whole characters.
 //!
 //! The text of all pushes and the flush is exactly `String::from_utf8_lossy` of all bytes: each maximal part of a
 //! broken sequence becomes one U+FFFD (Unicode 15, section 3.9, "substitution of maximal subparts"). At most three
-//! bytes wait, so a push costs its own length whatever came before.
+//! bytes wait, so a push costs its own length, whatever came before it.
 //!
-//! Nothing is trimmed here. A SentencePiece model that opens its answer with `▁Paris` opens it with a space: what came
-//! before the first generated token is the prompt, so that space is content.
+//! Nothing is trimmed here. A SentencePiece model that opens its answer with `▁Paris` opens it with a space: the prompt
+//! precedes the first generated token, so that space is content.
 
 /// Assembles one generation's text.
 #[derive(Debug, Default)]
 pub struct Detokenizer {
-    /// Whole characters nobody has taken yet.
+    /// Whole characters that were not taken yet.
     text: String,
     /// A proper prefix of one character's bytes: at most three.
     partial: Vec<u8>,
@@ -66,7 +66,7 @@ fn append_complete<'a>(text: &mut String, mut bytes: &'a [u8]) -> &'a [u8] {
             }
             Err(error) => {
                 let (valid, rest) = bytes.split_at(error.valid_up_to());
-                // Valid up to there, as the error says; the lossy conversion has nothing to replace.
+                // The error says that this part is valid, so the lossy conversion has nothing to replace.
                 text.push_str(&String::from_utf8_lossy(valid));
                 let Some(invalid_len) = error.error_len() else { return rest };
                 text.push(char::REPLACEMENT_CHARACTER);

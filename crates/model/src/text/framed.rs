@@ -1,35 +1,37 @@
-//! The tokenizer of an encoder: a `tokenizer.json` whose post-processor frames a text in the tokens that the model wants
-//! around it (`[CLS]` and `[SEP]`). Apart from the decoders' tokenizers, because nothing is ever spelled back.
+//! The tokenizer of an encoder: a `tokenizer.json` whose post-processor frames a text in the tokens that the model
+//! wants around it (`[CLS]` and `[SEP]`). It is separate from the decoders' tokenizers, because its tokens are never
+//! turned back into text.
 
 use tokenizers::Tokenizer as Library;
 
 use tallow_stream::error::{Error, Result};
 use tallow_stream::protocol::TokenId;
 
-/// The longest word that such a tokenizer looks at: WordPiece has 100 characters, longer ones are one unknown token.
+/// The longest word that such a tokenizer looks at: WordPiece takes at most 100 characters; a longer word becomes one
+/// unknown token.
 pub(super) const WORD_BYTES_MAX: usize = 400;
 
-/// Texts to the tokens of an encoder.
+/// Turns texts into the tokens of an encoder.
 pub(super) struct FramedTokenizer(Library);
 
 impl FramedTokenizer {
     /// Reads the file.
     ///
     /// # Errors
-    /// If it is no such file.
+    /// If the file is not a `tokenizer.json`.
     pub(super) fn from_json(json: &[u8]) -> Result<Self> {
         let unreadable = |e: tokenizers::Error| Error::bad_model(format!("tokenizer.json cannot be read: {e}"));
         let mut library = Library::from_bytes(json).map_err(unreadable)?;
-        // Files tell how they were trained: cut and filled up. A text that is too long is refused here, not cut in silence,
-        // and none is filled up.
+        // Files store the truncation and padding used in training. Here a text that is too long is refused, not
+        // silently cut, and no text is padded.
         library.with_truncation(None).map_err(unreadable)?;
         library.with_padding(None);
-        // A text that spells `[SEP]` has not got the token.
+        // A text that spells `[SEP]` does not get that token.
         library.set_encode_special_tokens(true);
         Ok(Self(library))
     }
 
-    /// The tokens of `text`, with those around it.
+    /// The tokens of `text`, with the frame around them.
     ///
     /// # Errors
     /// If the library fails.
@@ -38,7 +40,7 @@ impl FramedTokenizer {
         Ok(encoding.map_err(|e| Error::internal(format!("tokenising failed: {e}")))?.get_ids().to_vec())
     }
 
-    /// Tokens there are.
+    /// Number of tokens.
     pub(super) fn vocab_size(&self) -> usize {
         self.0.get_vocab_size(true)
     }

@@ -1,5 +1,5 @@
-//! A `tokenizer.json` as the tokenizers library reads it: normaliser, splitters, model and added tokens are the
-//! library's; only the choice whether control tokens may come from text, and the bytes of each token, are ours.
+//! A `tokenizer.json` as the tokenizers library reads it: the library provides normaliser, splitters, model and added
+//! tokens. This file decides only whether control tokens may come from text, and which bytes each token has.
 
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ use super::words;
 use tallow_stream::error::{Error, Result};
 use tallow_stream::protocol::TokenId;
 
-/// Spellings by which published models end a text or a turn, for files that come without the model's own word.
+/// Spellings by which published models end a text or a turn, for files without a model file that names its end tokens.
 const END_SPELLINGS: &[&str] = &[
     "</s>",
     "<eos>",
@@ -30,16 +30,16 @@ const END_SPELLINGS: &[&str] = &[
     "<|eot|>",
 ];
 
-/// No published vocabulary comes near.
+/// Largest id. No published vocabulary comes near it.
 const TOKEN_ID_MAX: TokenId = 1 << 22;
 
-/// The library's tokenizer, and its added tokens a second time with the special ones left as text.
+/// The library's tokenizer, and a second copy of its added tokens that leaves the special ones as text.
 pub(super) struct JsonModel {
     library: Library,
     plain_added: AddedVocabulary,
 }
 
-/// What the file says about the ends of text.
+/// What the file says about the beginning and end of text.
 pub(super) struct JsonFacts {
     /// The token that the post-processor puts in front of a text.
     pub bos: Option<TokenId>,
@@ -86,10 +86,12 @@ impl JsonModel {
         Ok(())
     }
 
-    /// The bytes of every token. A byte-level decoder means GPT-2's characters, any other SentencePiece's marks.
+    /// The bytes of every token. With a byte-level decoder, spellings use GPT-2's characters; with any other,
+    /// SentencePiece's marks.
     ///
     /// # Errors
-    /// [`tallow_stream::error::ErrorKind::BadModel`] if an id is absurdly large: gaps are filled, so it would cost memory.
+    /// [`tallow_stream::error::ErrorKind::BadModel`] if an id is absurdly large: gaps between ids are filled, so a
+    /// large id would cost memory.
     pub(crate) fn pieces(&self) -> Result<Pieces> {
         let decoder = self.library.get_decoder().and_then(|decoder| serde_json::to_string(decoder).ok());
         let is_byte_level = decoder.is_some_and(|decoder| decoder.contains("ByteLevel"));
@@ -124,7 +126,7 @@ impl JsonModel {
         self.library.get_added_tokens_decoder().into_iter().map(|(id, token)| (id, token.content)).collect()
     }
 
-    /// What can be known about the ends of text.
+    /// What the file tells about the beginning and end of text.
     pub(crate) fn facts(&self) -> JsonFacts {
         let added = self.library.get_added_tokens_decoder();
         let first = self.library.encode_fast("", true).ok().and_then(|encoding| encoding.get_ids().first().copied());

@@ -1,5 +1,5 @@
-//! Tokens to text and back, and text made fit for a terminal. Built from plain data (a vocabulary), so this floor knows
-//! no model file and no template.
+//! Tokens to text and back, and text made fit for a terminal. Built from plain data (a vocabulary), so this module
+//! knows no model file and no template.
 
 mod answer;
 mod bpe;

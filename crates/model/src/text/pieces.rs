@@ -46,7 +46,7 @@ impl Pieces {
 pub(super) struct PieceIndex {
     /// A power of two long; `EMPTY` or a token id.
     slots: Vec<TokenId>,
-    /// No piece is longer, so no longer text needs a look.
+    /// Length of the longest piece. A longer text is never looked up.
     piece_bytes_max: usize,
 }
 

@@ -1,10 +1,10 @@
 //! How text is split into words before byte-level BPE, by the name a GGUF file gives in `tokenizer.ggml.pre`.
 //!
-//! A name stands for one or more expressions. Each in turn cuts what the ones before it left: its matches become
-//! pieces of their own, and so does the text between them. The expressions are facts about published models: where a
-//! model's `tokenizer.json` is known its spelling is used, else what llama.cpp (`src/llama-vocab.cpp`, the GGUF
-//! reference) runs for that name. A name that is not here is an error and never a guess, because a wrong split gives
-//! plausible text of poor quality and no other sign.
+//! A name stands for one or more expressions. Each in turn cuts the pieces that the ones before it left: its matches
+//! become pieces of their own, and so does the text between them. The expressions are facts about published models: if
+//! a model's `tokenizer.json` is known, its spelling is used, otherwise the one that llama.cpp (`src/llama-vocab.cpp`,
+//! the GGUF reference) runs for that name. A name that is not here is an error and never a guess, because a wrong split
+//! gives plausible text of poor quality and no other sign.
 
 use regex::{Match, Regex};
 
@@ -15,7 +15,7 @@ use tallow_stream::error::{Error, Result};
 pub(super) struct Rules {
     /// Expressions, applied one after another.
     pub expressions: &'static [&'static str],
-    /// A word that is a token as a whole becomes that token, even where merges would not lead there.
+    /// A word that is a token as a whole becomes that token, even if merges would not lead to it.
     pub(crate) ignore_merges: bool,
 }
 
@@ -33,23 +33,23 @@ pub(super) fn rules_of(pre: &str) -> Result<Rules> {
 
 /// One expression, ready to cut text.
 ///
-/// Most end in `\s+(?!\S)|\s+`: a run of white space leaves its last character to the word behind it. That look ahead is
-/// all that keeps them from the regex library, which is several times faster than those that can look ahead; so the run is
-/// matched as a whole and shortened afterwards.
+/// Most expressions end in `\s+(?!\S)|\s+`: a run of white space leaves its last character to the word behind it. Apart
+/// from that lookahead, the regex library can run all of them, and it is several times faster than libraries that
+/// support lookahead. So the run is matched as a whole and shortened afterwards.
 #[derive(Debug)]
 pub(super) struct Splitter {
     regex: Regex,
     /// Whether runs of white space are shortened ...
     shortens_spaces: bool,
-    /// ... but for those that end lines, which have an alternative of their own.
+    /// ... except runs that end lines, which have an alternative of their own.
     has_line_ends: bool,
 }
 
 impl Splitter {
-    /// Compiles it.
+    /// Compiles an expression.
     ///
     /// # Errors
-    /// If it is no expression of the regex library, which is a bug in the table below.
+    /// If the regex library cannot compile it, which is a bug in the table below.
     pub(super) fn new(expression: &str) -> Result<Self> {
         let (body, shortens_spaces) = match expression.strip_suffix(r"\s+(?!\S)|\s+") {
             Some(body) => (format!(r"{body}\s+"), true),
@@ -61,7 +61,7 @@ impl Splitter {
         Ok(Self { regex, shortens_spaces, has_line_ends })
     }
 
-    /// Cuts `words` at its matches, each of which is a word of its own, and so is what lies between them.
+    /// Cuts `words` at the matches. Each match becomes a word, and so does the text between two matches.
     pub(super) fn isolate<'a>(&self, words: &[&'a str]) -> Vec<&'a str> {
         let mut cut = Vec::with_capacity(words.len());
         for word in words {
@@ -77,7 +77,7 @@ impl Splitter {
         cut
     }
 
-    /// Where a match ends that nothing looked beyond.
+    /// Where the match would end with the lookahead.
     fn end(&self, word: &str, found: Match<'_>) -> usize {
         let (run, rest) = (found.as_str(), &word[found.end()..]);
         let is_run = self.shortens_spaces
@@ -97,13 +97,13 @@ struct Family {
     ignore_merges: bool,
 }
 
-/// GPT-2's own (`encoder.py` of its release; the tokenizers library's `ByteLevel`).
+/// GPT-2's expression (`encoder.py` of its release; the tokenizers library's `ByteLevel`).
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 /// Llama 3's `tokenizer.json`.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// Qwen2's `tokenizer.json`: Llama 3's with single digits.
+/// Qwen2's `tokenizer.json`: Llama 3's expression with single digits.
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
@@ -162,7 +162,7 @@ const FAMILIES: &[Family] = &[
     Family { names: &["qwen35"], expressions: &[QWEN35], ignore_merges: false },
     Family { names: &["tekken"], expressions: &[TEKKEN], ignore_merges: true },
     Family { names: &["gpt-4o", "llama4", "kanana2"], expressions: &[GPT4O], ignore_merges: false },
-    // llama.cpp's, after Falcon's `tokenizer.json` (Punctuation, ByteLevel, Digits, groups of three).
+    // llama.cpp's expressions, after Falcon's `tokenizer.json` (Punctuation, ByteLevel, Digits, groups of three).
     Family {
         names: &["falcon"],
         expressions: &[r"[\p{P}\$\+<=>\^~\|`]+", GPT2, r"[0-9][0-9][0-9]"],
@@ -178,7 +178,7 @@ const FAMILIES: &[Family] = &[
         expressions: &[r"\p{N}{1,3}", r"[一-龥぀-ゟ゠-ヿ]+", DEEPSEEK3],
         ignore_merges: false,
     },
-    // The published class holds a parenthesis and a bar by accident; it is what the models were trained with.
+    // The published class holds a parenthesis and a bar by accident; the models were trained with it.
     Family {
         names: &["bloom", "poro-chat", "gpt3-finnish"],
         expressions: &[r" ?[^(\s|.,!?…。，、।۔،)]+"],
@@ -197,14 +197,14 @@ mod tests {
 
     use super::*;
 
-    /// Ours for each expression, and a library's that can look ahead.
+    /// For each expression, our splitter and a regex of a library that supports lookahead.
     static BOTH: LazyLock<Vec<(Splitter, fancy_regex::Regex)>> = LazyLock::new(|| {
         let both = |expression: &&str| (Splitter::new(expression), fancy_regex::Regex::new(expression));
         let expressions = FAMILIES.iter().flat_map(|family| family.expressions);
         expressions.map(both).map(|(ours, other)| (ours.expect("compiles"), other.expect("compiles"))).collect()
     });
 
-    /// The words as the library finds them.
+    /// The words that the library finds.
     fn looking_ahead(expression: &fancy_regex::Regex, text: &str) -> Vec<String> {
         let (mut words, mut rest_at) = (Vec::new(), 0);
         for found in expression.find_iter(text) {

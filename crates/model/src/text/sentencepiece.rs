@@ -1,6 +1,6 @@
 //! SentencePiece's BPE (GGUF's `llama`): adjacent pieces merge while the result is a piece, best score first, the
 //! leftmost of equal ones first (Kudo and Richardson 2018; `bpe_model.cc` is the reference the ids are tested against).
-//! What is left as a single unknown character becomes its bytes.
+//! A single character that remains and is no piece becomes its bytes.
 //!
 //! ```text
 //! symbols := the characters of the text
@@ -8,13 +8,13 @@
 //! while heap: pop; if both sides are unchanged: join them, push the two pairs that arise
 //! ```
 //!
-//! Our own and not the tokenizers library: deriving ranked merges from scores means finding every way to cut a quarter
-//! of a million pieces, which costs seconds at load; looking up the joint spelling costs nothing and is what the
-//! reference does. O(n log n) in the text.
+//! This is our own code, not the tokenizers library: to derive ranked merges from scores, the library would have to
+//! find every way to cut a quarter of a million pieces, which costs seconds at load. Looking up the joint spelling
+//! costs nothing, and the reference does the same. The time is O(n log n) in the text.
 //!
-//! SentencePiece writes `▁` for a space inside its pieces. Here pieces are stored with the space they mean, so text is
-//! looked up as it is. A `▁` in the text is taken for a space, as SentencePiece does: the one character that does not
-//! come back.
+//! SentencePiece writes `▁` for a space inside its pieces. Here pieces are stored with the space that `▁` means, so
+//! text is looked up unchanged. A `▁` in the text is taken for a space, as in SentencePiece: it is the one character
+//! that decoding does not restore.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
@@ -29,12 +29,12 @@ use tallow_stream::protocol::TokenId;
 /// SentencePiece's stand-in for a space.
 pub(super) const SPACE_MARK: char = '\u{2581}';
 
-/// Text to ids by scores.
+/// Turns text into ids by scores.
 #[derive(Debug)]
 pub(super) struct SentencePiece {
     index: PieceIndex,
     scores: Vec<f32>,
-    /// Sorted; merges may pass through them, but they are taken apart again at the end.
+    /// Ids of unused pieces, sorted. Merges may pass through such pieces, but they are taken apart again at the end.
     unused: Vec<TokenId>,
     byte_tokens: Vec<Option<TokenId>>,
     unknown: Option<TokenId>,
@@ -54,7 +54,7 @@ impl SentencePiece {
         }
         Self {
             index: PieceIndex::new(pieces, mergeable.map(|(id, _)| id)),
-            // Adding zero makes the two zeros one, so that they compare as equal scores.
+            // Adding zero turns -0 into +0, so that the two compare as equal scores.
             scores: scores.iter().map(|score| score + 0.0).collect(),
             unused: ids_of(TokenKind::Unused).collect(),
             byte_tokens,
@@ -71,7 +71,7 @@ impl SentencePiece {
     /// Appends the ids of `text`; `at_start` if nothing or a special token precedes it.
     ///
     /// # Errors
-    /// For a text that is too long; if a character is no piece and the vocabulary has neither byte nor unknown tokens.
+    /// If the text is too long, or a character is no piece and the vocabulary has neither byte nor unknown tokens.
     pub(crate) fn encode(&self, pieces: &Pieces, text: &str, at_start: bool, ids: &mut Vec<TokenId>) -> Result<()> {
         words::check(text, words::STRETCH_BYTES_MAX)?;
         let mut text = Cow::Borrowed(text);
@@ -100,7 +100,7 @@ impl SentencePiece {
         unused_cuts: &HashMap<TokenId, usize>,
         ids: &mut Vec<TokenId>,
     ) -> Result<()> {
-        // Parts still to do, the next one last; a cut leaves two shorter ones, so this ends.
+        // Parts still to do, the next one last. A cut leaves two shorter parts, so the loop ends.
         let mut todo = vec![bytes];
         while let Some(bytes) = todo.pop() {
             let Some(id) = self.index.get(pieces, bytes) else {
@@ -143,7 +143,7 @@ struct Merger<'a> {
     text: &'a [u8],
     symbols: Vec<Symbol>,
     heap: BinaryHeap<PieceCandidate>,
-    /// Where an unused piece was joined, to take it apart again.
+    /// Where each unused piece was joined, so that it can be taken apart again.
     unused_cuts: HashMap<TokenId, usize>,
 }
 
@@ -161,7 +161,7 @@ struct PieceCandidate {
     score: f32,
     left: usize,
     right: usize,
-    /// Joint length when found; differs from today's once a side has grown.
+    /// Joint length when the pair was found. It differs from the current joint length once a side has grown.
     len: usize,
 }
 

@@ -1,10 +1,10 @@
-//! What a user wrote inside a prompt that a template rendered. The template's `<|im_end|>` is a control token; the same
-//! letters in a message are letters, or a message could end its own turn and speak as the system.
+//! Protects a rendered prompt from control tokens that users spell. The template's `<|im_end|>` is a control token. The
+//! same letters in a message stay letters; otherwise a message could end its own turn and speak as the system.
 //!
 //! Before rendering, every character of a control token's spelling in a message is preceded by a mark that no message
-//! holds ([`shield`](Tokenizer::shield)); after it, marked characters are never part of a control token, and the marks
-//! are gone ([`encode_shielded`](Tokenizer::encode_shielded)). A mark before each character, not a pair around them,
-//! because templates trim and split messages.
+//! holds ([`shield`](Tokenizer::shield)); after rendering, marked characters never become part of a control token, and
+//! the marks are removed ([`encode_shielded`](Tokenizer::encode_shielded)). Each character has its own mark, instead of
+//! a pair of marks around the spelling, because templates trim and split messages.
 
 use super::Tokenizer;
 use super::special::Segment;
@@ -21,7 +21,7 @@ enum PromptPart {
 }
 
 impl Tokenizer {
-    /// A mark that none of `texts` holds; `None` if somebody used them all up.
+    /// A mark that none of `texts` holds; `None` if the texts contain all of them.
     pub fn mark_for<'a>(texts: &(impl Iterator<Item = &'a str> + Clone)) -> Option<char> {
         MARKS.into_iter().find(|mark| !texts.clone().any(|text| text.contains(*mark)))
     }
@@ -85,7 +85,7 @@ impl Tokenizer {
     }
 }
 
-/// Text next to text is one stretch, so that words are cut as if nothing had been marked.
+/// Joins text to preceding text, so that words are cut as if no character had been marked.
 fn push_text(text: &str, parts: &mut Vec<PromptPart>) {
     match parts.last_mut() {
         Some(PromptPart::Text(last)) => last.push_str(text),

@@ -1,8 +1,8 @@
 //! Cuts text at the spellings of special tokens before anything else looks at it.
 //!
 //! At each position the longest spelling that begins there wins, then the search goes on behind it (leftmost-longest,
-//! as SentencePiece's prefix matcher and the tokenizers library have it). A trie over bytes finds it: one walk per
-//! position, bounded by the longest spelling, whatever the number of special tokens.
+//! as in SentencePiece's prefix matcher and the tokenizers library). A trie over bytes finds the spelling with one walk
+//! per position. The longest spelling bounds the walk; the number of special tokens does not matter.
 
 use std::collections::HashMap;
 

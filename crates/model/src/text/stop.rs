@@ -5,12 +5,12 @@
 //! however it was cut: with `"abcd"` and `"bc"`, the text `abcd` becomes `a` even if it comes in one piece.
 //!
 //! Text that may be the beginning of a stop string is held back. Per string one Knuth-Morris-Pratt automaton (Knuth,
-//! Morris, Pratt 1977, "Fast pattern matching in strings") tracks the longest prefix of it that the text ends with;
-//! the longest of these is what is held. Each byte costs amortised constant time per string, and memory is the strings
+//! Morris, Pratt 1977, "Fast pattern matching in strings") tracks the longest prefix of it that the text ends with; the
+//! longest of these prefixes is held. Each byte costs amortised constant time per string, and memory is the strings
 //! themselves.
 //!
-//! Text and strings are valid UTF-8, so a prefix of a string begins in the text at a character boundary, and what is
-//! handed on is always whole characters.
+//! Text and strings are valid UTF-8, so a prefix of a string begins in the text at a character boundary, and only whole
+//! characters are handed on.
 
 /// The stop strings of one generation, and the text that may yet turn out to be one.
 #[derive(Debug, Default)]
@@ -21,12 +21,12 @@ pub struct StopStrings {
     stopped_by: Option<usize>,
 }
 
-/// What became of a piece of text.
+/// The result of pushing a piece of text.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StopOutcome {
     /// Text that is surely no part of a stop string.
     pub emit: String,
-    /// Whether a stop string is complete: `emit` is the last text, and the stop string is in none of it.
+    /// Whether a stop string is complete: `emit` is the last text and does not contain the stop string.
     pub stopped: bool,
 }
 
@@ -42,7 +42,7 @@ impl StopStrings {
         std::str::from_utf8(&self.patterns.get(self.stopped_by?)?.bytes).ok()
     }
 
-    /// Adds text and says how much of what has come so far can go out. After a stop nothing more comes.
+    /// Adds text; returns the part of the text so far that can be sent. After a stop, no more text is returned.
     pub fn push(&mut self, text: &str) -> StopOutcome {
         if self.stopped_by.is_some() {
             return StopOutcome { emit: String::new(), stopped: true };
@@ -67,7 +67,7 @@ impl StopStrings {
         StopOutcome { emit: std::mem::replace(&mut self.held, tail), stopped: false }
     }
 
-    /// Ends the generation: the text that was held back, which is no stop string after all.
+    /// Ends the generation. Returns the text that was held back, which is no stop string after all.
     pub fn finish(&mut self) -> String {
         for pattern in &mut self.patterns {
             pattern.matched = 0;
@@ -76,7 +76,7 @@ impl StopStrings {
     }
 }
 
-/// One stop string and how far the text has come in it.
+/// One stop string, and how much of it the text has matched.
 #[derive(Debug)]
 struct Pattern {
     bytes: Vec<u8>,
@@ -139,7 +139,7 @@ mod tests {
         (text + &watch.finish(), false)
     }
 
-    /// The rule, written the slow way: try every end, then every string.
+    /// The rule in its slow form: try every end, then every string.
     fn oracle(stops: &[String], text: &str) -> (String, bool) {
         for end in 1..=text.len() {
             let ended = |s: &&String| !s.is_empty() && text.as_bytes()[..end].ends_with(s.as_bytes());

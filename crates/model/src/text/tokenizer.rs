@@ -22,7 +22,7 @@ pub struct Tokenizer {
     /// Bytes of each token; empty for control tokens.
     pieces: Pieces,
     scheme: PieceEncoder,
-    /// Spellings that are tokens in text a template rendered: control, unknown and user-defined.
+    /// Spellings that are tokens in text that a template rendered: control, unknown and user-defined.
     all_special: SpecialTokens,
     /// Spellings that are tokens in any text: user-defined.
     user_defined: SpecialTokens,
@@ -61,8 +61,8 @@ impl Tokenizer {
     /// Builds the tokenizer a vocabulary describes.
     ///
     /// # Errors
-    /// [`tallow_stream::error::ErrorKind::BadModel`] if the vocabulary's parts do not fit together ([`Vocab::check`]), its
-    /// `pre` is unknown or a merge is malformed.
+    /// [`tallow_stream::error::ErrorKind::BadModel`] if the vocabulary's parts do not fit together ([`Vocab::check`]),
+    /// its `pre` is unknown or a merge is malformed.
     pub fn from_vocab(vocab: Vocab) -> Result<Self> {
         vocab.check()?;
         let mut pieces = Pieces::default();
@@ -85,12 +85,12 @@ impl Tokenizer {
         Ok(tokenizer.with_ends(vocab.bos, vocab.eos, vocab.end_of_generation))
     }
 
-    /// Reads a `tokenizer.json`. What such a file does not say (beginning and end of text) comes from `vocab`, or
-    /// without one from the file's post-processor and the usual spellings.
+    /// Reads a `tokenizer.json`. Such a file does not name the tokens for beginning and end of text. They come from
+    /// `vocab`, or without one from the file's post-processor and the usual spellings.
     ///
     /// # Errors
-    /// [`tallow_stream::error::ErrorKind::BadModel`] if the file is damaged, uses what the tokenizers library lacks, or has
-    /// more tokens than `vocab`.
+    /// [`tallow_stream::error::ErrorKind::BadModel`] if the file is damaged, uses a feature that the tokenizers library
+    /// lacks, or has more tokens than `vocab`.
     pub fn from_json(json: &[u8], vocab: Option<Vocab>) -> Result<Self> {
         let model = JsonModel::new(json)?;
         let facts = model.facts();
@@ -126,8 +126,8 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// Reads the `tokenizer.json` of an encoder, whose texts stand between tokens of their own. Its tokens are never spelled
-    /// back, so none has bytes.
+    /// Reads the `tokenizer.json` of an encoder, which puts each text between tokens of its own. Its tokens are never
+    /// turned back into text, so no token has bytes.
     ///
     /// # Errors
     /// [`tallow_stream::error::ErrorKind::BadModel`] if the file is damaged.
@@ -165,8 +165,8 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Puts the beginning-of-text token in front of a prompt, if this model's prompts begin with it and it does not stand
-    /// there already, as a template may have written it.
+    /// Puts the beginning-of-text token in front of a prompt, if this model's prompts begin with it and the prompt does
+    /// not. A template may already have written it.
     pub fn begin(&self, ids: &mut Vec<TokenId>) {
         let bos = self.bos.filter(|&bos| self.add_bos && ids.first() != Some(&bos));
         if let Some(bos) = bos {
@@ -175,8 +175,8 @@ impl Tokenizer {
     }
 
     /// The text of `ids`, without control tokens: the inverse of [`Tokenizer::encode`]. A space that encoding put in
-    /// front of text (at the beginning and behind special tokens) is taken away again, which is the difference to
-    /// joining [`Tokenizer::token_bytes`].
+    /// front of text (at the beginning and behind special tokens) is removed again; joining [`Tokenizer::token_bytes`]
+    /// would keep it.
     pub fn decode(&self, ids: &[TokenId]) -> String {
         let mut bytes = Vec::new();
         let mut at_start = true;
@@ -196,13 +196,13 @@ impl Tokenizer {
     }
 
     /// The bytes `token` adds to a generation's text: [`Tokenizer::token_bytes`], and the spelling of control tokens
-    /// that mark calls and reasoning. Whoever takes an answer apart finds them in its text, whatever kind of token a
-    /// vocabulary makes of them. In a prompt they stay what they are.
+    /// that mark calls and reasoning. So the parser of an answer finds these markers in the text, whatever kind of
+    /// token they are in the vocabulary. In a prompt they stay control tokens.
     pub fn output_bytes(&self, token: TokenId) -> &[u8] {
         self.markers.get(&token).map_or_else(|| self.token_bytes(token), |spelling| spelling.as_bytes())
     }
 
-    /// The control token of a marker of calls or reasoning; `None` where it is text.
+    /// The control token of a marker of calls or reasoning; `None` if the marker is plain text in this vocabulary.
     pub fn marker_token(&self, spelling: &str) -> Option<TokenId> {
         self.markers.iter().find(|(_, marker)| **marker == spelling).map(|(token, _)| *token)
     }
@@ -217,7 +217,8 @@ impl Tokenizer {
         self.pieces.len()
     }
 
-    /// No token stands for more bytes of a text. Without a bound where a normaliser may take any number of bytes away.
+    /// Most bytes of a text that one token stands for. There is no bound if a normaliser may remove any number of
+    /// bytes.
     pub fn token_bytes_max(&self) -> usize {
         match &self.scheme {
             PieceEncoder::Json(_) => usize::MAX,
@@ -241,14 +242,14 @@ impl Tokenizer {
         self.eos
     }
 
-    /// Whether a prompt must begin with [`Tokenizer::bos`]. A prompt that is text gets it by
-    /// [`Tokenizer::begin`]; token ids that a client sends are taken as they are.
+    /// Whether a prompt must begin with [`Tokenizer::bos`]. [`Tokenizer::begin`] adds it to a prompt that is text;
+    /// token ids that a client sends are taken unchanged.
     pub fn adds_bos(&self) -> bool {
         self.add_bos
     }
 
-    /// Ids of `text` where it stands behind other text: as [`Tokenizer::encode`] without special tokens, but no space
-    /// goes in front.
+    /// Ids of a `text` that follows other text: like [`Tokenizer::encode`] without special tokens, but without a space
+    /// in front.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -278,7 +279,7 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// Without special tokens and ends.
+    /// A tokenizer without special tokens and without tokens that begin or end a text.
     fn plain(pieces: Pieces, scheme: PieceEncoder) -> Self {
         let adds_space_prefix = matches!(&scheme, PieceEncoder::SentencePiece(model) if model.adds_space_prefix());
         Self {
@@ -319,7 +320,7 @@ impl Tokenizer {
                 .filter(|(_, (_, kind))| kinds.contains(kind))
                 .map(|(id, (token, _)): (TokenId, _)| (id, token.as_str()))
         };
-        // Files spell a user-defined run of spaces either way; text may hold either.
+        // Files spell a user-defined run of spaces with spaces or with `▁`, and so may text.
         let marked: Vec<(TokenId, String)> = match vocab.scheme {
             Scheme::Bpe { .. } => Vec::new(),
             Scheme::SentencePiece { .. } => of(&[TokenKind::UserDefined])

@@ -1,4 +1,4 @@
-//! A vocabulary as plain data: what a model file says about its tokens, before anything is built from it. This file
+//! A vocabulary as plain data: what a model file says about its tokens, before a tokenizer is built from it. This file
 //! knows no file format; `model/vocab.rs` fills it from GGUF metadata, tests fill it by hand.
 
 use tallow_stream::error::{Error, Result};
@@ -18,7 +18,7 @@ pub struct Vocab {
     pub bos: Option<TokenId>,
     /// End of text.
     pub eos: Option<TokenId>,
-    /// Every token that ends a generation: end of text, end of turn. May leave out `eos`, which always does.
+    /// Every token that ends a generation: end of text, end of turn. It may leave out `eos`, which always ends one.
     pub end_of_generation: Vec<TokenId>,
     /// Whether a prompt must begin with `bos`.
     pub add_bos: bool,
@@ -66,15 +66,15 @@ impl Vocab {
 /// What a token is, which decides whether text can become it and whether it has text of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TokenKind {
-    /// Comes from text by the scheme's rules.
+    /// Made from text by the scheme's rules.
     Normal,
-    /// Stands for what cannot be spelled.
+    /// Stands for text that no other token can spell.
     Unknown,
-    /// Steers the model; has no text, and comes from text only where special tokens are parsed.
+    /// Steers the model. It has no text of its own, and text becomes it only if special tokens are parsed.
     Control,
-    /// Comes from text whole, before the scheme's rules.
+    /// Matched in text as a whole, before the scheme's rules apply.
     UserDefined,
-    /// Reserved; never comes from text.
+    /// Reserved; text never becomes it.
     Unused,
     /// One byte, spelled `<0x00>` to `<0xFF>`.
     Byte,

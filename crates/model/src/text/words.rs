@@ -1,21 +1,21 @@
-//! How long a stretch of text may be that merges run over as a whole. Memory and time of a merge grow with its stretch, by
-//! about 150 bytes and 2 microseconds a byte, and nothing can be done in between; ordinary text has a break after a few
-//! bytes.
+//! Limits the length of a stretch of text that is merged as a whole. Memory and time of a merge grow with its stretch,
+//! by about 150 bytes and 2 microseconds per byte, and a merge cannot be interrupted. Ordinary text has a break after a
+//! few bytes.
 
 use tallow_stream::error::{Error, Result};
 
-/// The parameter of an error about a text, for a caller to replace: here nobody knows where the text came from.
+/// The parameter of an error about a text. This file does not know the origin of the text, so the caller replaces it.
 pub const TEXT_PARAM: &str = "text";
 
-/// Longest word, which is what a splitter leaves: 128 KiB cost 20 MB and a quarter of a second. Text in scripts without
-/// spaces has punctuation long before.
+/// Longest word that a splitter may leave: 128 KiB cost 20 MB and a quarter of a second. Text in scripts without spaces
+/// has punctuation long before that.
 pub(super) const WORD_BYTES_MAX: usize = 128 << 10;
 
-/// Longest text of a scheme that has no words (SentencePiece): 1 MiB cost 110 MB, and are more tokens than any published
-/// model of this scheme takes.
+/// Longest text of a scheme that has no words (SentencePiece): 1 MiB costs 110 MB, and is more tokens than any
+/// published model of this scheme takes.
 pub(super) const STRETCH_BYTES_MAX: usize = 1 << 20;
 
-/// Refuses a longer one.
+/// Refuses a text longer than `bytes_max`.
 ///
 /// # Errors
 /// [`tallow_stream::error::ErrorKind::InvalidRequest`] about [`TEXT_PARAM`].

@@ -1,25 +1,25 @@
-//! Reads one call as it comes: `{"name": ..., "arguments": ...}` in any order, or arguments alone whose name is known.
-//! Arguments are handed on character by character once the name is known; before, they wait.
+//! Reads one call as it arrives: `{"name": ..., "arguments": ...}` in any order, or the arguments alone if the name is
+//! known. Once the name is known, arguments are handed on character by character; until then they wait.
 
 use super::scan::{JsonScan, Scanned};
 
 /// Which functions may be called.
 #[derive(Debug, Clone)]
 pub(super) enum Accept {
-    /// Any: a marker said that this is a call. Whether such a function exists is the client's to say.
+    /// Any function, because a marker shows that this is a call. The client decides whether such a function exists.
     Any,
-    /// One of these, with an object of arguments: nothing but its look says that this is a call.
+    /// One of these, with an object of arguments, because only the form of the text shows that this is a call.
     Known(Vec<String>),
 }
 
-/// How far reading came.
+/// The result of reading on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CallProgress {
-    /// All was read, and more must come.
+    /// All text was read, and the call is not complete.
     Unfinished,
     /// The call is whole.
     Done,
-    /// What comes next has no place in a call.
+    /// The next character has no place in a call.
     Wrong,
 }
 
@@ -29,13 +29,13 @@ pub(super) struct CallReader {
     accept: Accept,
     at: At,
     scan: JsonScan,
-    /// The key or value that is being read, unless it is handed on at once.
+    /// The key or value that is being read, unless its characters are handed on at once.
     text: String,
     name: Option<String>,
     /// Arguments that came before the name.
     waiting: Option<String>,
     has_arguments: bool,
-    /// Whether the arguments are all there is, without an object around.
+    /// Whether the text is the arguments alone, without an object around them.
     is_bare_value: bool,
     is_begun: bool,
     begun_name: Option<String>,
@@ -96,7 +96,7 @@ impl CallReader {
         (text.len(), CallProgress::Unfinished)
     }
 
-    /// The function, once: as soon as it is sure that this is a call.
+    /// The name of the function, returned once, as soon as this is certainly a call.
     pub(super) fn take_name(&mut self) -> Option<String> {
         self.begun_name.take()
     }
@@ -106,7 +106,7 @@ impl CallReader {
         std::mem::take(&mut self.arguments)
     }
 
-    /// Whether the name was told, so that this can no longer be anything but a call.
+    /// Whether the name was emitted, so that the text can no longer turn into content.
     pub(super) fn is_begun(&self) -> bool {
         self.is_begun
     }
@@ -241,7 +241,7 @@ impl CallReader {
         if self.is_begun {
             return CallProgress::Done;
         }
-        // A name without arguments: a call where a marker said so.
+        // A name without arguments is a call only behind a marker.
         if self.name.is_none() || self.must_be_known() {
             return CallProgress::Wrong;
         }
@@ -251,12 +251,12 @@ impl CallReader {
     }
 }
 
-/// The text that a JSON text stands for.
+/// The value of a JSON string.
 fn text_of(json: &str) -> Option<String> {
     serde_json::from_str(json).ok()
 }
 
-/// Arguments as clients want them: an object. Some models write it as a text within the JSON, or nothing.
+/// Arguments in the form that clients want: an object. Some models write the object as a JSON string, or write `null`.
 fn arguments_of(json: &str) -> String {
     match json.as_bytes().first() {
         Some(b'"') => text_of(json).filter(|text| !text.is_empty()).unwrap_or_else(|| json.to_owned()),

@@ -7,7 +7,7 @@ use super::AnswerParser;
 pub struct ReasoningCount {
     /// Bytes of the tokens so far.
     num_bytes: usize,
-    /// Where tokens begin of which it is not known yet.
+    /// Where the tokens begin that are not yet known to be reasoning or not.
     waiting: Vec<usize>,
     num_tokens: usize,
 }

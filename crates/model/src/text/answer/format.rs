@@ -1,4 +1,4 @@
-//! How one answer is to be read: the form of its calls, and of what the model thinks before it speaks.
+//! How to read one answer: the form of its calls, and of the reasoning before its content.
 
 /// The form in which a family of models writes calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -12,7 +12,7 @@ pub enum CallSyntax {
 }
 
 impl CallSyntax {
-    /// What stands before a call, wherever in the answer it comes.
+    /// The marker before a call, anywhere in the answer.
     pub fn opening(self) -> &'static str {
         match self {
             Self::Hermes => "<tool_call>",
@@ -23,12 +23,12 @@ impl CallSyntax {
 
     /// The form that a template of this source teaches its model, if it teaches any.
     pub fn of_template(source: &str) -> Option<Self> {
-        // Llama's markers last: others that grew out of it keep its tokens and have calls of their own.
+        // Llama's marker is tried last: models derived from Llama keep its tokens and have call forms of their own.
         [Self::Mistral, Self::Hermes, Self::Llama3].into_iter().find(|syntax| source.contains(syntax.opening()))
     }
 }
 
-/// The markers around what a model thinks.
+/// The markers around a model's reasoning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum ReasoningSyntax {
     /// `<think>` and `</think>`.
@@ -38,7 +38,7 @@ pub enum ReasoningSyntax {
 }
 
 impl ReasoningSyntax {
-    /// What stands before it.
+    /// The marker before the reasoning.
     pub fn opening(self) -> &'static str {
         match self {
             Self::Think => "<think>",
@@ -46,7 +46,7 @@ impl ReasoningSyntax {
         }
     }
 
-    /// What ends it.
+    /// The marker that ends the reasoning.
     pub fn closing(self) -> &'static str {
         match self {
             Self::Think => "</think>",
@@ -54,15 +54,15 @@ impl ReasoningSyntax {
         }
     }
 
-    /// The markers that a template of this source mentions. The closing one tells: templates that open the section
-    /// themselves, and those that cut it out of earlier turns, all have it.
+    /// The markers that a template of this source mentions. The closing marker decides: templates that open the section
+    /// themselves, and templates that cut it out of earlier turns, all contain it.
     pub fn of_template(source: &str) -> Option<Self> {
         [Self::Think, Self::Bracket].into_iter().find(|syntax| source.contains(syntax.closing()))
     }
 }
 
-/// Spellings of control tokens that are part of an answer's form. A control token has no text of its own; these have
-/// it where a model writes them, or nobody could tell a call from an answer.
+/// Spellings of control tokens that are part of an answer's form. A control token has no text of its own. These tokens
+/// do have text when a model writes them, because otherwise no reader could tell a call from content.
 pub(in crate::text) const MARKERS: &[&str] = &[
     "<tool_call>",
     "</tool_call>",
@@ -76,12 +76,12 @@ pub(in crate::text) const MARKERS: &[&str] = &[
     "[/THINK]",
 ];
 
-/// How the text of one answer is to be read. The default takes it as it is.
+/// How to read the text of one answer. By default the whole text is content.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct AnswerFormat {
-    /// The form of calls, where the model was told of tools.
+    /// The form of calls, if the request has tools.
     pub calls: Option<CallFormat>,
-    /// The form of reasoning, where the model knows one.
+    /// The form of reasoning, if the model knows one.
     pub reasoning: Option<ReasoningFormat>,
 }
 
@@ -90,9 +90,10 @@ pub struct AnswerFormat {
 pub struct CallFormat {
     /// How it is written.
     pub syntax: CallSyntax,
-    /// The tools of the request. A call without a marker before it must name one: an answer may be JSON, too.
+    /// The tools of the request. A call without a marker before it must name one of them, because an answer may also be
+    /// plain JSON.
     pub names: Vec<String>,
-    /// Whether there may be several; what looks like a second call is content otherwise.
+    /// Whether an answer may have several calls. If not, text that looks like a second call is content.
     pub is_parallel: bool,
     /// The tool whose input is the whole answer, without a call around it: a grammar of free text does not survive JSON's
     /// escapes, so a call that must come of such a tool is asked for bare.
@@ -107,6 +108,6 @@ pub const FREE_TEXT: &str = "input";
 pub struct ReasoningFormat {
     /// How it is marked.
     pub syntax: ReasoningSyntax,
-    /// Whether the prompt opened it, so that the answer begins within.
+    /// Whether the prompt opened the reasoning, so that the answer begins within it.
     pub is_open: bool,
 }

@@ -1,10 +1,10 @@
-//! Where a JSON value ends, one character at a time. Checks brackets, texts and the characters between them, which is
-//! enough to notice that something is no JSON before the rest of an answer is swallowed by it.
+//! Finds the end of a JSON value, one character at a time. The scanner checks brackets, strings and the characters
+//! between them. That is enough to notice text that is not JSON before it swallows the rest of an answer.
 
 /// Deeper values are not read as JSON.
 const DEPTH_MAX: usize = 128;
 
-/// What a character was to the value.
+/// What a character means to the value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scanned {
     /// Part of it, and more must come.

@@ -1,4 +1,4 @@
-//! Answers of every family, cut anywhere, and answers that are none.
+//! Answers with calls of every family, cut at any place, and answers that only look like calls.
 
 use proptest::prelude::*;
 
@@ -14,7 +14,7 @@ fn thinking(is_open: bool) -> AnswerFormat {
     AnswerFormat { reasoning, ..calling(CallSyntax::Hermes) }
 }
 
-/// Pieces with neighbours of one kind as one: `c:` content, `r:` reasoning, `f(` ... `)` a call.
+/// The pieces, with neighbours of one kind joined: `c:` content, `r:` reasoning, `f(` ... `)` a call.
 fn told(pieces: Vec<Piece>) -> Vec<String> {
     let mut told: Vec<String> = Vec::new();
     for piece in pieces {
@@ -46,7 +46,7 @@ fn read<'a>(format: &AnswerFormat, chunks: impl Iterator<Item = &'a str>) -> (Ve
     (told(pieces), parser.num_calls())
 }
 
-/// Whole, and character by character.
+/// Reads the text whole, and character by character.
 #[track_caller]
 fn check(format: &AnswerFormat, text: &str, expect: &[&str]) {
     assert_eq!(read(format, [text].into_iter()).0, expect, "whole: {text}");
@@ -207,7 +207,7 @@ fn formats() -> impl Strategy<Value = AnswerFormat> {
     })
 }
 
-/// Words that are often calls, and often nearly.
+/// Sequences of words that often form a call, and often almost form one.
 fn texts() -> impl Strategy<Value = String> {
     let words = [
         "<tool_call>",

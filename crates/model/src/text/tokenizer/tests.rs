@@ -1,4 +1,4 @@
-//! Small vocabularies made by hand, for the rules that no real file exercises together.
+//! Small vocabularies made by hand, for the rules that no single real file covers.
 
 use super::*;
 use TokenKind::{Byte, Control, Normal, Unknown, Unused, UserDefined};
@@ -38,7 +38,7 @@ fn bpe() -> Vocab {
     Vocab { eos: Some(6), bos: Some(6), ..vocab(Scheme::Bpe { pre: "gpt-2".to_owned(), merges }, &tokens) }
 }
 
-/// SentencePiece: byte tokens for `é`, a piece that is out of use on the way to `abc`.
+/// SentencePiece: byte tokens for `é`, and an unused piece on the way to `abc`.
 fn sentencepiece() -> Vocab {
     let tokens = [
         ("<unk>", Unknown),
@@ -126,7 +126,7 @@ fn the_space_in_front_goes_in_and_comes_out() {
     assert_eq!(tokenizer.token_bytes(11), b" a");
 }
 
-/// As a request's prompt is tokenised.
+/// Tokenises a prompt in the same way as a request's prompt.
 fn prompt(tokenizer: &Tokenizer, text: &str) -> Vec<TokenId> {
     let mut ids = tokenizer.encode(text, true).expect("encodes");
     tokenizer.begin(&mut ids);
