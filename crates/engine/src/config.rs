@@ -7,7 +7,8 @@ use super::scheduler::SchedulerLimits;
 use crate::sampling::grammar::GrammarLimits;
 use tallow_stream::error::{Error, Result};
 
-/// A preempted sequence that was passed so often is the next to go on, unless its owner has more than its part.
+/// A preempted sequence that was passed this many times is the next to continue, unless its owner has more than its
+/// part.
 const PASSED_MAX: usize = 64;
 
 /// How much the engine takes on.
@@ -20,8 +21,8 @@ pub struct EngineConfig {
     /// Most tokens a worker computes in a step; at least `max_num_seqs`. More makes long prompts faster and steps
     /// longer.
     pub max_num_batched_tokens: usize,
-    /// Most prompt tokens in a step in which other sequences wait for their next token, however many these are: this,
-    /// and not the length of a newcomer's prompt, bounds the time between two tokens. At least 1.
+    /// Most prompt tokens in a step in which other sequences wait for their next token, however many sequences those
+    /// are. This setting, and not the length of a newcomer's prompt, bounds the time between two tokens. At least 1.
     pub prefill_tokens_per_step_max: usize,
     /// Most requests that wait for a worker. At least 1.
     pub queue_requests_max: usize,
@@ -30,9 +31,9 @@ pub struct EngineConfig {
     pub queue_tokens_max: usize,
     /// How many tokens of others' work one step of a request's priority is worth. At least 1.
     pub priority_step_tokens: u64,
-    /// A waiting request hears of its place at most this often.
+    /// Least time between two reports of its place to a waiting request.
     pub queue_note_interval: Duration,
-    /// Whether KV blocks of equal beginnings are used again, within a tenant.
+    /// Whether KV blocks of equal prompt beginnings are reused, within a tenant.
     pub prefix_cache: bool,
     /// How often in a row a worker that lost its model tries to load it again before it gives up. At least 1.
     pub worker_load_attempts_max: u32,
@@ -42,16 +43,17 @@ pub struct EngineConfig {
     pub worker_backoff_max: Duration,
     /// A worker whose step takes longer than this counts as hung, and the engine as not ready.
     pub step_time_max: Duration,
-    /// A worker that computes nothing in a step for so long is not ready.
+    /// A worker that computes nothing in a step for this long is not ready.
     pub stall_time_max: Duration,
-    /// Most hung workers that are replaced within `abandoned_time`, those not counted whose threads have ended; a further one
-    /// is replaced when the oldest of them was given up longer ago. Each keeps its memory and threads while it hangs.
+    /// Most hung workers that are replaced within `abandoned_time`. A hung worker whose thread has ended does not
+    /// count. A further one is replaced once the oldest of them was given up longer ago than that. Each keeps its
+    /// memory and threads while it hangs.
     pub workers_abandoned_max: u64,
     /// See `workers_abandoned_max`.
     pub abandoned_time: Duration,
     /// How long a shutdown waits for a step to end before it leaves the worker behind.
     pub shutdown_time_max: Duration,
-    /// How much grammars may take.
+    /// The bounds of grammars.
     pub grammars: GrammarLimits,
 }
 

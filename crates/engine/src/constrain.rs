@@ -1,11 +1,12 @@
-//! Sequences that keep to a grammar: what may come next, what must, and when a text is complete.
+//! Sequences that keep to a grammar: which tokens may come next, which must, and when a text is complete.
 //!
-//! A matcher is in one place at a time: with its sequence, or on its way through a lane (`masks`), which works out what
-//! may come next. What a grammar forces is appended without being sampled, and the scheduler computes it together with
-//! the token before. Not so where log-probabilities are told, which every token has to have been sampled for.
+//! A matcher is in one place at a time: with its sequence, or in a lane (`masks`), which works out which tokens may
+//! come next. Tokens that a grammar forces are appended without being sampled, and the scheduler computes them together
+//! with the token before. This is not done if the request asked for log-probabilities: those exist only for sampled
+//! tokens.
 //!
-//! A sampled token is accepted in the step, which takes microseconds. Where the grammar is slow it goes through the lane
-//! as well, and the sequence sits out until it comes back.
+//! The step itself makes the matcher accept a sampled token, which takes microseconds. If the grammar is slow, the lane
+//! does that too, and the sequence sits out until the matcher comes back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +17,11 @@ use crate::sampling::grammar::{Grammar, Matcher, Next, STACK_BYTES};
 use tallow_stream::error::{Error, Result};
 use tallow_stream::protocol::{FinishReason, SamplingParams, TokenId};
 
-/// Processor time of a mask, or of accepting a token, from which on a grammar is slow: all further work for it is the slow
-/// lane's. Grammars of real schemas take 0.05 to 1 ms.
+/// A grammar counts as slow once a mask, or accepting a token, takes more processor time than this. The slow lane does
+/// all further work for it. Grammars of real schemas take 0.05 to 1 ms.
 const SLOW: Duration = Duration::from_millis(3);
 
-/// A sequence's grammar, and where its text stands in it.
+/// A sequence's grammar, and the place that its text has reached in it.
 #[derive(Debug)]
 pub(super) struct Constrained {
     state: ConstrainedState,
@@ -28,15 +29,16 @@ pub(super) struct Constrained {
 
 #[derive(Debug)]
 enum ConstrainedState {
-    /// The matcher is here, and what may come next was not asked.
+    /// The matcher is here, and no lane was asked for the next tokens.
     Here(Question),
-    /// It is in a lane, under this ticket.
+    /// The matcher is in a lane, under this ticket.
     Asked(u64),
-    /// What may come next is known.
+    /// The matcher is here, with the lane's answer.
     Known(Question),
 }
 
-/// Where a text stands, and what may come next once that is worked out.
+/// The place that a text has reached in its grammar, and the tokens that may come next, once a lane has worked them
+/// out.
 #[derive(Debug)]
 pub(super) struct Question {
     grammar: Arc<Grammar>,
@@ -53,27 +55,27 @@ pub(super) struct Question {
 pub(super) enum LaneAnswer {
     /// What may come next.
     Next(Next),
-    /// The sampled token was accepted, and these are forced behind it.
+    /// The sampled token was accepted, and these tokens are forced after it.
     Accepted(Vec<TokenId>),
 }
 
-/// Where a text stands.
+/// The place that a text has reached.
 #[derive(Debug)]
 enum TextPlace {
-    /// Behind these tokens, which were made before this worker had the text; most often there are none.
+    /// After these tokens, which were made before this worker had the text; most often there are none.
     Behind(Vec<TokenId>),
     At(Box<Matcher>),
 }
 
 impl Constrained {
-    /// A text that goes on behind `emitted`.
+    /// A text that continues after `emitted`.
     pub(super) fn new(grammar: Arc<Grammar>, emitted: &[TokenId], sampling: &SamplingParams) -> Self {
         let place = Some(TextPlace::Behind(emitted.to_vec()));
         let question = Question { grammar, fast_forward: fast_forwards(sampling), place, sampled: None, next: None };
         Self { state: ConstrainedState::Here(question) }
     }
 
-    /// Hands its matcher out; `None` if what may come next is known, or asked already.
+    /// Hands its matcher out; `None` if a lane has it already, or has answered.
     pub(super) fn ask(&mut self, ticket: u64) -> Option<Question> {
         match std::mem::replace(&mut self.state, ConstrainedState::Asked(ticket)) {
             ConstrainedState::Here(question) => Some(question),
@@ -92,7 +94,7 @@ impl Constrained {
         }
     }
 
-    /// Takes its matcher back if `ticket` is its own; else the matcher is returned, as its sequence has ended.
+    /// Takes its matcher back if `ticket` is its own. Otherwise returns the matcher, whose sequence has ended.
     pub(super) fn take_answer(&mut self, ticket: u64, question: Question) -> Option<Question> {
         if self.asked() != Some(ticket) {
             return Some(question);
@@ -101,12 +103,12 @@ impl Constrained {
         None
     }
 
-    /// Whether what may come next is known.
+    /// Whether the lane's answer is here.
     pub(super) fn is_known(&self) -> bool {
         matches!(self.state, ConstrainedState::Known(_))
     }
 
-    /// Takes what was asked for.
+    /// Takes the lane's answer.
     ///
     /// # Errors
     /// If the grammar fails.
@@ -125,12 +127,13 @@ impl Constrained {
         }
     }
 
-    /// Whether work for its grammar was slow before, as far as its matcher is here to be asked.
+    /// Whether its matcher is here and work for its grammar was slow before.
     pub(super) fn is_slow(&self) -> bool {
         matches!(&self.state, ConstrainedState::Here(question) | ConstrainedState::Known(question) if question.is_slow())
     }
 
-    /// Notes a sampled token; returns what is forced behind it. If that is `deferred`, a lane has to be asked for it.
+    /// Makes the matcher accept a sampled token; returns the tokens that are forced after it. If `deferred`, only notes
+    /// the token and returns `None`: the caller then asks a lane.
     ///
     /// # Errors
     /// If the grammar fails.
@@ -148,7 +151,7 @@ impl Constrained {
         forced.map(Some)
     }
 
-    /// Whether the text is complete, so that nothing can follow.
+    /// Whether the text is complete, so that no token can follow.
     pub(super) fn is_complete(&self) -> bool {
         let question = match &self.state {
             ConstrainedState::Here(question) | ConstrainedState::Known(question) => question,
@@ -157,7 +160,7 @@ impl Constrained {
         matches!(&question.place, Some(TextPlace::At(matcher)) if matcher.is_complete())
     }
 
-    /// Its matcher, if that is here.
+    /// Its matcher, if it is here.
     pub(super) fn into_question(self) -> Option<Question> {
         match self.state {
             ConstrainedState::Here(question) | ConstrainedState::Known(question) => Some(question),
@@ -167,12 +170,12 @@ impl Constrained {
 }
 
 impl Question {
-    /// Whether the matcher must first be brought to where the text stands, which may take longer than any mask.
+    /// Whether the matcher must first go through the text so far, which may take longer than any mask.
     pub(super) fn is_at_start(&self) -> bool {
         matches!(self.place, Some(TextPlace::Behind(_)))
     }
 
-    /// Works out what may come next.
+    /// Works out the answer.
     pub(super) fn work(&mut self) {
         self.next = Some(self.find());
     }
@@ -182,7 +185,7 @@ impl Question {
         self.grammar.is_slow()
     }
 
-    /// Marks the grammar if the work since `began`, in this thread's time, was slow.
+    /// Marks the grammar as slow if the work since `began` took too much of this thread's processor time.
     pub(super) fn mark_if_slow(&self, began: Duration) {
         if cpu_time().saturating_sub(began) > SLOW {
             self.grammar.mark_slow();
@@ -230,19 +233,19 @@ impl Question {
     }
 }
 
-/// Processor time of this thread: the time of the clock would count what others take on a busy machine.
+/// Processor time of this thread: wall-clock time would include the time that other threads take on a busy machine.
 pub(super) fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or_default(), u32::try_from(time.tv_nsec).unwrap_or_default())
 }
 
-/// Whether what is forced need not be sampled.
+/// Whether forced tokens need not be sampled.
 fn fast_forwards(sampling: &SamplingParams) -> bool {
     sampling.top_logprobs.is_none()
 }
 
-/// The tokens that may be sampled: neither those that a request's own rules ban, nor, where these go on past it, the
-/// end. The grammar has the last word: if it leaves nothing else, its tokens are allowed all the same.
+/// The tokens that may be sampled: those of the mask without `banned`. If that leaves no token, the grammar has the
+/// last word and the whole mask is allowed.
 pub(super) fn without(mask: TokenMask, banned: &[TokenId]) -> TokenMask {
     if banned.is_empty() {
         return mask;
@@ -252,8 +255,8 @@ pub(super) fn without(mask: TokenMask, banned: &[TokenId]) -> TokenMask {
     if rest.is_empty() { mask } else { rest }
 }
 
-/// Why a text ends, given what its output says and whether its grammar is complete with its last token. A text that
-/// is complete was not cut.
+/// Why a text ends, given the reason that its output gives and whether its last token completes its grammar. A complete
+/// text was not cut off, so it ends with `Stop`.
 pub(super) fn end(reason: Option<FinishReason>, is_complete: bool, output: &mut Output) -> Option<FinishReason> {
     match reason {
         Some(FinishReason::Length) if is_complete => Some(FinishReason::Stop),
@@ -262,8 +265,8 @@ pub(super) fn end(reason: Option<FinishReason>, is_complete: bool, output: &mut 
     }
 }
 
-/// Whether a text is complete that goes on behind `emitted`; what fails here is left for the worker to tell. Matching needs
-/// a deep stack, so this takes a thread for the time.
+/// Whether the text `emitted` is complete. An error counts as incomplete; the worker will report it. Matching needs a
+/// deep stack, so this runs on a thread of its own.
 pub(super) fn is_complete(grammar: &Grammar, emitted: &[TokenId], sampling: &SamplingParams) -> bool {
     let find = || {
         Matcher::start(grammar, emitted, fast_forwards(sampling))

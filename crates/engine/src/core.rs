@@ -2,11 +2,11 @@
 //! with neither.
 //!
 //! ```text
-//! end what was cancelled -> is the disk behind? no -> schedule -> pull from the queue -> forward, and beside it the masks of grammars
-//!     -> sample -> publish -> end what is finished
+//! end cancelled sequences -> is the disk behind? no -> schedule -> pull from the queue
+//!     -> forward, and beside it the masks of grammars -> sample -> publish -> end finished sequences
 //! ```
 //!
-//! A sequence's slot and blocks are free, and the gauges say so, before its terminal event can be seen.
+//! A sequence's slot and blocks are free, and the gauges show it, before a reader can see its terminal event.
 
 mod disk;
 mod embed;
@@ -50,11 +50,11 @@ pub struct EngineCore {
     /// Hidden states of one sequence.
     states: Vec<f32>,
     gauges: Gauges,
-    /// Since when the disk holds it up.
+    /// Since when the core waits for the disk.
     held_up_since: Option<Duration>,
 }
 
-/// What a step came to.
+/// The outcome of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// Something was computed.
@@ -65,7 +65,7 @@ pub enum Step {
     Idle,
     /// The disk that keeps the streams is far behind, so nothing was computed: see [`EngineCore::wait_for_disk`].
     HeldUp,
-    /// The step took so long that the worker was given up; everything is somebody else's now.
+    /// The step took so long that the worker was given up; other workers have its sequences now.
     Revoked,
     /// The engine shuts down; every sequence has its terminal event.
     Stopped,
@@ -102,7 +102,7 @@ impl EngineCore {
     /// Computes one step.
     ///
     /// # Errors
-    /// If the model fails. Like after a panic, the core is of no more use then than for [`EngineCore::hand_over`].
+    /// If the model fails. After that, as after a panic, the core can only be used for [`EngineCore::hand_over`].
     pub fn step(&mut self) -> Result<Step> {
         let started_at = self.parts.queue.now();
         self.end_cancelled();
@@ -146,13 +146,13 @@ impl EngineCore {
         Ok(Step::Ran)
     }
 
-    /// Takes what comes of the masks that every running sequence waits for, if there are any.
+    /// If every running sequence waits for a mask, waits a little and takes the mask that arrives.
     fn wait_for_masks(&mut self) -> Result<Step> {
         if self.scheduler.num_running() + self.scheduler.num_waiting() == 0 {
             return Ok(Step::Idle);
         }
         if !self.masks.has_questions() {
-            // They would do so for ever: a fresh worker takes them up.
+            // They would wait for ever. The error makes a fresh worker take them over.
             return Err(Error::internal("sequences stand still that wait for nothing"));
         }
         let (generations, now) = (&mut self.generations, self.parts.queue.now());
@@ -162,14 +162,14 @@ impl EngineCore {
         Ok(Step::Waited)
     }
 
-    /// Hands its sequences to other workers, or to its own successor; `what` says what happened. The core is of no more
-    /// use after that.
+    /// Hands its sequences to other workers, or to its own successor; `what` says what happened. The core cannot be
+    /// used after that.
     pub fn hand_over(&mut self, what: &str) {
         let (lost, culprit) = self.lease.revoke();
         takeover::hand_over(lost, culprit, what, &self.parts);
     }
 
-    /// The sequence that is to blame if the model does not return from this step: the only one that is not settled.
+    /// The sequence to blame if the model does not return from this step: the unsettled one, if there is exactly one.
     fn likely_culprit(&self) -> Option<usize> {
         let mut unsettled = self
             .scheduler
@@ -214,11 +214,12 @@ impl EngineCore {
         self.settle();
     }
 
-    /// Takes what there is room for, from the queue and of what was preempted; a message if the engine shuts down.
+    /// Takes the requests and the preempted sequences that there is room for. Returns a message if the engine shuts
+    /// down.
     fn pull(&mut self, now: Duration) -> Option<String> {
         while !self.lease.is_revoked() {
             let (scheduler, generations) = (&self.scheduler, &self.generations);
-            // One that waits for its mask takes part in no step.
+            // A sequence that waits for its mask takes part in no step.
             let in_steps = || generations.iter().flatten().filter(|g| g.held.is_none());
             let has_unsettled = in_steps().any(|g| !g.is_settled());
             let has_suspect = in_steps().any(|g| g.has_returned && !g.is_settled());
@@ -252,14 +253,15 @@ impl EngineCore {
         self.lease.work_for(Some(slot));
         let mut writer = match writer.lease(&self.lease, held) {
             Ok(writer) => writer,
-            // Given up between the two: whoever did that did not find this one.
+            // The worker was given up after it had pulled the request, so the hand-over did not include this request.
             Err(held) => return takeover::hand_over(vec![*held], None, "the worker was given up", &self.parts),
         };
         let prompt_tokens = request.num_prompt_tokens();
         let (prompt, emitted) = request.prompt.split_at(prompt_tokens);
         let mut seen = SeenTokens::new(&request.sampling, prompt, request.max_tokens);
         let mut output = Output::new(request.stop, request.max_tokens, &self.parts.end_of_generation);
-        // What was shown before this worker had it: draws, penalties and held-back text go on from there.
+        // Replays the tokens that readers got before this worker had the request, so that draws, penalties and
+        // held-back text continue from there.
         emitted.iter().for_each(|token| seen.push(*token));
         output.replay(emitted, &self.parts.tokenizer);
         let emitted_tokens = emitted.len();
@@ -272,7 +274,7 @@ impl EngineCore {
         } else if embedded.is_some() {
             sequence.want_no_logits();
         } else if let Some(leader) = slot_of(&self.generations, request.leader).filter(|_| emitted_tokens == 0) {
-            // One that goes on after its worker or process has more than the prompt, and goes its own way.
+            // A resumed request has more tokens than the prompt, so it cannot share the leader's computation.
             sequence.follow(leader);
         }
         let found_tokens = self.scheduler.admit(sequence);
@@ -303,7 +305,7 @@ impl EngineCore {
             num_tokens_max,
             accepted_at,
             cancelled_at,
-            // The first token of a text that was begun elsewhere is not its first.
+            // The first token that this worker samples is not the text's first if the text was begun elsewhere.
             last_token_at: (emitted_tokens > 0).then_some(now),
             prompt_logprobs: Vec::new(),
             embedded,
@@ -311,7 +313,7 @@ impl EngineCore {
         self.lease.work_for(None);
     }
 
-    /// Has the masks worked out that the step will need.
+    /// Starts computing the masks that the step will need.
     fn ask_masks(&mut self) {
         self.masks.begin_step();
         for planned in self.scheduler.plan().iter().filter(|planned| planned.is_sampled) {
@@ -322,7 +324,7 @@ impl EngineCore {
         }
     }
 
-    /// Takes the masks that are there.
+    /// Takes the masks that are ready.
     fn collect_masks(&mut self, forward_time: Duration) {
         let (generations, now) = (&mut self.generations, self.parts.queue.now());
         let lacks_mask = |slot: usize| generations[slot].as_ref().is_some_and(|g| g.lacks_mask());
@@ -330,7 +332,7 @@ impl EngineCore {
         self.masks.collect(forward_time, is_alone, |job| answer(generations, job, now));
     }
 
-    /// Samples for every sequence whose last token was computed, and publishes what that makes visible.
+    /// Samples for every sequence whose last token was computed, and publishes the text that becomes visible.
     fn sample(&mut self, now: Duration) {
         let vocab_size = self.model.spec().vocab_size;
         assert_eq!(self.logits.len(), self.batch.logits_indices.len() * vocab_size, "logits of the wanted rows");
@@ -341,7 +343,7 @@ impl EngineCore {
             let prompt = rows.by_ref().take(planned.num_wanted).map(|row| &*row);
             let failed = generation.measure(prompt, self.scheduler.wanted_tokens(planned), &mut self.sampler);
             if failed.is_some() {
-                // Its last row is left over.
+                // Skips the sequence's last row, which is not sampled.
                 rows.by_ref().take(usize::from(planned.is_sampled)).for_each(drop);
                 self.ended.extend(failed.map(|end| (planned.slot, end)));
                 continue;
@@ -354,7 +356,7 @@ impl EngineCore {
                 generation.hold(row, now);
                 continue;
             }
-            // What was kept before it was preempted is the same row.
+            // A row that was kept before a preemption equals this one, so it is dropped.
             generation.held = None;
             self.lease.work_for(Some(planned.slot));
             let (sampler, scheduler, parts) = (&mut self.sampler, &mut self.scheduler, &self.parts);
@@ -366,7 +368,7 @@ impl EngineCore {
         self.lease.work_for(None);
     }
 
-    /// Samples from the rows that were kept for masks which are there now, and ends what waits too long.
+    /// Samples from the kept rows whose masks have arrived, and ends the sequences that have waited too long.
     fn sample_held(&mut self, now: Duration) {
         for (slot, generation) in self.generations.iter_mut().enumerate() {
             let Some(generation) = generation.as_mut().filter(|generation| generation.held.is_some()) else { continue };
@@ -397,7 +399,7 @@ impl EngineCore {
         metrics.step_seconds.observe(took.as_secs_f64());
     }
 
-    /// Frees what the ended sequences held, and only then tells the world.
+    /// Frees what the ended sequences held, and only then publishes their terminal events.
     fn settle(&mut self) {
         for (slot, _) in &self.ended {
             self.scheduler.remove(*slot);
@@ -410,7 +412,7 @@ impl EngineCore {
                 self.masks.forget(constrained);
             }
             let num_computed = generation.writer.usage.num_computed();
-            // Whoever took the right away has given its tokens back.
+            // If the lease was revoked, the hand-over has given its tokens back.
             if !self.lease.is_revoked() {
                 self.parts.queue.on_served(generation.tenant, generation.num_tokens_max, num_computed);
             }
@@ -434,7 +436,7 @@ impl EngineCore {
     }
 }
 
-/// Gives a mask to the sequence that asked for it; if that has ended, its matcher is returned.
+/// Gives a mask to the sequence that asked for it. If that sequence has ended, returns its matcher.
 fn answer(generations: &mut [Option<Box<Generation>>], job: MaskJob, now: Duration) -> Option<Question> {
     match &mut generations[job.slot] {
         Some(generation) => generation.take_answer(job.ticket, job.question, now),

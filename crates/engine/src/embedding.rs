@@ -1,5 +1,5 @@
-//! A text that is embedded, on its way through the engine. It waits, takes part in steps and is cancelled as a generation
-//! is, by a log of its own; that log ends like every other and holds no vector. The vector itself comes beside it.
+//! A text to embed, on its way through the engine. Like a generation it has a log, waits, takes part in steps and can
+//! be cancelled. Its log ends like every other log and holds no vector; the vector is handed over separately.
 //!
 //! ```text
 //! ValidInput -> Engine::embed -> a request that samples nothing, and a Vector to fill -> queue, steps
@@ -12,12 +12,12 @@ use tallow_stream::error::{Error, Result};
 use tallow_stream::protocol::{OnDisconnect, SamplingParams, StopParams, ValidInput, ValidRequest};
 use tallow_stream::{StreamLog, StreamReader};
 
-/// A place for one vector. A lost worker's successor computes the same bits, so the first to come stays.
+/// A place for one vector. A lost worker's successor computes the same bits, so the first vector stays.
 #[derive(Debug, Clone, Default)]
 pub struct Vector(Arc<OnceLock<Vec<f32>>>);
 
 impl Vector {
-    /// Puts the vector there, of length 1.
+    /// Puts the vector, which has length 1, in its place.
     pub(super) fn fill(&self, values: Vec<f32>) {
         self.0.get_or_init(|| values);
     }
@@ -31,7 +31,7 @@ impl Vector {
 /// A vector to come. Dropping it cancels the work.
 #[derive(Debug)]
 pub struct Embedding {
-    /// Of the log that tells the end.
+    /// The reader of the log, which tells when the work ends.
     pub reader: StreamReader,
     vector: Vector,
 }
@@ -54,7 +54,7 @@ pub(super) struct Begun {
     pub(super) embedding: Embedding,
 }
 
-/// Makes the request that nothing is sampled from, and what tells of it.
+/// Makes a request that nothing is sampled from, with its log, and the embedding that its caller waits for.
 pub(super) fn begin(input: ValidInput) -> Begun {
     let ValidInput { id, tenant, tokens, queue } = input;
     let on_disconnect = OnDisconnect::Cancel;
@@ -72,7 +72,7 @@ pub(super) fn begin(input: ValidInput) -> Begun {
         resumed: None,
     };
     let (log, vector) = (StreamLog::new(id, tenant, on_disconnect), Vector::default());
-    // From the beginning on: dropped with the embedding, it cancels.
+    // The reader exists from the beginning, so that dropping the embedding cancels the work.
     let embedding = Embedding { reader: log.reader(0), vector: vector.clone() };
     Begun { request, log, vector, embedding }
 }

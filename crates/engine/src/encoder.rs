@@ -1,9 +1,9 @@
-//! An encoder behind a queue: one thread that embeds one text after another. The queue is of the decoders' kind, so texts
-//! take turns by owner, are bounded, and leave when they are cancelled; the thread has none of a decoder's steps, as a text
-//! takes milliseconds, grows no KV memory and is never preempted.
+//! An encoder behind a queue: one thread that embeds one text after another. The queue is of the same kind as the
+//! decoders', so owners take turns, the number of texts is bounded, and cancelled texts leave. The thread has none of a
+//! decoder's steps, since a text takes milliseconds, grows no KV memory and is never preempted.
 //!
 //! ```text
-//! open: a queue without a thread -> load: a thread with the model -> unload, if nothing waits or runs: both go
+//! open: a queue without a thread -> load: a thread with the model -> unload, if no text waits or runs: both go
 //!              ^                                                              |
 //!              +--------------------------------------------------------------+
 //! ```
@@ -25,10 +25,10 @@ use tallow_stream::protocol::{FinishReason, Tenant, TokenId, ValidInput};
 /// A loaded model: from the tokens of a text to its hidden states, `[num_tokens, hidden_size]`.
 pub type StatesOf = Box<dyn FnMut(&[TokenId]) -> Result<Vec<f32>> + Send>;
 
-/// Texts hear of their places as seldom as possible: nobody reads it.
+/// Texts are told of their places as seldom as possible: no client reads those events.
 const NOTE_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// What bounds the texts that wait for an encoder.
+/// Bounds of the texts that wait for an encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EncoderLimits {
     /// Most texts that wait. At least 1.
@@ -64,7 +64,7 @@ impl EncoderPool {
     /// Starts the thread with a loaded model.
     ///
     /// # Errors
-    /// If the system gives no thread; what waits has ended with that message then.
+    /// If the system gives no thread. In that case the waiting texts have ended with that message.
     pub fn load(&self, states_of: StatesOf) -> Result<()> {
         self.queue.rest(false);
         let worker = Worker { queue: self.queue.clone(), metrics: self.metrics.clone(), states_of };
@@ -81,12 +81,12 @@ impl EncoderPool {
         Ok(())
     }
 
-    /// Ends what waits, since the model cannot be loaded.
+    /// Ends the waiting texts, since the model cannot be loaded.
     pub fn refuse_waiting(&self, e: &Error) {
         self.queue.refuse_waiting(&format!("the model cannot be loaded: {}", e.message()));
     }
 
-    /// Ends the thread, and lets go of the model; false if something waits or runs. Blocks until the thread has ended.
+    /// Ends the thread and drops the model; false if a text waits or runs. Blocks until the thread has ended.
     pub fn unload(&self) -> bool {
         if !self.is_idle() {
             return false;
@@ -96,11 +96,12 @@ impl EncoderPool {
         true
     }
 
-    /// Takes the tokens of a text; its vector, of length 1, comes through what is returned. Dropping that cancels the work.
+    /// Takes the tokens of a text. Its vector, of length 1, comes through the returned [`Embedding`]; dropping that
+    /// cancels the work.
     ///
     /// # Errors
-    /// [`tallow_stream::error::ErrorKind::Overloaded`] when the queue is full, with the time to come back; [`ErrorKind::Unavailable`] while
-    /// draining.
+    /// [`tallow_stream::error::ErrorKind::Overloaded`] when the queue is full, with the time to come back;
+    /// [`ErrorKind::Unavailable`] while draining.
     pub fn embed(&self, input: ValidInput) -> Result<Embedding> {
         let embedding::Begun { request, log, vector, embedding } = embedding::begin(input);
         let coming = Coming { request, chain: None, grammar: None, vector: Some(vector) };
@@ -115,7 +116,7 @@ impl EncoderPool {
         self.queue.check_room(tenant, coming)
     }
 
-    /// Ends what has waited for too long. To be called a few times a second.
+    /// Ends texts that have waited for too long. To be called a few times a second.
     pub fn sweep(&self) {
         self.queue.sweep();
     }
@@ -130,17 +131,17 @@ impl EncoderPool {
         self.queue.is_open() && self.has_model.load(Ordering::Acquire)
     }
 
-    /// Whether nothing waits or runs.
+    /// Whether no text waits or runs.
     pub fn is_idle(&self) -> bool {
         self.queue.is_idle()
     }
 
-    /// Takes no new texts from now on; those that wait or run go on.
+    /// Takes no new texts from now on; texts that wait or run continue.
     pub fn drain(&self) {
         self.queue.close("the server is shutting down");
     }
 
-    /// Ends what waits with an error that says `message`, and the thread when it is through with the text that it has.
+    /// Ends the waiting texts with an error that says `message`, and the thread once it has finished its current text.
     /// Blocks until then; may be called again.
     pub fn shutdown(&self, message: &str) {
         self.queue.stop(message);
@@ -149,7 +150,7 @@ impl EncoderPool {
 
     fn join(&self) {
         let thread = self.lock_thread().take();
-        // It catches what panics.
+        // The thread catches panics, so joining it cannot fail.
         thread.map(JoinHandle::join);
     }
 
@@ -177,7 +178,7 @@ struct Worker {
 }
 
 impl Worker {
-    /// Until there is an end, or the model is unloaded.
+    /// Runs until the queue is stopped or the model is unloaded.
     fn run(mut self) {
         loop {
             match self.queue.pull(|_, _| true) {
@@ -192,7 +193,7 @@ impl Worker {
         let QueueEntry { request, vector, mut writer, .. } = entry;
         let (tenant, num_tokens) = (request.tenant, request.prompt.len());
         writer.usage.prompt_tokens = num_tokens;
-        // After a panic it goes on: the model is only read.
+        // After a panic the thread continues with the same model: the model is only read.
         let embedded = catch_unwind(AssertUnwindSafe(|| self.embed(&request.prompt)));
         let embedded = embedded.unwrap_or_else(|_| Err(Error::internal("the encoder failed")));
         self.queue.on_served(tenant, num_tokens, num_tokens);

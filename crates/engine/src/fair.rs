@@ -1,8 +1,8 @@
-//! Who goes next: weighted fair queueing over owners, by start times (Goyal, Vin and Cheng, "Start-time Fair
+//! Chooses the next request: weighted fair queueing over owners, by start times (Goyal, Vin and Cheng, "Start-time Fair
 //! Queueing", SIGCOMM 1996), with priorities. It reads no clock; its only time is virtual: tokens served per weight.
 //!
 //! ```text
-//! push:  ready = now + priority * step       a priority is like having come earlier (-) or later (+) by so much work
+//! push:  ready = now + priority * step       a priority counts as coming earlier (-) or later (+) by that much work
 //! order: an owner's requests by ready, then as they came;
 //!        owners by the larger of their own next start and their first request's ready
 //! take:  begin = max(start, min(ready, now)); now = max(now, begin); start = begin + cost / weight
@@ -10,23 +10,25 @@
 //!
 //! While several owners want the machine, each gets tokens in proportion to its weight, however many requests it has
 //! waiting: two of them never differ by more than one request of each (divided by their weights). Priorities age by
-//! themselves, as virtual time goes on with every token that is served: a request of priority `p` is overtaken by
-//! `p * step` tokens' worth of later and more urgent work and by no more. So nothing starves.
+//! themselves, because virtual time advances with every token that is served: a request of priority `p` is overtaken by
+//! at most `p * step` tokens' worth of later and more urgent work. So no request starves.
 //!
-//! An owner is charged for what a request may use; [`FairQueue::give_back`] corrects that once it is known.
+//! An owner is charged for the most that a request may use; [`FairQueue::give_back`] corrects the charge once the real
+//! cost is known.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use tallow_stream::protocol::{PRIORITY_MIN, QueueTerms, Tenant, WEIGHT_MAX};
 
-/// Virtual time in parts of a token at weight 1, so that dividing by any weight leaves at least one.
+/// Virtual time in parts of a token at weight 1. The parts are so small that one token divided by any weight is at
+/// least one part.
 type VirtualTime = u64;
 
 /// Virtual time of one token at weight 1.
 const TOKEN: VirtualTime = WEIGHT_MAX as VirtualTime;
 
-/// Names a waiting item until it leaves.
+/// Identifies a waiting item until it leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ticket {
     tenant: Tenant,
@@ -37,7 +39,7 @@ pub(crate) struct Ticket {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct ItemOrder {
     ready: VirtualTime,
-    /// Rises with every item that came.
+    /// Increases with every item pushed.
     seq: u64,
 }
 
@@ -62,7 +64,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// So many, each as short as can be.
+    /// The load of `requests` requests, each as short as possible.
     pub fn of_requests(requests: usize) -> Self {
         Self { requests, tokens: requests }
     }
@@ -80,7 +82,7 @@ impl<T> FairQueue<T> {
     /// An empty queue. One step of priority is worth `priority_step_tokens` of others' work.
     pub(crate) fn new(priority_step_tokens: u64) -> Self {
         let step = priority_step_tokens.saturating_mul(TOKEN);
-        // In the middle, so that the urgent have somewhere to go.
+        // Time does not begin at 0, so that urgent items can have an earlier time.
         let now = VirtualTime::MAX / 4;
         Self { step, now, next_seq: 0, flows: BTreeMap::new(), total: Load::default() }
     }
@@ -95,7 +97,7 @@ impl<T> FairQueue<T> {
         self.insert(tenant, ready, terms.weight, cost, item)
     }
 
-    /// Adds an item before all others of its owner; it had its turn before, and lost what came of it.
+    /// Adds an item before all others of its owner: it had its turn already, but its worker was lost.
     pub(crate) fn push_first(&mut self, tenant: Tenant, weight: u32, cost: usize, item: T) -> Ticket {
         self.insert(tenant, 0, weight, cost, item)
     }
@@ -138,8 +140,9 @@ impl<T> FairQueue<T> {
         turns.iter().filter_map(head).collect()
     }
 
-    /// Takes an item to be served, and charges its owner. Virtual time goes on with the turns; an item that goes
-    /// before its turn does not carry it along, or those who were passed would lose what is due to them.
+    /// Takes an item to be served, and charges its owner. Virtual time advances only when the item whose turn it is is
+    /// taken. An item that goes before its turn does not advance it, or else the owners that it passes would lose what
+    /// is due to them.
     pub(crate) fn take(&mut self, ticket: Ticket) -> Option<T> {
         let is_turn = self.next_tenant() == Some(ticket.tenant);
         let flow = self.flows.get_mut(&ticket.tenant)?;
@@ -155,7 +158,7 @@ impl<T> FairQueue<T> {
         Some(item)
     }
 
-    /// Takes an item out of its turn; nobody is charged.
+    /// Removes an item without serving it; its owner is not charged.
     pub(crate) fn remove(&mut self, ticket: Ticket) -> Option<T> {
         let flow = self.flows.get_mut(&ticket.tenant)?;
         let (cost, item) = flow.items.remove(&ticket.place)?;
@@ -165,16 +168,16 @@ impl<T> FairQueue<T> {
         Some(item)
     }
 
-    /// Notes that an item that was popped has cost `num_tokens` less than was charged.
+    /// Notes that an item that was taken has cost `num_tokens` less than its owner was charged.
     pub(crate) fn give_back(&mut self, tenant: Tenant, num_tokens: usize) {
-        // An owner that is forgotten has nothing to pay, so there is nothing to correct.
+        // A forgotten owner owes nothing, so there is nothing to correct.
         if let Some(flow) = self.flows.get_mut(&tenant) {
             flow.start = flow.start.saturating_sub(flow.share_of(num_tokens));
             self.forget_settled();
         }
     }
 
-    /// The first `max` items in the order in which they would leave if nothing else came. Costs `max` times the
+    /// The first `max` items in the order in which they would leave if no other item came. Costs `max` times the
     /// logarithm of the number of owners.
     pub(crate) fn order(&self, max: usize) -> Vec<Ticket> {
         let begin = |flow: &Flow<T>| flow.items.first_key_value().map(|(place, _)| flow.start.max(place.ready));
@@ -214,7 +217,7 @@ impl<T> FairQueue<T> {
         self.flows.get_mut(&ticket.tenant)?.items.get_mut(&ticket.place).map(|(_, item)| item)
     }
 
-    /// All items, in no order of service.
+    /// All items, not in the order of service.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Ticket, &T)> {
         self.flows.iter().flat_map(|(&tenant, flow)| {
             flow.items.iter().map(move |(&place, (_, item))| (Ticket { tenant, place }, item))
@@ -226,7 +229,7 @@ impl<T> FairQueue<T> {
         self.total
     }
 
-    /// How much of one owner's waits.
+    /// How much of one owner waits.
     pub(crate) fn load_of(&self, tenant: Tenant) -> Load {
         self.flows.get(&tenant).map_or_else(Load::default, |flow| flow.load)
     }
@@ -248,8 +251,9 @@ impl<T> FairQueue<T> {
         })
     }
 
-    /// Forgets owners that would begin no later than the most urgent stranger: only then is nothing owed, or urgent
-    /// requests that come one by one would each be served as if the ones before had cost nothing.
+    /// Forgets owners without items whose next start is no later than that of the most urgent new owner. Only then do
+    /// they owe nothing. If they were forgotten earlier, urgent requests that come one by one would each be served as
+    /// if the ones before had cost nothing.
     fn forget_settled(&mut self) {
         let credit = self.step.saturating_mul(u64::from(PRIORITY_MIN.unsigned_abs()));
         let settled = self.now.saturating_sub(credit);

@@ -1,5 +1,5 @@
-//! A sequence that a worker holds, as far as anybody else must know it: enough to go on with it elsewhere when the worker is
-//! lost. What is done with it then stands in `takeover`.
+//! What the engine knows of a sequence that a worker holds: enough for another worker to continue it when this worker
+//! is lost. `takeover` does that.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -9,11 +9,12 @@ use crate::sampling::grammar::Grammar;
 use tallow_stream::StreamLog;
 use tallow_stream::protocol::{Event, Resumed, ValidRequest};
 
-/// Tokens that a sequence must get after a loss before it is above suspicion: more than can be held back when it is replayed,
-/// which is the longest stop string, in most cases.
+/// Tokens that a sequence must get after a loss before it is above suspicion. In most cases that is more tokens than
+/// the longest stop string has, which is the most that can be held back when the sequence is replayed.
 pub(super) const SETTLED_TOKENS: usize = 16;
 
-/// A sequence that a worker holds: what it was asked, and what of its text was shown since. Enough to go on elsewhere.
+/// A sequence that a worker holds: its request, and the part of its text that was shown since. Another worker can
+/// continue it with these.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) log: Arc<StreamLog>,
@@ -31,13 +32,13 @@ pub(super) struct Held {
 pub(super) struct Origin {
     pub(super) request: ValidRequest,
     pub(super) grammar: Option<Arc<Grammar>>,
-    /// Where its vector goes, if it is a text to embed.
+    /// The place for its vector, if it is a text to embed.
     pub(super) vector: Option<Vector>,
-    /// Whether the prefix cache may know its blocks.
+    /// Whether its blocks have names in the prefix cache.
     pub(super) is_named: bool,
     pub(super) accepted_at: Duration,
     pub(super) cancelled_at: Arc<OnceLock<Duration>>,
-    /// Whether it came back from a lost worker, and was not settled since.
+    /// Whether it came back from a lost worker.
     pub(super) has_returned: bool,
 }
 
@@ -60,7 +61,7 @@ impl Held {
         }
     }
 
-    /// The request as it stands, with what was shown behind its prompt.
+    /// The request as it stands now, with the tokens that were shown appended to its prompt.
     pub(super) fn into_origin(self) -> Origin {
         let mut origin = self.origin;
         let before = origin.request.resumed.unwrap_or_default();
@@ -73,7 +74,7 @@ impl Held {
         if self.has_told_prompt {
             origin.request.sampling.prompt_logprobs = None;
         }
-        // It has waited already.
+        // It has waited in the queue already, so its time-out no longer applies.
         origin.request.queue.timeout_ms = None;
         origin
     }
@@ -81,7 +82,7 @@ impl Held {
 
 #[cfg(test)]
 impl Held {
-    /// Of a request of two tokens.
+    /// A sequence whose request has two tokens.
     pub(super) fn for_test(log: Arc<StreamLog>, slot: usize) -> Self {
         use tallow_stream::protocol::{OnDisconnect, QueueTerms, SamplingParams, StopParams};
         let request = ValidRequest {

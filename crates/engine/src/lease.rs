@@ -1,5 +1,5 @@
-//! A core's right to write. A worker that hangs in a step cannot be ended, so its right is taken from it: its sequences
-//! go on elsewhere (`takeover`), and what it still does when it wakes reaches nobody.
+//! A core's right to write. A worker that hangs in a step cannot be ended, so its right is taken away. Other workers
+//! continue its sequences (`takeover`), and whatever it does when it wakes reaches no log.
 //!
 //! Lock order: lease, then log.
 
@@ -18,7 +18,7 @@ use tallow_stream::protocol::{Event, StreamId};
 pub(crate) struct Lease {
     metrics: Arc<Metrics>,
     num_blocks: i64,
-    /// The slot of the sequence that the core works for alone, plus one; 0 if that is nobody or everybody.
+    /// The slot of the sequence that the core works for alone, plus one; 0 if it works for none or for all.
     at_work: AtomicUsize,
     state: Mutex<LeaseState>,
 }
@@ -31,7 +31,7 @@ struct LeaseState {
     shown: GaugeValues,
 }
 
-/// A core's part of the gauges that all workers add up in.
+/// A core's part of the gauges, which sum over all workers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct GaugeValues {
     running: i64,
@@ -41,19 +41,19 @@ struct GaugeValues {
 }
 
 impl Lease {
-    /// The lease of a core with so many KV blocks.
+    /// The lease of a core with `num_blocks` KV blocks.
     pub(super) fn new(metrics: Arc<Metrics>, num_blocks: usize) -> Arc<Self> {
         let num_blocks = num_blocks as i64;
         metrics.kv_blocks_total.inc_by(num_blocks);
         Arc::new(Self { metrics, num_blocks, at_work: AtomicUsize::new(0), state: Mutex::default() })
     }
 
-    /// Whether the right is gone.
+    /// Whether the right was taken away.
     pub(crate) fn is_revoked(&self) -> bool {
         self.lock().is_revoked
     }
 
-    /// The core has taken a sequence; given back if the right is gone.
+    /// Notes a sequence that the core has taken. Gives it back if the right was taken away.
     pub(super) fn hold(&self, held: Held) -> Result<(), Box<Held>> {
         let mut state = self.lock();
         if state.is_revoked {
@@ -69,12 +69,14 @@ impl Lease {
         self.at_work.store(slot.map_or(0, |slot| slot + 1), Ordering::Relaxed);
     }
 
-    /// The log of a sequence that the core holds and that is kept on disk. Any will do, as there is one store.
+    /// The log of a sequence that the core holds, if one is kept on disk. Any such log will do, since there is one
+    /// store.
     pub(super) fn kept_log(&self) -> Option<Arc<StreamLog>> {
         self.lock().live.values().map(|held| &held.log).find(|log| log.is_kept()).cloned()
     }
 
-    /// Appends an event, after `before`, which nobody can take the right away during; `false` if the right is gone.
+    /// Calls `before`, then appends an event. The right cannot be taken away in between. `false`, without either, if
+    /// the right was taken away before.
     pub(super) fn append(&self, log: &StreamLog, event: Event, before: impl FnOnce(&Event)) -> bool {
         let mut state = self.lock();
         if state.is_revoked {
@@ -98,8 +100,8 @@ impl Lease {
         }
     }
 
-    /// Takes the right away; returns the sequences that the core held, which no further call finds, and the slot of the
-    /// one that it was working for alone.
+    /// Takes the right away. Returns the sequences that the core held, and the slot of the sequence that it was working
+    /// for alone. A further call returns none.
     pub(super) fn revoke(&self) -> (Vec<Held>, Option<usize>) {
         let mut state = self.lock();
         if state.is_revoked {
@@ -109,7 +111,7 @@ impl Lease {
         self.change(&mut state, GaugeValues::default());
         self.metrics.kv_blocks_total.dec_by(self.num_blocks);
         let mut held: Vec<Held> = std::mem::take(&mut state.live).into_values().collect();
-        // As they came, so that they go on in that order.
+        // They are sorted by the time they were accepted, so that they continue in that order.
         held.sort_by_key(|held| (held.origin.accepted_at, held.log.id()));
         (held, self.at_work.load(Ordering::Relaxed).checked_sub(1))
     }
@@ -148,7 +150,7 @@ pub(super) struct Gauges {
 }
 
 impl Gauges {
-    /// Of a core that has nothing yet.
+    /// The gauges of a core that has no sequences yet.
     pub(super) fn new(lease: Arc<Lease>, metrics: Arc<Metrics>) -> Self {
         Self { lease, metrics, num_preemptions: 0, num_fair_preemptions: 0 }
     }
@@ -168,7 +170,7 @@ impl Gauges {
         self.num_fair_preemptions = scheduler.num_fair_preemptions();
     }
 
-    /// Shows that it has nothing any more.
+    /// Shows that the core has no sequences any more.
     pub(super) fn clear(&mut self) {
         self.lease.show(GaugeValues::default());
     }

@@ -1,16 +1,16 @@
-//! The engine: a bounded queue, workers that pull from it, and the step loop. Plain threads, no async; it knows
-//! nothing of HTTP, templates or files. Requests come in validated, as token ids, each with the log its events go to.
+//! The engine: a bounded queue, workers that pull from it, and the step loop. Plain threads, no async; it knows nothing
+//! of HTTP, templates or files. Requests come in validated, as token ids, each with the log for its events.
 //!
 //! | file | what |
 //! |---|---|
 //! | `queue` | requests that wait, bounded; cancelled ones leave at once |
-//! | `fair` | whose turn it is |
-//! | `share` | whose places in a worker are more than its share |
+//! | `fair` | which request is next |
+//! | `share` | which owner has more places in a worker than its share |
 //! | `scheduler`, `sequence` | which tokens make up the next step, in which blocks |
-//! | `output` | tokens to text; when it is over |
-//! | `embedding`, `pooling` | a text to embed, beside its log; hidden states to its vector |
-//! | `constrain`, `masks` | texts that keep to a grammar; which tokens may come, beside the steps |
-//! | `takeover` | what becomes of a lost worker's sequences |
+//! | `output` | tokens to text; when the text ends |
+//! | `embedding`, `pooling` | a text to embed, with its log; from hidden states to its vector |
+//! | `constrain`, `masks` | texts that keep to a grammar; token masks, computed beside the steps |
+//! | `takeover` | what happens to a lost worker's sequences |
 //! | `core` | one step, from schedule to publish |
 //! | `worker` | a thread around the steps: panics, restarts, sleep |
 //! | `load`, `turns` | workers that come and go with the model's weights; models that share the cores |
@@ -106,29 +106,30 @@ impl Engine {
     #[expect(clippy::needless_pass_by_value, reason = "the engine becomes an owner of the log")]
     pub fn submit(&self, request: ValidRequest, log: Arc<StreamLog>) -> Result<()> {
         self.check(&request, false)?;
-        // The service has compiled it just now; only a request of an earlier process takes its time here.
+        // The service has just compiled the constraint, so this finds it in the cache. Only a request of an earlier
+        // process is compiled here.
         let grammar = request.constraint.as_ref().map(|c| self.grammars.compile(c)).transpose()?;
         if let Some((finish_reason, usage, stop)) = takeover::end_of(&request, grammar.as_deref(), &self.shared.parts) {
             log.append(Event::Done { finish_reason, usage, stop });
             return Ok(());
         }
         let prefix_cache = self.shared.config.prefix_cache;
-        // Here and not in the worker: hashing a long prompt takes as long as a token.
-        // What the cache has is not computed, so it has no logits.
+        // Hashing a long prompt takes as long as a token, so it is done here and not in the worker. A prompt whose
+        // log-probabilities are wanted gets no chain: blocks from the cache are not computed, so they have no logits.
         let is_named = prefix_cache && request.sampling.prompt_logprobs.is_none();
         let chain = is_named.then(|| HashChain::new(request.tenant, &request.prompt));
         self.queue().submit_constrained(request, chain, grammar, &log)
     }
 
-    /// Takes a text to embed: the mean of its hidden states, at length 1. It waits in the same queue and is computed in the
-    /// same steps as any prompt.
+    /// Takes a text to embed. Its vector is the mean of its hidden states, scaled to length 1. The text waits in the
+    /// same queue and is computed in the same steps as any prompt.
     ///
     /// # Errors
     /// As [`Self::submit`].
     pub fn embed(&self, input: ValidInput) -> Result<Embedding> {
         let embedding::Begun { request, log, vector, embedding } = embedding::begin(input);
         self.check(&request, true)?;
-        // Without a chain: what the cache has is not computed, so it has no states.
+        // There is no chain: blocks from the cache are not computed, so they have no hidden states.
         let coming = Coming { request, chain: None, grammar: None, vector: Some(vector) };
         self.queue().submit_coming(coming, &log).map(|()| embedding)
     }
@@ -141,7 +142,8 @@ impl Engine {
         self.queue().check_room(tenant, coming)
     }
 
-    /// Ends what has waited for too long, and tells the rest where they stand. To be called a few times a second.
+    /// Ends requests that have waited for too long, and tells the others their places in the queue. To be called a few
+    /// times a second.
     pub fn sweep(&self) {
         let started = self.shared.watch();
         self.lock_threads().extend(started);
@@ -159,23 +161,23 @@ impl Engine {
         self.shared.num_restarts.load(Ordering::Relaxed)
     }
 
-    /// Whether no worker is left, and none will come.
+    /// Whether no worker is left, and none will be started.
     pub fn has_failed(&self) -> bool {
         self.shared.num_alive.load(Ordering::SeqCst) == 0 && !self.shared.is_resting.load(Ordering::SeqCst)
     }
 
-    /// Takes no new requests from now on; those that wait or run go on.
+    /// Takes no new requests from now on; requests that wait or run continue.
     pub fn drain(&self) {
         self.queue().close("the server is shutting down");
     }
 
-    /// Whether nothing waits or runs.
+    /// Whether no request waits or runs.
     pub fn is_idle(&self) -> bool {
         self.queue().is_idle()
     }
 
-    /// Ends what is left with an error event that says `message`, and the workers with it. Blocks until their steps
-    /// are over, or `shutdown_time_max` is. May be called again.
+    /// Ends the remaining requests with an error event that says `message`, then the workers. Blocks until their steps
+    /// are over, or for at most `shutdown_time_max`. May be called again.
     pub fn shutdown(&self, message: &str) {
         self.queue().stop(message);
         self.shared.leave_vacant();
@@ -184,7 +186,7 @@ impl Engine {
             tracing::error!("a worker is stuck in a step and is left behind");
         }
         for thread in threads.into_iter().filter(JoinHandle::is_finished) {
-            // It reported its end as its last act, and panics do not get that far.
+            // The thread catches panics and reported its end as its last act, so joining it cannot fail.
             let _ = thread.join();
         }
     }
@@ -194,7 +196,7 @@ impl Engine {
         &self.spec
     }
 
-    /// Where its requests' constraints are compiled, and kept.
+    /// Compiles the constraints of its requests, and keeps them.
     pub fn grammars(&self) -> &Arc<GrammarCompiler> {
         &self.grammars
     }
@@ -204,8 +206,8 @@ impl Engine {
         &self.shared.parts.queue
     }
 
-    /// Validation has seen the request already, but a token past the vocabulary would crash the worker, and whether
-    /// it fits the pool only the engine knows.
+    /// Validation has checked the request already. But a token past the vocabulary would crash the worker, and only the
+    /// engine knows whether the request fits the pool.
     fn check(&self, request: &ValidRequest, is_embedding: bool) -> Result<()> {
         let ModelSpec { vocab_size, max_model_len, num_blocks, .. } = self.spec;
         let num_tokens_max = request.num_tokens_max();
@@ -223,7 +225,7 @@ impl Engine {
         if num_tokens_max > max_model_len {
             return too_long(format!("prompt and output must fit the model's context of {max_model_len} tokens"));
         }
-        // Of what is embedded, the last token is computed too.
+        // For a text to embed, the last token is computed too.
         if !Scheduler::can_ever_fit(num_tokens_max + usize::from(is_embedding), num_blocks) {
             let room = num_blocks * BLOCK_SIZE;
             return too_long(format!("prompt and output must fit the server's KV memory of {room} tokens"));

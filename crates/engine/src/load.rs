@@ -1,8 +1,8 @@
-//! A model's weights come and go, its queue stays: requests may wait before the model is loaded, and while it is loaded
-//! again.
+//! Loads and unloads a model's weights. Its queue stays: requests may wait before the model is loaded, and while it is
+//! loaded again.
 //!
 //! ```text
-//! open: a queue without workers -> load: weights, workers -> unload, if nothing waits or runs: workers end, weights go
+//! open: a queue without workers -> load: weights, workers -> unload, if it is idle: workers end, weights are dropped
 //!              ^                                                                   |
 //!              +-------------------------------------------------------------------+
 //! ```
@@ -46,8 +46,8 @@ impl Engine {
     /// Starts the workers of an engine that has none, and waits until each has its model.
     ///
     /// # Errors
-    /// If the model does not load, or is not the one that the engine was opened for: what waited has ended with this
-    /// message then. Requests may come again.
+    /// If the model does not load, or is not the one that the engine was opened for. In that case the waiting requests
+    /// have ended with this message; new requests are still taken.
     pub fn load(&self, factory: ModelFactory) -> Result<()> {
         if !self.shared.wait_exited(self.shared.config.shutdown_time_max) {
             let e = Error::new(ErrorKind::Unavailable, "a worker of the attempt before has not ended yet");
@@ -59,19 +59,20 @@ impl Engine {
             if spec == self.spec { Ok(()) } else { Err(Error::bad_model("the file has changed since it was opened")) }
         });
         loaded.inspect_err(|e| {
-            // One that loads still ends by itself; the next attempt waits for it.
+            // A worker that is still loading ends by itself; the next attempt waits for it.
             self.end_workers();
             self.refuse_waiting(e);
         })
     }
 
-    /// Ends what waits, since the model cannot be loaded.
+    /// Ends the waiting requests, since the model cannot be loaded.
     pub fn refuse_waiting(&self, e: &Error) {
         self.queue().refuse_waiting(&format!("the model cannot be loaded: {}", e.message()));
     }
 
-    /// Ends the workers, and lets go of the weights; false if something waits or runs, or a worker is stuck. Blocks until they
-    /// have ended. If one is stuck, the model stays and the others come back, and so does that one once it has ended.
+    /// Ends the workers and drops the weights; false if a request waits or runs, or a worker is stuck. Blocks until the
+    /// workers have ended. If one is stuck, the model stays loaded and the other workers start again; the stuck one
+    /// starts again once it has ended.
     pub fn unload(&self) -> bool {
         if !self.is_idle() {
             return false;
@@ -112,7 +113,7 @@ impl Engine {
     }
 }
 
-/// Everything but workers.
+/// Makes everything that an engine needs, except workers.
 pub(super) fn prepare(
     config: EngineConfig,
     tokenizer: Arc<Tokenizer>,
@@ -150,7 +151,7 @@ pub(super) fn prepare(
     Ok((shared, grammars))
 }
 
-/// Starts every worker and waits for the first load of each. After an error some may run; the caller ends them.
+/// Starts every worker and waits for the first load of each. After an error some workers may run; the caller ends them.
 pub(super) fn start_workers(
     shared: &Arc<WorkerShared>,
     factory: ModelFactory,
@@ -171,7 +172,7 @@ pub(super) fn start_workers(
     Ok((spec, threads))
 }
 
-/// Waits for every worker's first load; all models are alike.
+/// Waits for every worker's first load, and checks that all models are alike.
 fn first_spec(loaded: &Receiver<Result<ModelSpec>>, num_workers: usize) -> Result<ModelSpec> {
     let mut specs = loaded.iter().collect::<Result<Vec<_>>>()?;
     if specs.len() < num_workers {

@@ -1,7 +1,7 @@
-//! Token masks of grammars, worked out beside the steps.
+//! Token masks of grammars, computed beside the steps.
 //!
-//! Which tokens may come next depends only on those before the step, so a mask is computed while the model computes the
-//! step, on one of two threads that a worker starts when the first such sequence comes:
+//! Which tokens may come next depends only on the tokens before the step. So a mask is computed while the model
+//! computes the step, on one of two threads that a worker starts when the first sequence with a grammar comes:
 //!
 //! ```text
 //! worker:  build the batch -> ask ----> forward -> collect, for a short grace -> sample those whose masks are there
@@ -9,9 +9,10 @@
 //! slow lane:                   \--> masks of grammars that once were slow           (low priority, owners in turn)
 //! ```
 //!
-//! A mask is work for one sequence, and a step is everybody's, so no step waits for a mask longer than the grace. A
-//! sequence whose mask is late keeps the row of logits that it would have sampled from and sits out the following steps
-//! until the mask is there. The text is the same either way: the row and the mask do not depend on when they meet.
+//! A mask is work for one sequence, but a step serves all sequences, so no step waits for a mask longer than the grace
+//! time. A sequence whose mask is late keeps the row of logits that it would have sampled from, and sits out the
+//! following steps until the mask comes. The text is the same either way: neither the row nor the mask depends on when
+//! the mask comes.
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -29,35 +30,36 @@ use tallow_stream::protocol::Tenant;
 
 /// A step waits for masks for this part of the time that the model took ...
 const GRACE_PART: u32 = 8;
-/// ... but at least so long, as waking a thread takes up to a tenth of it ...
+/// ... but at least this long, since waking a thread takes up to a tenth of it ...
 const GRACE_MIN: Duration = Duration::from_micros(300);
-/// ... and at most so long.
+/// ... and at most this long.
 const GRACE_MAX: Duration = Duration::from_millis(2);
 
-/// A step in which nothing else could go on waits longer. This bounds how late such a step sees newcomers.
+/// A step in which every sequence waits for a mask waits longer. This bounds how late such a step sees newcomers.
 const GRACE_ALONE: Duration = Duration::from_millis(20);
 
-/// Matchers of ended sequences that wait to be freed. Each may hold tens of megabytes, so a further one is freed by the
-/// worker itself.
+/// Most matchers of ended sequences that wait to be freed. Each may hold tens of megabytes, so the worker itself frees
+/// a further one.
 const BURIED_MAX: usize = 64;
 
 /// How long a step waits for masks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum MaskWait {
-    /// For the grace.
+    /// Steps wait for the grace time.
     #[default]
     Grace,
-    /// For all of them, and then some are taken for late, and some grammars for slow, drawn with this seed: a simulation's
-    /// steps must not depend on the speed of threads.
+    /// Steps wait for all masks. Then a draw with this seed decides which masks count as late, and which grammars as
+    /// slow: a simulation's steps must not depend on the speed of threads.
     Drawn(u64),
 }
 
-/// A question on its way through a lane, or its answer.
+/// A question in a lane, or its answer.
 #[derive(Debug)]
 pub(super) struct MaskJob {
     pub(super) slot: usize,
     tenant: Tenant,
-    /// Rises with every question, so that an answer to a sequence that has ended is told from one to its successor.
+    /// Increases with every question, so that an answer for a sequence that has ended is not taken for one for its
+    /// successor in the slot.
     pub(super) ticket: u64,
     is_quick: bool,
     pub(super) question: Question,
@@ -67,18 +69,19 @@ pub(super) struct MaskJob {
 #[derive(Debug)]
 pub(super) struct Masks {
     wait: MaskWait,
-    /// A sequence has one question at a time, and those that ended may have left one each.
+    /// Most answers under way: a sequence has one question at a time, and one that has ended in its slot may have left
+    /// another.
     answers_max: usize,
     lanes: Option<Lanes>,
     next_ticket: u64,
-    /// Questions under way.
+    /// Number of questions under way.
     num_away: usize,
-    /// Of those, asked on the quick lane for the step being computed.
+    /// How many of those were asked on the quick lane for the step being computed.
     num_awaited: usize,
     first_of_step: u64,
     /// Answers that count as late.
     withheld: Vec<MaskJob>,
-    /// How often it was drawn which answers are late.
+    /// How many times late answers were drawn.
     num_draws: u64,
 }
 
@@ -89,7 +92,7 @@ struct Lanes {
     answers: Receiver<MaskJob>,
 }
 
-/// A thread's work.
+/// The work of one thread.
 #[derive(Debug, Default)]
 struct Lane {
     line: Mutex<LaneLine>,
@@ -99,9 +102,9 @@ struct Lane {
 #[derive(Debug, Default)]
 struct LaneLine {
     waiting: VecDeque<MaskJob>,
-    /// What is only to be freed.
+    /// Matchers that only have to be freed.
     buried: Vec<Question>,
-    /// When each owner was served last, in served questions; forgotten when nothing waits.
+    /// The number of the question with which each owner was last served; forgotten when no question waits.
     served: HashMap<Tenant, u64>,
     num_served: u64,
     is_closed: bool,
@@ -113,7 +116,7 @@ enum Work {
 }
 
 impl Masks {
-    /// Without threads yet, for a worker of `num_slots` sequences.
+    /// The masks of a worker of `num_slots` sequences, without threads yet.
     pub(super) fn new(wait: MaskWait, num_slots: usize) -> Self {
         Self {
             wait,
@@ -128,13 +131,13 @@ impl Masks {
         }
     }
 
-    /// Begins a step: what is asked from here on, it may wait for.
+    /// Begins a step, which may wait for the questions asked from here on.
     pub(super) fn begin_step(&mut self) {
         self.first_of_step = self.next_ticket;
         self.num_awaited = 0;
     }
 
-    /// Asks what may come next for the sequence in `slot`, unless that is known or asked already.
+    /// Asks which tokens may come next for the sequence in `slot`, unless that is known or asked already.
     pub(super) fn ask(&mut self, slot: usize, tenant: Tenant, constrained: &mut Constrained, metrics: &Arc<Metrics>) {
         let ticket = self.next_ticket;
         let Some(question) = constrained.ask(ticket) else { return };
@@ -142,7 +145,8 @@ impl Masks {
             Some(lanes) => lanes,
             None => match Lanes::start(self.answers_max, metrics) {
                 Ok(lanes) => self.lanes.insert(lanes),
-                // Without a thread it is not worked out here: that would be everybody's time.
+                // Without a thread the question fails. The worker does not answer it itself: that would delay all
+                // sequences.
                 Err(e) => return drop(constrained.take_answer(ticket, question.failed(e))),
             },
         };
@@ -154,7 +158,7 @@ impl Masks {
         lane.push(MaskJob { slot, tenant, ticket, is_quick, question });
     }
 
-    /// Whether a token that is sampled now is accepted in a lane.
+    /// Whether a lane, and not the step, makes the matcher accept a token that is sampled now.
     pub(super) fn defers(&self, constrained: Option<&Constrained>) -> bool {
         match (self.wait, constrained) {
             (_, None) => false,
@@ -163,9 +167,9 @@ impl Masks {
         }
     }
 
-    /// Takes the answers that are there, waits for the rest of this step's within the grace, and hands each to `give`, which
-    /// returns the matcher of a sequence that has ended. `forward_time` is what the model took; `is_alone` says that every
-    /// sequence of the step needs a mask.
+    /// Takes the answers that have come, waits for the other answers of this step within the grace time, and hands each
+    /// to `give`. `give` returns the matcher if its sequence has ended. `forward_time` is the time that the model took;
+    /// `is_alone` says that every sequence of the step needs a mask.
     pub(super) fn collect(
         &mut self,
         forward_time: Duration,
@@ -191,7 +195,7 @@ impl Masks {
         }
     }
 
-    /// Waits a little for any answer: every sequence that runs needs one.
+    /// Waits a little for any answer. Called when every running sequence waits for one.
     pub(super) fn wait(&mut self, mut give: impl FnMut(MaskJob) -> Option<Question>) {
         if let MaskWait::Drawn(seed) = self.wait {
             return self.draw_late(seed, give);
@@ -207,8 +211,8 @@ impl Masks {
         self.num_away > 0 || !self.withheld.is_empty()
     }
 
-    /// Takes back what a sequence that has ended still asks, and frees what its matcher holds, which may take
-    /// milliseconds, away from the worker.
+    /// Takes back the question of a sequence that has ended, and has its matcher freed on the slow lane, since that may
+    /// take milliseconds.
     pub(super) fn forget(&mut self, constrained: Constrained) {
         let Some(lanes) = &self.lanes else { return };
         if let Some(ticket) = constrained.asked() {
@@ -244,7 +248,7 @@ impl Masks {
         while self.num_away > 0 {
             all.extend(self.next_answer(Duration::from_secs(1)));
         }
-        // In the order of the questions, whichever thread was quicker.
+        // Sorted by question, so that the order does not depend on which thread was quicker.
         all.sort_by_key(|job| job.ticket);
         for job in all {
             let draw = random_u64(seed, job.ticket ^ (self.num_draws << 32));
@@ -298,11 +302,11 @@ impl Lane {
         }
     }
 
-    /// Works until the worker's end goes away.
+    /// Works until the worker drops its end.
     fn serve(&self, answer: &SyncSender<MaskJob>, metrics: &Metrics) {
         while let Some(work) = self.next() {
             match work {
-                // What is broken may panic once more.
+                // A broken matcher may panic again when it is dropped.
                 Work::Bury(buried) => drop(catch_unwind(AssertUnwindSafe(|| drop(buried)))),
                 Work::Answer(mut job) => {
                     job.work(metrics);
@@ -331,13 +335,14 @@ impl Lane {
     }
 
     fn lock(&self) -> MutexGuard<'_, LaneLine> {
-        // Lists, changed by whole operations; a panic elsewhere leaves them whole.
+        // The lists are changed by whole operations only, so a panic elsewhere leaves them whole.
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl LaneLine {
-    /// The first question of the owner that was served longest ago, so that one owner's do not hold up another's.
+    /// The first question of the owner that was served longest ago, so that one owner's questions do not hold up
+    /// another's.
     fn take(&mut self) -> Option<MaskJob> {
         if self.waiting.is_empty() {
             self.served.clear();
@@ -356,7 +361,7 @@ impl MaskJob {
     fn work(&mut self, metrics: &Metrics) {
         let (began, began_cpu) = (Instant::now(), constrain::cpu_time());
         let is_replay = self.question.is_at_start();
-        // What panics here is one request's, and its matcher is thrown away.
+        // A panic here concerns one request only, whose matcher is thrown away.
         let worked = catch_unwind(AssertUnwindSafe(|| self.question.work()));
         if worked.is_err() {
             let failed = Error::internal("the grammar of this request met a bug in the server");

@@ -1,5 +1,5 @@
-//! Every metric is a field, its unit in its name. The engine and the wires hold an `Arc<Metrics>` and count; `api/`
-//! renders the registry as Prometheus text.
+//! Every metric is a field whose name contains its unit. The engine and the wires hold an `Arc<Metrics>` and count;
+//! `api/` renders the registry as Prometheus text.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -12,7 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-/// What refused a request.
+/// The reason why a request was refused.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RejectLabel {
     /// One of the words below.
@@ -28,9 +28,9 @@ impl RejectLabel {
     pub const OWNER_LIMIT: Self = Self { reason: "owner_limit" };
     /// Too many requests of an owner wait for a grammar to be compiled, or one has waited too long.
     pub const GRAMMARS_FULL: Self = Self { reason: "grammars_full" };
-    /// As many responses as may be kept are still running.
+    /// The most responses that may be kept are all still running.
     pub const RESPONSES_FULL: Self = Self { reason: "responses_full" };
-    /// As many large requests of an owner wait to be prepared as may.
+    /// The most large requests of an owner that may wait to be prepared are waiting.
     pub const BACKGROUND_FULL: Self = Self { reason: "background_full" };
     /// The bodies or answers that are held at once take as much memory as they may.
     pub const MEMORY_FULL: Self = Self { reason: "memory_full" };
@@ -40,7 +40,7 @@ impl RejectLabel {
     pub(crate) const UNAVAILABLE: Self = Self { reason: "unavailable" };
 }
 
-/// Who cancelled a generation.
+/// Why a generation was cancelled.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CancelLabel {
     /// `reader_left` or `requested`.
@@ -54,7 +54,7 @@ impl CancelLabel {
     }
 }
 
-/// The model that a metric is of.
+/// The model that a metric belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ModelLabel {
     model: String,
@@ -76,7 +76,7 @@ macro_rules! metrics {
         }
 
         impl Default for Metrics {
-            /// Of a server whose models are not told apart.
+            /// The metrics of a server that does not distinguish its models.
             fn default() -> Self {
                 let mut registry = Registry::with_prefix("tallow");
                 $(let $name: $kind = $default; registry.register(stringify!($name), $help, $name.clone());)*
@@ -89,10 +89,10 @@ macro_rules! metrics {
         }
 
         impl Metrics {
-            /// Names of those that each model has, with the label `model`.
+            /// Names of the metrics that each model has, with the label `model`.
             pub const BY_MODEL: &[&str] = &[$(stringify!($name)),*];
 
-            /// Of a server with these models, and of each of them.
+            /// The metrics of a server with these models, and of each of them.
             pub fn by_model(names: &[&str]) -> (Arc<Self>, Vec<Arc<Self>>) {
                 let mut registry = Registry::with_prefix("tallow");
                 $(
@@ -120,7 +120,7 @@ macro_rules! metrics {
     };
 }
 
-/// From `first` seconds on, each bucket twice as wide as the one before.
+/// A histogram whose buckets begin at `first` seconds; each is twice as wide as the one before.
 fn seconds(first: f64) -> Histogram {
     Histogram::new(exponential_buckets(first, 2.0, 16))
 }
@@ -133,7 +133,7 @@ metrics! {
         num_running: Gauge = Gauge::default(), "Sequences that hold a slot in a worker";
         /// KV blocks referenced by running sequences.
         kv_blocks_used: Gauge = Gauge::default(), "KV blocks referenced by running sequences";
-        /// KV blocks that no sequence references and that a prefix can still be found in.
+        /// KV blocks that no sequence references but that still hold a reusable prefix.
         kv_blocks_cached: Gauge = Gauge::default(), "KV blocks kept for prefix reuse alone";
         /// KV blocks in all.
         kv_blocks_total: Gauge = Gauge::default(), "KV blocks in all";
@@ -165,7 +165,7 @@ metrics! {
         e2e_seconds: Histogram = seconds(0.004), "From acceptance to the end of a generation";
         /// Workers given up because they hung in a step.
         workers_abandoned: Counter = Counter::default(), "Workers given up in a step";
-        /// Generations that went on with another worker after theirs was lost.
+        /// Generations that another worker continued after theirs was lost.
         requests_taken_over: Counter = Counter::default(), "Generations that went on after their worker was lost";
         /// Generations that ended with `done`.
         requests_done: Counter = Counter::default(), "Generations that ended with done";
@@ -207,11 +207,11 @@ metrics! {
         requests_rejected: Counter = Counter::default(), "Requests refused because a bound was reached";
         /// Requests refused, by what refused them.
         rejects: Family<RejectLabel, Counter> = Family::default(), "Requests refused, by what refused them";
-        /// Generations cancelled, by who did.
+        /// Generations cancelled, by cause.
         cancels: Family<CancelLabel, Counter> = Family::default(), "Generations cancelled, by who did";
         /// Connections that asked for a stream from an event on.
         resumes: Counter = Counter::default(), "Connections that asked for a stream from an event on";
-        /// Events of logs that were read for somebody who asks for a response as it stands.
+        /// Events of logs that were read for clients that ask for the current state of a response.
         response_events_read: Counter = Counter::default(), "Events read for clients that poll responses";
         /// Events that were there already when a connection asked for them.
         replayed_events: Counter = Counter::default(), "Events that were there already when a connection asked for them";

@@ -16,14 +16,14 @@ pub struct Output {
     num_tokens: usize,
     /// Text that can be shown, and the tokens since the last event.
     next: TokenEvent,
-    /// What may not be sampled before `min_tokens`.
+    /// Tokens that may not be sampled before `min_tokens`.
     banned: Vec<TokenId>,
 }
 
-/// What tokens of an earlier process come to.
+/// The outcome of replaying tokens of an earlier process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Replayed {
-    /// Why the text is over with them, if it is.
+    /// Why the text ends with them, if it does.
     pub end: Option<FinishReason>,
     /// Length of the text that they show.
     pub text_bytes: usize,
@@ -50,7 +50,8 @@ impl Output {
         }
     }
 
-    /// Adds tokens whose events an earlier process has made, up to and with the last of them, and where that leads.
+    /// Adds tokens that an earlier process has shown already. Returns the text that they give, and whether the text
+    /// ends with them.
     pub(crate) fn replay(&mut self, tokens: &[TokenId], tokenizer: &Tokenizer) -> Replayed {
         let mut replayed = Replayed::default();
         for &token in tokens {
@@ -58,7 +59,8 @@ impl Output {
             replayed.end = self.push(Sampled { token, logprob: None }, tokenizer);
             replayed.text_bytes += self.take_event().map_or(0, |event| event.text.len());
         }
-        // The last may have shown nothing, where a grammar forced it: its event was that of the token before.
+        // If a grammar forced the last token, it may show no text: its event was that of the token before. So nothing
+        // is left to show.
         self.next = TokenEvent::default();
         replayed
     }
@@ -78,14 +80,14 @@ impl Output {
         if self.num_tokens < self.stop.min_tokens { &self.banned } else { &[] }
     }
 
-    /// The same for a text that keeps to a grammar: such a one is over when its grammar says so, so where it is to go
-    /// on past ends of generation these are no choice at all.
+    /// The same for a text that keeps to a grammar. Such a text ends when its grammar is complete. So if the request
+    /// ignores end-of-generation tokens, these are banned altogether.
     pub(crate) fn banned_with<'a>(&'a self, end_of_generation: &'a [TokenId]) -> &'a [TokenId] {
         if self.stop.ignore_eos && self.banned().is_empty() { end_of_generation } else { self.banned() }
     }
 
-    /// Adds a token. `Some` if it is the last: what was held back can be shown then, unless it belongs to a stop
-    /// string. The token that ends a text is counted, but is no part of it.
+    /// Adds a token. `Some` if it is the last: text that was held back is then shown, unless it belongs to a stop
+    /// string. The token that ends a text is counted, but is no part of the text.
     pub fn push(&mut self, sampled: Sampled, tokenizer: &Tokenizer) -> Option<FinishReason> {
         let may_stop = self.num_tokens >= self.stop.min_tokens;
         let token = sampled.token;
@@ -107,14 +109,15 @@ impl Output {
         if self.num_tokens < self.max_tokens {
             return None;
         }
-        // Half a character that was cut off is no text. Where log-probabilities are told, each token has to be shown.
+        // Half a character that was cut off is not shown. But if log-probabilities were asked for, each token must be
+        // shown.
         if self.next.logprobs.is_empty() {
             self.detokenizer.forget_partial();
         }
         Some(if self.flush() { FinishReason::Stop } else { FinishReason::Length })
     }
 
-    /// Ends the text behind the last token: a grammar is complete.
+    /// Ends the text after the last token: its grammar is complete.
     pub fn close(&mut self) -> FinishReason {
         // Whether that completes a stop string or not, the reason is the same.
         self.flush();
@@ -126,7 +129,7 @@ impl Output {
         (!self.next.text.is_empty()).then(|| std::mem::take(&mut self.next))
     }
 
-    /// Shows what no stop string can claim; true if one was completed.
+    /// Shows the text that cannot belong to a stop string; true if a stop string was completed.
     fn show(&mut self, text: &str) -> bool {
         let outcome = self.stop_strings.push(text);
         self.next.text.push_str(&outcome.emit);
@@ -154,7 +157,7 @@ mod tests {
         StopParams { strings: strings.iter().map(|&s| s.to_owned()).collect(), ..StopParams::default() }
     }
 
-    /// Feeds bytes (256 is the end); returns each step's text, and the end with the number of tokens it took.
+    /// Feeds bytes (256 is the end token). Returns each step's text, and the end with the number of tokens until then.
     fn run(stop: StopParams, max_tokens: usize, tokens: &[TokenId]) -> (Vec<String>, Option<(FinishReason, usize)>) {
         let tokenizer = Tokenizer::byte_level();
         let mut output = Output::new(stop, max_tokens, &[256]);
@@ -198,7 +201,7 @@ mod tests {
             let (texts, end) = run(StopParams::default(), max_tokens, &tokens);
             assert_eq!((texts.concat().as_str(), end), (expect, Some((FinishReason::Length, max_tokens))));
         }
-        // A text that ends by itself has what the model wrote.
+        // A text that ends by itself shows everything that the model wrote.
         let (texts, _) = run(StopParams::default(), 9, &[0xf0, 0x9f, 256]);
         assert_eq!(texts.concat(), "\u{fffd}");
         let (tokenizer, mut output) = (Tokenizer::byte_level(), Output::new(StopParams::default(), 1, &[256]));
@@ -259,7 +262,7 @@ mod tests {
         let push =
             |output: &mut Output, token: u8| output.push(Sampled { token: token.into(), logprob: None }, &tokenizer);
         let mut output = Output::new(stop_at(&["bz"]), 9, &[256]);
-        // As when a grammar forces the second: one event has both, and the text of one.
+        // This happens when a grammar forces the second token: one event has both tokens, but the text of one.
         let [a, b, c] = *b"abc";
         assert_eq!((push(&mut output, a), push(&mut output, b)), (None, None));
         assert_eq!(output.take_event().map(|e| (e.text, e.tokens)), Some(("a".to_owned(), vec![a.into(), b.into()])));

@@ -1,4 +1,4 @@
-//! What a worker's core shares with the rest of the engine. Its successor gets the same when the worker is lost.
+//! What a worker's core shares with the rest of the engine. When the worker is lost, its successor gets the same parts.
 
 use std::sync::Arc;
 
@@ -14,13 +14,13 @@ use tallow_stream::protocol::TokenId;
 pub struct CoreParts {
     /// Bounds of a step.
     pub limits: SchedulerLimits,
-    /// Where work comes from.
+    /// The queue that work comes from.
     pub queue: Arc<Queue>,
     /// Tokens to bytes.
     pub tokenizer: Arc<Tokenizer>,
     /// The vocabulary's own stop tokens.
     pub end_of_generation: Arc<[TokenId]>,
-    /// What is counted.
+    /// The metrics to count in.
     pub metrics: Arc<Metrics>,
     /// How long steps wait for masks.
     pub mask_wait: MaskWait,

@@ -1,13 +1,13 @@
-//! From hidden states to the vector of a text: the mean over all tokens, at length 1.
+//! From hidden states to the vector of a text: the mean over all tokens, scaled to length 1.
 //!
-//! The mean and not the last token's state, which is vLLM's default for decoders: that is right for models that were
-//! trained to gather a text in its last token. One that was trained to speak has there what comes next, and little of
-//! what the text is about; the mean, as sentence-transformers takes it, is the better of the two without training. Length
-//! 1, so that the product of two vectors is their cosine.
+//! vLLM's default for decoders is the last token's state. That is right for models that were trained to gather a text
+//! in its last token. In a model that was trained to generate, the last state holds what comes next, and little of what
+//! the text is about. Without such training the mean, which sentence-transformers uses too, is the better choice. With
+//! length 1, the product of two vectors is their cosine.
 //!
-//! States come in chunks and are added one after another in order of position, so neither the chunks nor the neighbours
-//! in a batch show in a bit of the sum. What was added stays added when the sequence is preempted: computed anew, its
-//! states would be the same.
+//! States come in chunks and are added one by one in order of position, so neither the chunks nor the other sequences
+//! of a batch change a bit of the sum. When the sequence is preempted, the sum is kept: states computed again would be
+//! the same.
 
 use tallow_stream::error::{Error, Result};
 
@@ -20,7 +20,7 @@ pub(super) struct Pooling {
 }
 
 impl Pooling {
-    /// Tokens whose states have been added: the next are those from this position on.
+    /// How many tokens' states have been added, which is the position of the next token.
     pub(super) fn num_tokens(&self) -> usize {
         self.num_tokens
     }
@@ -40,7 +40,7 @@ impl Pooling {
     /// # Errors
     /// If the model gave states that are no numbers, or nothing but zeros.
     pub(super) fn finish(&self) -> Result<Vec<f32>> {
-        // The division by the number of tokens would fall out of the quotient.
+        // Dividing by the number of tokens would change nothing: the sum is scaled to length 1 anyway.
         let length = self.sums.iter().map(|x| x * x).sum::<f64>().sqrt();
         if !length.is_finite() || length == 0.0 {
             return Err(Error::internal(format!("the model gave hidden states whose sum has the length {length}")));

@@ -1,9 +1,10 @@
-//! Requests that wait for a worker: bounded in number and in tokens, in fair order (`fair`). The one place where the
-//! threads of the engine meet: whoever takes an entry out of the queue, under its lock, writes the entry's further
-//! events, so that a cancellation and a worker can never both end a stream.
+//! Requests that wait for a worker: bounded in number and in tokens, in fair order (`fair`). This is the one place
+//! where the threads of the engine meet. The thread that takes an entry out of the queue, under the queue's lock,
+//! writes all further events of the entry. So a cancellation and a worker can never both end a stream.
 //!
-//! Its clock is given to it, and it draws nothing at random. The lock is held for operations on the order and appends
-//! to logs; a log's hook is never called with the log's own lock held, so the order queue, then log, holds.
+//! The queue's clock is passed in, and it draws no random numbers. Its lock is held for operations on the order and for
+//! appends to logs. A log never calls its hook while it holds its own lock, so the lock order is always queue, then
+//! log.
 
 mod places;
 mod returned;
@@ -27,14 +28,16 @@ use tallow_stream::StreamLog;
 use tallow_stream::error::{Error, ErrorKind, Result};
 use tallow_stream::protocol::{StreamId, Tenant, ValidRequest};
 
-/// An owner may fill the queue up to this many times what it leaves free: a lone one four fifths of it, so that
-/// another still finds room. Does not hold where there are no keys, and all are one owner.
+/// An owner may fill the queue up to this many times the room that it leaves free. So an owner alone may fill four
+/// fifths of it, and another owner still finds room. The rule does not apply without API keys, when all clients are one
+/// owner.
 const OWNER_SHARE: usize = 4;
 
-/// A worker that has no room for the next request looks at the first ones of so many owners, its own among them.
+/// A worker that has no room for the next request looks at the first requests of this many owners, the next one's owner
+/// included.
 const OWNERS_SEEN_MAX: usize = 32;
 
-/// The time since some beginning; it never goes back. A test or a simulation brings its own.
+/// The time since some fixed moment; it never goes back. A test or a simulation passes in its own clock.
 pub type EngineClock = Arc<dyn Fn() -> Duration + Send + Sync>;
 
 /// The queue's bounds.
@@ -46,32 +49,32 @@ pub struct QueueLimits {
     pub tokens_max: usize,
     /// How many tokens of others' work one step of priority is worth.
     pub priority_step_tokens: u64,
-    /// A waiting request hears of its place at most this often.
+    /// Least time between two reports of its place to a waiting request.
     pub note_interval: Duration,
 }
 
 /// A request that waits.
 #[derive(Debug)]
 pub struct QueueEntry {
-    /// What is wanted.
+    /// The request itself.
     pub request: ValidRequest,
     /// Names of the prompt's full blocks, where the prefix cache is on.
     pub chain: Option<HashChain>,
     /// The request's constraint, compiled.
     pub grammar: Option<Arc<Grammar>>,
-    /// Where its vector goes, if it is a text to embed.
+    /// The place for its vector, if it is a text to embed.
     pub vector: Option<Vector>,
     /// Its log.
     pub writer: Writer,
     /// When it was accepted.
     pub(crate) accepted_at: Duration,
-    /// When somebody asked for its end.
+    /// When it was cancelled.
     pub(crate) cancelled_at: Arc<OnceLock<Duration>>,
     /// Whether it came back from a lost worker.
     pub(crate) has_returned: bool,
-    /// The place it was told last.
+    /// The place that its readers were told last.
     position: usize,
-    /// Not before this is it told another one.
+    /// Its readers are not told another place before this time.
     next_note_at: Duration,
 }
 
@@ -83,12 +86,12 @@ pub(super) struct Coming {
     pub(super) vector: Option<Vector>,
 }
 
-/// What a worker finds in the queue.
+/// What a worker gets from the queue.
 #[derive(Debug)]
 pub(crate) enum Pulled {
-    /// The next request; its events are the worker's to write.
+    /// The next request; the worker writes its events from now on.
     Entry(Box<QueueEntry>),
-    /// Nothing, or nothing that fits.
+    /// No request waits, or none fits.
     Nothing,
     /// The engine shuts down: end everything with this message.
     Stopped(String),
@@ -100,9 +103,10 @@ pub struct Queue {
     clock: EngineClock,
     shared: Arc<WriterShared>,
     state: Mutex<QueueState>,
-    /// Something to do, or the end. One waiter is woken per request, so nobody waits here for anything else.
+    /// Wakes idle workers: a request has come, or the end. One waiter is woken per request, so only idle workers may
+    /// wait here.
     wake: Condvar,
-    /// The end.
+    /// Wakes threads that wait for the end.
     stopped: Condvar,
 }
 
@@ -111,18 +115,18 @@ struct QueueState {
     waiting: FairQueue<QueueEntry>,
     rate: ServiceRate,
     phase: QueuePhase,
-    /// How many were under way when a worker last had no room for the next.
+    /// How many requests ran when a worker last had no room for the next.
     full_at: Option<usize>,
-    /// Whether workers are to end once they have nothing to do: what comes then waits until the model is loaded again.
+    /// Whether workers end once they have nothing to do. Requests that come then wait until the model is loaded again.
     is_resting: bool,
 }
 
 #[derive(Debug)]
 enum QueuePhase {
     Open,
-    /// Nothing new; what is here is served. Says why.
+    /// No new requests are taken, and the message says why; requests that were accepted are served.
     Closed(String),
-    /// The end, with the message for those who are still here.
+    /// The end, with the message for the requests that are left.
     Stopped(String),
 }
 
@@ -142,12 +146,12 @@ impl Queue {
         (self.clock)()
     }
 
-    /// Accepts a request: appends `Queued` to its log, wakes a worker, and takes it out again the moment it is
+    /// Accepts a request: appends `Queued` to its log and wakes a worker. The request leaves the queue the moment it is
     /// cancelled. `chain` names the prompt's full blocks, where the prefix cache is on.
     ///
     /// # Errors
-    /// [`ErrorKind::Overloaded`] when a bound is reached, [`ErrorKind::Unavailable`] when closed. The log is
-    /// untouched then.
+    /// [`ErrorKind::Overloaded`] when a bound is reached, [`ErrorKind::Unavailable`] when the queue is closed. After an
+    /// error the log is untouched.
     pub fn submit(
         self: &Arc<Self>,
         request: ValidRequest,
@@ -157,7 +161,7 @@ impl Queue {
         self.submit_constrained(request, chain, None, log)
     }
 
-    /// The same for a request whose constraint is compiled.
+    /// As [`Self::submit`], for a request whose constraint is compiled.
     ///
     /// # Errors
     /// As [`Self::submit`].
@@ -171,7 +175,7 @@ impl Queue {
         self.submit_coming(Coming { request, chain, grammar, vector: None }, log)
     }
 
-    /// The same for a text to embed too.
+    /// As [`Self::submit`], also for a text to embed.
     ///
     /// # Errors
     /// As [`Self::submit`].
@@ -190,7 +194,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Whether one of so many requests of `tenant` would be refused: asked before any work goes into them.
+    /// Whether one of the `coming` requests of `tenant` would be refused. The service asks before it puts any work into
+    /// them.
     ///
     /// # Errors
     /// As [`Self::submit`].
@@ -208,12 +213,12 @@ impl Queue {
         let (metrics, now) = (&self.shared.metrics, self.now());
         let mut state = self.lock();
         let (tenant, terms, num_tokens) = (request.tenant, request.queue, request.num_tokens_max());
-        // What was accepted once is not refused because its process died.
+        // A request that was accepted once is not refused because its process died.
         if request.resumed.is_none() {
             let coming = Load { requests: 1, tokens: num_tokens };
             state.admit(&self.limits, tenant, coming, now).inspect_err(|e| self.count_refused(e))?;
         }
-        // Who sees it counted as accepted sees it wait.
+        // `num_waiting` rises first, so that metrics that show the request as accepted also show it as waiting.
         metrics.num_waiting.inc();
         metrics.queue_tokens.inc_by(num_tokens as i64);
         metrics.requests_accepted.inc();
@@ -249,7 +254,7 @@ impl Queue {
         self.shared.metrics.reject(&label);
     }
 
-    /// Ends a request that still waits; false if it does not (any more).
+    /// Ends a request if it still waits; false if it does not.
     fn cancel(&self, id: StreamId) -> bool {
         let mut state = self.lock();
         let found = state.waiting.iter().find(|(_, e)| e.request.id == id).map(|(ticket, _)| ticket);
@@ -259,9 +264,9 @@ impl Queue {
         true
     }
 
-    /// The next request, if `fits` says that there is room for it; else the first of another owner for which it says so
-    /// although it passes the next, its second argument. Requests that were cancelled or whose patience is over are
-    /// ended when it is their turn.
+    /// The next request, if `fits` says that there is room for it. Else the first request of another owner that `fits`
+    /// accepts although it passes the next request, which is then its second argument. Requests that were cancelled or
+    /// have waited too long are ended when it is their turn.
     pub(crate) fn pull(&self, mut fits: impl FnMut(&QueueEntry, Option<&QueueEntry>) -> bool) -> Pulled {
         let now = self.now();
         let mut state = self.lock();
@@ -270,10 +275,10 @@ impl Queue {
                 return Pulled::Stopped(message.clone());
             }
             let Some((ticket, next)) = state.waiting.peek() else { return Pulled::Nothing };
-            // The hook that takes it out is on its way; it would be work for nobody.
+            // If it was cancelled, its hook is about to take it out: a worker would compute it in vain.
             let is_cancelled = next.writer.is_cancelled();
             if is_cancelled || next.is_late(now) {
-                // Not as if served, so that its owner is not charged for it.
+                // The request is removed and not taken, so that its owner is not charged for it.
                 if let Some(entry) = self.take_abandoned(&mut state, ticket) {
                     self.end_unserved(entry, is_cancelled);
                 }
@@ -292,7 +297,7 @@ impl Queue {
         }
     }
 
-    /// The owner whose turn comes first among those that wait and are `wanted`.
+    /// The owner whose turn comes first among the waiting owners for which `wanted` is true.
     pub(crate) fn next_owner(&self, wanted: impl Fn(Tenant) -> bool) -> Option<Share> {
         let state = self.lock();
         if state.waiting.is_empty() {
@@ -302,7 +307,7 @@ impl Queue {
         heads.into_iter().map(|(_, entry)| entry.share()).find(|share| wanted(share.tenant))
     }
 
-    /// The log of a request that may be next and that is kept on disk.
+    /// The log of a request that may be next, if one is kept on disk.
     pub(crate) fn kept_log(&self) -> Option<Arc<StreamLog>> {
         let state = self.lock();
         if state.waiting.is_empty() {
@@ -312,8 +317,8 @@ impl Queue {
         heads.into_iter().map(|(_, entry)| entry.writer.log()).find(|log| log.is_kept()).cloned()
     }
 
-    /// Ends the requests whose patience is over, and tells others of their place where it has changed. Called a few
-    /// times a second.
+    /// Ends the requests that have waited too long, and tells the others their places if these have changed. Called a
+    /// few times a second.
     pub fn sweep(&self) {
         let now = self.now();
         let mut state = self.lock();
@@ -339,8 +344,8 @@ impl Queue {
         entry.writer.failed(ErrorKind::QueueTimeout, message);
     }
 
-    /// Notes that a worker is through with a request of `tenant` that had reserved `num_reserved` tokens and computed
-    /// `num_computed` of them.
+    /// Notes that a worker has finished a request of `tenant` that had reserved `num_reserved` tokens, of which
+    /// `num_computed` were computed.
     pub(crate) fn on_served(&self, tenant: Tenant, num_reserved: usize, num_computed: usize) {
         let now = self.now();
         let mut state = self.lock();
@@ -348,8 +353,8 @@ impl Queue {
         state.waiting.give_back(tenant, num_reserved.saturating_sub(num_computed));
     }
 
-    /// A worker lost a request of `tenant` that it had pulled: it no longer counts as work under way, and what was not
-    /// computed of the reserved tokens is not its owner's to pay.
+    /// Notes that a worker lost a request of `tenant` that it had pulled. The request no longer counts as work under
+    /// way, and its owner does not pay for reserved tokens that were not computed.
     pub(crate) fn on_lost(&self, tenant: Tenant, num_reserved: usize, num_computed: usize) {
         let now = self.now();
         let mut state = self.lock();
@@ -357,31 +362,31 @@ impl Queue {
         state.waiting.give_back(tenant, num_reserved.saturating_sub(num_computed));
     }
 
-    /// Blocks until there is a request or the end; false if the worker is to end instead, since its model is unloaded.
+    /// Blocks until a request comes or the engine stops; false if the worker must end because its model is unloaded.
     pub fn wait(&self) -> bool {
         let idle = |s: &mut QueueState| s.waiting.is_empty() && !s.is_over();
         let state = self.wake.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
         !state.is_resting
     }
 
-    /// Lets workers that have nothing to do end, or no longer. What waits stays.
+    /// Sets whether workers without work end. Waiting requests stay.
     pub(super) fn rest(&self, is_resting: bool) {
         self.lock().is_resting = is_resting;
         self.wake.notify_all();
         self.stopped.notify_all();
     }
 
-    /// Ends what waits, which can be asked for again later.
+    /// Ends the waiting requests; the queue stays open for new ones.
     pub(super) fn refuse_waiting(&self, message: &str) {
         self.fail_waiting(self.lock(), message);
     }
 
-    /// Wakes a worker: one that was given up may have been woken in its stead.
+    /// Wakes a worker, because a worker that was given up may have taken the wake-up of another.
     pub(super) fn pass_wake_on(&self) {
         self.wake.notify_one();
     }
 
-    /// Blocks for `time`, or until the end of the engine or of its model; true if it has come.
+    /// Blocks for `time`, or until the engine stops or its model is unloaded; true if that has happened.
     pub fn wait_stopped(&self, time: Duration) -> bool {
         let running = |s: &mut QueueState| !s.is_over();
         let (state, _) =
@@ -389,7 +394,7 @@ impl Queue {
         state.is_over()
     }
 
-    /// What is still here is told at the end, once that has come.
+    /// The message for the remaining requests, once the engine has stopped.
     pub(crate) fn stop_message(&self) -> Option<String> {
         match &self.lock().phase {
             QueuePhase::Stopped(message) => Some(message.clone()),
@@ -405,7 +410,7 @@ impl Queue {
         }
     }
 
-    /// Ends what waits, and tells the workers to end what they run.
+    /// Ends the waiting requests, and tells the workers to end the running ones.
     pub fn stop(&self, message: &str) {
         let mut state = self.lock();
         if !matches!(state.phase, QueuePhase::Stopped(_)) {
@@ -416,13 +421,13 @@ impl Queue {
         self.stopped.notify_all();
     }
 
-    /// Ends what waits when there is nobody left to serve it, and takes nothing new.
+    /// Ends the waiting requests and takes no new ones: no worker is left to serve them.
     pub(crate) fn abandon(&self, message: &str) {
         self.close(message);
         self.fail_waiting(self.lock(), message);
     }
 
-    /// Whether nothing waits or runs.
+    /// Whether no request waits or runs.
     pub fn is_idle(&self) -> bool {
         self.shared.num_live.load(Ordering::SeqCst) == 0
     }
@@ -438,7 +443,7 @@ impl Queue {
         (requests, tokens)
     }
 
-    /// Requests that workers have.
+    /// Number of requests that workers have.
     fn num_running(&self, state: &QueueState) -> usize {
         self.shared.num_live.load(Ordering::SeqCst).saturating_sub(state.waiting.load().requests)
     }
@@ -447,7 +452,7 @@ impl Queue {
         let all: Vec<Ticket> = state.waiting.iter().map(|(ticket, _)| ticket).collect();
         let all: Vec<QueueEntry> =
             all.into_iter().filter_map(|ticket| self.take_abandoned(&mut state, ticket)).collect();
-        // Not under the lock: each end is a line of the log, which somebody may read slowly.
+        // Ends them outside the queue's lock: each end writes a line to the server's log, whose reader may be slow.
         drop(state);
         for entry in all {
             entry.writer.failed(ErrorKind::Unavailable, message.to_owned());
@@ -459,12 +464,12 @@ impl Queue {
         self.shared.metrics.queue_tokens.dec_by(entry.request.num_tokens_max() as i64);
     }
 
-    /// What writers count in.
+    /// The counters of all writers.
     pub(super) fn writer_shared(&self) -> &Arc<WriterShared> {
         &self.shared
     }
 
-    /// Takes a request out that will not be served.
+    /// Removes a request that will not be served.
     fn take_abandoned(&self, state: &mut QueueState, ticket: Ticket) -> Option<QueueEntry> {
         let entry = state.waiting.remove(ticket)?;
         state.rate.on_abandoned(self.now());
@@ -485,17 +490,17 @@ impl std::fmt::Debug for Queue {
 }
 
 impl QueueEntry {
-    /// Whose it is.
+    /// Its owner and that owner's weight.
     pub(super) fn share(&self) -> Share {
         Share { tenant: self.request.tenant, weight: self.request.queue.weight }
     }
 
-    /// Whether it hears of its place: not if it has begun already, in an earlier process.
+    /// Whether its readers are told its place. They are not if a worker had begun on it already.
     fn tells_places(&self) -> bool {
         self.request.resumed.is_none_or(|resumed| resumed.cached_tokens.is_none())
     }
 
-    /// Whether it has waited for longer than it is willing to.
+    /// Whether it has waited longer than its time-out.
     fn is_late(&self, now: Duration) -> bool {
         let timeout = self.request.queue.timeout_ms.map(Duration::from_millis);
         timeout.is_some_and(|timeout| now.saturating_sub(self.accepted_at) >= timeout)
@@ -503,12 +508,12 @@ impl QueueEntry {
 }
 
 impl QueueState {
-    /// Whether workers are to end.
+    /// Whether workers must end.
     fn is_over(&self) -> bool {
         self.is_resting || matches!(self.phase, QueuePhase::Stopped(_))
     }
 
-    /// The first of another owner's that fits although it passes `next`.
+    /// The first request of another owner that fits although it passes `next`.
     fn first_passing(
         &self,
         next: &QueueEntry,

@@ -1,22 +1,22 @@
-//! How fast the engine frees what requests reserve, for telling a refused client when to come back.
+//! How fast the engine frees the tokens that requests reserve. It tells a refused client when to come back.
 
 use std::time::Duration;
 
-/// Finished work of so long ago counts for 1/e.
+/// Work that finished this long ago counts for 1/e.
 const MEMORY_SECONDS: f64 = 30.0;
 const RETRY_MS_MIN: u64 = 100;
 const RETRY_MS_MAX: u64 = 60_000;
-/// Said when nothing was ever measured.
+/// The answer when nothing was ever measured.
 const RETRY_MS_UNKNOWN: u64 = 1000;
 
-/// Tokens freed per second of work: an average that forgets exponentially. Time in which there was nothing to do does
-/// not count. Reservations (prompt and `max_tokens`) are what is counted, as they are what the queue is bounded by.
+/// Tokens freed per second of work: an average that forgets exponentially. Idle time does not count. It counts
+/// reservations (prompt and `max_tokens`), because they are what bounds the queue.
 #[derive(Debug, Default)]
 pub(crate) struct ServiceRate {
     tokens: f64,
     seconds: f64,
     num_busy: usize,
-    /// Up to here time has been counted.
+    /// Time has been counted up to here.
     counted_until: Duration,
 }
 
@@ -33,15 +33,15 @@ impl ServiceRate {
         self.num_busy = self.num_busy.saturating_sub(1);
     }
 
-    /// A worker is through with a request, and its `tokens` are free for others.
+    /// A worker has finished a request, and its `tokens` are free for others.
     pub(crate) fn on_served(&mut self, tokens: usize, now: Duration) {
         self.on_abandoned(now);
         self.tokens += tokens as f64;
     }
 
-    /// When there should be room, if `tokens` must be freed before.
+    /// When there should be room, if `tokens` must be freed first.
     pub(crate) fn retry_after_ms(&self, tokens: usize, now: Duration) -> u64 {
-        // If nothing has finished yet, it is likely to take as long again as it has taken.
+        // If no request has finished yet, it is likely to take as long again as it has taken so far.
         let unknown = || ((self.seconds_until(now) * 1000.0) as u64).max(RETRY_MS_UNKNOWN);
         self.wait_ms(tokens, now).unwrap_or_else(unknown).clamp(RETRY_MS_MIN, RETRY_MS_MAX)
     }

@@ -1,37 +1,38 @@
-//! Which tokens of which sequences make up the next step. No tensors, no clock, no randomness, no log: sequences in,
-//! a batch out.
+//! Which tokens of which sequences make up the next step. Sequences go in, a batch comes out; there are no tensors, no
+//! clock, no randomness and no log.
 //!
 //! ```text
 //! schedule:  budget = max_num_batched_tokens
 //!            sequences with one token to compute (decoding), oldest first: one token each;
 //!                no block left -> preempt another one, maybe itself
-//!            prefill budget = what is left, and if somebody decodes at most 4 for each who does
+//!            prefill budget = the rest of the budget; while sequences decode, at most 4 tokens for each of them
 //!                (at least 32, at most prefill_tokens_per_step_max)
-//!            running sequences with more to compute (prompts, forced tokens), oldest first: a chunk each; where they are
-//!                of several owners, or an owner waits that has none here, each owner has its part of the budget
-//! admit:     while admits() the next of the queue: a chunk, and who must make way is preempted
+//!            running sequences with more to compute (prompts, forced tokens), oldest first: a chunk each;
+//!                if several owners have such sequences, or an owner without one waits, each has its part of the budget
+//! admit:     while admits() the next request of the queue: a chunk; sequences that must make way are preempted
 //! readmit:   preempted sequences that have room again: a chunk each
-//! batch:     what was planned, as arrays
-//! commit:    what was planned is computed; blocks that are full get their names
+//! batch:     the plan, as arrays
+//! commit:    the planned tokens are computed; blocks that are full get their names
 //! ```
 //!
-//! Whose turn it is to begin, and at whose cost, is in `turns`.
+//! `turns` decides which sequence begins next, and which sequences make room for it.
 //!
-//! The prefill bound holds only while somebody decodes: it is there to bound the time between two tokens, and with
-//! nobody waiting for a token a whole budget of prefill is simply faster. It grows with the number who decode because
-//! their step does: each waits a few times longer while a prompt is computed, however many they are. A token far into
-//! a long prompt has more to attend to, so it counts for more than one (`attention_span`).
+//! The prefill bound applies only while sequences decode. It bounds the time between two tokens; when no sequence waits
+//! for its next token, a whole budget of prefill is simply faster. The bound grows with the number of decoding
+//! sequences because the time of their step does: while a prompt is computed, each of them waits a few times longer,
+//! however many they are. A token far into a long prompt attends to more tokens, so it counts for more than one
+//! (`attention_span`).
 //!
-//! Several choices of one request have the same prompt: the first computes it while the others wait in the queue, and
-//! when these are admitted they take its full blocks from the cache and a copy of the one that is not full (or of all,
-//! where there is no cache), so that each computes one token of the prompt, its last.
+//! Several choices of one request have the same prompt. The first computes it while the others wait in the queue. When
+//! these are admitted, they take its full blocks from the cache and a copy of the block that is not full (or copies of
+//! all, without a cache). So each of them computes only the last token of the prompt.
 //!
-//! A sequence is admitted only if there are blocks for all its tokens, and takes them at once, so only decoding can
-//! run out of blocks. Tokens that a grammar forces are decoding several at once: they get their blocks as a sampled
-//! one does, and are computed like a prompt's. Admission leaves a block free per running sequence, for the next one
-//! each will need: without that, a newcomer would be preempted a few steps after it came. `running` is in order of age
-//! when a step begins, and the oldest is never preempted for want of blocks, so it always advances; as any one request
-//! fits the pool alone, every request ends.
+//! A sequence is admitted only if there are blocks for all its tokens, and takes them at once, so only decoding can run
+//! out of blocks. Tokens that a grammar forces count as decoding several at once: they get their blocks as sampled
+//! tokens do, and are computed like a prompt's. Admission leaves a block free for each running sequence, which will
+//! need it next: without that, a newcomer would be preempted a few steps after it came. `running` is in order of age
+//! when a step begins, and the oldest sequence is never preempted for lack of blocks, so it always advances. As any
+//! request fits the pool alone, every request ends.
 
 mod turns;
 
@@ -56,14 +57,14 @@ pub struct SchedulerLimits {
     pub prefill_tokens_per_step_max: usize,
     /// A token that attends to this many others takes twice the time of one that attends to none.
     pub attention_span: usize,
-    /// A preempted sequence is passed by this many younger ones in its life, and by no more, beside those of owners that its
-    /// own owes a place.
+    /// At most this many younger sequences pass a preempted sequence in its life, not counting those of owners to which
+    /// its owner owes a place.
     pub passed_max: usize,
 }
 
 /// Tokens of prompts in a step for each sequence that decodes in it ...
 const PREFILL_TOKENS_PER_DECODE: usize = 4;
-/// ... and at least so many: fewer would read all weights for little.
+/// ... and at least this many: a step with fewer would read all weights for little work.
 const PREFILL_TOKENS_MIN: usize = 32;
 
 /// Most rows of logits that a prompt gets in one step: a row is as long as the vocabulary.
@@ -74,20 +75,20 @@ const WANTED_PER_STEP_MAX: usize = 64;
 pub struct Scheduler {
     limits: SchedulerLimits,
     pool: BlockPool,
-    /// Oldest first when a step begins; behind those, whoever began in it.
+    /// Oldest first when a step begins; sequences that begin in the step are added at the end.
     running: Vec<Sequence>,
-    /// Preempted, oldest first.
+    /// Preempted sequences, oldest first.
     waiting: VecDeque<Sequence>,
-    /// Of those that run.
+    /// The places of the running sequences, by owner.
     places: PlaceCounts,
     plan: Vec<Planned>,
     /// Blocks to be copied before the step being planned.
     copies: Vec<(BlockId, BlockId)>,
     /// Tokens of the step being planned that are still to be handed out.
     prefill_budget: usize,
-    /// Whether somebody decodes in it.
+    /// Whether a sequence decodes in that step.
     is_shared: bool,
-    /// An owner without a prompt here that waits with one.
+    /// An owner that has no prompt here, but one waiting in the queue.
     expected: Option<Share>,
     num_preemptions: u64,
     num_fair_preemptions: u64,
@@ -103,16 +104,16 @@ pub struct Planned {
     pub slot: usize,
     /// How many of its tokens are computed.
     pub num_tokens: usize,
-    /// Whether its last token is among them, so that the next is sampled.
+    /// Whether the sequence's last token is among them, so that the next token is sampled.
     pub(crate) is_sampled: bool,
-    /// The first of its tokens here whose logits are wanted though another follows it ...
+    /// The index, among these tokens, of the first one whose logits are wanted although another token follows ...
     first_wanted: usize,
-    /// ... and how many there are of these, one after another.
+    /// ... and how many such tokens there are, one after another.
     pub num_wanted: usize,
 }
 
 impl Scheduler {
-    /// Nothing running, `num_blocks` free blocks.
+    /// A scheduler without sequences, with `num_blocks` free blocks.
     pub fn new(limits: SchedulerLimits, num_blocks: usize) -> Self {
         debug_assert!(limits.max_num_seqs >= 1 && limits.prefill_tokens_per_step_max >= 1);
         debug_assert!(limits.max_num_batched_tokens >= limits.max_num_seqs);
@@ -133,8 +134,8 @@ impl Scheduler {
         }
     }
 
-    /// Whether a request of at most `num_tokens_max` tokens can run in a pool of `num_blocks` at all. The last token
-    /// sampled is never computed, so it needs no place.
+    /// Whether a request of at most `num_tokens_max` tokens can run in a pool of `num_blocks` at all. The last sampled
+    /// token is never computed, so it needs no room.
     pub fn can_ever_fit(num_tokens_max: usize, num_blocks: usize) -> bool {
         num_tokens_max.saturating_sub(1) <= num_blocks * BLOCK_SIZE
     }
@@ -159,8 +160,9 @@ impl Scheduler {
         }
     }
 
-    /// Says before a step that an owner waits which has no prompt here: prompts of others leave it a part of the step. Without
-    /// that, an owner whose prompts fill the step would keep it out until they are computed.
+    /// Notes before a step that an owner without a prompt here waits in the queue. Prompts of other owners then leave
+    /// it a part of the step. Without that, an owner whose prompts fill the step would keep it out until those are
+    /// computed.
     pub fn expect(&mut self, newcomer: Option<Share>) {
         self.expected = newcomer;
     }
@@ -170,7 +172,7 @@ impl Scheduler {
         self.running.iter().any(|sequence| sequence.share().tenant == tenant && sequence.num_remaining() > 1)
     }
 
-    /// What of the prefill budget each owner may use, by weight; empty if there is only one to use it.
+    /// The part of the prefill budget that each owner may use, by weight; empty if only one owner uses it.
     fn parts_of_owners(&mut self) -> BTreeMap<Tenant, usize> {
         let prompts = self.running.iter().filter(|sequence| sequence.num_remaining() > 1).map(Sequence::share);
         let weights: BTreeMap<Tenant, u64> =
@@ -183,8 +185,8 @@ impl Scheduler {
         weights.into_iter().map(|(tenant, weight)| (tenant, part(weight))).collect()
     }
 
-    /// Whether the sequence in `slot` runs and has its first `num_tokens` tokens not computed yet: who shares them
-    /// waits for it.
+    /// Whether the sequence in `slot` runs and has not computed its first `num_tokens` tokens yet. Requests that share
+    /// those tokens wait for it.
     pub(crate) fn is_computing(&self, slot: usize, num_tokens: usize) -> bool {
         self.find(slot).is_some_and(|leader| leader.num_computed_tokens() < num_tokens)
     }
@@ -193,7 +195,7 @@ impl Scheduler {
         self.running.iter().find(|sequence| sequence.slot() == slot)
     }
 
-    /// The step as the model wants it.
+    /// Puts the step into `batch`, in the form that the model takes.
     pub fn build(&mut self, batch: &mut Batch) {
         batch.clear();
         for planned in &self.plan {
@@ -204,7 +206,7 @@ impl Scheduler {
         assert!(self.running.len() <= self.limits.max_num_seqs, "too many sequences");
     }
 
-    /// What the step being planned, or the one just computed, consists of, in the batch's order.
+    /// The parts of the step that is being planned or was just computed, in the batch's order.
     pub fn plan(&self) -> &[Planned] {
         &self.plan
     }
@@ -224,7 +226,8 @@ impl Scheduler {
         }
     }
 
-    /// The tokens that the wanted rows of one of the step's sequences tell of, once it is committed.
+    /// The tokens whose probabilities the wanted rows of one of the step's sequences give. Call it once the step is
+    /// committed.
     pub(crate) fn wanted_tokens(&self, planned: Planned) -> impl Iterator<Item = TokenId> {
         let Planned { index, num_tokens, first_wanted, num_wanted, .. } = planned;
         let followers = first_wanted + 1..first_wanted + 1 + num_wanted;
@@ -236,12 +239,12 @@ impl Scheduler {
         self.running[planned.index].push_token(token);
     }
 
-    /// Adds a token that must come to one of the step's sequences; it is computed in the next step.
+    /// Adds a token that a grammar forces to one of the step's sequences; it is computed in the next step.
     pub(crate) fn push_forced(&mut self, planned: Planned, token: TokenId) {
         self.running[planned.index].push_forced(token);
     }
 
-    /// Takes a sequence out and frees its blocks. The plan is void after that.
+    /// Removes a sequence and frees its blocks. The plan is void after that.
     pub fn remove(&mut self, slot: usize) {
         let running = self.running.iter().position(|s| s.slot() == slot);
         let removed = match running {
@@ -275,7 +278,7 @@ impl Scheduler {
         self.waiting.iter()
     }
 
-    /// Preemptions for want of blocks so far.
+    /// Preemptions for lack of blocks so far.
     pub fn num_preemptions(&self) -> u64 {
         self.num_preemptions
     }
@@ -290,7 +293,7 @@ impl Scheduler {
         &self.pool
     }
 
-    /// Checks the pool against the tables of all sequences, and what is noted of these.
+    /// Checks the pool against the tables of all sequences, and the scheduler's own counts.
     ///
     /// # Panics
     /// If something is wrong.
@@ -320,10 +323,10 @@ impl Scheduler {
         }
     }
 
-    /// Gets sequence `index` blocks for all its tokens, at the cost of others or its own, and plans it if it decodes.
-    /// Returns the index of the one behind it.
+    /// Gets sequence `index` blocks for all its tokens; other sequences or itself may be preempted for that. Plans it
+    /// if it decodes. Returns the index of the sequence after it.
     fn plan_next(&mut self, mut index: usize) -> usize {
-        // Whoever came with its prompt has its blocks; what a grammar forced since then needs some.
+        // A sequence that was just admitted has all its blocks; tokens that a grammar forced since then may need some.
         while self.running[index].needs_block() {
             if let Some(id) = self.pool.allocate() {
                 self.running[index].push_block(id);

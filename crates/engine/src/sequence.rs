@@ -13,11 +13,12 @@ use tallow_stream::protocol::{Tenant, TokenId};
 pub struct Sequence {
     slot: usize,
     share: Share,
-    /// The slot of a sequence with the same prompt, until it was asked for what it has computed.
+    /// The slot of a sequence with the same prompt, until this sequence has taken over what that one has computed.
     pub(super) leader: Option<usize>,
-    /// How many were admitted before it; the scheduler counts.
+    /// How many sequences were admitted before it; set by the scheduler.
     pub(super) age: u64,
-    /// How many younger ones began while it was preempted, beside those of owners that its own owes a place.
+    /// How many younger sequences began while it was preempted, not counting those of owners to which its owner owes a
+    /// place.
     pub(super) num_passed: usize,
     /// Whether it got a token since it last began.
     has_advanced: bool,
@@ -29,14 +30,14 @@ pub struct Sequence {
     chain: Option<HashChain>,
     /// Positions whose logits are wanted besides the last token's; they shrink from the front as they are computed.
     wanted: Range<usize>,
-    /// Whether even the last token's logits are of no use: its prompt is only to be computed.
+    /// Whether not even the last token's logits are wanted: the prompt only has to be computed.
     is_silent: bool,
     /// Blocks at the beginning of the table that have been named, or were found named.
     num_named_blocks: usize,
 }
 
 impl Sequence {
-    /// A sequence that can grow to `num_tokens_max` without allocating. `slot` is its owner's name for it; `chain`
+    /// A sequence that can grow to `num_tokens_max` without allocating. `slot` is the core's number for it; `chain`
     /// names the prompt's full blocks.
     pub fn new(
         slot: usize,
@@ -72,24 +73,24 @@ impl Sequence {
         self.leader = Some(leader);
     }
 
-    /// Wants the logits that tell how likely each of its tokens so far was, all but the first.
+    /// Asks for the logits that give the probability of each of its tokens so far, except the first.
     pub(crate) fn want_prompt_logits(&mut self) {
         debug_assert!(self.chain.is_none(), "what is found in the cache is not computed");
         self.wanted = 0..self.tokens.len() - 1;
     }
 
-    /// Wants no logits at all.
+    /// Asks for no logits at all.
     pub(crate) fn want_no_logits(&mut self) {
         debug_assert!(self.chain.is_none(), "what is found in the cache is not computed");
         self.is_silent = true;
     }
 
-    /// Whether any are still to come.
+    /// Whether wanted logits are still to be computed.
     pub(super) fn wants_logits(&self) -> bool {
         !self.wanted.is_empty()
     }
 
-    /// Those of the next `num_tokens` whose logits are wanted though another follows.
+    /// The indices among the next `num_tokens` tokens whose logits are wanted although another token follows.
     pub(super) fn wanted_among(&self, num_tokens: usize) -> Range<usize> {
         let begin = self.num_computed_tokens;
         let first = self.wanted.start.max(begin) - begin;
@@ -101,28 +102,28 @@ impl Sequence {
         self.tokens[self.num_computed_tokens - num_tokens + index]
     }
 
-    /// Its owner's name for it.
+    /// The core's slot number for it.
     pub fn slot(&self) -> usize {
         self.slot
     }
 
-    /// Whose it is.
+    /// Its owner and that owner's weight.
     pub fn share(&self) -> Share {
         self.share
     }
 
-    /// How many younger ones began while it was preempted, in all its life, beside those of owners that its own owes a
-    /// place.
+    /// How many younger sequences began while it was preempted, in all its life, not counting those of owners to which
+    /// its owner owes a place.
     pub fn num_passed(&self) -> usize {
         self.num_passed
     }
 
-    /// Whether it got a token since it last began, so that beginning was not for nothing.
+    /// Whether it got a token since it last began, so that its computation was not in vain.
     pub fn has_advanced(&self) -> bool {
         self.has_advanced
     }
 
-    /// Tokens there are.
+    /// Number of tokens, prompt and output.
     pub fn num_tokens(&self) -> usize {
         self.tokens.len()
     }
@@ -132,7 +133,7 @@ impl Sequence {
         self.num_computed_tokens
     }
 
-    /// Tokens still to be computed. None if the next is still to be chosen from the logits of the last.
+    /// Number of tokens still to be computed. 0 if the next token is still to be sampled from the logits of the last.
     pub fn num_remaining(&self) -> usize {
         self.tokens.len() - self.num_computed_tokens
     }
@@ -156,7 +157,7 @@ impl Sequence {
         num_blocks_needed(self.share.tenant, &self.tokens, self.chain.as_ref(), pool)
     }
 
-    /// Takes blocks for all its tokens: what the prefix cache has, and new ones for the rest.
+    /// Takes blocks for all its tokens: those that the prefix cache has, and new ones for the rest.
     ///
     /// # Panics
     /// If there are not enough.
@@ -172,8 +173,8 @@ impl Sequence {
         }
     }
 
-    /// Takes over what `leader` has computed of the same prompt, all but the last token, whose logits are wanted: its
-    /// own blocks get copies, which are added to `copies`. What was found in the cache stays shared.
+    /// Takes over what `leader` has computed of the same prompt, except the last token, whose logits are wanted. The
+    /// copies that this needs are added to `copies`. Blocks that were found in the cache stay shared.
     pub(super) fn share_prompt(&mut self, leader: &Self, copies: &mut Vec<(BlockId, BlockId)>) {
         let num_shared = self.tokens.len() - 1;
         debug_assert!(leader.tokens.starts_with(&self.tokens) && leader.num_computed_tokens >= num_shared);
@@ -185,14 +186,15 @@ impl Sequence {
         self.num_computed_tokens = num_shared;
     }
 
-    /// Gives all blocks back and forgets that anything was computed; the tokens stay.
+    /// Gives all blocks back, so that no token counts as computed; the tokens stay.
     pub(super) fn release_blocks(&mut self, pool: &mut BlockPool) {
         pool.release_all(&mut self.block_table);
         self.num_computed_tokens = 0;
         self.num_named_blocks = 0;
     }
 
-    /// Puts the next `num_tokens` into the batch, with logits of the last where that is the sequence's last.
+    /// Puts the next `num_tokens` into the batch. If the last of them is the sequence's last token, its logits are
+    /// asked for.
     pub(super) fn append_to(&self, batch: &mut Batch, num_tokens: usize, pool: &BlockPool) {
         let range = self.num_computed_tokens..self.num_computed_tokens + num_tokens;
         batch.token_ids.extend_from_slice(&self.tokens[range.clone()]);
@@ -232,7 +234,7 @@ impl Sequence {
         self.tokens.push(token);
     }
 
-    /// Adds a token that must come, whatever the logits behind those before it.
+    /// Adds a token that a grammar forces, whatever the logits of the tokens before it.
     pub(super) fn push_forced(&mut self, token: TokenId) {
         self.has_advanced = true;
         self.tokens.push(token);

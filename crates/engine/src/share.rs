@@ -1,14 +1,16 @@
-//! Places in a worker, counted by owner and compared by weight. Owners in, an order out; it knows no sequences.
+//! Places in a worker, counted by owner and compared by weight. Owners go in, an order comes out; it knows no
+//! sequences.
 //!
-//! An owner's *claim* is how many places it has per weight. The smaller goes first, and an owner *owes* another one a
-//! place if it would still have no fewer per weight than the other after giving it. So nothing goes back and forth:
-//! whoever was given a place owes none to the giver. An owner never gives up its last place.
+//! An owner's *claim* is the number of places it has, divided by its weight. The owner with the smaller claim goes
+//! first. An owner *owes* another owner a place if, after giving it, its claim would still be no smaller than the
+//! other's. So places do not go back and forth: an owner that was given a place owes none to the giver. An owner never
+//! gives up its last place.
 
 use std::collections::BTreeMap;
 
 use tallow_stream::protocol::{Claim, Tenant};
 
-/// Whose a sequence is, and how much of the machine that owner should have beside others.
+/// The owner of a sequence, and how much of the machine that owner should have beside others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
     /// The owner.
@@ -17,7 +19,7 @@ pub struct Share {
     pub weight: u32,
 }
 
-/// How many places each owner has; who has none is not in it, so it is as long as there are places at most.
+/// How many places each owner has. An owner without a place is not in the map, so it has at most one entry per place.
 #[derive(Debug, Clone, Default)]
 pub(super) struct PlaceCounts(BTreeMap<Tenant, Claim>);
 
@@ -47,12 +49,12 @@ impl PlaceCounts {
         self.0.get(&share.tenant).copied().unwrap_or(none)
     }
 
-    /// Whether the owner of `from` has so many places more than that of `to` that it owes it one.
+    /// Whether the owner of `from` owes the owner of `to` a place.
     pub(super) fn owes(&self, from: Share, to: Share) -> bool {
         from.tenant != to.tenant && owes(self.claim(from), self.claim(to))
     }
 
-    /// Whether anybody owes the owner of `to` a place.
+    /// Whether any owner owes the owner of `to` a place.
     pub(super) fn is_owed(&self, to: Share) -> bool {
         let claim = self.claim(to);
         self.0.iter().any(|(tenant, from)| *tenant != to.tenant && owes(*from, claim))
@@ -64,7 +66,7 @@ impl PlaceCounts {
     }
 }
 
-/// Whether `from` would still be no smaller than `to` after giving it a place.
+/// Whether `from` would still be no smaller than `to` after giving a place to it.
 fn owes(from: Claim, to: Claim) -> bool {
     from.amount > 0 && (from.amount - 1) * to.weight >= (to.amount + 1) * from.weight
 }
@@ -85,7 +87,7 @@ mod tests {
         places
     }
 
-    /// How many places `to` gets from `from`, which has all of them, and that it keeps them.
+    /// Checks how many places `to` gets from `from`, which has all of them, and that `to` keeps them.
     #[track_caller]
     fn check(from: Share, num_places: usize, to: Share, expect: usize) {
         let mut places = places(&[(from, num_places)]);

@@ -2,18 +2,20 @@
 //!
 //! ```text
 //! the culprit, if there is one -> ends, with an error that says so
-//! every other sequence         -> back into the queue, before all others of its owner, with the tokens that were shown;
-//!                                 draws follow from seed and position, so the text goes on with the same bytes
+//! every other sequence         -> goes back into the queue, before all others of its owner, with the tokens shown;
+//!                                 draws follow from seed and position, so the text continues with the same bytes
 //! ```
 //!
-//! The culprit is the sequence that the worker was working for alone (admitting, embedding, sampling); in a step of the
-//! model it is the only sequence of the step that is not *settled*. A newcomer is settled once it has a token from its
-//! worker, a sequence that came back from a lost worker once it has [`SETTLED_TOKENS`](super::held::SETTLED_TOKENS) of them. If several are not settled,
-//! or none, nobody is blamed, and all come back.
+//! The culprit is the sequence that the worker was working for alone (admitting, embedding, sampling). While the model
+//! computes a step, it is the only sequence of the step that is not *settled*. A newcomer is settled once it has a
+//! token from its worker; a sequence that came back from a lost worker is settled once it has
+//! [`SETTLED_TOKENS`](super::held::SETTLED_TOKENS) of them. If several sequences are not settled, or none, there is no
+//! culprit, and all go back into the queue.
 //!
-//! A sequence that came back begins only while every other sequence of its worker is settled, and nothing new begins before it
-//! is settled itself ([`super::core`]). What a request did once it does again, as its text is replayed; so the next loss has a
-//! culprit. Each loss ends one request, or each request gets some tokens further: no request can keep losing workers.
+//! A sequence that came back begins only while every other sequence of its worker is settled, and no other sequence
+//! begins before it is settled itself ([`super::core`]). If its request caused the loss, it will cause it again when
+//! its text is replayed, and then there is a culprit. So each loss either ends one request or leaves each request some
+//! tokens further: no request can cause losses for ever.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -29,13 +31,13 @@ use crate::sampling::grammar::Grammar;
 use tallow_stream::error::ErrorKind;
 use tallow_stream::protocol::{FinishReason, Usage, ValidRequest};
 
-/// Hands a lost worker's sequences back to the queue, but for the one in `culprit`'s slot, which ends. `what` says what
+/// Hands a lost worker's sequences back to the queue, except the one in slot `culprit`, which ends. `what` says what
 /// happened to the worker.
 pub(super) fn hand_over(lost: Vec<Held>, culprit: Option<usize>, what: &str, parts: &CoreParts) {
     for held in lost {
         let writer = Writer::again(held.log.clone(), parts.queue.writer_shared());
         let is_culprit = culprit == Some(held.slot);
-        // If it panics, the writer ends the stream as it is dropped, and the others go on.
+        // If this panics, dropping the writer ends the stream, and the other sequences are still handed over.
         let handed = catch_unwind(AssertUnwindSafe(|| {
             if is_culprit { end(held, writer, what, parts) } else { give_back(held, writer, parts) }
         }));
@@ -55,7 +57,7 @@ fn end(held: Held, mut writer: Writer, what: &str, parts: &CoreParts) {
 
 fn give_back(held: Held, mut writer: Writer, parts: &CoreParts) {
     let tenant = held.log.tenant();
-    // It is charged anew.
+    // Its owner is charged again when it is taken from the queue.
     parts.queue.on_lost(tenant, held.origin.request.num_tokens_max(), 0);
     let mut origin = held.into_origin();
     origin.has_returned = true;
@@ -81,8 +83,8 @@ fn usage_of(request: &ValidRequest) -> Usage {
     }
 }
 
-/// How a resumed request ends that has sampled all it may: its end was computed, and lost with the worker or the process
-/// before it could be told.
+/// The end of a resumed request that needs no further token. Its end was computed, but lost with the worker or the
+/// process before it was published. `None` if the request must go on.
 pub(super) fn end_of(
     request: &ValidRequest,
     grammar: Option<&Grammar>,
@@ -93,9 +95,10 @@ pub(super) fn end_of(
     let prompt_tokens = request.num_prompt_tokens();
     let emitted = &request.prompt[prompt_tokens..];
     let replayed = output.replay(emitted, &parts.tokenizer);
-    // What was held back has been shown: by a token that ended the text, is counted, and is no part of it.
+    // Readers have seen text that the replay holds back. So a further token ended the text: it is counted, but is no
+    // part of the text.
     let is_stopped = replayed.text_bytes < resumed.text_bytes;
-    // Elsewhere it makes no difference: a text that is complete ends when its next mask is asked for.
+    // In other cases this check is not needed: a complete text ends when its next mask is asked for.
     let may_be_complete = replayed.end == Some(FinishReason::Length) || (replayed.end.is_none() && is_stopped);
     let is_complete = may_be_complete && grammar.is_some_and(|g| constrain::is_complete(g, emitted, &request.sampling));
     let reason = replayed.end.or(is_stopped.then_some(FinishReason::Stop));

@@ -1,13 +1,14 @@
-//! Threads for work that may wait. Compute threads and the threads of the HTTP server are latency-bound: what a single
-//! request brings (a large body to parse, a schema to compile, the token masks of an expensive grammar) runs on threads
-//! that only get the processor time that the others leave.
+//! Threads for work that may wait. Compute threads and the threads of the HTTP server must answer quickly. So expensive
+//! work for a single request (parsing a large body, compiling a schema, the token masks of an expensive grammar) runs
+//! on threads that get only the processor time that the other threads leave.
 
 use std::io;
 use std::thread::{Builder, JoinHandle};
 
-/// The nice value of such a thread. Beside one busy thread of normal priority it gets 6 % of a core (Linux's weights: 70
-/// against 1024), on an idle core all of it. So a step that shares a core with it takes 7 % longer, and a prompt whose
-/// preparation takes 10 ms waits for 160 ms on a busy machine; at the lowest priority, 19, that would be 700 ms.
+/// The nice value of such a thread. Beside one busy thread of normal priority the thread gets 6 % of a core (Linux's
+/// weights: 70 against 1024); on an idle core it gets all of it. So a step that shares a core with it takes 7 % longer.
+/// A prompt whose preparation takes 10 ms waits for 160 ms on a busy machine; at the lowest priority, 19, that would be
+/// 700 ms.
 #[cfg(target_os = "linux")]
 const BACKGROUND_NICENESS: i32 = 12;
 
@@ -29,7 +30,7 @@ pub fn spawn_background<T: Send + 'static>(
 /// Lowers the priority of the calling thread. It cannot be raised again without privileges, so call this on threads
 /// that do nothing else.
 fn lower_priority() {
-    // Elsewhere the call would lower the whole process: only Linux has priorities per thread.
+    // Only Linux has priorities per thread: on other systems the call would lower the whole process.
     #[cfg(target_os = "linux")]
     if let Err(e) = rustix::process::setpriority_process(None, BACKGROUND_NICENESS) {
         tracing::warn!("a background thread keeps its priority: {e}");

@@ -1,6 +1,6 @@
-//! Models that share the same cores: their steps take turns, in the order in which they ask, so that each step has all
-//! threads and models with work get the same number of steps. Worker `i` of one engine has the same threads as worker `i` of
-//! another, so each index has a turn of its own.
+//! Turns for models that share the same cores. Their steps run one after another, in the order in which they ask. So
+//! each step has all threads, and models with work get the same number of steps. Worker `i` of one engine has the same
+//! threads as worker `i` of another, so each index has a turn of its own.
 //!
 //! A step that hangs would hold the others up for ever, so a turn can be taken away from it (`revoke`).
 
@@ -31,12 +31,12 @@ struct Order {
 #[derive(Debug)]
 pub(crate) struct HeldTurn<'a> {
     turn: &'a WorkerTurn,
-    /// Tells it from every other of its worker; never 0.
+    /// Distinguishes it from every other turn of its worker; never 0.
     pub(crate) id: u64,
 }
 
 impl Turns {
-    /// For engines of so many workers each.
+    /// The turns of engines that have `num_workers` workers each.
     pub fn new(num_workers: usize) -> Arc<Self> {
         Arc::new(Self { by_worker: (0..num_workers).map(|_| WorkerTurn::default()).collect() })
     }
@@ -104,7 +104,7 @@ mod tests {
                     sender.send(name).expect("somebody listens");
                     drop(held);
                 });
-                // Until it stands in the line.
+                // Waits until the thread stands in the line.
                 let place = if name == "second" { 1 } else { 2 };
                 while turns.by_worker[0].lock().waiting.len() < place {
                     std::thread::yield_now();

@@ -1,17 +1,17 @@
 //! A thread that owns a model and runs its step loop until the end.
 //!
 //! ```text
-//! load the model -> step, step, ... (asleep while there is nothing to do, or the disk is far behind) -> stopped: the thread ends
+//! load the model -> step, step, ... (asleep without work, or while the disk is far behind) -> stopped: the thread ends
 //!       ^                |        \
 //!       |                |         +-- nothing computed for long: its lease is revoked, another thread begins here
 //!       |                v  panic or failed device
 //!       +-- wait -- hand its sequences over, drop the model
 //! ```
 //!
-//! The sequences of a lost worker go on with a fresh model; the one that caused the loss ends (`takeover`). Restarts after
-//! a panic are not limited in number, only slowed down. A worker that hangs keeps its memory and threads, so those are
-//! replaced only so often in a time; until then its requests wait. A model that does not load any more is given up after a
-//! number of attempts.
+//! The sequences of a lost worker continue with a fresh model; the one that caused the loss ends (`takeover`). Restarts
+//! after a panic are not limited in number, only slowed down. A worker that hangs keeps its memory and threads, so only
+//! a limited number of hung workers is replaced within a time; beyond that, requests wait. A worker whose model does
+//! not load any more is given up after a number of attempts.
 
 mod exit;
 
@@ -35,19 +35,19 @@ use super::turns::Turns;
 use tallow_model::{Model, ModelFactory, ModelSpec};
 use tallow_stream::error::{Error, Result};
 
-/// Hung threads that may exist in all, for each that is replaced within the time. Past this, a worker is replaced only once
-/// one of them has ended: their memory must have a bound.
+/// Most hung threads in all, for each of `workers_abandoned_max`. Beyond this, a worker is replaced only once one of
+/// them has ended: their memory must have a bound.
 const HUNG_PER_ABANDONED_MAX: u64 = 4;
 
 /// What all workers and the engine share.
 pub(super) struct WorkerShared {
     pub config: EngineConfig,
-    /// None while the model is not loaded.
+    /// `None` while the model is not loaded.
     pub factory: Mutex<Option<ModelFactory>>,
     pub parts: CoreParts,
-    /// With the engines of other models.
+    /// The turns that this engine takes with the engines of other models.
     pub turns: Arc<Turns>,
-    /// Whether the workers may all end, since the model is unloaded or being loaded.
+    /// Whether all workers may end, because the model is unloaded or being loaded.
     pub(crate) is_resting: AtomicBool,
     /// One per worker.
     pub statuses: Vec<Status>,
@@ -57,11 +57,11 @@ pub(super) struct WorkerShared {
     pub num_restarts: AtomicU64,
     pub(crate) num_exited: Mutex<usize>,
     pub(crate) exited: Condvar,
-    /// Threads that were given up: when, and what each holds as long as it lives.
+    /// Threads that were given up: when, and the pulse that each holds as long as it lives.
     pub abandoned: Mutex<Vec<(Duration, Weak<Pulse>)>>,
 }
 
-/// What others may know of a worker.
+/// The state of a worker that other threads may see.
 #[derive(Debug, Default)]
 pub(super) struct Status {
     has_model: AtomicBool,
@@ -71,13 +71,13 @@ pub(super) struct Status {
 /// The core that a worker runs.
 #[derive(Debug, Default)]
 enum Current {
-    /// None: its thread loads a model.
+    /// No core: its thread loads a model.
     #[default]
     Loading,
     Core(CurrentCore),
-    /// None. The thread hangs and was given up; another one is to be started.
+    /// No core: the thread hangs and was given up; another one will be started.
     Vacant,
-    /// None. The thread ended, or one that hangs was counted out, since the model was to be unloaded. If the model stays
+    /// No core: the model was to be unloaded, so the thread ended, or hangs and was counted out. If the model stays
     /// after all, the worker comes back.
     Away {
         hangs: bool,
@@ -88,18 +88,19 @@ enum Current {
 struct CurrentCore {
     lease: Arc<Lease>,
     pulse: Arc<Pulse>,
-    /// The model's count of what it has computed, and what it was when it was last looked at.
+    /// The model's count of what it has computed, and that count at the last look.
     beat: Option<Arc<AtomicU64>>,
     beat_seen: u64,
 }
 
-/// One core's signs of life. Not the worker's: a core that was given up and wakes again must not speak for its successor.
+/// One core's signs of life. They belong to the core and not to the worker: a core that was given up and wakes again
+/// must not count as its successor's life.
 #[derive(Debug, Default)]
 pub(super) struct Pulse {
-    /// When the step that it is in began, in microseconds, plus one; 0 between steps, where it waits for work, for its turn,
-    /// and for the disk: a worker that is there does not hang.
+    /// When its current step began, in microseconds, plus one; 0 between steps. Between steps it waits for work, for
+    /// its turn, and for the disk, and does not count as hanging.
     step_began: AtomicU64,
-    /// When it was last seen to compute something within a step, in microseconds.
+    /// When a look last found that it had computed something, in microseconds.
     progressed: AtomicU64,
     /// The turn that it has, or had last.
     turn: AtomicU64,
@@ -133,7 +134,7 @@ impl Status {
         pulse
     }
 
-    /// Looks whether it has computed something since the last look.
+    /// Checks whether the core has computed something since the last look.
     fn look(&self, now: Duration) {
         if let Current::Core(core) = &mut *self.lock()
             && let Some(beat) = &core.beat
@@ -172,10 +173,10 @@ impl WorkerShared {
         started
     }
 
-    /// Takes a worker that still hangs its right to write.
+    /// Gives up a worker if it still hangs: takes its right to write away.
     fn give_up(&self, index: usize, status: &Status, now: Duration) -> Option<Lost> {
         let mut current = status.lock();
-        // Under the lock, so that a step which ends now either ends before or is revoked.
+        // This runs under the lock, so a step that ends now either ends before it or is revoked.
         let Current::Core(core) = &*current else { return None };
         if !core.pulse.is_stuck(now, self.config.step_time_max) {
             return None;
@@ -191,7 +192,8 @@ impl WorkerShared {
         Some(Lost { culprit, held })
     }
 
-    /// Whether few enough threads were given up lately and hang still, and few enough in all: each keeps its memory.
+    /// Whether few enough of the threads that still hang were given up lately, and few enough of them exist in all:
+    /// each keeps its memory.
     fn may_replace(&self, now: Duration) -> bool {
         let mut abandoned = self.lock_abandoned();
         abandoned.retain(|(_, pulse)| pulse.strong_count() > 0);
@@ -207,7 +209,7 @@ impl WorkerShared {
         self.spawn_worker(index, |worker| worker.reload(1))
     }
 
-    /// Starts a thread for a worker that has none, which gets its model by `load`.
+    /// Starts a thread for a worker that has none; the thread gets its model from `load`.
     fn spawn_worker(
         self: &Arc<Self>,
         index: usize,
@@ -228,7 +230,7 @@ impl WorkerShared {
         self.abandoned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The thread that counts in the place of a worker that was given up; if there is none, that worker is counted out.
+    /// Returns the thread if it was started. If it was not, counts its worker out.
     pub(super) fn started(&self, index: usize, spawned: io::Result<JoinHandle<()>>) -> Option<JoinHandle<()>> {
         match spawned {
             Ok(thread) => Some(thread),
@@ -256,13 +258,14 @@ impl Lost {
     const WHAT: &str = "the worker hung in a step and was given up";
 }
 
-/// A worker's life. `loaded` hears once whether the first load went well; if not, that was it.
+/// Runs a worker from its first load to its end. Sends the outcome of the first load to `loaded` once; if that load
+/// failed, the worker ends.
 fn run(shared: &WorkerShared, index: usize, loaded: SyncSender<Result<ModelSpec>>) {
     let exit = Exit { shared, how: Left::Ended };
     let worker = Worker { shared, index, status: &shared.statuses[index] };
     let first = worker.load();
     worker.status.has_model.store(first.is_ok(), Ordering::Release);
-    // The engine waits for this; if it is gone, so is the reason to run.
+    // The engine waits for this message. If the engine is gone, there is no reason to run.
     let heard = loaded.send(first.as_ref().map(|model| model.spec().clone()).map_err(Clone::clone));
     drop(loaded);
     if let (Ok(model), Ok(())) = (first, heard) {
@@ -276,7 +279,7 @@ struct Worker<'a> {
     status: &'a Status,
 }
 
-/// Why a core is of no more use.
+/// Why a core has stopped.
 enum Fate {
     Stopped,
     Revoked,
@@ -294,7 +297,7 @@ impl Worker<'_> {
             self.status.has_model.store(true, Ordering::Release);
             let fate = self.serve(&mut core, &pulse);
             if !self.leave_core(&core) {
-                // What hung may panic as it is dropped, and must not count out its successor.
+                // A core that hung may panic when it is dropped; that must not count its successor out.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(core)));
                 self.shared.parts.queue.pass_wake_on();
                 return Left::Replaced;
@@ -304,7 +307,7 @@ impl Worker<'_> {
             self.shared.count_restart();
             num_failures = if has_worked { 1 } else { num_failures + 1 };
             core.hand_over(&format!("the worker failed: {message}"));
-            // What a panic left behind may panic again.
+            // A core that has panicked may panic again when it is dropped.
             let _ = catch_unwind(AssertUnwindSafe(|| drop(core)));
             match self.reload(num_failures) {
                 Ok(model) => fresh = model,
@@ -313,7 +316,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Says that no core runs any more; `false` if this one was given up, so that the worker is another thread's.
+    /// Notes that no core runs any more. `false` if this core was given up and the worker belongs to another thread.
     fn leave_core(&self, core: &EngineCore) -> bool {
         let mut current = self.status.lock();
         let is_own = !core.lease().is_revoked();
@@ -349,7 +352,7 @@ impl Worker<'_> {
                     continue;
                 }
                 Ok(Ok(Step::Idle)) if queue.wait() => continue,
-                // Idle: whoever comes now waits for the model to be loaded again.
+                // After `Idle`, requests that come wait until the model is loaded again.
                 Ok(Ok(Step::Idle | Step::Stopped)) => return Fate::Stopped,
                 Ok(Ok(Step::Revoked)) => return Fate::Revoked,
                 Ok(Err(e)) => e.message().to_owned(),
@@ -359,7 +362,7 @@ impl Worker<'_> {
         }
     }
 
-    /// A fresh model after a pause; none when the thread is told to end meanwhile, or no attempt succeeds.
+    /// Loads a fresh model after a pause. Fails if the thread is told to end meanwhile, or no attempt succeeds.
     fn reload(&self, num_failures: u32) -> Result<Box<dyn Model>, Left> {
         let config = &self.shared.config;
         for attempt in 0..config.worker_load_attempts_max {
@@ -415,7 +418,7 @@ mod tests {
     use tallow_model::stub::{StubConfig, StubModel};
     use tallow_model::text::Tokenizer;
 
-    /// With one worker, whose thread is not started.
+    /// The shared state of one worker, whose thread is not started.
     fn shared() -> WorkerShared {
         let (config, metrics) = (EngineConfig::default(), Arc::new(Metrics::default()));
         let parts = CoreParts {
@@ -441,7 +444,8 @@ mod tests {
         }
     }
 
-    /// It counted as alive for ever: the queue was kept open for nobody, and the shutdown waited for it.
+    /// Such a worker once counted as alive for ever: the queue stayed open although no worker served it, and the
+    /// shutdown waited for the worker.
     #[test]
     fn a_worker_that_gets_no_thread_is_counted_out() {
         let shared = shared();

@@ -1,5 +1,6 @@
-//! The engine's end of a generation's log. It exists from acceptance on, and however it goes away - a finished text, a
-//! cancellation, a panic that drops it - the log gets exactly one terminal event, and the metrics count it once.
+//! The engine's end of a generation's log. A writer exists from the moment the request is accepted. However the writer
+//! goes away - a finished text, a cancellation, a panic that drops it - the log gets exactly one terminal event, and
+//! the metrics count it once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,13 +18,13 @@ pub struct Writer {
     log: Arc<StreamLog>,
     shared: Arc<WriterShared>,
     is_ended: bool,
-    /// Of the core that holds it.
+    /// The lease of the core that holds the generation.
     lease: Option<Arc<Lease>>,
-    /// What was spent so far; the terminal event carries it.
+    /// Tokens spent so far; the terminal event carries them.
     pub usage: Usage,
 }
 
-/// What all writers of an engine count in.
+/// The counters that all writers of an engine share.
 #[derive(Debug)]
 pub(crate) struct WriterShared {
     /// The server's metrics.
@@ -54,10 +55,11 @@ impl Writer {
         &self.log
     }
 
-    /// From here on it writes only while `lease` holds. If that is gone already, the sequence is another worker's.
+    /// From now on the writer writes only while it has the right of `lease`. If that was revoked already, another
+    /// worker gets the sequence.
     ///
     /// # Errors
-    /// What the lease was to hold.
+    /// Gives back `held` if the lease was revoked.
     pub(super) fn lease(mut self, lease: &Arc<Lease>, held: Held) -> Result<Self, Box<Held>> {
         match lease.hold(held) {
             Ok(()) => {
@@ -71,7 +73,7 @@ impl Writer {
         }
     }
 
-    /// Whether somebody asked for the end.
+    /// Whether the generation was cancelled.
     pub fn is_cancelled(&self) -> bool {
         self.log.cancelled().is_some()
     }
@@ -85,7 +87,7 @@ impl Writer {
         }
     }
 
-    /// The text is finished, by the stop string `stop` if there is one.
+    /// The text is finished. `stop` is the stop string that ended it, if there is one.
     pub fn done(mut self, finish_reason: FinishReason, stop: Option<String>) {
         self.end(Event::Done { finish_reason, usage: self.usage, stop });
     }
@@ -104,7 +106,7 @@ impl Writer {
         self.end(Event::Error(ErrorInfo { kind, message, usage: self.usage }));
     }
 
-    /// One line per generation; nothing of what was asked or said.
+    /// Logs one line per generation, without any text of the prompt or the answer.
     fn log_end(&self, event: &Event) {
         let stream = self.log.id();
         let Usage { prompt_tokens, cached_tokens, completion_tokens } = self.usage;
@@ -137,7 +139,7 @@ impl Writer {
     fn end(&mut self, event: Event) {
         self.is_ended = true;
         let told = event.clone();
-        // None if the right is gone: another writer has the log then, and counts.
+        // Stays `None` if the lease was revoked: another writer then has the log and counts its end.
         let mut is_suspended = None;
         match &self.lease {
             Some(lease) => {
@@ -148,7 +150,7 @@ impl Writer {
                 self.log.append(event);
             }
         }
-        // Not under the lease's lock: standard error may be a file on a disk that stalls.
+        // Logs outside the lease's lock: standard error may be a file on a disk that stalls.
         match is_suspended {
             Some(true) => tracing::info!(stream = %self.log.id(), "left to the next process"),
             Some(false) => self.log_end(&told),
@@ -156,13 +158,14 @@ impl Writer {
         }
     }
 
-    /// Counts the end; returns whether the generation goes on in the next process, where its end is told and counted.
+    /// Counts the end. Returns whether the next process continues the generation; that process then reports and counts
+    /// its end.
     fn before_end(&self, event: &Event) -> bool {
         let is_suspended = self.log.is_suspended();
         if !is_suspended {
             self.count_end(event);
         }
-        // Before the event, so that a reader that has seen it finds the engine idle.
+        // Counts down before the event is appended, so that a reader that has seen the event finds the engine idle.
         self.shared.num_live.fetch_sub(1, Ordering::SeqCst);
         is_suspended
     }

@@ -1,4 +1,4 @@
-//! An event as a log has it: with its place and its time. And what it takes in memory, roughly.
+//! An event as a log keeps it, with its place and its time; and roughly how much memory it takes.
 
 use std::mem::size_of;
 
@@ -15,12 +15,12 @@ pub struct Entry {
     pub event: Event,
 }
 
-/// An entry of the log with all that it holds.
+/// Memory of an entry of the log, with everything that its event owns.
 pub(crate) fn event_bytes(event: &Event) -> usize {
     size_of::<Entry>() + payload_bytes(event)
 }
 
-/// What an event holds beside itself.
+/// Memory that an event owns outside its own struct.
 pub(crate) fn payload_bytes(event: &Event) -> usize {
     match event {
         Event::Token(t) => t.text.len() + 4 * t.tokens.len() + logprobs_bytes(&t.logprobs),

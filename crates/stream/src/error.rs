@@ -39,7 +39,7 @@ pub enum ErrorKind {
     Internal,
 }
 
-/// A kind, a sentence, and for requests the parameter at fault.
+/// An error: a kind, a sentence, and for requests the parameter at fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Error {
     kind: ErrorKind,
@@ -106,7 +106,7 @@ impl Error {
         Self::new(ErrorKind::BadModel, message)
     }
 
-    /// A failed read, write or fetch; `what` says of which file or address.
+    /// A failed read, write or fetch; `what` names the file or address.
     pub fn io(what: impl fmt::Display, cause: impl fmt::Display) -> Self {
         Self::new(ErrorKind::Io, format!("{what}: {cause}"))
     }
@@ -121,7 +121,7 @@ impl Error {
         Self { retry_after_ms: Some(retry_after_ms), ..Self::new(ErrorKind::Overloaded, message) }
     }
 
-    /// A limit of the owner's is used up, and when there should be room again.
+    /// A limit of the owner is used up, and when there should be room again.
     pub fn rate_limited(message: impl Into<String>, retry_after_ms: u64) -> Self {
         Self { retry_after_ms: Some(retry_after_ms), ..Self::new(ErrorKind::RateLimited, message) }
     }

@@ -1,5 +1,5 @@
-//! The ids of streams that are no longer kept, so that a late reader learns `expired` and not `unknown`. Bounded in
-//! number; the bound is shared by owner and weight, so that one owner's streams do not make another's unknown.
+//! The ids of streams that are no longer kept, so that a late reader learns `expired` and not `unknown`. Their number
+//! is bounded. Owners share the bound by weight, so that one owner's streams do not make another's unknown.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ pub(super) struct Expired {
 }
 
 impl Expired {
-    /// Remembers one more, and forgets down to `num_max`.
+    /// Remembers one more, and forgets others until at most `num_max` are left.
     pub(super) fn add(&mut self, id: StreamId, tenant: Tenant, weight: u32, num_max: usize) {
         self.tenants.insert(id, tenant);
         self.holdings.begin(tenant, weight);

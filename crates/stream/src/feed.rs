@@ -1,5 +1,5 @@
-//! What happens on the whole server, for operators: a ring of lifecycle events, numbered from 0, of which the newest are
-//! kept. Publishing never waits; a reader that is too slow is told how many events it has missed.
+//! What happens on the whole server, for operators: lifecycle events, numbered from 0, in a ring that keeps the newest.
+//! Publishing never waits; a reader that is too slow is told which events it has missed.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,9 +16,9 @@ pub struct FeedEvent {
     pub seq: u64,
     /// When, in milliseconds since the Unix epoch.
     pub ts_ms: u64,
-    /// To which stream, if to one.
+    /// The stream that it concerns, if any.
     pub stream: Option<StreamId>,
-    /// What.
+    /// What happened.
     pub happening: Happening,
 }
 
@@ -46,7 +46,7 @@ pub enum Happening {
     },
     /// Somebody cancelled it.
     Cancelled {
-        /// Who.
+        /// Why, if that is known.
         cause: Option<CancelCause>,
         /// What it cost until then.
         usage: Usage,
@@ -58,7 +58,7 @@ pub enum Happening {
         /// Why, in a sentence.
         reason: String,
     },
-    /// A worker was started again, or another in its place.
+    /// A worker was restarted, or another one replaced it.
     WorkerRestarted {
         /// Restarts since the server began.
         num_restarts: u64,
@@ -101,7 +101,7 @@ impl Happening {
             Event::Done { finish_reason, usage, .. } => {
                 Some(Self::Finished { finish_reason: *finish_reason, usage: *usage })
             }
-            // It was refused and never began.
+            // The request was refused and never began.
             Event::Error(_) if seq == 0 => None,
             Event::Error(info) if cause.is_some() => Some(Self::Cancelled { cause, usage: info.usage }),
             Event::Error(info) => Some(Self::Failed(info.clone())),
@@ -110,13 +110,13 @@ impl Happening {
     }
 }
 
-/// The ring.
+/// The ring of events.
 #[derive(Debug)]
 pub struct Feed {
     num_events_max: usize,
     // A std mutex: it is held for a push or a clone.
     ring: Mutex<Ring>,
-    /// Events so far; readers wait on it.
+    /// Number of events so far; readers wait for it to change.
     len: watch::Sender<u64>,
 }
 
@@ -124,12 +124,12 @@ pub struct Feed {
 struct Ring {
     events: VecDeque<FeedEvent>,
     num_events: u64,
-    /// Nothing comes any more.
+    /// Whether the feed is closed: readers no longer wait.
     is_closed: bool,
 }
 
 impl Feed {
-    /// An empty ring that keeps the newest `num_events_max`, at least one.
+    /// An empty ring that keeps the newest `num_events_max` events, and at least one.
     pub fn new(num_events_max: usize) -> Arc<Self> {
         Arc::new(Self { num_events_max: num_events_max.max(1), ring: Mutex::default(), len: watch::Sender::new(0) })
     }
@@ -147,13 +147,13 @@ impl Feed {
         self.len.send_replace(seq + 1);
     }
 
-    /// Sends readers away once they have what there is. What is published from here on may find nobody.
+    /// Ends every reader once it has read all events so far. Later events may find no reader.
     pub fn close(&self) {
         self.lock().is_closed = true;
         self.len.send_modify(|_| ());
     }
 
-    /// Number of events so far, those that are no longer kept too.
+    /// Number of events so far, including those that are no longer kept.
     pub fn num_events(&self) -> u64 {
         self.lock().num_events
     }
@@ -177,7 +177,7 @@ pub struct FeedReader {
     len: watch::Receiver<u64>,
 }
 
-/// What comes next.
+/// What a reader gets.
 #[derive(Debug, Clone, PartialEq)]
 pub enum FeedRead {
     /// An event.
@@ -192,7 +192,7 @@ pub enum FeedRead {
 }
 
 impl FeedReader {
-    /// Waits until there is something to read; `false` if nothing will come. Cancel-safe.
+    /// Waits until there is something to read; `false` if nothing more will come. Cancel-safe.
     pub async fn ready(&mut self) -> bool {
         loop {
             let (num_events, is_closed) = {
@@ -209,7 +209,7 @@ impl FeedReader {
         }
     }
 
-    /// What comes next, if it is there already.
+    /// The next event or gap, if it is there already.
     pub fn read(&mut self) -> Option<FeedRead> {
         let ring = self.feed.lock();
         let oldest = ring.events.front()?;

@@ -1,10 +1,11 @@
 //! What each owner holds of something that all owners share: streams and the bytes of their events, in memory and on
-//! disk. It answers one question: when something must go, whose is it? It knows no logs and reads no clock.
+//! disk. It answers one question: when a stream must go, whose stream is it? It knows no logs and reads no clock.
 //!
-//! An owner's *claim* is what it holds per weight. Where room is short, the stream goes that ended first of the owner
-//! with the largest claim, so one owner cannot take what is another's by asking for more. An owner's *part* of a bound
-//! is the bound times its weight, divided by the weights of all owners that hold something. Owners that hold no more
-//! than their part keep it whatever the others do; an owner alone has all of it.
+//! An owner's *claim* is the amount that it holds divided by its weight. When there is no room, the owner with the
+//! largest claim loses the stream that ended first. So an owner cannot take another's share by asking for more. An
+//! owner's *part* of a bound is the bound times its weight, divided by the sum of the weights of all owners that hold
+//! something. An owner that holds no more than its part keeps it whatever the others do; a single owner may have all of
+//! the bound.
 
 use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
 
@@ -16,17 +17,17 @@ pub(super) struct Holdings {
     owners: HashMap<Tenant, Holding>,
     /// All owners, by their claim in streams.
     by_claim: BTreeSet<(Claim, Tenant)>,
-    /// Of all streams.
+    /// The bytes of all streams.
     num_bytes: u64,
 }
 
 #[derive(Debug, Default)]
 struct Holding {
-    /// Of the owner's newest stream: all its streams count by it.
+    /// The weight of the owner's newest stream; it counts for all its streams.
     weight: u64,
     num_streams: u64,
     num_bytes: u64,
-    /// Streams that may go, with the time of their end, in the order in which they ended.
+    /// Streams that may be removed, with the time of their end, in the order in which they ended.
     ended: VecDeque<(u64, StreamId)>,
 }
 
@@ -55,7 +56,7 @@ impl Holdings {
         }
     }
 
-    /// From now on the stream may go.
+    /// The stream has ended: from now on it may be removed.
     pub(super) fn end(&mut self, tenant: Tenant, ended_ms: u64, id: StreamId) {
         if let Some(own) = self.owners.get_mut(&tenant) {
             own.ended.push_back((ended_ms, id));
@@ -67,26 +68,26 @@ impl Holdings {
         self.remove_bytes(tenant, num_bytes);
         self.change(tenant, |own| {
             own.num_streams -= 1;
-            // Mostly the first.
+            // The first one matches most of the time.
             if let Some(at) = own.ended.iter().position(|(_, ended)| *ended == id) {
                 own.ended.remove(at);
             }
         });
     }
 
-    /// Whether the owner with the most streams per weight has one that may go.
+    /// Whether the owner with the most streams per weight has one that may be removed.
     pub(super) fn largest_can_give(&self) -> bool {
         self.by_claim.last().is_some_and(|(_, tenant)| self.first_ended(*tenant).is_some())
     }
 
-    /// The stream that goes where there are too many.
+    /// The stream to remove next when there are too many.
     pub(super) fn first_to_go(&self) -> Option<(Tenant, StreamId)> {
         self.by_claim.iter().rev().find_map(|(_, tenant)| Some((*tenant, self.first_ended(*tenant)?)))
     }
 
-    /// The stream that goes so that `tenant` gets a further one: of the owner with the largest claim that has one to
-    /// give, if that claim is larger than `tenant`'s will be, and else `tenant`'s own. An owner without any stream gets
-    /// its first one in any case.
+    /// The stream to remove so that `tenant` gets one more. It belongs to the owner with the largest claim that has an
+    /// ended stream, if that claim is larger than `tenant`'s will be; else it is `tenant`'s own. An owner without any
+    /// stream gets its first one whatever the claims are.
     pub(super) fn makes_way(&self, tenant: Tenant, weight: u32) -> Option<StreamId> {
         let num_streams = self.owners.get(&tenant).map_or(0, |own| own.num_streams);
         let own = Claim { amount: num_streams + 1, weight: u64::from(weight.max(1)) };
@@ -95,7 +96,7 @@ impl Holdings {
         larger.find_map(|(_, other)| self.first_ended(*other)).or_else(|| self.first_ended(tenant))
     }
 
-    /// Whether all hold more than `num_bytes_max`, and the owner more than its part of it.
+    /// Whether all owners together hold more than `num_bytes_max`, and this owner holds more than its part of it.
     pub(super) fn is_beyond_part(&self, tenant: Tenant, num_bytes_max: u64) -> bool {
         let own = self.owners.get(&tenant);
         self.num_bytes > num_bytes_max && own.is_some_and(|own| own.bytes_claim() > self.part(num_bytes_max))
@@ -111,8 +112,8 @@ impl Holdings {
         over.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// The streams that go until the rest have `num_bytes_max`, in order. No owner gives of its part, so the rest have
-    /// more if streams that have not ended do.
+    /// The streams to remove, in order, until the rest have at most `num_bytes_max`. An owner that holds no more than
+    /// its part gives nothing, and only ended streams are given. So the rest may still have more than the bound.
     pub(super) fn beyond(&self, num_bytes_max: u64, num_bytes_of: impl Fn(StreamId) -> u64) -> Vec<StreamId> {
         let (mut num_bytes, mut leaving) = (self.num_bytes, Vec::new());
         if num_bytes <= num_bytes_max {
@@ -137,7 +138,7 @@ impl Holdings {
         leaving
     }
 
-    /// What an owner may always have of `bound`, per weight.
+    /// The part of `bound` that every owner may always have, per weight.
     fn part(&self, bound: u64) -> Claim {
         Claim { amount: bound, weight: self.owners.values().map(|own| own.weight).sum() }
     }

@@ -1,8 +1,9 @@
 //! A generation's life as a log: append-only, dense ids from 0, one terminal event that is last. A reader is a cursor
-//! into it, so any number can follow, leave and come back. This is the only room below the service that may be async: a
-//! reader can wait for the next event. It knows nothing of HTTP, and nothing of who produces events; it reads no clock.
+//! into the log, so any number of readers can follow, leave and come back. This is the only room below the service that
+//! may be async: a reader can wait for the next event. It knows nothing of HTTP or of the code that produces events,
+//! and it reads no clock.
 //!
-//! The words that all rooms share stand here, as those of events do: `protocol` and `error`.
+//! The types that all rooms share, those of events among them, live here: `protocol` and `error`.
 
 mod entry;
 pub mod error;

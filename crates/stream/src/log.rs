@@ -1,10 +1,10 @@
 //! One generation's log: append-only, dense sequence numbers from 0, one terminal event that is last.
 //!
-//! Writers append, readers ([`StreamReader`](crate::StreamReader)) hold cursors, and either side may cancel. The log reads no clock of its
-//! own: who makes it hands one in, so a simulation can run on invented time.
+//! Writers append, readers ([`StreamReader`](crate::StreamReader)) hold cursors, and either side may cancel. The log
+//! reads no clock of its own: its creator hands one in, so a simulation can run on invented time.
 //!
-//! A log may be bounded in bytes. Then its oldest events go as new ones come; the numbers of the rest stay, and a
-//! cursor that stands before them is told so.
+//! A log may be bounded in bytes. Then it drops its oldest events as new ones come. The other events keep their
+//! numbers, and a cursor that points to a dropped event is told of the gap.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -30,24 +30,24 @@ pub struct StreamLog {
     tenant: Tenant,
     on_disconnect: OnDisconnect,
     created_ms: u64,
-    /// Whether an earlier process has begun it.
+    /// Whether the stream began in an earlier process.
     is_restored: bool,
     clock: Clock,
     // A std mutex: it is held for a push or a clone, never across an await.
     state: Mutex<LogState>,
     /// Memory of the events, roughly; read by the table without the lock.
     num_bytes: AtomicUsize,
-    /// Most of them; beyond, the oldest events go. The table sets it.
+    /// The most memory that they may take; beyond it the oldest events are dropped. The table sets it.
     num_bytes_max: AtomicUsize,
-    /// What readers may see, for them to look at and wait on.
+    /// How far readers may read; readers check it and wait for it to change.
     pub(super) progress: ReaderProgress,
-    /// Choices of the same request, which end with it when somebody asks for its end by name.
+    /// The other choices of the same request. They are cancelled with this stream when a client cancels it by name.
     followers: Mutex<Vec<Weak<StreamLog>>>,
-    /// Where its events are kept, if anywhere but here.
+    /// The store that keeps its events, if there is one.
     store: OnceLock<Arc<Handover>>,
-    /// Who hears of its beginning and its end.
+    /// The feed that reports its beginning and its end.
     feed: OnceLock<Arc<Feed>>,
-    /// Which model writes it.
+    /// The model that writes it.
     model: OnceLock<Arc<str>>,
 }
 
@@ -55,17 +55,18 @@ pub struct StreamLog {
 pub(super) struct LogState {
     /// The events that are kept.
     pub(super) entries: VecDeque<Entry>,
-    /// How many went before them: the sequence number of the first that is kept.
+    /// How many events were dropped before them, which is the sequence number of the first that is kept.
     pub(super) num_trimmed: u64,
     pub(super) num_readers: usize,
-    /// Whether anybody ever read it.
+    /// Whether it ever had a reader.
     was_read: bool,
     started: bool,
     cancelled: Option<CancelCause>,
     cancel_hook: Option<CancelHook>,
     /// Events that readers may not see before they are durable, in order.
     undurable: VecDeque<u64>,
-    /// It goes on in another process from here: readers leave when they have what there was.
+    /// The event number from which another process continues the stream. Readers leave once they have the events before
+    /// it.
     pub(super) suspended_at: Option<u64>,
     /// Since when the stream has had no reader; the table's sweep sets it and measures the grace from it.
     orphaned_at_ms: Option<u64>,
@@ -76,23 +77,23 @@ impl LogState {
         self.entries.back().filter(|e| e.event.is_terminal())
     }
 
-    /// Events so far, kept and trimmed.
+    /// Number of events so far, kept and trimmed.
     pub(super) fn num_events(&self) -> u64 {
         self.num_trimmed + self.entries.len() as u64
     }
 
-    /// Events that readers may see: those before the first that is not durable and must be.
+    /// Number of events that readers may see: those before the first that must be durable and is not.
     pub(super) fn num_visible(&self) -> u64 {
         let end = self.suspended_at.unwrap_or_else(|| self.num_events());
         self.undurable.front().map_or(end, |first| end.min(*first))
     }
 
-    /// Whether readers get nothing beyond what they may see now.
+    /// Whether readers will never see more events than now.
     fn is_over(&self) -> bool {
         self.suspended_at.is_some() || self.terminal().is_some() && self.num_visible() == self.num_events()
     }
 
-    /// Drops the oldest events until the rest fit, or only the last is left; returns the bytes that are kept.
+    /// Drops the oldest events until the rest fit or only the last is left. Returns the bytes that are kept.
     fn trim(&mut self, mut num_bytes: usize, num_bytes_max: usize) -> usize {
         while num_bytes > num_bytes_max && self.entries.len() > 1 {
             let oldest = self.entries.pop_front();
@@ -115,7 +116,7 @@ impl StreamLog {
         Self::restored(id, tenant, on_disconnect, clock, created_ms, Vec::new())
     }
 
-    /// The log of a stream of an earlier process, with the events it had. Nobody reads it yet, whoever did before.
+    /// The log of a stream of an earlier process, with the events it had. It starts without readers.
     pub fn restored(
         id: StreamId,
         tenant: Tenant,
@@ -151,25 +152,25 @@ impl StreamLog {
         })
     }
 
-    /// Keeps its events from the next one on in a store too.
+    /// From the next event on, also keeps its events in a store.
     pub(super) fn keep_in(&self, store: &Arc<Handover>) {
-        // Asked for once, by the store itself.
+        // The store calls this once, so the cell is still empty.
         let _ = self.store.set(store.clone());
     }
 
-    /// Tells `feed` of what happens from here on.
+    /// Tells `feed` what happens from now on.
     pub(super) fn tell(&self, feed: &Arc<Feed>) {
-        // Asked for once, by the table.
+        // The table calls this once, so the cell is still empty.
         let _ = self.feed.set(feed.clone());
     }
 
-    /// Says which model writes it; the first one said stays. A reader must know with which vocabulary, also once the model is
-    /// unloaded.
+    /// Sets the model that writes it; a second call changes nothing. A reader must know whose vocabulary the tokens are
+    /// from, even after the model is unloaded.
     pub fn set_model(&self, name: Arc<str>) {
         let _ = self.model.set(name);
     }
 
-    /// Which model writes it, where that was said.
+    /// The model that writes it, if it was set.
     pub fn model(&self) -> Option<&str> {
         self.model.get().map(|name| &**name)
     }
@@ -178,29 +179,29 @@ impl StreamLog {
         self.store.get().filter(|store| store.is_open())
     }
 
-    /// Whether readers of an earlier process may have seen more of it than is here.
+    /// Whether readers of an earlier process may have seen more events than this log has.
     pub fn may_be_behind_readers(&self) -> bool {
         self.is_restored && self.is_kept()
     }
 
-    /// Whether another process will go on with it if this one dies.
+    /// Whether another process will continue the stream if this one dies.
     pub fn is_kept(&self) -> bool {
         self.open_store().is_some()
     }
 
-    /// Whether the disk that keeps it is so far behind that no step is to begin for it.
+    /// Whether the disk that keeps it is so far behind that no step may begin for it.
     pub fn is_held_up(&self) -> bool {
         self.open_store().is_some_and(|store| store.is_behind())
     }
 
-    /// Blocks for `time`, or until it is not held up. For a worker between its steps, which holds nothing then.
+    /// Blocks for `time`, or until the disk has caught up. A worker calls it between steps, when it holds no lock.
     pub fn wait_for_disk(&self, time: Duration) {
         if let Some(store) = self.open_store() {
             store.wait_for_disk(time);
         }
     }
 
-    /// The store has everything up to this event.
+    /// The store calls this once it has every event up to this one.
     pub(super) fn on_durable(&self, seq: u64) {
         let mut state = self.lock();
         while state.undurable.front().is_some_and(|first| *first <= seq) {
@@ -211,7 +212,7 @@ impl StreamLog {
         self.progress.wake();
     }
 
-    /// Sends its readers away when they have what there is: the stream goes on in another process.
+    /// Ends its readers once they have read the events so far: another process continues the stream.
     pub fn suspend(&self) {
         self.suspend_at(u64::MAX);
     }
@@ -225,19 +226,20 @@ impl StreamLog {
         self.progress.wake();
     }
 
-    /// Whether it goes on in another process.
+    /// Whether another process continues it.
     pub fn is_suspended(&self) -> bool {
         self.lock().suspended_at.is_some()
     }
 
-    /// Waits until its end is what readers are told, on disk where it must be, or it is left to another process.
+    /// Waits until readers may see its end, which must be on disk if the stream is kept there, or until it is left to
+    /// another process.
     pub async fn settled(&self) {
         let mut progress = self.progress.subscribe();
         // The sender lives in `self`, so this cannot fail while we wait.
         while !self.progress.is_over() && progress.changed().await.is_ok() {}
     }
 
-    /// Waits until its request is where it outlives the process, if it is to be kept at all. Not a reader.
+    /// Waits until its request is on disk, if the stream is to be kept at all. Waiting does not count as reading.
     pub async fn accepted(&self) {
         let mut progress = self.progress.subscribe();
         loop {
@@ -262,7 +264,7 @@ impl StreamLog {
         self.id
     }
 
-    /// Whose it is.
+    /// Its owner.
     pub fn tenant(&self) -> Tenant {
         self.tenant
     }
@@ -307,18 +309,19 @@ impl StreamLog {
         }
         state.started |= matches!(event, Event::Started { .. });
         let seq = state.num_events();
-        // Under the lock, so that times rise with sequence numbers.
+        // The clock is read under the lock, so that times rise with sequence numbers.
         let ts_ms = (self.clock)();
         let store = self.store.get();
         match store {
             Some(store) if store.has_failed() => state.undurable.clear(),
-            // It was not told that it goes on in another process, and it does: this event is not on disk.
+            // The store was closed before this log was suspended. This event is not on disk, so another process
+            // continues the stream from here.
             Some(store) if !store.is_open() => {
                 state.suspended_at.get_or_insert(seq);
             }
             _ => {}
         }
-        // What comes after it was handed over is computed again by whoever has it now.
+        // Another process computes the events after a suspension again, so this feed does not report them.
         let feed = self.feed.get().filter(|_| state.suspended_at.is_none());
         let happening = feed.and_then(|feed| Some((feed, Happening::of(seq, &event, state.cancelled)?)));
         let store = store.filter(|store| store.is_open() && state.suspended_at.is_none());
@@ -336,12 +339,14 @@ impl StreamLog {
             feed.publish(ts_ms, Some(self.id), happening);
         }
         if let Some((store, entry)) = kept {
-            // Nothing waits here, so a caller may hold any lock. Events arrive in order, as they are appended one by one.
+            // `push` never waits, so a caller may hold any lock. Events arrive in order, as they are appended one by
+            // one.
             store.push(Change::Append { id: self.id, entry });
             if store.has_failed() {
                 self.on_durable(u64::MAX);
             } else if !store.is_open() {
-                // Closed in this moment, perhaps before this event came: from here on it is another process's.
+                // The store was closed just now, perhaps before it took this event. From here on another process
+                // continues the stream.
                 self.suspend_at(seq);
             }
         }
@@ -349,12 +354,12 @@ impl StreamLog {
         seq
     }
 
-    /// Number of events so far, those that are no longer kept too.
+    /// Number of events so far, including those that are no longer kept.
     pub fn len(&self) -> usize {
         self.lock().num_events() as usize
     }
 
-    /// The sequence number of the oldest event that is kept, or of the first to come.
+    /// The sequence number of the oldest event that is kept; if there is none, of the next event.
     pub fn first_seq(&self) -> u64 {
         self.lock().num_trimmed
     }
@@ -394,13 +399,13 @@ impl StreamLog {
         }
     }
 
-    /// The cause, once somebody has cancelled it. Workers ask at every step.
+    /// The cause, if the stream was cancelled. Workers ask at every step.
     pub fn cancelled(&self) -> Option<CancelCause> {
         self.lock().cancelled
     }
 
-    /// Asks for the end. The first cause stays; a finished log ignores it, but those that it leads may still run.
-    /// Returns whether this call was the one.
+    /// Cancels the stream. The first cause stays. A finished log ignores the call. [`CancelCause::Requested`] cancels
+    /// its followers too, even if this log has finished. Returns whether this call cancelled the stream.
     pub fn cancel(&self, cause: CancelCause) -> bool {
         self.cancel_in(self.lock(), cause)
     }
@@ -413,12 +418,12 @@ impl StreamLog {
         state.orphaned_at_ms = None;
     }
 
-    /// A reader is gone. That it was the last and that the stream ends for it is one step: whoever joins after the one
-    /// has come after the other too.
+    /// A reader is gone. The last reader leaves and the stream is cancelled under one lock, so a reader that joins
+    /// later sees both or neither.
     pub(super) fn leave(&self) {
         let mut state = self.lock();
         state.num_readers -= 1;
-        // One that was sent away has not left: it is to come back to the next process.
+        // The readers of a suspended stream do not count as leaving: they are to come back to the next process.
         let is_last = state.num_readers == 0 && state.suspended_at.is_none();
         if is_last && self.on_disconnect == OnDisconnect::Cancel {
             self.cancel_in(state, CancelCause::ReaderLeft);
@@ -432,7 +437,7 @@ impl StreamLog {
             state.cancelled = Some(cause);
             hook = state.cancel_hook.take();
         }
-        // Outside the lock: the hook takes the queue's lock and may append the terminal event.
+        // The hook runs outside the lock: it takes the queue's lock and may append the terminal event.
         drop(state);
         if let Some(hook) = hook {
             hook(cause);
@@ -445,12 +450,12 @@ impl StreamLog {
         is_first
     }
 
-    /// Whoever asks for its end asks for theirs too.
+    /// Makes `followers` end too when a client cancels this stream.
     pub fn lead<'a>(&self, followers: impl Iterator<Item = &'a Arc<StreamLog>>) {
         self.lock_followers().extend(followers.map(Arc::downgrade));
     }
 
-    /// Whose end is asked for with its own.
+    /// The streams that are cancelled with it.
     pub fn followers(&self) -> Vec<Arc<StreamLog>> {
         self.lock_followers().iter().filter_map(Weak::upgrade).collect()
     }
@@ -460,8 +465,8 @@ impl StreamLog {
         self.followers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Calls `hook` once on cancellation (at once if it has happened). The engine uses it to take a waiting request
-    /// out of the queue; it is dropped when the log ends.
+    /// Calls `hook` once on cancellation, or at once if the stream is cancelled already. The engine uses it to take a
+    /// waiting request out of the queue. The hook is dropped when the log ends.
     pub fn on_cancel(&self, hook: impl FnOnce(CancelCause) + Send + 'static) {
         let mut state = self.lock();
         match state.cancelled {
@@ -473,15 +478,16 @@ impl StreamLog {
         }
     }
 
-    /// Goes on with the grace of a live stream that has no reader, or starts it; true once it is over. The grace is the lingering
-    /// stream's own, or `unread_grace_ms` for one that its last reader's leaving would cancel but that nobody has come to read.
+    /// Starts or continues the grace time of a live stream without readers; true once that time is over. A lingering
+    /// stream has a grace time of its own. A stream that its last reader's leaving would cancel, and that has had no
+    /// reader yet, has `unread_grace_ms`.
     pub(super) fn linger_on(&self, now_ms: u64, unread_grace_ms: u64) -> bool {
         let mut state = self.lock();
         let grace_ms = match self.on_disconnect {
-            // Whoever made it has yet to come.
+            // The client that made the stream has yet to read it.
             OnDisconnect::Cancel | OnDisconnect::Linger { grace_ms: 0 } if !state.was_read => unread_grace_ms,
             OnDisconnect::Linger { grace_ms } => grace_ms,
-            // Once read, its reader's leaving has cancelled it.
+            // A stream that was read was cancelled when its last reader left.
             OnDisconnect::Cancel | OnDisconnect::Detach => return false,
         };
         if state.num_readers > 0 || state.cancelled.is_some() || state.terminal().is_some() {

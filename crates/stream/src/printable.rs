@@ -1,10 +1,10 @@
-//! Text from outside, made fit for a terminal. A terminal obeys control characters: an escape sequence in a file's
-//! name or in a model's answer could retitle the window, move the cursor over what was printed before, or write to
-//! the clipboard. Characters that change the direction of writing obey nobody, but show a text in another order than
-//! it has. Both are shown as their escapes (`\u{1b}`), so that a reader sees that they are there.
+//! Makes text from outside safe to print on a terminal. A terminal obeys control characters: an escape sequence in a
+//! file's name or in a model's answer could retitle the window, overwrite earlier output, or write to the clipboard.
+//! Characters that change the direction of writing make a text appear in another order than it has. Both kinds are
+//! shown as their escapes (`\u{1b}`), so that a person sees that they are there.
 //!
-//! Every line that the process prints and that holds text from outside goes through one of these functions. It knows
-//! nothing of where the text goes: who prints, decides.
+//! Every line that the process prints and that holds text from outside goes through one of these functions. They do not
+//! know where the text goes: the caller decides that.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -12,7 +12,7 @@ use std::fmt::Write;
 /// Characters of an [`excerpt`].
 const EXCERPT_CHARS_MAX: usize = 200;
 
-/// `text` over several lines: all but line ends and tabs that a terminal would obey is shown as an escape.
+/// `text` over several lines: every harmful character is shown as an escape, except line ends and tabs.
 pub fn printable(text: &str) -> Cow<'_, str> {
     escape(text, |c| is_harmful(c) && !matches!(c, '\n' | '\t'))
 }
@@ -22,8 +22,8 @@ pub fn printable_line(text: &str) -> Cow<'_, str> {
     escape(text, is_harmful)
 }
 
-/// JSON as JSON: it may hold such characters in its strings, since it must escape no more than C0. They are shown as
-/// its own escapes (`\u009b`), so that a reader of the JSON gets the same strings.
+/// JSON that stays the same JSON. Its strings may hold harmful characters, since JSON must escape only C0. They are
+/// written as JSON's own escapes (`\u009b`), so that a parser gets the same strings.
 pub fn printable_json(json: &str) -> Cow<'_, str> {
     rewrite(
         json,

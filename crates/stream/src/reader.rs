@@ -1,4 +1,4 @@
-//! A cursor into a log. Dropping it leaves the stream, which may cancel it.
+//! A cursor into a log. Dropping the cursor leaves the stream, which may cancel the stream.
 
 use std::sync::Arc;
 
@@ -9,12 +9,14 @@ use super::log::{LogState, StreamLog};
 use crate::error::ErrorKind;
 use crate::protocol::{ErrorInfo, Event, TokenEvent, Usage};
 
-/// Most events that come as one, and most of their memory: what a lagging reader holds at a time is bounded with it. On
-/// the wire a rival's log-probability takes eight times its memory, so that is 128 KiB at most, for text a few.
+/// Most events that are merged into one, and most memory of them. Both bound what a lagging reader holds at a time. On
+/// the wire a rival's log-probability takes eight times its memory, so a merged event takes at most 128 KiB there, and
+/// a few KiB if it is only text.
 const MERGED_EVENTS_MAX: usize = 256;
 const MERGED_BYTES_MAX: usize = 16 << 10;
 
-/// A cursor into a log. Dropping it leaves the stream, which may cancel it (see [`OnDisconnect`](crate::protocol::OnDisconnect)).
+/// A cursor into a log. Dropping the cursor leaves the stream, which may cancel the stream (see
+/// [`OnDisconnect`](crate::protocol::OnDisconnect)).
 #[derive(Debug)]
 pub struct StreamReader {
     log: Arc<StreamLog>,
@@ -27,11 +29,11 @@ pub struct StreamReader {
 pub enum Read {
     /// The next event, or a run of token events as one.
     Entry(Entry),
-    /// What came next is no longer kept; the cursor has moved to what is.
+    /// The next events are no longer kept; the cursor has moved to the first one that is.
     Gap(Gap),
 }
 
-/// A hole in what a reader has.
+/// A run of events that a reader has missed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gap {
     /// The event that follows it.
@@ -43,7 +45,7 @@ pub struct Gap {
 }
 
 impl Gap {
-    /// The last event of a reader that must have everything or nothing. The log has no such event.
+    /// The last event for a reader that must have every event or stop. The log itself has no such event.
     pub fn into_end(self) -> Entry {
         let message = format!("{} events that this reader had yet to get are no longer kept", self.num_lost);
         let info = ErrorInfo { kind: ErrorKind::Expired, message, usage: Usage::default() };
@@ -60,7 +62,7 @@ impl StreamLog {
 }
 
 impl StreamReader {
-    /// Waits until an event is there to take; `false` once the terminal event was given. Cancel-safe.
+    /// Waits until there is an event to take; `false` once the reader has had the terminal event. Cancel-safe.
     pub async fn ready(&mut self) -> bool {
         loop {
             match self.log.progress.has(self.next_seq) {
@@ -75,9 +77,9 @@ impl StreamReader {
         }
     }
 
-    /// The next event and its sequence number, waiting for it if need be; `None` once the terminal event was given.
-    /// Cancel-safe: a dropped future loses nothing. A reader that was overtaken (see [`Self::read`]) gets an error as
-    /// its last event, since what it has cannot be made whole.
+    /// The next event and its sequence number; waits for it if need be. `None` once the reader has had the terminal
+    /// event. Cancel-safe: a dropped future loses nothing. A reader that was overtaken (see [`Self::read`]) gets an
+    /// error as its last event, since the events that it has missed are gone.
     pub async fn next(&mut self) -> Option<(u64, Event)> {
         self.ready().await;
         self.try_next()
@@ -99,10 +101,10 @@ impl StreamReader {
         }
     }
 
-    /// What comes next, if it is there already.
+    /// The next event or gap, if it is there already.
     ///
-    /// With `backlog_min`, when at least that many token events have piled up in a row, many come as one, with the
-    /// sequence number and time of the last: a reader that lags catches up in few frames.
+    /// With `backlog_min`: when at least that many token events in a row are waiting, many of them come as one event,
+    /// with the sequence number and time of the last. So a lagging reader catches up in few frames.
     pub fn read(&mut self, backlog_min: Option<usize>) -> Option<Read> {
         let Self { log, next_seq, .. } = self;
         if *next_seq >= log.progress.num_visible() {
@@ -139,7 +141,7 @@ impl StreamReader {
     }
 }
 
-/// The run of visible token events from `index` on as one event, if it is `backlog_min` long.
+/// The run of visible token events from `index` on, merged into one event, if the run is at least `backlog_min` long.
 fn merged(state: &LogState, index: usize, backlog_min: usize) -> Option<Entry> {
     let num_visible = (state.num_visible() - state.num_trimmed) as usize;
     let rest = state.entries.range(index..num_visible);
@@ -211,7 +213,7 @@ mod tests {
         Event::Done { finish_reason: FinishReason::Stop, usage: Usage::default(), stop: None }
     }
 
-    /// The next event, runs of `backlog_min` as one.
+    /// The next event; runs of at least `backlog_min` come as one.
     fn read(reader: &mut StreamReader, backlog_min: usize) -> Option<Entry> {
         match reader.read(Some(backlog_min))? {
             Read::Entry(entry) => Some(entry),
@@ -345,7 +347,7 @@ mod tests {
         let (mut patient, mut strict) = (log.reader(0), log.reader(0));
         log.append(token("a"));
         assert!(strict.try_next().is_some() && read(&mut patient, 2).is_some());
-        // Of any size, only the last event stays.
+        // No event fits in one byte, so only the last event stays.
         log.set_num_bytes_max(1);
         log.append(token("b"));
         log.append(token("c"));

@@ -22,13 +22,13 @@ impl CancelCause {
 /// How far a generation has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StreamStatus {
-    /// Accepted, no worker has begun.
+    /// Accepted; no worker has begun.
     Queued,
     /// A worker is on it.
     Running,
     /// Ended as it should.
     Done,
-    /// Ended because somebody cancelled it.
+    /// Ended because it was cancelled.
     Cancelled,
     /// Ended by a failure.
     Failed,

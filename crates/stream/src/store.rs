@@ -1,17 +1,17 @@
-//! Streams on disk, so that they outlive the process: what was asked, and every event. One thread owns the database and
-//! commits whatever has come since its last commit as one transaction.
+//! Streams on disk, so that they outlive the process: the requests and every event. One thread owns the database and
+//! commits all changes since its last commit as one transaction.
 //!
 //! ```text
 //! begin, append, forget -> the hand-over -> the thread: gather -> write -> commit (fsync) -> tell the logs
-//!                          (nobody waits in it; workers begin no step while the disk is behind)
+//!                          (callers never wait in it; workers begin no step while the disk is behind)
 //! ```
-//! Most events need not be on disk before a reader sees them: a token that was shown and lost is computed again, bit for
-//! bit and under the same number (see [`Event::is_repeatable`]). The others - a place in the queue, the start, a failure -
-//! are shown once they are durable, and by then so is the request itself, which came before them. So after a crash at any
-//! moment every number that a reader has seen still stands for the same event.
+//! Most events need not be on disk before a reader sees them: a token that was shown and lost is computed again, bit
+//! for bit and under the same number (see [`Event::is_repeatable`]). The others - a place in the queue, the start, a
+//! failure - are shown once they are durable. By then the request is durable too, since it came before them. So after a
+//! crash at any moment, every number that a reader has seen still stands for the same event.
 //!
-//! The database is redb: copy-on-write B-trees with a checksum for every page, pure Rust. An append-only file of our own
-//! would be faster and would need its own compaction, locking and repair.
+//! The database is redb: copy-on-write B-trees with a checksum for every page, pure Rust. An append-only file of our
+//! own would be faster and would need its own compaction, locking and repair.
 
 mod handover;
 mod records;
@@ -38,9 +38,11 @@ use crate::protocol::{Epoch, Event, StreamId};
 
 /// The file in the store's folder.
 const FILE_NAME: &str = "streams.redb";
-/// Is there while [`FILE_NAME`] has all that readers were shown. It goes when the disk fails, which asks for no room.
+/// This file exists while [`FILE_NAME`] has every event that readers were shown. It is removed when the disk fails,
+/// because removing a file works even on a full disk.
 const WHOLE_FILE_NAME: &str = "streams.whole";
-/// How long [`StreamStore::close`] waits for the disk. What is not durable then is as after a crash: it is computed again.
+/// How long [`StreamStore::close`] waits for the disk. Events that are not durable by then are computed again, as after
+/// a crash.
 const CLOSE_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// The store's bounds.
@@ -48,24 +50,24 @@ const CLOSE_TIME_MAX: Duration = Duration::from_secs(10);
 pub struct StoreLimits {
     /// How long token events are gathered before they are committed.
     pub commit_interval: Duration,
-    /// Most bytes of requests and events; beyond, streams that have ended are forgotten, of the owner with most per
-    /// weight that which ended first.
+    /// Most bytes of requests and events. Beyond it, ended streams are forgotten: each time, the one that ended first
+    /// of the owner with the most bytes per weight.
     pub num_bytes_max: u64,
-    /// While a commit takes longer, new streams get no place: the disk stalls.
+    /// While a commit takes longer than this, the disk counts as stalled and new streams get no place.
     pub stall_time_max: Duration,
 }
 
-/// Streams on disk. Dropping it commits what has come.
+/// Streams on disk. Dropping the store commits the changes so far.
 pub struct StreamStore {
     epoch: Epoch,
     handover: Arc<Handover>,
-    /// Whether an earlier process kept all that it had shown.
+    /// Whether the file had every event that readers were shown, when the store was opened.
     was_whole: bool,
     gate: Arc<CommitGate>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// The file [`WHOLE_FILE_NAME`]; what looks at it or changes it has the database's lock.
+/// The file [`WHOLE_FILE_NAME`]. Only code that holds the database's lock checks or changes it.
 struct WholeMark(PathBuf);
 
 impl WholeMark {
@@ -81,7 +83,7 @@ impl WholeMark {
         std::fs::remove_file(&self.0)
     }
 
-    /// So that it outlives a loss of power.
+    /// Syncs the folder, so that the last change outlives a loss of power.
     fn sync(&self) -> std::io::Result<()> {
         match self.0.parent() {
             Some(dir) if cfg!(unix) => std::fs::File::open(dir)?.sync_all(),
@@ -90,7 +92,7 @@ impl WholeMark {
     }
 }
 
-/// What the thread is told.
+/// A change that is handed to the store's thread.
 pub(super) enum Change {
     Begin {
         record: Box<StreamRecord>,
@@ -110,13 +112,13 @@ pub(super) enum Change {
     },
     MakeWhole,
     Close,
-    /// What a defect of the database does, or a disk that stalls.
+    /// Lets a test act on the thread, as a defect of the database or a stalled disk would.
     #[cfg(test)]
     Run(Box<dyn FnOnce() + Send>),
 }
 
 impl StreamStore {
-    /// Opens the store in folder `dir`, which is made if need be, and reads what it has, oldest stream first.
+    /// Opens the store in folder `dir`, which is made if need be, and reads its streams, oldest first.
     ///
     /// # Errors
     /// If the folder cannot be used, another process has it, or its file is damaged or of a newer tallow.
@@ -124,7 +126,8 @@ impl StreamStore {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir.display(), e))?;
         let path = dir.join(FILE_NAME);
         let mark = WholeMark(dir.join(WHOLE_FILE_NAME));
-        // redb's assertions are made for files that it wrote itself, and not all damage is an error to it.
+        // redb's assertions assume files that it wrote itself: some damage makes it panic instead of returning an
+        // error.
         let opened = catch_unwind(AssertUnwindSafe(|| records::open(&path, || mark.is_there())));
         let Opened { database, epoch, was_whole, stored } =
             opened.unwrap_or_else(|_| Err(Error::io(path.display(), "the stream store is damaged")))?;
@@ -139,25 +142,28 @@ impl StreamStore {
         Ok((Arc::new(Self { epoch, handover, was_whole, gate, thread }), stored))
     }
 
-    /// The number under which events' ids are told from another store's. It stays for the life of the store, or until
-    /// the store has failed: what was shown then is not here, and its numbers may stand for other events.
+    /// The number that distinguishes this store's event ids from another store's. It stays the same over all processes
+    /// that use the store, unless the store fails. After a failure the file lacks events that were shown, and their
+    /// numbers may later stand for other events.
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// Whether what was not finished when it was opened can go on: not after the store had failed.
+    /// Whether streams that were unfinished when the store was opened can continue. They cannot if the store had
+    /// failed.
     pub fn was_whole(&self) -> bool {
         self.was_whole
     }
 
-    /// What could not go on has ended, in what was sent before: once that is durable, the file has all that there is.
+    /// Call this after every stream that cannot resume has been ended. Once those ends are durable, the file is
+    /// complete.
     pub fn make_whole(&self) {
         if !self.was_whole {
             self.handover.push(Change::MakeWhole);
         }
     }
 
-    /// Places for so many new streams, or for none.
+    /// Reserves a place for each of `num_streams` new streams, or for none of them.
     ///
     /// # Errors
     /// As [`Self::check_room`].
@@ -173,7 +179,7 @@ impl StreamStore {
         self.handover.check_room()
     }
 
-    /// Changes that wait for the disk.
+    /// Number of changes that wait for the disk.
     pub fn num_waiting(&self) -> usize {
         self.handover.num_waiting()
     }
@@ -183,7 +189,7 @@ impl StreamStore {
         self.handover.commit_time()
     }
 
-    /// Makes the disk stall: no commit returns while what is returned lives.
+    /// Makes the disk stall: no commit returns while the returned value lives.
     #[doc(hidden)]
     pub fn stall(&self) -> DiskStall {
         self.gate.shut()
@@ -200,13 +206,13 @@ impl StreamStore {
         self.handover.push(Change::Forget { id });
     }
 
-    /// Waits until what was sent before is durable, or will never be because the store has failed or is closed.
+    /// Waits until every earlier change is durable, or never will be because the store has failed or is closed.
     pub async fn flushed(&self) {
         self.handover.flushed().await;
     }
 
-    /// Commits what has come and takes nothing more: what is not finished now goes on when the store is opened again. Blocks
-    /// until then, but not for longer than 10 s: a thread that waits for a disk which stalls is left behind.
+    /// Commits the changes so far and takes no more. Unfinished streams continue when the store is opened again. Blocks
+    /// until the commit is done, for at most 10 s: if the disk stalls longer, the thread is left behind.
     pub fn close(&self) {
         self.handover.close();
         let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
@@ -217,7 +223,7 @@ impl StreamStore {
         }
     }
 
-    /// Whether events are kept: not after it was closed, or has failed.
+    /// Whether events are kept. They are not once the store was closed or has failed.
     pub fn is_open(&self) -> bool {
         self.handover.is_open()
     }

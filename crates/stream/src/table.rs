@@ -1,13 +1,13 @@
 //! All streams of this process, by id: bounded in number and bytes, kept for a retention time after their end, and
 //! remembered for a while after that, so that a late reader learns `expired` and not `unknown`.
 //!
-//! All three bounds are shared by owner and weight (`holdings`): where something must go, it is what ended first of the
-//! owner that has most, and an owner that has most and nothing to give is refused. Live streams are never touched: while
-//! they alone have more than their owner's part of the bytes, that bound is overstepped.
+//! Owners share all three bounds by weight (`holdings`). When a stream must go, the owner that has most loses the
+//! stream that ended first. An owner that has most, and has only live streams, is refused a new one. Live streams are
+//! never removed: while they alone exceed their owner's part of the bytes, that bound is exceeded.
 //!
-//! Time is passed in: whoever owns a clock calls [`StreamTable::sweep`] a few times a second. The sweep ends lingering
-//! streams whose grace is over and forgets what is past its retention. Between two sweeps the byte bound may be
-//! overstepped by what is generated in that time, no more.
+//! Time is passed in: the code that owns a clock calls [`StreamTable::sweep`] a few times a second. The sweep ends
+//! lingering streams whose grace is over and forgets streams that are past their retention. Between two sweeps the byte
+//! bound may be exceeded by the events that are generated in that time, and by no more.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,9 +28,9 @@ pub struct TableLimits {
     pub num_streams_max: usize,
     /// Most memory for their events.
     pub num_bytes_max: usize,
-    /// Most memory for the events of one stream; beyond, its oldest go.
+    /// Most memory for the events of one stream; beyond it, its oldest events are dropped.
     pub stream_bytes_max: usize,
-    /// How long a stream that ends with its last reader waits for its first.
+    /// How long a stream that ends when its last reader leaves waits for its first reader.
     pub unread_grace_ms: u64,
     /// How long a finished stream can be replayed.
     pub retention_ms: u64,
@@ -60,7 +60,7 @@ pub struct StreamTable {
     limits: TableLimits,
     epoch: Epoch,
     feed: Arc<Feed>,
-    /// Of this process, whatever the streams' is: the feed does not outlive it.
+    /// A new epoch for each process, even if the streams' epoch is older: the feed does not outlive the process.
     feed_epoch: Epoch,
     // A std mutex: held for map operations only, never while a log is cancelled or awaited.
     inner: Mutex<TableState>,
@@ -68,12 +68,12 @@ pub struct StreamTable {
 
 #[derive(Debug, Default)]
 struct TableState {
-    /// Forgets what the table forgets.
+    /// The store forgets every stream that the table forgets.
     store: Option<Arc<StreamStore>>,
     /// Streams that had not ended when the table last looked.
     live: HashMap<StreamId, TableSlot>,
     finished: HashMap<StreamId, TableSlot>,
-    /// Of both, as of the last look.
+    /// What owners hold of both, as of the last look.
     holdings: Holdings,
     expired: Expired,
 }
@@ -81,7 +81,7 @@ struct TableState {
 #[derive(Debug)]
 struct TableSlot {
     log: Arc<StreamLog>,
-    /// Of its owner.
+    /// The owner's weight.
     weight: u32,
     /// Its bytes at the last look.
     num_bytes: u64,
@@ -104,12 +104,12 @@ impl StreamTable {
         Self { limits, epoch, feed, feed_epoch: Epoch::random(), inner: Mutex::new(inner) }
     }
 
-    /// What happens to its streams, and to the server.
+    /// The feed of what happens to its streams and to the server.
     pub fn feed(&self) -> &Arc<Feed> {
         &self.feed
     }
 
-    /// Tells the feed's numbers from those of another process.
+    /// Distinguishes the feed's numbers from those of another process.
     pub fn feed_epoch(&self) -> Epoch {
         self.feed_epoch
     }
@@ -119,7 +119,7 @@ impl StreamTable {
         self.lock().logs().map(|log| log.num_bytes()).sum()
     }
 
-    /// Where its streams are kept, if anywhere but here.
+    /// The store that keeps its streams, if there is one.
     pub fn store(&self) -> Option<Arc<StreamStore>> {
         self.lock().store.clone()
     }
@@ -129,11 +129,12 @@ impl StreamTable {
         self.epoch
     }
 
-    /// Adds a stream of an owner of this `weight`. If there is no room, a finished one goes: the owner's own, or one of
-    /// an owner that has more per weight.
+    /// Adds a stream of an owner with this `weight`. If there is no room, a finished stream is removed: the owner's
+    /// own, or one of an owner that has more per weight.
     ///
     /// # Errors
-    /// [`ErrorKind::Overloaded`] when no owner has more than this one, and all that this one has are live.
+    /// [`ErrorKind::Overloaded`] when no owner with a finished stream has more than this one, and all streams of this
+    /// one are live.
     pub fn insert(&self, log: Arc<StreamLog>, weight: u32) -> Result<()> {
         let mut inner = self.lock();
         inner.make_room(log.tenant(), weight, &self.limits)?;
@@ -144,7 +145,7 @@ impl StreamTable {
         Ok(())
     }
 
-    /// Takes a stream out as if it had never been: its request was refused.
+    /// Removes a stream as if it had never existed: its request was refused.
     pub fn remove(&self, id: StreamId) {
         let mut inner = self.lock();
         inner.take(id);
@@ -154,8 +155,8 @@ impl StreamTable {
     /// The stream, if it exists and is `tenant`'s.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] for unknown and foreign ids alike; [`ErrorKind::Expired`] for the tenant's own whose
-    /// retention is over.
+    /// [`ErrorKind::NotFound`] for unknown ids and for other tenants' ids alike; [`ErrorKind::Expired`] for the
+    /// tenant's own streams whose retention is over.
     pub fn get(&self, id: StreamId, tenant: Tenant) -> Result<Arc<StreamLog>> {
         let inner = self.lock();
         match inner.live.get(&id).or_else(|| inner.finished.get(&id)) {
@@ -205,7 +206,7 @@ impl StreamTable {
         let grace_ms = self.limits.unread_grace_ms;
         let live = inner.live.values();
         let abandoned: Vec<_> = live.filter(|s| s.log.linger_on(now_ms, grace_ms)).map(|s| s.log.clone()).collect();
-        // Outside the lock: a cancel hook takes the queue's.
+        // Cancel outside the table's lock: a cancel hook takes the queue's lock.
         drop(inner);
         for log in abandoned {
             log.cancel(CancelCause::ReaderLeft);
@@ -236,7 +237,7 @@ impl TableState {
         }
         let mut has_looked = false;
         while self.len() >= limits.num_streams_max {
-            // What has ended since the last look counts too, where it may be what goes.
+            // Streams that have ended since the last look must be counted too if one of them may have to go.
             if !has_looked && !self.holdings.largest_can_give() {
                 self.look();
                 has_looked = true;
@@ -255,7 +256,8 @@ impl TableState {
         Ok(())
     }
 
-    /// Counts the bytes of live streams, and moves those that have ended, in the order of their ends.
+    /// Counts the bytes of live streams, and moves the streams that have ended to `finished`, in the order of their
+    /// ends.
     fn look(&mut self) {
         let mut ended = Vec::new();
         for (id, slot) in &mut self.live {

@@ -5,9 +5,9 @@
 //! next(parent, block) = first 16 bytes of SHA-256(parent | token ids, little endian)
 //! ```
 //!
-//! SHA-256 because prompts come from strangers: with a fast hash one could compute two prefixes of equal name, and
-//! token ids are compared block by block, not back to the root. It costs about a microsecond per block of 32 tokens,
-//! paid by the thread that submits, not by the step loop.
+//! The hash is SHA-256 because prompts come from strangers. With a fast hash, a client could construct two prefixes of
+//! equal name, and token ids are compared block by block, not back to the root. SHA-256 costs about a microsecond per
+//! block of 32 tokens, in the thread that submits the request, not in the step loop.
 
 use sha2::{Digest, Sha256};
 
@@ -19,7 +19,7 @@ use tallow_stream::protocol::{Tenant, TokenId};
 pub struct BlockHash(u128);
 
 impl BlockHash {
-    /// What stands before the first block of every sequence of `tenant`.
+    /// The parent of the first block of every sequence of `tenant`.
     pub fn root(tenant: Tenant) -> Self {
         Self::digest(Sha256::new().chain_update(b"tallow.kv").chain_update(tenant.0.to_le_bytes()))
     }
@@ -74,7 +74,7 @@ impl HashChain {
         }
     }
 
-    /// What precedes block `block`.
+    /// The name of the block before block `block`, or the root.
     pub fn parent(&self, block: usize) -> BlockHash {
         block.checked_sub(1).map_or(self.root, |before| self.hashes[before])
     }

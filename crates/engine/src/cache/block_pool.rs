@@ -1,13 +1,13 @@
-//! Who holds which KV block: reference counts, the free list, and the names of blocks that can be used again.
+//! Which KV blocks are in use: reference counts, the free list, and the names of blocks that can be reused.
 //!
 //! A block is in one of three states:
 //!
 //! - *referenced*: one or more sequences have it in their table;
-//! - *cached*: nobody has it, but it is full and named, so a sequence with the same beginning may take it again;
-//! - *free*: nobody has it and its content means nothing.
+//! - *cached*: no sequence has it, but it is full and named, so a sequence with the same beginning may take it again;
+//! - *free*: no sequence has it and its content means nothing.
 //!
-//! Cached and free blocks stand in one list, linked by index through the blocks themselves. Blocks are taken from its
-//! front; unnamed ones are returned to the front and named ones to the back, so the list is the LRU order of the
+//! Cached and free blocks are in one list, linked by index through the blocks themselves. Blocks are taken from its
+//! front. Unnamed blocks are returned to the front and named ones to the back. So the list is the LRU order of the
 //! cache, and a block loses its name only when it is taken. Every operation is O(1).
 //!
 //! Only full blocks are named, after their content is computed, and a named block is never written: a sequence's
@@ -24,25 +24,25 @@ use tallow_stream::protocol::{Tenant, TokenId};
 #[derive(Debug)]
 pub struct BlockPool {
     blocks: Vec<PoolBlock>,
-    /// `[num_blocks, BLOCK_SIZE]`, what named blocks hold.
+    /// `[num_blocks, BLOCK_SIZE]`: the tokens of named blocks.
     tokens: Vec<TokenId>,
     by_hash: HashMap<BlockHash, BlockId>,
-    /// Next to be taken.
+    /// The block to be taken next.
     head: BlockLink,
-    /// Last to be taken.
+    /// The block to be taken last.
     tail: BlockLink,
     /// Length of the list: free and cached blocks.
     num_listed: usize,
-    /// Of those, named ones.
+    /// How many of those are named.
     num_cached: usize,
 }
 
-/// Part of a sequence's beginning that the pool still has.
+/// The part of a sequence's beginning that the pool still has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PrefixHit {
     /// Blocks found, from the first on.
     pub num_blocks: usize,
-    /// Of those, how many nobody references: taking them makes [`BlockPool::num_available`] smaller.
+    /// How many of those no sequence references: taking them makes [`BlockPool::num_available`] smaller.
     pub(crate) num_unreferenced: usize,
 }
 
@@ -81,28 +81,28 @@ impl BlockPool {
         pool
     }
 
-    /// All blocks there are.
+    /// Number of all blocks.
     pub fn num_blocks(&self) -> usize {
         self.blocks.len()
     }
 
-    /// Blocks that can be taken: free and cached.
+    /// Number of blocks that can be taken: free and cached ones.
     pub fn num_available(&self) -> usize {
         self.num_listed
     }
 
-    /// Blocks that nobody references and that can be found again.
+    /// Number of blocks that no sequence references but that can be found by name.
     pub(crate) fn num_cached(&self) -> usize {
         self.num_cached
     }
 
-    /// Blocks that sequences hold.
+    /// Number of blocks that sequences hold.
     pub fn num_referenced(&self) -> usize {
         self.blocks.len() - self.num_listed
     }
 
-    /// Takes the block that has been unused for longest; its content, and its name if it had one, are gone. `None`
-    /// when all are referenced.
+    /// Takes the block that has been unused for longest. Its content is lost, and so is its name if it had one. `None`
+    /// when all blocks are referenced.
     pub(crate) fn allocate(&mut self) -> Option<BlockId> {
         let id = self.head?;
         self.unlink(id);
@@ -134,16 +134,16 @@ impl BlockPool {
         }
     }
 
-    /// Gives up a sequence's table and empties it. The end goes first, so that of a cached prefix the beginning,
-    /// without which the rest cannot be found, lives longest.
+    /// Releases all blocks of a sequence's table and empties it. The last block goes first, so the beginning of a
+    /// cached prefix lives longest: without it the rest cannot be found.
     pub(crate) fn release_all(&mut self, table: &mut Vec<BlockId>) {
         while let Some(id) = table.pop() {
             self.release(id);
         }
     }
 
-    /// How much of the beginning of `tokens` is here. The last token is never covered: its logits are wanted, so it
-    /// must be computed. `chain` names the full blocks of `tokens`.
+    /// How much of the beginning of `tokens` the pool has. The last token is never covered: its logits are wanted, so
+    /// it must be computed. `chain` names the full blocks of `tokens`.
     pub(crate) fn find_prefix(&self, tenant: Tenant, tokens: &[TokenId], chain: &HashChain) -> PrefixHit {
         let mut hit = PrefixHit::default();
         for id in self.prefix(tenant, tokens, chain) {
@@ -173,11 +173,11 @@ impl BlockPool {
         table.len() - first
     }
 
-    /// Names a block whose content is computed: it is block number `index` of the sequence `tokens`. Where equal
-    /// content has a name already, this copy stays without one and is forgotten on release.
+    /// Names a block whose content is computed: it is block number `index` of the sequence `tokens`. If a block with
+    /// equal content has the name already, this copy stays unnamed and is forgotten on release.
     ///
     /// # Panics
-    /// If nobody references the block, or it has a name.
+    /// If no sequence references the block, or it has a name.
     pub fn register(&mut self, id: BlockId, tenant: Tenant, tokens: &[TokenId], chain: &HashChain, index: usize) {
         let block = self.block(id);
         assert!(block.ref_count > 0 && block.name.is_none(), "{id:?} cannot be named: {block:?}");
@@ -191,18 +191,18 @@ impl BlockPool {
         self.tokens[at..at + BLOCK_SIZE].copy_from_slice(&tokens[index * BLOCK_SIZE..(index + 1) * BLOCK_SIZE]);
     }
 
-    /// How many of a sequence's blocks nobody else holds, so that they would be available without it.
+    /// How many of a sequence's blocks no other sequence holds, so that they would be available without it.
     pub(crate) fn num_held_alone(&self, table: &[BlockId]) -> usize {
         table.iter().filter(|id| self.block(**id).ref_count == 1).count()
     }
 
-    /// Whether a sequence that holds it may write into the block: it has it alone, and it has no name.
+    /// Whether a sequence that holds the block may write into it: no other sequence holds it, and it has no name.
     pub(crate) fn is_writable(&self, id: BlockId) -> bool {
         let block = self.block(id);
         block.ref_count == 1 && block.name.is_none()
     }
 
-    /// Whether the content of the block means nothing: nobody has it, and nobody can find it.
+    /// Whether the content of the block means nothing: no sequence holds the block, and none can find it.
     pub fn is_meaningless(&self, id: BlockId) -> bool {
         let block = self.block(id);
         block.ref_count == 0 && block.name.is_none()

@@ -1,4 +1,5 @@
-//! The KV cache: which blocks are whose. No tensors; the memory behind the blocks is the kernels' (`KvStore`).
+//! The KV cache: which sequences hold which blocks. There are no tensors here: the kernels own the memory of the blocks
+//! (`KvStore`).
 
 mod block_hash;
 mod block_pool;

@@ -1,8 +1,9 @@
-//! A core while the disk that keeps its streams is far behind: it computes nothing that would have to be kept too, but what
-//! was cancelled ends, and so does everything when the engine stops.
+//! What a core does while the disk that keeps its streams is far behind. It computes no step, since its events would
+//! have to be kept too. Cancelled sequences still end, and so do all sequences when the engine stops.
 //!
-//! It waits between steps, so that it holds neither a lock nor a turn, and no watch takes it for hung: a step that comes to
-//! [`Step::HeldUp`] is over at once. The worker looks again after each [`HELD_UP_PAUSE`].
+//! The core waits between steps. It then holds neither a lock nor a turn, and the watch does not take it for hung: a
+//! step whose outcome is [`Step::HeldUp`] is over at once. The worker checks the disk again after each
+//! [`HELD_UP_PAUSE`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,11 +12,11 @@ use super::{EngineCore, Step};
 use tallow_stream::StreamLog;
 use tallow_stream::error::ErrorKind;
 
-/// How late a worker that waits for the disk hears of a cancellation or of the end.
+/// How late a worker that waits for the disk notices a cancellation or a shutdown.
 const HELD_UP_PAUSE: Duration = Duration::from_millis(10);
 
 impl EngineCore {
-    /// What the step comes to if the disk holds the core up; `None` if it does not, and the step can go on.
+    /// The outcome of the step if the core must wait for the disk; `None` if the step can go on.
     pub(super) fn check_disk(&mut self, now: Duration) -> Option<Step> {
         if !self.kept_log().is_some_and(|log| log.is_held_up()) {
             if let Some(since) = self.held_up_since.take() {
@@ -31,7 +32,7 @@ impl EngineCore {
         Some(if self.lease.is_revoked() { Step::Revoked } else { Step::HeldUp })
     }
 
-    /// Blocks for a moment, or until the disk keeps up again. For between two steps.
+    /// Blocks for a moment, or until the disk has caught up. Called between two steps.
     pub fn wait_for_disk(&self) {
         if let Some(log) = self.kept_log() {
             self.parts.metrics.workers_held_up.inc();
@@ -40,13 +41,15 @@ impl EngineCore {
         }
     }
 
-    /// A log that is kept: of a sequence that the core has, or if it has none, of a request that it would begin with.
+    /// A log that is kept on disk: that of a sequence which the core has, or if it has none, that of a request which it
+    /// may begin next.
     fn kept_log(&self) -> Option<Arc<StreamLog>> {
         let is_idle = self.scheduler.num_running() + self.scheduler.num_waiting() == 0;
         if is_idle { self.parts.queue.kept_log() } else { self.lease.kept_log() }
     }
 
-    /// Does not count the time that the disk took as time that masks were waited for: theirs is bounded.
+    /// Takes the time that the core waited for the disk out of the time that sequences have waited for masks, which is
+    /// bounded.
     fn forgive(&mut self, held_up: Duration) {
         for generation in self.generations.iter_mut().flatten() {
             if let Some(since) = generation.held.as_mut().and_then(|held| held.since.as_mut()) {

@@ -1,4 +1,4 @@
-//! The part of a step that embeds: takes the hidden states of the sequences that want them, and tells the vectors of
+//! The part of a step that embeds texts: it adds up the hidden states of texts to embed, and hands out the vectors of
 //! those that are complete.
 
 use super::{EngineCore, SequenceEnd};
@@ -13,11 +13,11 @@ impl EngineCore {
             self.lease.work_for(Some(planned.slot));
             let rows = self.batch.rows(index);
             let first = self.batch.positions[rows.start] as usize;
-            // After a preemption, what was added before is computed once more.
+            // After a preemption, states that were added before are computed once more; they are not added again.
             let num_known = pooling.num_tokens().saturating_sub(first).min(rows.len());
             let new = rows.start + num_known..rows.end;
             if !new.is_empty() {
-                // What fails for one input is that one's failure.
+                // A failure of one input ends only that input.
                 if let Err(e) = self.model.hidden_states(&self.batch, new.clone(), &mut self.states) {
                     self.ended.push((planned.slot, SequenceEnd::Failed(e.kind(), e.message().to_owned())));
                     continue;

@@ -18,39 +18,39 @@ use crate::writer::Writer;
 use tallow_stream::error::{Error, ErrorKind, Result};
 use tallow_stream::protocol::{Event, FinishReason, SamplingParams, Tenant, TokenId, TokenLogprob};
 
-/// A sequence ends that has waited for masks for so long in all ...
+/// A sequence that has waited for masks longer than this in all is ended ...
 const LATE_TIME_MAX: Duration = Duration::from_secs(30);
-/// ... and this for each of its tokens. On a busy machine the slow lane gets 6 % of a core, so a mask of 10 ms takes 0.16 s.
-/// Grammars that fill the lane wait for longer, and must not hold places in the worker for as long as they like.
+/// ... where each of its tokens adds this much. On a busy machine the slow lane gets 6 % of a core, so a mask of 10 ms
+/// takes 0.16 s. Grammars that fill the lane wait for longer, and must not hold places in the worker without limit.
 const LATE_TIME_PER_TOKEN: Duration = Duration::from_secs(1);
 
-/// A request in flight, as far as the scheduler need not know it.
+/// The part of a request in flight that the scheduler need not know.
 #[derive(Debug)]
 pub(super) struct Generation {
     pub(super) tenant: Tenant,
     /// Whether it came back from a lost worker.
     pub(super) has_returned: bool,
-    /// Tokens that were there when this worker got it.
+    /// Tokens of its output that were there when this worker got it.
     pub(super) num_tokens_before: usize,
     pub(super) writer: Writer,
     pub(super) output: Output,
     pub(super) sampling: SamplingParams,
     pub(super) seen: SeenTokens,
     pub(super) constrained: Option<Constrained>,
-    /// Logits to sample from once the mask is there, and since when they wait.
+    /// Logits to sample from once the mask has come, and since when they wait.
     pub(super) held: Option<HeldRow>,
-    /// What was sampled, while a lane works out whether the grammar goes on behind it, and how.
+    /// The sampled token, while a lane works out whether the grammar continues after it, and how.
     pub(super) sampled: Option<Sampled>,
-    /// How long it has waited for masks that came.
+    /// How long it has waited in all for masks that have come.
     pub(super) late_time: Duration,
     pub(super) seed: u64,
     pub(super) num_tokens_max: usize,
     pub(super) accepted_at: Duration,
     pub(super) cancelled_at: Arc<OnceLock<Duration>>,
     pub(super) last_token_at: Option<Duration>,
-    /// Of the prompt's tokens so far, where they were asked for.
+    /// Log-probabilities of the prompt's tokens so far, if the request asked for them.
     pub(super) prompt_logprobs: Vec<TokenLogprob>,
-    /// Of what is embedded: its states so far, and where its vector goes.
+    /// For a text to embed: its hidden states so far, and the place for its vector.
     pub(super) embedded: Option<(Pooling, Vector)>,
 }
 
@@ -58,7 +58,7 @@ pub(super) struct Generation {
 #[derive(Debug)]
 pub(super) struct HeldRow {
     pub(super) row: Vec<f32>,
-    /// Since when the mask is waited for; `None` once it is there.
+    /// Since when the sequence waits for the mask; `None` once the mask has come.
     pub(super) since: Option<Duration>,
 }
 
@@ -68,7 +68,7 @@ pub(super) struct TokenTurn<'a> {
     pub(super) sampler: &'a mut Sampler,
     pub(super) scheduler: &'a mut Scheduler,
     pub(super) parts: &'a CoreParts,
-    /// Whether a lane accepts the token.
+    /// Whether a lane, and not this step, makes the grammar accept the token.
     pub(super) defers: bool,
     pub(super) now: Duration,
 }
@@ -90,7 +90,7 @@ impl Generation {
         sampler: &mut Sampler,
     ) -> Option<SequenceEnd> {
         let num_top = self.sampling.prompt_logprobs?;
-        // All rows are taken, whatever is in them: the next sequence's follow.
+        // Takes all rows, whatever is in them, because the next sequence's rows follow.
         let measured: Vec<_> = rows.zip(tokens).map(|(row, token)| sampler.measure(row, token, num_top)).collect();
         for logprob in measured {
             match logprob {
@@ -101,12 +101,12 @@ impl Generation {
         None
     }
 
-    /// Whether its mask, if it needs one, is not there.
+    /// Whether it needs a mask that has not come.
     pub(super) fn lacks_mask(&self) -> bool {
         self.constrained.as_ref().is_some_and(|constrained| !constrained.is_known())
     }
 
-    /// Whether a lost worker would not be blamed on it: see [`crate::takeover`].
+    /// Whether it is above suspicion when the worker is lost: see [`crate::takeover`].
     pub(super) fn is_settled(&self) -> bool {
         let num_tokens = self.output.num_tokens() - self.num_tokens_before;
         num_tokens >= if self.has_returned { SETTLED_TOKENS } else { 1 }
@@ -118,14 +118,15 @@ impl Generation {
         self.held = Some(HeldRow { row: row.to_vec(), since });
     }
 
-    /// Has a lane accept what was sampled, where that is deferred.
+    /// Makes a lane accept the sampled token, if that was deferred.
     pub(super) fn ask_deferred(&mut self, slot: usize, masks: &mut Masks, metrics: &Arc<Metrics>) {
         if let Some(constrained) = self.constrained.as_mut().filter(|_| self.sampled.is_some()) {
             masks.ask(slot, self.tenant, constrained, metrics);
         }
     }
 
-    /// Takes the answer to its question about the next token, if that is its own; else the matcher is returned.
+    /// Takes the answer to its question about the next token. If the answer belongs to an earlier sequence, returns the
+    /// matcher.
     pub(super) fn take_answer(&mut self, ticket: u64, question: Question, now: Duration) -> Option<Question> {
         let Some(constrained) = &mut self.constrained else { return Some(question) };
         let stale = constrained.take_answer(ticket, question);
@@ -137,7 +138,7 @@ impl Generation {
         stale
     }
 
-    /// Its end, if its masks are late beyond all bounds.
+    /// Its end, if it has waited for masks longer than allowed.
     pub(super) fn check_late(&self, now: Duration) -> Option<SequenceEnd> {
         let late_time = self.late_time + now.saturating_sub(self.held.as_ref()?.since?);
         let num_tokens = u32::try_from(self.output.num_tokens()).unwrap_or(u32::MAX);
@@ -151,8 +152,8 @@ impl Generation {
         })
     }
 
-    /// Takes the next token, and what its grammar forces behind it. With a slow grammar it only samples, and keeps the row
-    /// until the lane has accepted the token.
+    /// Takes the next token, and the tokens that its grammar forces after it. With a slow grammar it only samples, and
+    /// keeps the row until the lane has accepted the token.
     pub(super) fn sample(&mut self, row: &mut [f32], turn: &mut TokenTurn<'_>) -> Option<SequenceEnd> {
         if self.sampling.prompt_logprobs.take().is_some() {
             self.writer.append(Event::Prompt { logprobs: std::mem::take(&mut self.prompt_logprobs) });
@@ -199,7 +200,7 @@ impl Generation {
         let draw = Draw {
             params: &self.sampling,
             seen: &self.seen,
-            // Taken out of what is allowed already.
+            // With a grammar, the banned tokens are taken out of `allowed` already.
             banned: if allowed.is_some() { &[] } else { self.output.banned() },
             allowed,
             seed: self.seed,
@@ -208,7 +209,7 @@ impl Generation {
         turn.sampler.sample(row, &draw)
     }
 
-    /// Appends a token that the grammar has accepted, and what it forces behind it.
+    /// Appends a token that the grammar has accepted, and the tokens that the grammar forces after it.
     fn push_accepted(
         &mut self,
         sampled: Sampled,

@@ -1,4 +1,4 @@
-//! The encoder's pool with a model that a test holds back.
+//! The encoder's pool with a model that waits for the test.
 
 use std::sync::mpsc::{self, Receiver, Sender};
 
@@ -11,12 +11,13 @@ fn pool(queue_max: usize) -> EncoderPool {
     EncoderPool::open(EncoderLimits { queue_max, priority_step_tokens: 4096 }, Arc::default())
 }
 
-/// A model that tells which text it begins and waits for a word before it goes on: `[first token, 1]` for each token.
+/// A model that reports which text it begins and waits for the test before it continues. It gives `[first token, 1]`
+/// for each token.
 fn gated() -> (StatesOf, Receiver<TokenId>, Sender<()>) {
     let ((began, begun), (go, gate)) = (mpsc::channel(), mpsc::channel());
     let states_of = move |tokens: &[TokenId]| {
         let _ = began.send(tokens[0]);
-        // Without a sender any more, nothing is held back.
+        // Once the sender is dropped, the model no longer waits.
         let _ = gate.recv();
         assert!(tokens[0] != 13, "the model has a bug, as this test wants");
         Ok(tokens.iter().flat_map(|_| [tokens[0] as f32, 1.0]).collect())
@@ -90,7 +91,7 @@ fn a_full_queue_is_refused_and_a_text_that_left_makes_room() {
     assert_eq!(begun.try_iter().collect::<Vec<_>>(), [4], "nothing was computed for the one that left");
 }
 
-/// The line was first come, first served: one key's texts held up everybody else's.
+/// The queue was first come, first served: one key's texts held up all other keys' texts.
 #[test]
 fn owners_take_turns() {
     let pool = pool(64);
@@ -121,7 +122,7 @@ fn a_panic_ends_its_own_text_only_and_the_end_is_told() {
     assert_eq!(begun.iter().find(|number| *number == 2), Some(2));
     pool.drain();
     assert_eq!(pool.embed(input(4, 0)).map(drop).map_err(|e| e.kind()), Err(ErrorKind::Unavailable));
-    // The thread is in the middle of a text, which is answered; what waits is not.
+    // The thread is in the middle of a text, which is answered; the waiting texts are not.
     std::thread::scope(|scope| {
         scope.spawn(|| pool.shutdown("the end"));
         assert_eq!(vector(waiting).map_err(|e| e.message().to_owned()), Err("the end".to_owned()));

@@ -24,7 +24,7 @@ impl<T> FairQueue<T> {
     }
 }
 
-/// Adds `n` items of `cost` that say whose they are.
+/// Adds `n` items of `cost` that carry their owner's number.
 fn fill(queue: &mut FairQueue<u64>, tenant: u64, terms: QueueTerms, cost: usize, n: usize) {
     for _ in 0..n {
         queue.push(Tenant(tenant), terms, cost, tenant);
@@ -46,7 +46,7 @@ fn one_owner_is_first_come_first_served() {
     assert_eq!((q.load(), q.is_empty()), (Load::default(), true));
 }
 
-/// P11: a newcomer among a thousand is served as if it shared with one.
+/// P11: each request of an owner with a few waits for at most one request of an owner with a thousand.
 #[test]
 fn a_few_requests_pass_a_thousand_of_another_owner() {
     let mut q = queue();
@@ -122,7 +122,7 @@ fn the_urgent_go_first_and_the_rest_keep_their_order() {
     assert_eq!(pops(&mut q, 6), [2, 2, 2, 1, 1, 1], "across owners too");
 }
 
-/// How many of an endless stream of requests pass one of `priority`, each of 10 tokens and priority 0.
+/// How many of an endless stream of requests, each of 10 tokens and priority 0, overtake one request of `priority`.
 fn num_overtaking(priority: i32, same_owner: bool) -> usize {
     let mut q = queue();
     fill(&mut q, 1, terms(1, 0), 10, 5);
@@ -152,7 +152,8 @@ fn a_low_priority_gains_with_waiting() {
 fn an_urgent_owner_that_asks_one_by_one_pays_for_each() {
     let mut q = queue();
     fill(&mut q, 1, terms(1, 0), 100, 1000);
-    // It always has exactly one request waiting, so that it is never there when its account is looked at.
+    // The urgent owner always has exactly one request waiting, so it has none whenever the queue decides which owners
+    // to forget.
     let mut num_urgent = 0;
     for _ in 0..600 {
         if q.load_of(Tenant(2)).requests == 0 {
@@ -160,7 +161,7 @@ fn an_urgent_owner_that_asks_one_by_one_pays_for_each() {
         }
         num_urgent += usize::from(q.pop() == Some(2));
     }
-    // Ten steps of a thousand tokens are a hundred requests ahead; from there on it is every second.
+    // Ten steps of a thousand tokens put it a hundred requests ahead; after that it gets every second turn.
     assert!((340..=360).contains(&num_urgent), "{num_urgent} of 600");
 }
 

@@ -1,4 +1,4 @@
-//! What those who wait are told: how many are before them, and how long that may take.
+//! What waiting requests are told: how many requests are before them, and how long they may have to wait.
 
 use std::time::Duration;
 
@@ -6,15 +6,16 @@ use super::QueueState;
 use crate::fair::Ticket;
 use tallow_stream::protocol::Event;
 
-/// Requests further back are not told of their place: their turn is far, and finding it out would hold up the others.
+/// Requests further back are not told their places: their turn is far off, and finding out the places would take too
+/// long.
 const PLACES_TOLD_MAX: usize = 4096;
 
-/// A request is told of its place at most as often as to make the pause this part of its waiting time so far, so that
-/// the number of such events grows with the logarithm of that.
+/// The pause between two reports of its place to a request is at least the request's waiting time so far, divided by
+/// this. So the number of such events grows only with the logarithm of the waiting time.
 const NOTE_PAUSE_PART: u32 = 8;
 
 impl QueueState {
-    /// Tells a newcomer where it stands.
+    /// Tells a newcomer its place.
     pub(super) fn tell_first_place(&mut self, ticket: Ticket, num_running: usize, now: Duration) {
         let order = self.waiting.order(PLACES_TOLD_MAX);
         let position = order.iter().position(|t| *t == ticket).unwrap_or(self.waiting.load().requests - 1);
@@ -30,7 +31,7 @@ impl QueueState {
         }
     }
 
-    /// Tells those who wait where they stand, if that has changed and they have not heard of it lately.
+    /// Tells waiting requests their places, if these have changed and the requests were not told lately.
     pub(super) fn tell_places(&mut self, interval: Duration, num_running: usize, now: Duration) {
         let is_full = self.is_full(num_running);
         let mut num_ahead = 0;
@@ -39,7 +40,7 @@ impl QueueState {
             let num_own = entry.request.num_tokens_max();
             let wait_ms = self.rate.wait_ms(num_ahead + if is_full { num_own } else { 0 }, now);
             num_ahead += num_own;
-            // While the disk is far behind, there is no room for news that can wait (`stream/store/handover`).
+            // While the disk is far behind, there is no room for events that can wait (`stream/store/handover`).
             let is_held_up = || entry.writer.log().is_held_up();
             if entry.position != position && now >= entry.next_note_at && entry.tells_places() && !is_held_up() {
                 let pause = interval.max(now.saturating_sub(entry.accepted_at) / NOTE_PAUSE_PART);
@@ -49,8 +50,8 @@ impl QueueState {
         }
     }
 
-    /// Whether workers have had no room for one more with as many under way as now: then not only those before a
-    /// request must begin until it can, but as much must end as it needs itself.
+    /// Whether workers had no room for one more when at most as many requests ran as now. Then a request must wait not
+    /// only until the requests before it begin, but also until as many tokens are freed as it needs itself.
     fn is_full(&self, num_running: usize) -> bool {
         self.full_at.is_some_and(|full_at| num_running >= full_at)
     }

@@ -15,7 +15,7 @@ pub(crate) struct Returned {
 }
 
 impl QueueEntry {
-    /// What it takes to go on with it elsewhere.
+    /// What another worker needs to continue it.
     pub(crate) fn origin(&self) -> Origin {
         Origin {
             request: self.request.clone(),
@@ -30,7 +30,8 @@ impl QueueEntry {
 }
 
 impl Queue {
-    /// Takes back what a lost worker had, before all that its owner has waiting: it has had its turn. No bound refuses it.
+    /// Takes back a request from a lost worker. It goes before all waiting requests of its owner, since it had its turn
+    /// already. No bound refuses it.
     pub(crate) fn give_back(&self, returned: Returned) {
         let Returned { origin, chain, writer } = returned;
         let Origin { request, grammar, vector, accepted_at, cancelled_at, has_returned, .. } = origin;
@@ -41,7 +42,8 @@ impl Queue {
             drop(state);
             return writer.failed(ErrorKind::Unavailable, message);
         }
-        // The hook that would have taken it out ran while it was nowhere. From here on it finds it.
+        // If it was cancelled while it was in no queue, its hook found nothing, so it is ended here. From now on the
+        // hook finds it.
         if writer.is_cancelled() {
             drop(state);
             return writer.cancelled();

@@ -1,4 +1,4 @@
-//! Whether there is room for what comes, for all and for its owner.
+//! Whether there is room for coming requests, in the whole queue and in their owner's part.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tallow_stream::error::{Error, ErrorKind, Result};
 use tallow_stream::protocol::Tenant;
 
 impl QueueState {
-    /// Whether the last of `coming` would be let in behind the others, which is the strictest question.
+    /// Whether the last of the `coming` requests would be accepted after the others, which is the strictest test.
     pub(super) fn admit(&self, limits: &QueueLimits, tenant: Tenant, coming: Load, now: Duration) -> Result<()> {
         if let QueuePhase::Closed(message) | QueuePhase::Stopped(message) = &self.phase {
             return Err(Error::new(ErrorKind::Unavailable, message.clone()));
@@ -20,7 +20,7 @@ impl QueueState {
         }
     }
 
-    /// Which bound `coming` would break, and how many tokens must leave before it would not.
+    /// The bound that `coming` would break, and how many tokens must leave the queue before it would not.
     fn excess(&self, limits: &QueueLimits, coming: Load) -> Option<(String, usize)> {
         let Load { requests, tokens } = self.waiting.load();
         let message = if requests + coming.requests > limits.requests_max {

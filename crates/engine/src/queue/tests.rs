@@ -257,7 +257,7 @@ fn places_are_told_when_they_change_and_not_too_often() {
         b.pull().expect("waits");
         pass(250);
     }
-    // Told of the first, then not again within a second.
+    // It is told of the first change, and then of no other within a second.
     assert_eq!(places(&logs[19]), [19, 18]);
     pass(250);
     assert_eq!(places(&logs[19]), [19, 18, 15]);
@@ -267,7 +267,7 @@ fn places_are_told_when_they_change_and_not_too_often() {
         b.pull().expect("waits");
         pass(2000);
     }
-    // After 80 seconds the pause is ten: about a third of 22 seconds' changes are told.
+    // After 80 seconds the pause is ten seconds, so about a third of the changes in 22 seconds are told.
     let told = logs[19].len() - before;
     assert!((2..=3).contains(&told), "{told}");
 }
@@ -285,7 +285,7 @@ fn the_wait_told_is_work_ahead_over_measured_rate() {
     assert_eq!(events(&log), [Event::Queued { position: 1, wait_ms: Some(2000) }]);
 }
 
-/// Where there is no room, as much must end as the request needs itself.
+/// When the workers have no room, as many tokens must be freed as the request itself needs.
 #[test]
 fn the_wait_told_counts_what_must_end_before_there_is_room() {
     let b = bench(10, 10_000);
@@ -320,7 +320,7 @@ fn one_key_cannot_fill_the_queue() {
     assert_eq!(taken, 8, "of ten");
 }
 
-/// What is asked for several at once is what would be found out one by one.
+/// `check_room` for several requests at once gives the same answer as submitting them one by one.
 #[test]
 fn there_is_room_for_several_if_each_would_be_let_in() {
     for (owner, num_before, num_tokens) in

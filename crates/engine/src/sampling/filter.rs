@@ -4,12 +4,13 @@ use super::math::ln_f32;
 use super::weights::{LogitRow, draw_at, weight};
 use tallow_stream::protocol::TokenId;
 
-/// What the filters so far have left.
+/// The tokens that the filters so far have left.
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
-    /// Never empty once taken; rising ids. Right after one of the `take_for_` it lacks tokens that the filter would drop.
+    /// Never empty once taken; in rising order of id. After one of the `take_for_` methods it lacks tokens that the
+    /// filter would drop.
     list: Vec<Candidate>,
-    /// What all weigh, those that the list lacks too.
+    /// The weight of all tokens, including those that the list lacks.
     total: u64,
     scratch: Vec<Ranked>,
 }
@@ -22,7 +23,7 @@ struct Candidate {
     weight: u64,
 }
 
-/// A candidate as a filter ranks it: smaller stays rather than larger.
+/// A candidate as a filter ranks it: a filter keeps smaller ranks before larger ones.
 #[derive(Debug, Clone, Copy)]
 struct Ranked {
     rank: u64,
@@ -30,7 +31,7 @@ struct Ranked {
 }
 
 impl Candidate {
-    /// By probability, then by id. Bits of floats that are not negative are ordered like the floats.
+    /// Ranks by probability, then by id. The bits of non-negative floats are ordered like the floats.
     fn rank(&self) -> u64 {
         (u64::from(self.distance.to_bits()) << 32) | u64::from(self.id)
     }
@@ -42,13 +43,13 @@ impl Candidate {
 }
 
 impl Candidates {
-    /// Takes every token that weighs something.
+    /// Takes every token whose weight is not 0.
     pub(super) fn take_all(&mut self, row: &LogitRow<'_>) {
         self.take_near(row, f32::INFINITY);
         self.total = self.sum();
     }
 
-    /// Takes those of `top` that weigh something.
+    /// Takes the tokens of `top` whose weight is not 0.
     pub(super) fn take_top(&mut self, row: &LogitRow<'_>, top: &mut [(f32, TokenId)]) {
         top.sort_unstable_by_key(|&(_, id)| id);
         let candidates = top.iter().map(|&(logit, id)| {
@@ -60,7 +61,7 @@ impl Candidates {
         self.total = self.sum();
     }
 
-    /// Takes all that [`Self::keep_top_p`] may keep: most often a few near the top are enough.
+    /// Takes all tokens that [`Self::keep_top_p`] may keep: most often a few near the top are enough.
     pub(super) fn take_for_top_p(&mut self, row: &LogitRow<'_>, top_p: f32) {
         self.total = row.total();
         let target = part_of(self.total, top_p);
@@ -72,13 +73,14 @@ impl Candidates {
         }
     }
 
-    /// Takes all that [`Self::keep_min_p`] may keep.
+    /// Takes all tokens that [`Self::keep_min_p`] may keep.
     pub(super) fn take_for_min_p(&mut self, row: &LogitRow<'_>, min_p: f32) {
-        // Weights of `min_p` are at this distance but for rounding, which one more is far beyond.
+        // A token at `min_p` of the largest weight has the distance `-ln(min_p)`, apart from rounding. Adding 1 is far
+        // more than rounding can change.
         self.take_near(row, 1.0 - ln_f32(min_p));
     }
 
-    /// Takes every token that weighs something and is within `distance_max`.
+    /// Takes every token whose weight is not 0 and whose distance is at most `distance_max`.
     fn take_near(&mut self, row: &LogitRow<'_>, distance_max: f32) {
         self.list.clear();
         row.for_each_near(distance_max, |id, distance, weight| {
@@ -110,7 +112,7 @@ impl Candidates {
         self.keep(|c| rank(c) <= last);
     }
 
-    /// Keeps tokens at least `min_p` times as probable as the most probable one left.
+    /// Keeps tokens that are at least `min_p` times as probable as the most probable one left.
     pub(super) fn keep_min_p(&mut self, min_p: f32) {
         let largest = self.list.iter().map(|c| c.weight).max().expect("never empty");
         let least = part_of(largest, min_p);
@@ -149,8 +151,8 @@ fn part_of(whole: u64, share: f32) -> u64 {
     ((whole as f64 * f64::from(share)).ceil() as u64).clamp(1, whole)
 }
 
-/// The largest rank needed so that all up to it weigh `target`: halves the list, and goes on in the half that holds
-/// the answer.
+/// The smallest rank for which all candidates up to it weigh at least `target` together. It halves the list again and
+/// again, and continues in the half that holds the answer.
 fn last_needed(ranked: &mut [Ranked], mut target: u64) -> u64 {
     let mut part = ranked;
     while part.len() > 16 {

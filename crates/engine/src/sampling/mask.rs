@@ -2,7 +2,7 @@
 
 use tallow_stream::protocol::TokenId;
 
-/// A set of tokens. Ids beyond it are not in it.
+/// A set of tokens. Ids past its last word are not in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenMask {
     /// Bit `id % 32` of word `id / 32`.
@@ -25,7 +25,7 @@ impl TokenMask {
         self.words.iter().all(|word| *word == 0)
     }
 
-    /// Takes tokens out; those that are not in it do not matter.
+    /// Removes tokens; tokens that are not in the set are ignored.
     pub fn remove(&mut self, tokens: &[TokenId]) {
         for token in tokens {
             if let Some(word) = self.words.get_mut(*token as usize / 32) {
@@ -34,8 +34,8 @@ impl TokenMask {
         }
     }
 
-    /// Puts `row` into `masked`, with minus infinity for all tokens that are not in the set. Whole words of it are
-    /// most often all in or all out, so this costs little more than a copy.
+    /// Copies `row` into `masked`, with minus infinity for all tokens that are not in the set. Most words of the set
+    /// have all tokens or none, so this costs little more than a copy.
     pub(super) fn apply(&self, row: &[f32], masked: &mut Vec<f32>) {
         masked.clear();
         masked.resize(row.len(), f32::NEG_INFINITY);

@@ -9,7 +9,7 @@
 //!
 //! Largest error measured over the tests' points: `exp` 1.02 ulp, `ln` 0.84 ulp.
 
-// 15 significant bits of ln 2, and what they leave out.
+// 15 significant bits of ln 2, and the rest of it.
 const LN_2_HI: f32 = 0.693_145_75;
 const LN_2_LO: f32 = 1.428_606_8e-6;
 
@@ -127,7 +127,7 @@ mod tests {
         assert!(ln_f32(-1.0).is_nan() && ln_f32(f32::NAN).is_nan());
     }
 
-    /// Pins the bits: another value here is a change of every sampled text.
+    /// Pins the bits: another value here would change every sampled text.
     #[test]
     fn bits_are_pinned() {
         let exp: u32 = (0..4000).fold(0, |h, i| hash(h, exp_f32(-30.0 + i as f32 * 0.01)));

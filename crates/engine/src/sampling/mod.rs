@@ -1,5 +1,5 @@
-//! From logits to a token: one row in, one id out. No state between calls but scratch memory, no clock, and no
-//! randomness that is not a function of seed and position.
+//! From logits to a token: one row goes in, one id comes out. There is no state between calls except scratch memory, no
+//! clock, and no randomness that is not a function of seed and position.
 //!
 //! The chain, in this order:
 //!
@@ -11,7 +11,7 @@
 //! Bias and penalties act on raw logits, where their documented scales mean something; that is vLLM's order too.
 //! Temperature comes before the filters, as in OpenAI's and vLLM's, so `top_p` cuts the distribution that is drawn
 //! from; the filters follow llama.cpp's order, from the one that looks at ranks to the one that looks at the survivors.
-//! Each filter sees the renormalised survivors of the one before, and never leaves nothing.
+//! Each filter sees the renormalised survivors of the one before, and always leaves at least one token.
 //!
 //! Probabilities are integers: a token whose logit is `d` below the largest weighs `floor(exp(-d / temperature) *
 //! 2^40)`. Integer sums do not depend on order, so cuts by probability mass need no sort (a selection finds the last
@@ -36,7 +36,7 @@ use weights::LogitRow;
 use tallow_stream::error::{Error, ErrorKind, Result};
 use tallow_stream::protocol::{SamplingParams, TokenId, TokenLogprob};
 
-/// Scratch memory for sampling. One per worker; what is in it between calls means nothing.
+/// Scratch memory for sampling. One per worker; its content between calls means nothing.
 #[derive(Debug, Default)]
 pub struct Sampler {
     candidates: Candidates,
@@ -48,7 +48,7 @@ pub struct Sampler {
     sums: Vec<u64>,
 }
 
-/// What one draw depends on besides the logits.
+/// Everything besides the logits that one draw depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct Draw<'a> {
     /// The request's parameters.
@@ -57,7 +57,7 @@ pub struct Draw<'a> {
     pub seen: &'a SeenTokens,
     /// Tokens that may not be chosen here.
     pub banned: &'a [TokenId],
-    /// The only tokens that may be chosen here, where a grammar says so.
+    /// The only tokens that may be chosen here, if there is a grammar.
     pub allowed: Option<&'a TokenMask>,
     /// The request's seed.
     pub seed: u64,
@@ -70,16 +70,16 @@ pub struct Draw<'a> {
 pub struct Sampled {
     /// Its id.
     pub token: TokenId,
-    /// Its log-probability and its rivals', where asked for.
+    /// Its log-probability and those of its rivals, if the request asked for them.
     pub logprob: Option<TokenLogprob>,
 }
 
 impl Sampler {
-    /// Chooses a token from `row: [vocab_size]`. The row serves as scratch and is as before on return.
+    /// Chooses a token from `row: [vocab_size]`. The row serves as scratch and is restored before the call returns.
     ///
     /// # Errors
-    /// If the row has a NaN or infinity: the model is at fault. [`ErrorKind::InvalidRequest`] if the request leaves no
-    /// token that may be chosen. The sequence cannot go on.
+    /// If the row has a NaN or infinity, which is the model's fault. [`ErrorKind::InvalidRequest`] if the request
+    /// leaves no token that may be chosen. After an error the sequence cannot go on.
     pub fn sample(&mut self, row: &mut [f32], draw: &Draw<'_>) -> Result<Sampled> {
         check(row)?;
         self.touched.clear();
@@ -102,7 +102,7 @@ impl Sampler {
         Ok(Sampled { token, logprob })
     }
 
-    /// The log-probability of a token that was not drawn but is there: a prompt's.
+    /// The log-probability of a token of the prompt, which was not drawn.
     ///
     /// # Errors
     /// As [`Self::sample`].
@@ -125,7 +125,8 @@ impl Sampler {
         let row = LogitRow { logits: row, max, temperature: params.temperature };
         let random = random_u64(draw.seed, draw.position);
         let candidates = &mut self.candidates;
-        // The first filter looks at the row itself, so that little more than it leaves becomes a list.
+        // The first filter works on the row itself, so that the list of candidates holds little more than the tokens
+        // that the filter leaves.
         if (1..row.logits.len()).contains(&params.top_k) {
             top::select_top(row.logits, params.top_k, &mut self.top);
             candidates.take_top(&row, &mut self.top);
@@ -179,10 +180,10 @@ fn is_below_infinity(logit: f32) -> bool {
     logit < f32::INFINITY
 }
 
-/// Bias, penalties and bans, each change noted.
+/// Applies bias, penalties and bans, and notes each change.
 fn adjust(row: &mut [f32], draw: &Draw<'_>, touched: &mut Vec<(TokenId, f32)>) {
     let mut change = |id: TokenId, f: &dyn Fn(f32) -> f32| {
-        // An id past the vocabulary cannot come up, so there is nothing to make more or less likely.
+        // An id past the vocabulary cannot be drawn, so it has no logit to change.
         if let Some(logit) = row.get_mut(id as usize) {
             touched.push((id, *logit));
             *logit = f(*logit);
@@ -205,7 +206,8 @@ fn adjust(row: &mut [f32], draw: &Draw<'_>, touched: &mut Vec<(TokenId, f32)>) {
     }
 }
 
-/// The lowest id with this logit, which is there. By chunks first: a search that may end at any logit is no vector loop.
+/// The lowest id with this logit, which must be in the row. It searches by chunks first: a search that may end at any
+/// logit is no vector loop.
 fn first_of(row: &[f32], logit: f32) -> TokenId {
     let has = |chunk: &[f32]| chunk.iter().map(|&l| u32::from(l == logit)).sum::<u32>() > 0;
     let chunk = row.chunks(64).position(has).expect("it is there");

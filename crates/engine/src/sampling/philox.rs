@@ -1,6 +1,6 @@
 //! Philox4x32-10: random numbers as a function of a key and a counter, with no state in between. Salmon, Moraes, Dror,
-//! Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The number for output position 17 can be had without
-//! the sixteen before it, so preemption, batching and failover cannot shift a draw.
+//! Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011. The number for output position 17 does not need the
+//! numbers before it, so preemption, batching and failover cannot shift a draw.
 
 /// 64 random bits for the draw at output position `position` of a generation with seed `seed`.
 pub fn random_u64(seed: u64, position: u64) -> u64 {

@@ -1,21 +1,22 @@
-//! Which tokens a sequence has seen, for the penalties.
+//! The tokens that a sequence has seen, for the penalties.
 
 use std::collections::HashMap;
 
 use tallow_stream::protocol::{SamplingParams, TokenId};
 
-/// Distinct tokens of prompt and output, with their counts in the output. Empty, and free, where no penalty asks.
+/// Distinct tokens of prompt and output, with their counts in the output. If no penalty needs them, it stays empty and
+/// costs nothing.
 #[derive(Debug, Default)]
 pub struct SeenTokens {
     counts: HashMap<TokenId, u32>,
     wanted: bool,
 }
 
-/// Distinct tokens there is room for from the start; a longer text grows the table as it goes.
+/// Most distinct tokens to reserve room for at the start; the table grows with a longer text.
 const RESERVED_MAX: usize = 4096;
 
 impl SeenTokens {
-    /// Before the first output token. Has room for `max_tokens` more, up to a bound.
+    /// The tokens of the prompt, before the first output token. Has room for `max_tokens` more, up to a bound.
     pub fn new(params: &SamplingParams, prompt: &[TokenId], max_tokens: usize) -> Self {
         let repetition = params.repetition_penalty != 1.0;
         let wanted = repetition || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0;

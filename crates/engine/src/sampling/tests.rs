@@ -1,4 +1,4 @@
-//! The sampler against a naive one that sorts everything, and against the probabilities it promises.
+//! Checks the sampler against a naive one that sorts everything, and against the probabilities that it promises.
 
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -189,7 +189,7 @@ fn a_large_vocabulary_works_and_the_scratch_stops_growing() {
     assert_eq!(sizes[0], sizes[2]);
 }
 
-/// The definition, by sorting everything at every stage.
+/// The definition of the chain, by sorting everything at every stage.
 fn naive(row: &[f32], p: &SamplingParams, random: u64) -> TokenId {
     let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if p.temperature == 0.0 {
@@ -242,7 +242,7 @@ fn naive(row: &[f32], p: &SamplingParams, random: u64) -> TokenId {
 }
 
 fn rows() -> impl Strategy<Value = Vec<f32>> {
-    // Few distinct values make ties, which is where selections go wrong.
+    // Few distinct values make ties, and selections go wrong at ties.
     let logit = prop_oneof![8 => -20.0f32..20.0, 4 => (0..6i32).prop_map(|i| i as f32), 1 => Just(f32::NEG_INFINITY)];
     prop::collection::vec(logit, 1..300).prop_filter("one usable logit", |r| r.iter().any(|l| l.is_finite()))
 }

@@ -1,8 +1,8 @@
-//! The n largest of a row, without sorting the row.
+//! The `n` largest logits of a row, without sorting the row.
 //!
-//! One pass keeps what is above a threshold in a buffer of `2n`. Each time it is full, a selection keeps the `n`
-//! largest, and the smallest of those is the new threshold: on real rows almost nothing passes it, so the pass costs
-//! one comparison per logit.
+//! One pass keeps the logits above a threshold in a buffer of `2n`. Each time the buffer is full, a selection keeps the
+//! `n` largest, and the smallest of those is the new threshold. On real rows almost no logit passes it, so the pass
+//! costs one comparison per logit.
 
 use std::cmp::Ordering;
 
@@ -14,8 +14,8 @@ pub(super) fn order(a: &(f32, TokenId), b: &(f32, TokenId)) -> Ordering {
     b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal).then(a.1.cmp(&b.1))
 }
 
-/// Puts the first `n` of the row by [`order`] into `top`, the last of them last, the others as they fall. Tokens
-/// whose logit is minus infinity are left out.
+/// Puts the first `n` tokens of the row by [`order`] into `top`. The last of them comes last; the others are in no
+/// order. Tokens whose logit is minus infinity are left out.
 pub(super) fn select_top(row: &[f32], n: usize, top: &mut Vec<(f32, TokenId)>) {
     top.clear();
     if n == 0 {
@@ -23,7 +23,7 @@ pub(super) fn select_top(row: &[f32], n: usize, top: &mut Vec<(f32, TokenId)>) {
     }
     let mut threshold = f32::NEG_INFINITY;
     for (id, &logit) in row.iter().enumerate() {
-        // An equal one that comes later has a higher id, so it stands behind the n that there are.
+        // An equal logit that comes later has a higher id, so it ranks after the `n` that are kept.
         if logit > threshold {
             top.push((logit, id as TokenId));
             if top.len() == 2 * n {

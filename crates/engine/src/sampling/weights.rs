@@ -1,8 +1,8 @@
-//! Weights of a whole row, in chunks that the compiler makes vector loops of.
+//! Weights of a whole row, in chunks that the compiler turns into vector loops.
 //!
 //! A weight has up to 41 bits, and no common vector unit converts floats to such integers. So it is computed in two
-//! parts of about 20 bits, and these without a conversion: each step is exact, so nothing is rounded beyond what
-//! [`weight`] says.
+//! parts of about 20 bits, and these need no conversion. Each step is exact, so there is no rounding except the one in
+//! [`weight`].
 
 use super::math::exp_f32;
 use tallow_stream::protocol::TokenId;
@@ -16,7 +16,7 @@ const DISTANCE_MAX: f32 = 27.75;
 /// The lower part's range.
 const LOW: f32 = 1_048_576.0;
 
-/// Logits that are weighed together. So many lower or upper parts sum up to less than 2^32.
+/// Number of logits that are weighed together. The sum of this many lower or upper parts is less than 2^32.
 const CHUNK: usize = 64;
 
 /// A row of logits, to be weighed.
@@ -40,7 +40,7 @@ impl LogitRow<'_> {
         self.logits.chunks(CHUNK).map(|chunk| self.sum(chunk)).sum()
     }
 
-    /// The token that 64 random bits choose of the whole row. `sums` is scratch.
+    /// The token of the whole row that 64 random bits choose. `sums` is scratch.
     pub(super) fn draw(&self, random: u64, sums: &mut Vec<u64>) -> TokenId {
         sums.clear();
         sums.extend(self.logits.chunks(CHUNK).map(|chunk| self.sum(chunk)));
@@ -96,8 +96,8 @@ pub(super) fn weight(distance: f32) -> u64 {
     joined(high, low)
 }
 
-/// Where in a sum of weights 64 random bits fall. Scaled down, not taken modulo: the bias is below 2^-6 of the least
-/// weight there is.
+/// The place in a sum of weights that 64 random bits choose. The bits are scaled down, not taken modulo the sum: the
+/// bias is below 2^-6 of the smallest weight.
 pub(super) fn draw_at(random: u64, total: u64) -> u64 {
     ((u128::from(random) * u128::from(total)) >> 64) as u64
 }
@@ -112,8 +112,8 @@ fn parts(distance: f32) -> (u32, u32) {
     (high, low)
 }
 
-/// The integer part of `0 <= x <= 2^21`, as both. A cast would saturate, which is no vector operation; adding
-/// 1.5 * 2^23 leaves the nearest integer in the low bits, and one is taken away if that is above.
+/// The integer part of `0 <= x <= 2^21`, as an integer and as a float. A cast would saturate, which is no vector
+/// operation. Adding 1.5 * 2^23 leaves the nearest integer in the low bits; if that is above `x`, 1 is subtracted.
 #[inline]
 fn floor(x: f32) -> (u32, f32) {
     const ROUND: f32 = 12_582_912.0;

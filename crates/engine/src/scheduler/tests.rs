@@ -1,4 +1,4 @@
-//! The scheduler alone, driven step by step; whole schedules are the simulation's.
+//! The scheduler alone, driven step by step; the simulation tests whole schedules.
 
 use super::*;
 use crate::cache::HashChain;
@@ -24,7 +24,7 @@ impl Driver {
         Self { scheduler: Scheduler::new(limits, num_blocks), batch: Batch::default(), next_token: 0 }
     }
 
-    /// Admits within the step being planned, if there is room and it fits; gives the cached tokens.
+    /// Admits a sequence within the step being planned, if there is room for it; returns the number of cached tokens.
     fn admit(&mut self, slot: usize, prompt: &[TokenId]) -> Option<usize> {
         self.admit_of(FIRST, slot, prompt)
     }
@@ -35,7 +35,7 @@ impl Driver {
         ok.then(|| self.scheduler.admit(Sequence::new(slot, share, prompt.to_vec(), 500, Some(chain))))
     }
 
-    /// Runs the planned step; gives (slot, tokens computed) in the batch's order.
+    /// Runs the planned step; returns (slot, tokens computed) in the batch's order.
     fn run(&mut self) -> Vec<(usize, usize)> {
         self.scheduler.build(&mut self.batch);
         self.scheduler.commit();
@@ -137,7 +137,7 @@ fn who_waits_with_a_prompt_is_told_from_who_only_decodes() {
     assert_eq!(d.admit(1, &prompt(500, 2)), Some(0));
     d.run();
     assert!(d.scheduler.has_prompt(FIRST.tenant) && !d.scheduler.has_prompt(SECOND.tenant));
-    // So it is expected with its second request, beside the first which decodes.
+    // The owner is expected with its second request too, while its first one decodes.
     d.scheduler.expect(Some(SECOND));
     d.scheduler.schedule();
     assert_eq!(d.admit_of(SECOND, 2, &prompt(4, 3)), Some(0));
@@ -176,7 +176,7 @@ fn the_youngest_is_preempted_keeps_its_tokens_and_comes_back_first() {
     assert_eq!(d.run(), [(0, 1)]);
     assert_eq!(d.scheduler.num_waiting(), 1, "no blocks yet");
     d.scheduler.remove(0);
-    // Of its 65 tokens two blocks were full; one of them was taken by the survivor.
+    // Its 65 tokens filled two blocks; the survivor took one of them.
     assert_eq!(d.step(), [(1, 33)]);
     assert_eq!(d.batch.positions[0], 32, "the rest came from the cache");
     assert_eq!(d.step(), [(1, 1)]);
@@ -273,7 +273,7 @@ fn an_owner_is_given_its_share_of_the_places_and_no_more() {
     assert_eq!((d.running(), d.waiting()), (vec![0, 1, 10, 11], vec![2, 3]));
     d.step_with(SECOND, 12);
     assert_eq!((d.running(), d.waiting()), (vec![0, 1, 10, 11], vec![2, 3]), "two each");
-    // The heavy one should have 12 / 5 of 4 places beside two of weight 1.
+    // The heavy owner should have 12 / 5 of 4 places beside two owners of weight 1.
     d.step_with(HEAVY, 20);
     d.step_with(HEAVY, 21);
     d.step_with(HEAVY, 22);
@@ -302,7 +302,7 @@ fn nobody_is_preempted_before_it_has_a_token() {
     d.step_with(SECOND, 10);
     assert_eq!((d.running(), d.waiting()), (vec![0, 1, 3, 10], vec![2]), "the youngest computes its prompt still");
     d.scheduler.remove(10);
-    // The preempted one comes back and is not the next to go, as what it computed would be lost.
+    // The preempted sequence comes back. It is not the next to be preempted, because its computation would be lost.
     d.scheduler.schedule();
     assert!(d.scheduler.readmit());
     assert!(d.admit_of(SECOND, 11, &prompt(4, 11)).is_some());
@@ -312,7 +312,7 @@ fn nobody_is_preempted_before_it_has_a_token() {
 
 #[test]
 fn who_is_owed_a_place_gets_it_however_often() {
-    // What is computed again fits a step.
+    // The tokens that are computed again fit a step.
     let limits = SchedulerLimits { max_num_batched_tokens: 512, prefill_tokens_per_step_max: 512, ..LIMITS };
     let mut d = full(limits);
     for n in 0..10 * LIMITS.passed_max {
@@ -322,7 +322,7 @@ fn who_is_owed_a_place_gets_it_however_often() {
         d.step();
         assert!(d.waiting().is_empty(), "it comes back when there is a place");
     }
-    // Also beside one of its own that stays.
+    // This also holds while one of its own sequences stays.
     d.step_with(SECOND, 100);
     for n in 0..10 * LIMITS.passed_max {
         d.step_with(SECOND, 200 + n);
@@ -341,7 +341,7 @@ fn who_waits_long_enough_stands_before_newcomers_that_are_owed_nothing() {
         d.step_with(share, slot);
     }
     assert_eq!((d.running(), d.waiting()), (vec![0, 10, 11, 12], vec![1, 2, 3]), "one each");
-    // A place becomes free and a newcomer with a smaller claim takes it, but only as often as it may.
+    // A place becomes free and a newcomer with a smaller claim takes it, but only `passed_max` times.
     for n in 0..LIMITS.passed_max {
         d.scheduler.remove(12 + n);
         d.step_with(fourth, 13 + n);

@@ -1,20 +1,21 @@
-//! Who begins next, and who makes way for it. One owner alone is served in order of age: its preempted sequences before
-//! its newcomers. Between owners places are shared (`share`):
+//! Which sequence begins next, and which sequences make way for it. A single owner's sequences are served in order of
+//! age: preempted ones before newcomers. Several owners share the places (`share`):
 //!
 //! ```text
-//! next:      of the preempted, those of the owner with the smallest claim, oldest first; but an older one that was passed
+//! next:      the oldest preempted sequence of the owner with the smallest claim; but an older one that was passed
 //!            `passed_max` times goes before it, unless its owner owes a place
-//! newcomer:  goes before the next preempted one if its owner's claim is smaller, with the same exception
-//! way:       while there is no place, or there are too few blocks: of all that make way, the youngest of the owner with
-//!            the largest claim is preempted, if there are enough of them
-//! makes way: a sequence whose owner owes one to whoever begins, that got a token since it last began or waits for the
-//!            mask of its first
+//! newcomer:  goes before the next preempted sequence if its owner's claim is smaller, with the same exception
+//! way:       while there is no place, or too few blocks: of all sequences that make way, the youngest of the owner
+//!            with the largest claim is preempted; none is preempted if they do not suffice
+//! makes way: a sequence whose owner owes a place to the owner of the sequence that begins, and that got a token since
+//!            it last began or waits for the mask of its first token
 //! ```
-//! To be passed by an owner that is owed a place does not count: else one that sends short requests, each of them in
-//! its right, would soon have no right any more.
+//! If an owner that is owed a place passes a sequence, that does not count. Otherwise an owner that sends short
+//! requests would soon lose the right to places that it is owed.
 //!
-//! Why every request ends: for each fair preemption somebody got a token, so there are no more of them than tokens. For
-//! blocks the oldest that runs is never preempted, so it advances until it ends or an older one begins.
+//! Why every request ends: for each fair preemption a sequence has got a token, so there are no more fair preemptions
+//! than tokens. The oldest running sequence is never preempted for lack of blocks, so it advances until it ends or an
+//! older one begins.
 
 use super::{Scheduler, num_blocks_needed};
 use crate::cache::{BLOCK_SIZE, HashChain};
@@ -22,16 +23,16 @@ use crate::sequence::Sequence;
 use crate::share::Share;
 use tallow_stream::protocol::TokenId;
 
-/// Sequences that run or are preempted, for each place: a newcomer may preempt only while there are fewer.
+/// Most sequences, running and preempted, for each place: a newcomer may preempt only while there are fewer.
 const IN_FLIGHT_PER_PLACE: usize = 2;
 
-/// Most sequences that are preempted for one that begins.
+/// Most sequences that are preempted for one newcomer.
 const YIELDING_MAX: usize = 16;
 
 /// A request that waits in the queue.
 #[derive(Debug, Clone, Copy)]
 pub struct Newcomer<'a> {
-    /// Whose it is.
+    /// Its owner and that owner's weight.
     pub share: Share,
     /// Its tokens.
     pub prompt: &'a [TokenId],
@@ -45,7 +46,7 @@ impl Scheduler {
         IN_FLIGHT_PER_PLACE * self.limits.max_num_seqs
     }
 
-    /// Whether a newcomer can take part in the step being planned, at the cost of others where these must make way.
+    /// Whether a newcomer can take part in the step being planned, with others making way if necessary.
     pub(crate) fn admits(&self, newcomer: Newcomer<'_>) -> bool {
         let Newcomer { share, prompt, chain } = newcomer;
         if self.prefill_budget == 0
@@ -54,13 +55,13 @@ impl Scheduler {
         {
             return false;
         }
-        // First without asking the cache, which is rarely needed.
+        // First tries without the cache, which is rarely needed.
         self.has_room(self.running.len(), self.pool.num_available(), prompt.len().div_ceil(BLOCK_SIZE))
             || self.way(share, num_blocks_needed(share.tenant, prompt, chain, &self.pool)).is_some()
     }
 
-    /// Whether a newcomer may pass the next of the queue, which cannot begin now: if its owner has less. The other one
-    /// has a place then, so nobody is passed who has nothing.
+    /// Whether a newcomer may pass the next request of the queue, which cannot begin now. It may if its owner has the
+    /// smaller claim. The other owner then has a place, so no owner without a place is passed.
     pub(crate) fn may_pass(&self, newcomer: Share, next: Share) -> bool {
         self.places.claim(newcomer) < self.places.claim(next)
     }
@@ -85,9 +86,9 @@ impl Scheduler {
         true
     }
 
-    /// Preempts `way`, and begins. Returns how many of its tokens need not be computed.
+    /// Preempts the sequences `way`, and begins `sequence`. Returns how many of its tokens need not be computed.
     fn start(&mut self, mut way: Vec<usize>, mut sequence: Sequence) -> usize {
-        // By what each had when it was decided who begins.
+        // Claims count as they were when it was decided which sequence begins.
         let places = self.places.clone();
         way.sort_unstable();
         self.num_fair_preemptions += way.len() as u64;
@@ -107,14 +108,14 @@ impl Scheduler {
         found
     }
 
-    /// Who pays with its blocks for an older one's next: the youngest of the owner with the largest claim, but not the
-    /// oldest of all.
+    /// The sequence that gives up its blocks for an older one's next block: the youngest of the owner with the largest
+    /// claim, but not the oldest of all.
     pub(super) fn payer(&self) -> usize {
         let claim = |index: &usize| (self.places.claim(self.running[*index].share()), self.running[*index].age);
         (1..self.running.len()).max_by_key(claim).unwrap_or_default()
     }
 
-    /// Takes a sequence out of the step and its blocks from it.
+    /// Takes a sequence out of the step, and frees its blocks.
     pub(super) fn preempt(&mut self, index: usize) {
         let mut sequence = self.running.remove(index);
         sequence.release_blocks(&mut self.pool);
@@ -128,7 +129,7 @@ impl Scheduler {
     fn next_waiting(&self) -> Option<usize> {
         let turn = |index: &usize| (self.places.claim(self.waiting[*index].share()), self.waiting[*index].age);
         let mut next = (0..self.waiting.len()).min_by_key(turn)?;
-        // Each is older than the one before, so this ends.
+        // Each `next` is older than the one before, so this ends.
         while let Some(older) = self.waiting.iter().take(next).position(|s| self.is_due(s, self.waiting[next].share()))
         {
             next = older;
@@ -142,14 +143,15 @@ impl Scheduler {
             && self.next_waiting().is_none_or(|index| claim < self.places.claim(self.waiting[index].share()))
     }
 
-    /// Whether it was passed so often that nobody younger of this owner may go before it any more. Who is owed a place by its
-    /// owner may: that one has more than its part, however often it gives of it.
+    /// Whether `sequence` was passed so often that `newcomer`, which is younger, may not go before it any more. The
+    /// newcomer still may if the sequence's owner owes its owner a place: the sequence's owner then has more than its
+    /// part, however often it gave a place.
     fn is_due(&self, sequence: &Sequence, newcomer: Share) -> bool {
         sequence.num_passed >= self.limits.passed_max && !self.places.owes(sequence.share(), newcomer)
     }
 
-    /// Who makes way for one of this owner that needs so many blocks: nobody if there is room, `None` if there is none
-    /// to be made.
+    /// The running sequences that make way for a sequence of this owner that needs `num_blocks` blocks: empty if there
+    /// is room, `None` if no room can be made.
     fn way(&self, share: Share, num_blocks: usize) -> Option<Vec<usize>> {
         let (mut num_running, mut num_available) = (self.running.len(), self.pool.num_available());
         if self.has_room(num_running, num_available, num_blocks) {
@@ -180,7 +182,7 @@ impl Scheduler {
         Some(way)
     }
 
-    /// Whether another one has a place beside so many that run, and each of these still gets its next block.
+    /// Whether one more sequence has a place beside `num_running` others, and each of these still gets its next block.
     fn has_room(&self, num_running: usize, num_available: usize, num_blocks: usize) -> bool {
         num_running < self.limits.max_num_seqs && num_blocks + num_running <= num_available
     }

@@ -1,5 +1,5 @@
-//! How workers' threads end, and are counted: an engine without workers must say so, and an unload must know when all have
-//! ended. A worker that ended for an unload which did not come to pass comes back.
+//! How workers' threads end and are counted: an engine without workers must report it, and an unload must know when all
+//! threads have ended. A worker that ended for an unload that was then called off comes back.
 //!
 //! Lock order: a worker's status, then the count.
 
@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use super::{Current, Status, WorkerShared};
 
-/// How a worker's thread comes to its end.
+/// Why a worker's thread ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Left {
     /// It panicked, or cannot load its model any more.
     Ended,
-    /// It was told to: the engine stops, or its model is unloaded.
+    /// It was told to end: the engine stops, or its model is unloaded.
     Called,
-    /// Another thread has its place, and counts in its stead.
+    /// Another thread has taken its place and is counted instead.
     Replaced,
 }
 
@@ -25,7 +25,7 @@ impl Left {
     pub(super) fn leave(self, mut exit: Exit<'_>, status: &Status) {
         exit.how = self;
         if self == Self::Called {
-            // Counted out under the lock: who finds it away finds it counted out.
+            // Counts it out under the lock, so that a thread that finds it away also finds it counted out.
             let mut current = status.lock();
             *current = Current::Away { hangs: false };
             drop(exit);
@@ -33,7 +33,7 @@ impl Left {
     }
 }
 
-/// Counts a worker out however its thread ends, by a panic outside of a step too.
+/// Counts a worker out however its thread ends, even by a panic outside a step.
 pub(super) struct Exit<'a> {
     pub(super) shared: &'a WorkerShared,
     pub(super) how: Left,
@@ -46,7 +46,7 @@ impl Drop for Exit<'_> {
             return;
         }
         let was_last = shared.num_alive.fetch_sub(1, Ordering::SeqCst) == 1;
-        // One that was told to end for an unload that did not come to pass comes back.
+        // A worker that was told to end comes back if the unload is called off, so it does not close the queue.
         if was_last && how == Left::Ended && !shared.is_resting.load(Ordering::SeqCst) {
             shared.parts.queue.abandon("no worker is left to serve requests");
         }
@@ -56,7 +56,7 @@ impl Drop for Exit<'_> {
 }
 
 impl WorkerShared {
-    /// Counts out the workers that hung and were not replaced: nobody else will.
+    /// Counts out the workers that hung and were not replaced, since their threads do not count themselves out.
     pub(crate) fn leave_vacant(&self) {
         for status in &self.statuses {
             let mut current = status.lock();
@@ -67,15 +67,15 @@ impl WorkerShared {
         }
     }
 
-    /// Forgets what became of the workers of an earlier load: their successors load now.
+    /// Forgets the ends of the workers of an earlier load: their successors load now.
     pub(crate) fn begin_load(&self) {
         self.statuses.iter().for_each(|status| *status.lock() = Current::Loading);
         self.num_alive.store(self.statuses.len(), Ordering::SeqCst);
         *self.num_exited.lock().unwrap_or_else(PoisonError::into_inner) = 0;
     }
 
-    /// Whether a thread is to be started for a worker that ended for an unload which did not come to pass. It counts as
-    /// alive again then; so does one whose thread hangs, and that one is replaced like any other.
+    /// Whether to start a thread for a worker that ended for an unload that was called off. The worker then counts as
+    /// alive again. So does a worker whose thread hangs; that one is replaced like any other hung worker.
     pub(super) fn takes_back(&self, status: &Status) -> bool {
         if self.is_resting.load(Ordering::SeqCst) || self.parts.queue.wait_stopped(Duration::ZERO) {
             return false;
@@ -92,7 +92,7 @@ impl WorkerShared {
         self.spawn_worker(index, |worker| worker.load().or_else(|_| worker.reload(1)))
     }
 
-    /// Waits until all workers have ended; false if one has not after `time`.
+    /// Waits until all workers have ended; false if one still runs after `time`.
     pub(crate) fn wait_exited(&self, time: Duration) -> bool {
         let exited = self.num_exited.lock().unwrap_or_else(PoisonError::into_inner);
         let missing = |n: &mut usize| *n < self.statuses.len();

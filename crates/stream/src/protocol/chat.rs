@@ -21,7 +21,7 @@ pub struct ChatMessage {
     /// The call that a `tool` message answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
-    /// Who speaks, or which tool answers.
+    /// The name of the speaker, or of the tool that answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
@@ -32,7 +32,7 @@ impl ChatMessage {
         Self { role: role.into(), content: content.into(), ..Self::default() }
     }
 
-    /// Bytes of its text, calls included: what rendering it costs follows from them.
+    /// Bytes of its text, calls included. The cost of rendering the message follows from them.
     pub fn num_bytes(&self) -> usize {
         let reasoning = self.reasoning_content.as_ref().map_or(0, String::len);
         let calls = self.tool_calls.iter().map(|call| {
@@ -46,7 +46,7 @@ impl ChatMessage {
 /// A call of a tool, made by an assistant in an earlier turn.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct ToolCall {
-    /// What its answer refers to.
+    /// The id that the tool's answer refers to.
     pub id: String,
     /// Always `function`.
     #[serde(rename = "type")]
@@ -74,7 +74,7 @@ pub struct Tool {
     pub function: Function,
 }
 
-/// A function as the model is told of it.
+/// A function, described for the model.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Function {
     /// Which function.
@@ -102,10 +102,10 @@ pub enum ToolChoice {
     /// As it likes.
     #[default]
     Auto,
-    /// It is not told of any.
+    /// The model is told of no tool.
     None,
-    /// At least one call.
+    /// The model must make at least one call.
     Required,
-    /// A call of this one.
+    /// The model must call this tool.
     Named(String),
 }

@@ -1,5 +1,5 @@
-//! What an owner has of something that all owners share, per weight: the order in which owners are compared, wherever there is
-//! not enough for all.
+//! What an owner has of something that all owners share, divided by its weight. Owners are compared by it wherever
+//! there is not enough for all.
 
 use std::cmp::Ordering;
 

@@ -1,5 +1,5 @@
-//! What a text must look like. Kept as it came: compiling is `sampling/`'s, and a request that outlives the process is
-//! compiled again.
+//! The form that a text must have. It is kept as the client sent it: `sampling/` compiles it, and compiles it again for
+//! a request that outlives the process.
 
 /// A rule that every token of the output keeps.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]

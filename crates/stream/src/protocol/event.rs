@@ -1,4 +1,4 @@
-//! What a generation is made of: an ordered, append-only run of events, of which exactly one is terminal and last.
+//! The events of a generation: an ordered, append-only sequence, of which exactly one is terminal, the last.
 
 use super::ids::TokenId;
 use crate::error::ErrorKind;
@@ -6,12 +6,12 @@ use crate::error::ErrorKind;
 /// One entry of a stream's log. Its sequence number is its index.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum Event {
-    /// Accepted and waiting; `position` 0 is next in line. The first event of every stream, and told again while the
-    /// request waits and its place changes.
+    /// The request was accepted and waits; `position` 0 is next in line. This is the first event of every stream. It
+    /// comes again whenever the request's place changes while it waits.
     Queued {
-        /// How many requests stand before it.
+        /// How many requests wait before it.
         position: usize,
-        /// How long it should wait still, in milliseconds; `None` before anything was measured.
+        /// Expected further wait in milliseconds; `None` before anything was measured.
         wait_ms: Option<u64>,
     },
     /// A worker has begun on it.
@@ -21,13 +21,13 @@ pub enum Event {
         /// Of those, how many came from the prefix cache.
         cached_tokens: usize,
     },
-    /// The prompt's tokens, each with its log-probability after those before it, all but the first. Only where they
-    /// were asked for, and before any text.
+    /// The log-probability of each token of the prompt, given the tokens before it; the first token has none. Sent only
+    /// if the request asked for it, and before any text.
     Prompt {
         /// One per token of the prompt but the first.
         logprobs: Vec<TokenLogprob>,
     },
-    /// Text arrived. Never empty, never half a character.
+    /// Text arrived. It is never empty and never ends within a character.
     Token(TokenEvent),
     /// Terminal: the generation ended as it should.
     Done {
@@ -57,7 +57,7 @@ pub struct TokenEvent {
     pub text: String,
     /// The tokens since the piece before.
     pub tokens: Vec<TokenId>,
-    /// One per token where asked for, else empty.
+    /// One per token if the request asked for them, else empty.
     pub logprobs: Vec<TokenLogprob>,
 }
 
@@ -125,7 +125,7 @@ pub struct ErrorInfo {
     pub kind: ErrorKind,
     /// One sentence.
     pub message: String,
-    /// What was spent until then.
+    /// The tokens spent until then.
     pub usage: Usage,
 }
 
@@ -133,7 +133,7 @@ pub struct ErrorInfo {
 mod tests {
     use super::*;
 
-    /// The store writes an event by its place among them: another order is another format on disk.
+    /// The store writes an event's kind as its place in the enum, so another order would change the format on disk.
     #[test]
     fn events_have_the_places_that_stores_hold() {
         let info = ErrorInfo { kind: ErrorKind::Internal, message: String::new(), usage: Usage::default() };

@@ -11,7 +11,8 @@ pub type TokenId = u32;
 pub struct StreamId(pub u128);
 
 impl StreamId {
-    /// A fresh, unguessable id. Two UUIDs, since one has six bits that are fixed; turned, so that these do not meet.
+    /// A fresh, unguessable id. It combines two UUIDs, since six bits of a UUID are fixed. One of them is rotated, so
+    /// that their fixed bits do not coincide.
     pub fn random() -> Self {
         Self(uuid::Uuid::new_v4().as_u128() ^ uuid::Uuid::new_v4().as_u128().rotate_left(64))
     }
@@ -83,7 +84,7 @@ impl FromStr for EventId {
     }
 }
 
-/// Whose work this is. Streams, queues and prefix reuse are kept apart by it. 0 is the anonymous owner.
+/// The owner of some work. Streams, queues and prefix reuse are kept apart by it. 0 is the anonymous owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, serde::Serialize, serde::Deserialize)]
 pub struct Tenant(pub u64);
 
@@ -93,7 +94,7 @@ mod tests {
 
     #[test]
     fn every_bit_of_a_stream_id_is_random() {
-        // A bit that is fixed, as six of a UUID are, shows in 64 draws but for a chance of 2^-63.
+        // 64 draws reveal a fixed bit (a UUID has six). A free bit looks fixed with probability 2^-63.
         let (mut ones, mut zeros) = (0, 0);
         for _ in 0..64 {
             let StreamId(bits) = StreamId::random();

@@ -1,5 +1,5 @@
-//! The words every floor shares: ids, the request as it comes in and as it is once validated, and the events a
-//! generation is made of. Plain data; nothing here knows HTTP, a tokenizer or a tensor.
+//! The types that every floor shares: ids, the request as it comes in and as it is once validated, and the events of a
+//! generation. They are plain data; nothing here knows HTTP, a tokenizer or a tensor.
 
 mod chat;
 mod claim;

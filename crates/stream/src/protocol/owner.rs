@@ -1,31 +1,31 @@
-//! Whose a request is, and what that gives it: its share of the machine, its place in line, its limits. One owner per
-//! API key; without keys everybody is the one anonymous owner.
+//! The owner of a request, which decides its share of the machine, its place in line and its limits. There is one owner
+//! per API key; without keys every client is the one anonymous owner.
 
 use super::ids::Tenant;
 
-/// Weights from here ...
+/// The smallest weight.
 pub const WEIGHT_MIN: u32 = 1;
-/// ... to here.
+/// The largest weight.
 pub const WEIGHT_MAX: u32 = 1000;
 /// The most urgent priority; like vLLM's, a lower one goes first.
 pub const PRIORITY_MIN: i32 = -10;
 /// The least urgent priority.
 pub const PRIORITY_MAX: i32 = 10;
 
-/// Who may see, resume and cancel a stream, and on which terms its requests are served.
+/// A client that may see, resume and cancel its own streams, and the terms on which its requests are served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
-    /// What keeps its streams, its place in the queue and its prefixes apart from others'.
+    /// Keeps its streams, its place in the queue and its prefixes apart from other owners'.
     pub tenant: Tenant,
-    /// For people; never a secret.
+    /// A name for people to read; never a secret.
     pub name: String,
-    /// Whether it may see what is not its own.
+    /// Whether it may see what belongs to other owners.
     pub is_admin: bool,
     /// Its share of the machine while others want it too, relative to theirs.
     pub weight: u32,
-    /// Its requests' priority if they do not say, and the most urgent one they may ask for.
+    /// The priority of its requests that name none, and the most urgent one that they may ask for.
     pub priority: i32,
-    /// What it may use at most.
+    /// Its limits.
     pub limits: OwnerLimits,
 }
 
@@ -41,7 +41,7 @@ pub struct OwnerLimits {
 }
 
 impl Owner {
-    /// Everybody, where there are no keys. Whoever reaches such a server may do anything with it.
+    /// The one owner of a server without keys. Every client that reaches such a server may do anything with it.
     pub fn anonymous() -> Self {
         Self {
             tenant: Tenant(0),
@@ -54,7 +54,7 @@ impl Owner {
     }
 }
 
-/// On which terms a request waits.
+/// The terms on which a request waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct QueueTerms {
     /// Its owner's share while others wait too; from [`WEIGHT_MIN`] to [`WEIGHT_MAX`].

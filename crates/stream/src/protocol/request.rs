@@ -1,5 +1,5 @@
-//! A request twice: as a dialect understood it, and as it is once templated, tokenised and checked. The second type
-//! is the proof of the check: nothing past `service/` sees the first.
+//! The two forms of a request: as a dialect parsed it, and after it was templated, tokenised and checked. The second
+//! type proves that the check took place: nothing past `service/` sees the first.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,16 +12,16 @@ use super::field::Field;
 use super::ids::{StreamId, Tenant, TokenId};
 use super::owner::{Owner, QueueTerms};
 
-/// What every dialect turns its JSON into. Values may still break rules.
+/// Every dialect turns its JSON into this. Values may still break rules.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest {
     /// Whose request it is.
     pub owner: Arc<Owner>,
     /// The model asked for; `None` means the one that is served.
     pub model: Option<String>,
-    /// What to go on from.
+    /// The text to continue.
     pub prompt: Prompt,
-    /// How to draw tokens.
+    /// How to sample tokens.
     pub sampling: SamplingParams,
     /// When to end.
     pub stop: StopParams,
@@ -33,7 +33,7 @@ pub struct GenerateRequest {
     pub queue_timeout_ms: Option<u64>,
     /// What the model may call; only chats have tools.
     pub tools: Vec<Tool>,
-    /// Whether it may, or must.
+    /// Whether the model may call them, or must.
     pub tool_choice: ToolChoice,
     /// Whether one answer may have several calls.
     pub parallel_tool_calls: bool,
@@ -43,7 +43,7 @@ pub struct GenerateRequest {
     pub ending: PromptEnding,
     /// What the text must look like, whatever the model would rather say.
     pub constraint: Option<Constraint>,
-    /// The field that it came in, for errors.
+    /// The request's field that held the constraint, for error messages.
     pub constraint_param: &'static str,
     /// Where the constraint was made of tools, the rule of each with its field: one of them is to blame if it is none.
     pub constraint_tools: Vec<(Field, Constraint)>,
@@ -165,7 +165,7 @@ pub struct StopParams {
 pub enum OnDisconnect {
     /// Stop at once.
     Cancel,
-    /// Stop if nobody has come back after this many milliseconds.
+    /// Stop if no reader has come back after this many milliseconds.
     Linger {
         /// The grace time.
         grace_ms: u64,
@@ -180,7 +180,7 @@ pub enum OnDisconnect {
 pub struct ValidRequest {
     /// The name of its stream.
     pub id: StreamId,
-    /// Whose work it is.
+    /// Its owner.
     pub tenant: Tenant,
     /// At least one token, and shorter than the context.
     pub prompt: Vec<TokenId>,
@@ -192,43 +192,43 @@ pub struct ValidRequest {
     pub stop: StopParams,
     /// What to do when the last reader leaves.
     pub on_disconnect: OnDisconnect,
-    /// On which terms it waits.
+    /// The terms on which it waits.
     pub queue: QueueTerms,
-    /// What the text must look like.
+    /// The form that the text must have.
     pub constraint: Option<Constraint>,
-    /// A stream with the same prompt, submitted just before, whose computation of it this one is to share.
+    /// A stream with the same prompt, submitted just before. This request shares its computation of the prompt.
     pub leader: Option<StreamId>,
-    /// Where it stands, if it is not new.
+    /// How far it had come, if it resumes after its process or its worker was lost.
     pub resumed: Option<Resumed>,
 }
 
-/// A text to embed that keeps every rule: tokenised, within the context. Only `service::validate` makes them. Nothing is
-/// sampled from it and nothing of it is stored.
+/// A text to embed that keeps every rule: tokenised, within the context. Only `service::validate` makes one. No token
+/// is sampled from it, and no part of it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ValidInput {
-    /// Tells it from every other text and stream.
+    /// Distinguishes it from every other text and stream.
     pub id: StreamId,
-    /// Whose work it is.
+    /// Its owner.
     pub tenant: Tenant,
     /// At least one token, and at most as many as the context has.
     pub tokens: Vec<TokenId>,
-    /// On which terms it waits.
+    /// The terms on which it waits.
     pub queue: QueueTerms,
 }
 
-/// Where a request stands that goes on after the end of the process that it came to.
+/// How far a resumed request had come when the process that accepted it ended, or its worker was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Resumed {
-    /// So many tokens at the end of the prompt were sampled, and shown.
+    /// How many tokens at the end of the prompt were sampled earlier and shown to readers.
     pub num_emitted: usize,
-    /// Length of the text that was shown with them.
+    /// Length in bytes of the text that was shown with them.
     pub text_bytes: usize,
-    /// Tokens of the prompt that came from the prefix cache then, if a worker had begun on it.
+    /// Tokens of the prompt that came from the prefix cache then, if a worker had begun on the request.
     pub cached_tokens: Option<usize>,
 }
 
 impl ValidRequest {
-    /// Tokens of the prompt as it came.
+    /// Tokens of the prompt that the client sent.
     pub fn num_prompt_tokens(&self) -> usize {
         self.prompt.len() - self.resumed.map_or(0, |resumed| resumed.num_emitted)
     }

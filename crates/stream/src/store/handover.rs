@@ -1,21 +1,21 @@
-//! The hand-over from logs and table to the store's thread. Nobody waits here but that thread: callers hold the locks of
-//! the queue, of the table or of a lease, and a disk may stall for as long as it likes.
+//! The hand-over from logs and table to the store's thread. Callers that push a change never wait here: they hold the
+//! lock of the queue, of the table or of a lease, and a disk may stall for any length of time.
 //!
-//! Memory is bounded all the same, because the sources of changes stop before the room is used up:
+//! Memory is still bounded, because the sources of changes stop before the room is used up:
 //!
 //! ```text
-//! changes that wait:  0 ....... NUM_CHANGES_HIGH ....... NUM_CHANGES_MAX ....... + NUM_CHANGES_PER_STREAM for each stream
+//! changes that wait:  0 ....... NUM_CHANGES_HIGH ....... NUM_CHANGES_MAX ....... + NUM_CHANGES_PER_STREAM per stream
 //! workers             begin steps |  begin no step
 //! new streams         get a place                        | get no place
 //! accepted streams    always hand over
 //! ```
 //!
-//! Why the last line always has room: take the last moment at which at most [`NUM_CHANGES_MAX`] changes waited. Since then
-//! no stream has got a place and no step has begun. So everything that came since is of streams that had a place then, and
-//! each of them brings at most its beginning, one note of its place in line, what the step that was under way says of it
-//! (start, prompt, a token), its terminal event, and that it is forgotten, which [`Handover::push`] takes once for each
-//! stream. [`NUM_CHANGES_PER_STREAM`] is twice that. A change for which there is no room is a bug of ours. It is dropped,
-//! and the store fails as on a broken disk: streams go on in memory alone.
+//! Why the last line always has room: take the last moment at which at most [`NUM_CHANGES_MAX`] changes waited. Since
+//! then no stream has got a place and no step has begun. So every later change belongs to a stream that had a place
+//! then. Each such stream brings at most its beginning, one change of its place in line, the events of the step that
+//! was under way (start, prompt, a token), its terminal event, and its removal, which [`Handover::push`] takes once for
+//! each stream. [`NUM_CHANGES_PER_STREAM`] is twice that. A change for which there is no room is a bug of ours. It is
+//! dropped, and the store fails as on a broken disk: streams continue in memory alone.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,16 +29,16 @@ use crate::StreamLog;
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::StreamId;
 
-/// While more changes wait, workers begin no step.
+/// While more changes than this wait, workers begin no step.
 pub(super) const NUM_CHANGES_HIGH: usize = 8_192;
-/// While so many changes wait, no new stream gets a place.
+/// While this many changes or more wait, no new stream gets a place.
 pub(super) const NUM_CHANGES_MAX: usize = 16_384;
-/// Room beyond that for each stream which has a place.
+/// Room beyond that for each stream that has a place.
 pub(super) const NUM_CHANGES_PER_STREAM: usize = 16;
 
-/// Both ends of the hand-over, and how the store is.
+/// Both ends of the hand-over, and the state of the store.
 pub(crate) struct Handover {
-    /// A commit that takes longer is a disk that stalls.
+    /// While a commit takes longer than this, the disk counts as stalled.
     stall_time_max: Duration,
     /// Whether changes are still taken: not after the store was closed or has failed. Set under the lock.
     is_open: AtomicBool,
@@ -46,27 +46,27 @@ pub(crate) struct Handover {
     has_failed: AtomicBool,
     // A std mutex: it is held for operations on a queue and a set, and taken last of all locks.
     state: Mutex<HandoverState>,
-    /// For the store's thread: it has something to do.
+    /// Wakes the store's thread: there is work.
     has_work: Condvar,
-    /// For workers and for the end: fewer changes wait, or the thread has ended.
+    /// Wakes workers and a call of [`Handover::wait_ended`]: fewer changes wait, or the thread has ended.
     has_fewer: Condvar,
-    /// How many changes are durable, or as good as that.
+    /// How many changes are durable; `u64::MAX` once the thread has ended.
     num_durable: watch::Sender<u64>,
 }
 
 #[derive(Default)]
 struct HandoverState {
     changes: VecDeque<Change>,
-    /// Changes that were ever taken in, those that wait included.
+    /// Number of changes pushed so far, including those that wait.
     num_sent: u64,
     num_taken: u64,
-    /// Somebody waits for this many changes to be durable.
+    /// A caller waits for this many changes to be durable.
     flush_wanted: u64,
     /// Streams that may still bring changes.
     streams: HashSet<StreamId>,
-    /// Streams that are about to begin.
+    /// Places given out to streams that are about to begin.
     num_places: usize,
-    /// Changes that wait and say that a stream is forgotten: others of that stream may wait before it.
+    /// Number of waiting [`Change::Forget`]s: other changes of the same stream may wait before each.
     num_forgets: usize,
     /// When the commit under way began.
     commit_began: Option<Instant>,
@@ -82,7 +82,7 @@ struct HandoverState {
 pub struct StorePlace(Arc<Handover>);
 
 impl Handover {
-    /// Of a store that has these streams already.
+    /// The hand-over of a store that has these streams already.
     pub(super) fn new(streams: impl Iterator<Item = StreamId>, stall_time_max: Duration) -> Arc<Self> {
         let state = HandoverState { streams: streams.collect(), ..HandoverState::default() };
         Arc::new(Self {
@@ -104,7 +104,7 @@ impl Handover {
         self.has_failed.load(Ordering::SeqCst)
     }
 
-    /// Whether workers are to begin no step.
+    /// Whether workers must not begin a step.
     pub(crate) fn is_behind(&self) -> bool {
         self.is_open() && self.lock().is_behind()
     }
@@ -116,7 +116,7 @@ impl Handover {
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Changes that wait.
+    /// Number of changes that wait.
     pub(super) fn num_waiting(&self) -> usize {
         self.lock().changes.len()
     }
@@ -134,7 +134,7 @@ impl Handover {
         if self.is_open() { self.lock().check_room(self.stall_time_max) } else { Ok(()) }
     }
 
-    /// Places for so many new streams, or for none.
+    /// Reserves a place for each of `num_streams` new streams, or for none of them.
     ///
     /// # Errors
     /// As [`Self::check_room`].
@@ -147,7 +147,8 @@ impl Handover {
         Ok((0..num_streams).map(|_| StorePlace(self.clone())).collect())
     }
 
-    /// Hands a change over, in the order of the calls; nothing of a store that is closed or has failed. Never waits.
+    /// Hands a change over, in the order of the calls. Does nothing once the store is closed or has failed. Never
+    /// waits.
     pub(crate) fn push(&self, change: Change) {
         let mut state = self.lock();
         if !self.is_open() {
@@ -156,7 +157,7 @@ impl Handover {
         match &change {
             Change::Begin { record, .. } => drop(state.streams.insert(record.request.id)),
             Change::Forget { id } => {
-                // Once: its room is given back with it.
+                // Only once for each stream: the stream's room is given back with it.
                 if !state.streams.remove(id) {
                     return;
                 }
@@ -173,7 +174,7 @@ impl Handover {
         self.wake_thread(&state);
     }
 
-    /// Takes nothing more; returns whether this call was the one.
+    /// Takes no more changes; returns whether this call closed the hand-over.
     pub(super) fn close(&self) -> bool {
         let mut state = self.lock();
         let was_open = self.is_open.swap(false, Ordering::SeqCst);
@@ -186,7 +187,7 @@ impl Handover {
         was_open
     }
 
-    /// Blocks until the store's thread has ended; false if it has not after `time`.
+    /// Blocks until the store's thread has ended; false if it still runs after `time`.
     pub(super) fn wait_ended(&self, time: Duration) -> bool {
         let runs = |state: &mut HandoverState| !state.has_ended;
         let waited = self.has_fewer.wait_timeout_while(self.lock(), time, runs);
@@ -194,7 +195,7 @@ impl Handover {
         state.has_ended
     }
 
-    /// Waits until what was handed over before is durable, or will never be.
+    /// Waits until every change handed over before is durable, or never will be.
     pub(super) async fn flushed(&self) {
         let mut num_durable = self.num_durable.subscribe();
         let wanted = self.want_flush();
@@ -221,10 +222,10 @@ impl Handover {
     }
 }
 
-/// The end of the store's thread.
+/// The side that the store's thread uses.
 impl Handover {
-    /// The next change, waiting for it until `deadline`, or for ever without one; none earlier if somebody waits for what
-    /// was taken before.
+    /// The next change. Waits for it until `deadline`, or for ever without one. Returns `None` before the deadline if a
+    /// caller waits for the changes taken so far to be durable.
     pub(super) fn next(&self, deadline: Option<Instant>) -> Option<Change> {
         let mut state = self.lock();
         loop {
@@ -250,7 +251,7 @@ impl Handover {
         }
     }
 
-    /// What was taken is about to be written.
+    /// The thread is about to write the changes that it has taken.
     ///
     /// # Errors
     /// If a change found no room: then the file would lack it.
@@ -264,14 +265,14 @@ impl Handover {
         Ok(())
     }
 
-    /// What was taken is durable, and the logs know.
+    /// The changes taken are durable, and the logs have been told.
     pub(super) fn end_commit(&self) {
         let mut state = self.lock();
         state.commit_began = None;
         self.num_durable.send_replace(state.num_taken);
     }
 
-    /// Nothing more will be durable. Returns what waits.
+    /// The store has failed: no further change will be durable. Returns the changes that wait.
     pub(super) fn fail(&self) -> VecDeque<Change> {
         let mut state = self.lock();
         self.has_failed.store(true, Ordering::SeqCst);
@@ -281,7 +282,7 @@ impl Handover {
         std::mem::take(&mut state.changes)
     }
 
-    /// The thread is through.
+    /// The thread has ended.
     pub(super) fn end(&self) {
         self.lock().has_ended = true;
         self.has_fewer.notify_all();

@@ -1,4 +1,4 @@
-//! What is on disk, and reading it back.
+//! The format on disk, and reading it back.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,17 +17,17 @@ pub(super) const STREAMS: TableDefinition<'_, u128, &[u8]> = TableDefinition::ne
 pub(super) const EVENTS: TableDefinition<'_, (u128, u64), &[u8]> = TableDefinition::new("events");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
-/// Changes with every change of what is written.
+/// Increase it with every change of the format.
 const FORMAT: u64 = 2;
 
 /// A stream's beginning.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StreamRecord {
-    /// What was asked.
+    /// The request.
     pub request: ValidRequest,
-    /// When, by the log's clock.
+    /// When the stream was made, by the log's clock.
     pub created_ms: u64,
-    /// What the text follows from besides the request: the weights and how they are computed with.
+    /// Identifies everything else that the text depends on: the weights, and how they are computed with.
     pub fingerprint: u64,
 }
 
@@ -42,14 +42,14 @@ pub struct StoredStream {
 
 impl StoredStream {
     pub(super) fn num_bytes(&self) -> u64 {
-        // As written; what does not encode was never stored.
+        // Bytes as written; a value that does not encode was never stored.
         let record = postcard::to_stdvec(&self.record).map_or(0, |bytes| bytes.len());
         let entries = self.entries.iter().map(|e| postcard::to_stdvec(e).map_or(0, |bytes| bytes.len()));
         (record + entries.sum::<usize>()) as u64
     }
 }
 
-/// Ends a value with its checksum, and its key's: redb's own are looked at only when it repairs a file.
+/// Appends a checksum of the value and its key: redb checks its own checksums only when it repairs a file.
 pub(super) fn seal(id: StreamId, first: u64, mut bytes: Vec<u8>) -> Vec<u8> {
     let checksum = checksum(id.0, first, &bytes);
     bytes.extend_from_slice(&checksum.to_le_bytes());
@@ -70,16 +70,17 @@ fn checksum(id: u128, first: u64, bytes: &[u8]) -> u64 {
     hasher.digest()
 }
 
-/// What is at a path.
+/// A database that was opened, and what was read from it.
 pub(super) struct Opened {
     pub(super) database: Database,
     pub(super) epoch: Epoch,
-    /// Whether it has all that readers were shown.
+    /// Whether it has every event that readers were shown.
     pub(super) was_whole: bool,
     pub(super) stored: Vec<StoredStream>,
 }
 
-/// Opens the database. The epoch is a new one if an old file is not marked as whole, which is asked under its lock.
+/// Opens the database. If an existing file is not marked as whole, it gets a new epoch. `is_marked` is called under the
+/// database's lock.
 pub(super) fn open(path: &Path, is_marked: impl Fn() -> bool) -> Result<Opened> {
     let is_new = !path.exists();
     let failed = |e: &dyn std::fmt::Display| Error::io(path.display(), e);

@@ -1,8 +1,8 @@
-//! A disk that stalls when a test wants it: commits do not return, as an `fsync` that hangs, and do not fail either.
+//! A disk that stalls when a test asks for it: commits neither return nor fail, like an `fsync` that hangs.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Where commits pass.
+/// The gate that every commit passes.
 #[derive(Debug, Default)]
 pub(super) struct CommitGate {
     state: Mutex<GateState>,
@@ -16,12 +16,12 @@ struct GateState {
     is_reached: bool,
 }
 
-/// While it lives, no commit returns.
+/// While this value lives, no commit returns.
 #[derive(Debug)]
 pub struct DiskStall(Arc<CommitGate>);
 
 impl CommitGate {
-    /// Waits while it is shut.
+    /// Waits while the gate is shut.
     pub(super) fn pass(&self) {
         let mut state = self.lock();
         state.is_reached = true;

@@ -1,4 +1,4 @@
-//! A store against what was put into it, over reopening, damage and a full disk.
+//! Checks that a store keeps what was put into it, over reopening, damage and a full disk.
 
 use std::io::{Seek, SeekFrom, Write};
 
@@ -132,7 +132,7 @@ fn what_was_kept_is_there_after_reopening_and_goes_on() {
 #[tokio::test]
 async fn what_another_run_would_not_repeat_is_seen_once_it_is_durable() {
     let dir = tempfile::tempdir().unwrap();
-    // So long that nothing is written but what somebody waits for.
+    // The interval is so long that the store writes only changes that a caller or a reader waits for.
     let limits = StoreLimits { commit_interval: Duration::from_secs(3600), ..LIMITS };
     let (store, _) = StreamStore::open(dir.path(), limits).unwrap();
     let log = begin(&store, 1);
@@ -157,7 +157,7 @@ async fn a_stream_that_ends_while_its_first_events_are_written_is_shown_whole() 
         let log = begin(&store, id);
         log.append(Event::Queued { position: 0, wait_ms: None });
         let mut reader = log.reader(0);
-        // While the thread is somewhere within the first commit, another place each time.
+        // The thread is within the first commit now, at another point each time.
         for _ in 0..id * 50 {
             std::hint::spin_loop();
         }
@@ -221,7 +221,7 @@ async fn a_defect_of_the_database_costs_the_keeping_and_nothing_else() {
     before.append(Event::Queued { position: 0, wait_ms: None });
     before.accepted().await;
     assert!(store.was_whole() && !store.has_failed());
-    // Restored ones whose first change stands behind what breaks the thread.
+    // Restored streams whose first change waits behind the change that breaks the thread.
     let restored: Vec<_> = (2..200).map(|id| begin(&store, id)).collect();
     store.flushed().await;
     store.handover.push(Change::Run(Box::new(|| panic!("told to"))));
@@ -244,7 +244,7 @@ async fn a_defect_of_the_database_costs_the_keeping_and_nothing_else() {
     let (store, stored) = StreamStore::open(dir.path(), LIMITS).unwrap();
     assert!(!store.was_whole() && stored.len() == 199);
     assert_ne!(store.epoch(), epoch, "ids of what is not here must not name what will be");
-    // A process that ends before what cannot go on has ended leaves the same behind.
+    // A process that dies before it has ended the streams that cannot resume leaves the same state behind.
     drop(store);
     let (store, stored) = StreamStore::open(dir.path(), LIMITS).unwrap();
     assert!(!store.was_whole() && stored.len() == 199);
@@ -294,7 +294,7 @@ fn one_owners_streams_on_disk_are_not_pushed_out_by_another_ones() {
     let kept = |stored: &[StoredStream]| stored.iter().map(|s| s.record.request.id.0).collect::<Vec<_>>();
     let (store, stored) = StreamStore::open(dir.path(), limits).unwrap();
     assert_eq!((kept(&stored)[0], kept(&stored).last()), (0, Some(&25)), "{:?}", kept(&stored));
-    // The next process knows whose they are.
+    // The next process knows their owners.
     for id in 50..99 {
         let log = begin_as(&store, id, Tenant(9));
         for i in 0..5 {
@@ -345,7 +345,7 @@ fn a_damaged_file_is_an_error_that_names_it_or_is_read_as_it_was() {
             file.write_all(&[!bytes[at]]).unwrap();
         }
         drop(file);
-        // A panic within the database would be a bug of it; that it does not reach us is what counts.
+        // A panic within the database would be its own bug; this test requires that the panic does not reach us.
         match StreamStore::open(copy.path(), LIMITS) {
             Ok((_, stored)) if len > 0 => {
                 assert!(stored.iter().all(|s| whole.contains(s)), "length {len} flip {flip:?}: not as it was");

@@ -22,15 +22,15 @@ const NUM_CHANGES_PER_COMMIT_MAX: usize = 8_192;
 pub(super) struct StoreWriter {
     database: Database,
     path: PathBuf,
-    /// It goes with a failure.
+    /// Removed when the store fails.
     mark: WholeMark,
     limits: StoreLimits,
     handover: Arc<Handover>,
     gate: Arc<CommitGate>,
-    /// Live streams, to be told what is durable.
+    /// The logs of live streams, which are told what is durable.
     logs: HashMap<StreamId, Weak<StreamLog>>,
     streams: HashMap<StreamId, Stored>,
-    /// Of each owner: the bound is shared by owner and weight, as the table's is.
+    /// What each owner holds: owners share the bound by weight, as they share the table's.
     holdings: Holdings,
 }
 
@@ -40,7 +40,7 @@ struct Stored {
     num_bytes: u64,
 }
 
-/// One transaction's worth.
+/// The changes of one transaction.
 #[derive(Default)]
 struct Commit {
     /// Requests by stream.
@@ -48,7 +48,7 @@ struct Commit {
     /// By stream: the first event's number, and the events.
     events: HashMap<StreamId, (u64, Vec<u8>)>,
     forgotten: Vec<StreamId>,
-    /// Whose terminal event is in here.
+    /// Streams whose terminal event is in this transaction.
     ended: Vec<StreamId>,
     /// Events that readers wait for.
     awaited: Vec<(StreamId, u64)>,
@@ -83,7 +83,7 @@ impl StoreWriter {
 
     /// Commits until the store is closed, or fails.
     pub(super) fn run(&mut self) {
-        // Damage that opening did not find can show in an assertion of redb's.
+        // Damage that opening did not find can fail an assertion in redb.
         match catch_unwind(AssertUnwindSafe(|| self.commit_all())) {
             Ok(Ok(())) => {}
             Ok(Err(e)) => self.fail(&e),
@@ -105,7 +105,8 @@ impl StoreWriter {
         }
     }
 
-    /// Waits for a change, then takes what comes within the interval, or until somebody waits for what was taken.
+    /// Waits for a change, then takes further changes until the commit interval is over. Ends the interval early if a
+    /// reader or a caller waits for a change that was taken.
     fn gather(&mut self) -> Commit {
         let mut commit = Commit::default();
         let first = self.handover.next(None);
@@ -127,7 +128,7 @@ impl StoreWriter {
                 let id = record.request.id;
                 self.begin(id, record.request.tenant, record.request.queue.weight);
                 self.logs.insert(id, log);
-                // Plain data of ours always encodes.
+                // Our plain data always encodes.
                 let bytes = seal(id, 0, postcard::to_stdvec(&*record).expect("a request encodes"));
                 self.count(id, bytes.len() as u64);
                 commit.streams.push((id, bytes));
@@ -150,7 +151,7 @@ impl StoreWriter {
                     commit.ended.push(id);
                 }
             }
-            // Forgotten meanwhile.
+            // The stream was forgotten meanwhile. Its reader may still wait for the event.
             Change::Append { id, entry } => commit.awaited.push((id, entry.seq)),
             Change::Forget { id } => self.forget(id, commit),
             Change::MakeWhole => commit.makes_whole = true,
@@ -219,7 +220,7 @@ impl StoreWriter {
         Ok(())
     }
 
-    /// Tells the logs what is durable, and lets go of those that have ended.
+    /// Tells the logs what is durable, and drops the logs whose terminal event is written.
     fn tell(&mut self, commit: &Commit) {
         if commit.makes_whole
             && let Err(e) = self.mark.put().and_then(|()| self.mark.sync())
@@ -231,21 +232,21 @@ impl StoreWriter {
                 log.on_durable(*seq);
             }
         }
-        // By what was written, not by whether the log has ended: a fast one ends while its first events are written, and
-        // its readers still wait for the others.
+        // A log is dropped once its terminal event is written, not once the log has ended: a fast log ends while its
+        // first events are being written, and its readers still wait for the other events to be durable.
         for id in &commit.ended {
             self.logs.remove(id);
         }
         for id in &commit.forgotten {
-            // What it still has to say finds it gone, so nothing of it waits.
+            // The thread will not write further events of this stream, so its readers need not wait for them.
             if let Some(log) = self.logs.remove(id).and_then(|log| log.upgrade()) {
                 log.on_durable(u64::MAX);
             }
         }
     }
 
-    /// Nothing will be durable any more: readers get everything there is. First what is on disk is said not to be all:
-    /// the next process must not take it for what readers have seen.
+    /// No further change will be durable, so readers get every event in memory. Before that, the mark of a whole file
+    /// is removed: the next process must not take the file for everything that readers have seen.
     fn fail(&mut self, reason: &dyn Display) {
         let path = self.path.display();
         tracing::error!("{path}: {reason}; streams go on in memory alone and will not outlive the process");
@@ -260,9 +261,9 @@ impl StoreWriter {
         for log in self.logs.drain().filter_map(|(_, log)| log.upgrade()) {
             log.on_durable(u64::MAX);
         }
-        // Last, because a sick disk may take its time.
+        // This comes last, because a failing disk may be slow.
         match removed.and_then(|()| self.mark.sync()) {
-            // Of an earlier failure, which nothing has mended yet.
+            // `NotFound` is no error here: the mark is missing since an earlier failure that nothing has repaired yet.
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 let mark = self.mark.0.display();
                 tracing::error!("{mark}: {e}; remove it by hand, or the next process takes old streams for whole ones");

@@ -1,4 +1,4 @@
-//! A table against what was put into it, on invented time, and against an oracle that keeps a plain list.
+//! Checks a table, on invented time, against what was put into it and against an oracle that keeps a plain list.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,7 +17,7 @@ const LIMITS: TableLimits = TableLimits {
     feed_events_max: 9,
 };
 
-/// A log that says `now_ms` whenever it is asked.
+/// A log whose clock always says `now_ms`.
 fn log_at(id: u128, now_ms: u64, policy: OnDisconnect) -> Arc<StreamLog> {
     StreamLog::with_clock(StreamId(id), Tenant(1), policy, Arc::new(move || now_ms))
 }
@@ -149,14 +149,14 @@ fn the_list_shows_a_tenant_its_own_newest_first() {
     assert_eq!(table.live().len(), 2);
 }
 
-/// A log of `tenant`'s whose time is `now`.
+/// A log of `tenant` whose clock reads `now`.
 fn log_of(id: u128, tenant: u64, now: &Arc<AtomicU64>) -> Arc<StreamLog> {
     let now = now.clone();
     let clock = Arc::new(move || now.load(Ordering::Relaxed));
     StreamLog::with_clock(StreamId(id), Tenant(tenant), OnDisconnect::Detach, clock)
 }
 
-/// A stream of `tenant`'s that has ended at `ended_ms`.
+/// Inserts a stream of `tenant` that ended at `ended_ms`.
 fn insert_ended(table: &StreamTable, id: u128, tenant: u64, ended_ms: u64) -> Result<()> {
     let log = log_of(id, tenant, &Arc::new(AtomicU64::new(ended_ms)));
     table.insert(log.clone(), 1)?;
@@ -201,7 +201,7 @@ fn an_owner_whose_streams_all_run_is_refused_and_takes_nothing() {
     let refused = table.insert(log_at(5, 10, OnDisconnect::Detach), 1).expect_err("it has most, and all run");
     assert_eq!((refused.kind(), refused.retry_after_ms()), (ErrorKind::Overloaded, Some(RETRY_AFTER_MS)));
     assert_eq!(kind_of(&table, 1, 2), None);
-    // Another one with a larger weight has less than its part, and an owner without any stream always gets one.
+    // Another owner with a larger weight has less than its part, and an owner without any stream always gets one.
     let heavy = StreamLog::new(StreamId(6), Tenant(3), OnDisconnect::Detach);
     table.insert(heavy, 9).expect("the finished one makes way");
     assert_eq!(kind_of(&table, 1, 2), Some(ErrorKind::Expired));
@@ -253,13 +253,13 @@ struct Known {
     id: u128,
     tenant: u64,
     num_bytes: u64,
-    /// Its end, and which one that was.
+    /// The time of its end, which no other stream shares.
     ended: Option<u64>,
     is_seen_ended: bool,
     log: Arc<StreamLog>,
 }
 
-/// The rules, in the plainest way: everything is counted anew each time.
+/// The rules, written in the plainest way: it counts everything anew each time.
 #[derive(Debug, Default)]
 struct Oracle {
     streams: Vec<Known>,
@@ -276,7 +276,7 @@ const ORACLE_LIMITS: TableLimits = TableLimits {
     feed_events_max: 9,
 };
 
-/// Of owners 0 to 3.
+/// The weights of owners 0 to 3.
 const WEIGHTS: [u64; 4] = [1, 1, 2, 5];
 
 impl Oracle {
@@ -299,7 +299,7 @@ impl Oracle {
         self.streams.iter().filter(|s| s.tenant == tenant).filter_map(|s| Some((s.ended?, s.id))).min()
     }
 
-    /// Of those for which `amount` is largest per weight, the last: as the table breaks ties.
+    /// The owner with the largest `amount` per weight; of several, the last, as the table breaks ties.
     fn largest(&self, among: impl Fn(u64) -> bool, amount: impl Fn(u64) -> u64) -> Option<u64> {
         (0..4).filter(|t| among(*t)).max_by(|a, b| {
             let (of_a, of_b) = (amount(*a) * WEIGHTS[*b as usize], amount(*b) * WEIGHTS[*a as usize]);
@@ -360,7 +360,7 @@ impl Oracle {
         over.retain(|(ended, _)| now_ms - ended >= ORACLE_LIMITS.retention_ms);
         over.sort_unstable();
         over.into_iter().for_each(|(_, id)| self.evict(id));
-        // Its part is what it was when the sweep began.
+        // An owner's part is the one it had when the sweep began.
         let weights = self.weights();
         while self.sum() > ORACLE_LIMITS.num_bytes_max as u64 {
             let beyond = |t: u64| self.bytes_of(t) * weights > ORACLE_LIMITS.num_bytes_max as u64 * WEIGHTS[t as usize];
@@ -398,7 +398,7 @@ proptest! {
         let (table, mut oracle) = (StreamTable::new(ORACLE_LIMITS), Oracle::default());
         let now = Arc::new(AtomicU64::new(0));
         for (i, act) in acts.into_iter().enumerate() {
-            // A time for each act, so that no two streams end at once.
+            // Every act has a time of its own, so that no two streams end at once.
             let now_ms = now.fetch_add(1, Ordering::Relaxed) + 1;
             let num_streams = oracle.streams.len();
             match act {

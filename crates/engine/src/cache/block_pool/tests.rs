@@ -1,4 +1,5 @@
-//! The pool against a model that knows no lists: per block a reference count and a content, and a clock for the LRU.
+//! Checks the pool against a simple model without lists: a reference count and a content per block, and a clock for the
+//! LRU.
 
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -73,7 +74,7 @@ fn the_longest_unused_is_taken_first_and_of_a_prefix_the_end() {
     let mut b = compute(&mut pool, Tenant(0), &new).expect("room");
     pool.release_all(&mut a);
     pool.release_all(&mut b);
-    // Two unnamed ones first, then the end of the old prefix.
+    // The two unnamed blocks are taken first, then the end of the old prefix.
     for _ in 0..3 {
         pool.allocate().expect("room");
     }

@@ -1,8 +1,8 @@
-//! Compiled grammars that are kept, within bounds of number and memory, shared out by owner.
+//! Compiled grammars that are kept, within bounds of number and memory that owners share.
 //!
 //! An entry counts against the owner whose request compiled it; every owner may use it. When a bound is passed, the
 //! owner that holds the most loses its least recently used entry, so no owner can flush the entries of another. A
-//! grammar that some text uses is not dropped: it takes its memory in any case, and the next request finds it.
+//! grammar that a text uses is not dropped: its memory is in use anyway, and the next request can find it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ struct CachedGrammar {
     grammar: Arc<Grammar>,
 }
 
-/// What the cache may hold.
+/// Bounds of the cache.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CacheBounds {
     pub num_max: usize,
@@ -63,7 +63,7 @@ impl Cache {
         }
         let is_unused = |entry: &CachedGrammar| Arc::strong_count(&entry.grammar) == 1;
         let droppable = self.entries.iter().enumerate().filter(|(_, entry)| is_unused(entry));
-        // Of equal owners the one that comes first, which has the entry that was not used for longest.
+        // Of owners that hold equally much, the one whose entry was unused for longest loses it.
         droppable.rev().max_by_key(|(_, entry)| held[&entry.owner]).map(|(index, _)| index)
     }
 
@@ -77,5 +77,5 @@ impl Cache {
     }
 }
 
-/// What an entry weighs at least, beside its bytes: with it an owner of many small entries is told from one of few.
+/// Added to an entry's bytes, so that an owner of many small entries holds more than an owner of few.
 const ENTRY_BYTES: usize = 64 << 10;

@@ -1,9 +1,10 @@
 //! From a constraint to a parser at its beginning, within bounds of work.
 //!
-//! The library bounds what it does by counts of steps and states, but not everywhere: when it makes the lexer, it takes
-//! one step with each of the 256 bytes, and walks through the vocabulary with the larger terminals, without a bound on
-//! states and, for the first of the two, on steps. So both are tried out here before, on a lexer of our own with both
-//! bounds set. What passes the trial takes the library as much work again, and no more: the lexer is deterministic.
+//! The library bounds its work by counts of steps and states, but not everywhere. When it makes the lexer, it takes one
+//! step with each of the 256 bytes, and walks through the vocabulary with the larger terminals. Neither has a bound on
+//! states, and the first has no bound on steps. So this module first tries both out, on a lexer of our own with both
+//! bounds set. A grammar that passes the trial costs the library the same work again, and no more: the lexer is
+//! deterministic.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::AtomicBool;
@@ -25,28 +26,30 @@ use tallow_model::text::Tokenizer;
 use tallow_stream::error::{Error, Result};
 use tallow_stream::protocol::Constraint;
 
-/// Steps of each part of compiling: making the terminals, telling whether they can be satisfied, the first states.
+/// Most steps of each part of compiling: making the terminals, finding out whether they can be satisfied, the first
+/// states.
 const COMPILE_FUEL: u64 = 1_000_000;
-/// Steps of the lexer for one mask.
+/// Most steps of the lexer for one mask.
 const MASK_FUEL: u64 = 200_000;
-/// States of one text's lexer, one to two KB each.
+/// Most states of one text's lexer, one to two KB each.
 const LEXER_STATES_MAX: usize = 16_384;
-/// Items of one row of the parser: ways to go on at one place. A schema has four for each optional property that may come.
+/// Most items in one row of the parser, which are the ways to continue at one place. A schema has four for each
+/// optional property that may come.
 const ITEMS_IN_ROW_MAX: usize = 2000;
-/// Where the rules are a client's own: they may be ambiguous, and then a row costs the square of its items.
+/// The same for rules that a client wrote itself: they may be ambiguous, and then a row costs the square of its items.
 const ITEMS_IN_LARK_ROW_MAX: usize = 500;
-/// Items of all rows that one mask, or one run of forced text, makes.
+/// Most items in all rows that one mask, or one run of forced text, makes.
 const MASK_ITEMS_MAX: usize = 20_000;
-/// Symbols of a grammar. The library itself takes at most 65,525.
+/// Most symbols of a grammar. The library itself takes at most 65,525.
 const GRAMMAR_SIZE_MAX: usize = 60_000;
-/// From this weight on, the library walks through the vocabulary with a terminal before the first text.
+/// The library walks through the vocabulary with each terminal of more than this weight before the first text.
 const LARGE_TERMINAL: u32 = 1000;
 
-/// What is forced need not be sampled.
+/// Forced tokens need not be sampled.
 const CAPABILITIES: InferenceCapabilities =
     InferenceCapabilities { ff_tokens: true, conditional_ff_tokens: false, backtrack: false, fork: false };
 
-/// What compiles for the vocabulary of `tokenizer`.
+/// A factory that compiles grammars for the vocabulary of `tokenizer`.
 pub(super) fn factory(tokenizer: &Arc<Tokenizer>) -> Result<ParserFactory> {
     let environment = vocabulary::environment(tokenizer);
     let slices = SlicedBiasComputer::general_slices();
@@ -69,7 +72,7 @@ pub(super) fn factory(tokenizer: &Arc<Tokenizer>) -> Result<ParserFactory> {
 /// The grammar of `constraint`.
 ///
 /// # Errors
-/// [`tallow_stream::error::ErrorKind::InvalidRequest`] if it is none, or too much.
+/// [`tallow_stream::error::ErrorKind::InvalidRequest`] if it is not a valid grammar, or passes a bound.
 pub(super) fn grammar(constraint: &Constraint, factory: &ParserFactory) -> Result<Grammar> {
     let source = source::grammar(constraint)?;
     let mut limits = factory.limits().clone();
@@ -85,16 +88,17 @@ pub(super) fn grammar(constraint: &Constraint, factory: &ParserFactory) -> Resul
     let parser = factory.create_parser_from_init_ext(init, logger, CAPABILITIES, limits);
     let mut parser = Parser::new(parser.map_err(|e| wrong(explain::sentence(&format!("{e:#}"))))?);
     let lexer_bytes = parser.lexer_bytes();
-    // Whatever has no beginning is found here, and the first mask of every text is quicker for it.
+    // The first mask finds grammars that no text can begin, and makes the first mask of every text quicker.
     if !parser.is_complete() {
         parser.mask().map_err(wrong)?;
     }
-    // The parser's own tables, and the source as the cache keeps it, are of the order of the lexer's.
+    // The parser's own tables take about as much memory as the lexer. The source is counted too, since the cache keeps
+    // it.
     let num_bytes = 2 * lexer_bytes + source::num_bytes(constraint) + (16 << 10);
     Ok(Grammar { pristine: Mutex::new(parser), num_bytes, is_slow: AtomicBool::new(false) })
 }
 
-/// Does what the library does when it makes the lexer, with bounds.
+/// Does the same work as the library when it makes the lexer, but with bounds.
 ///
 /// # Errors
 /// [`tallow_stream::error::ErrorKind::InvalidRequest`] if a bound is passed.
@@ -104,7 +108,7 @@ fn try_out(mut lexer: LexerSpec, factory: &ParserFactory) -> Result<()> {
         lexer.add_extra_lexemes(&factory.extra_lexemes());
         lexer.to_regex_vec(&mut limits)
     }));
-    // Its only error is that the steps did not suffice.
+    // This fails only if the steps did not suffice.
     let mut states =
         made.map_err(|_| wrong(explain::too_complex("telling whether its terminals can be satisfied", COMPILE_FUEL)))?;
     let tried = catch_unwind(AssertUnwindSafe(|| {
@@ -116,7 +120,7 @@ fn try_out(mut lexer: LexerSpec, factory: &ParserFactory) -> Result<()> {
                 states.transition(start, byte);
             }
         }
-        // The library goes on with what is left of the first bound.
+        // The library continues with the steps that are left of the first bound.
         states.set_fuel(limits.initial_lexer_fuel);
         for index in (0..lexer.lexemes.len()).map(LexemeIdx::new) {
             if !states.has_error() && states.lexeme_weight(index) > LARGE_TERMINAL {

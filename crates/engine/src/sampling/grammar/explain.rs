@@ -1,6 +1,6 @@
-//! What the grammar library says, in words that mean something to a client. Where the library gives a reason as a type
-//! it is that type that is put into words; its sentences are kept, without its own names for things and without advice
-//! that only a caller of the library could follow.
+//! The grammar library's errors, in words that mean something to a client. If the library gives a reason as a type,
+//! this module puts that type into words. It keeps the library's sentences, but without the library's own names for
+//! things and without advice that only a caller of the library could follow.
 
 use std::fmt::Display;
 
@@ -9,7 +9,7 @@ use llguidance::api::StopReason;
 /// What a client can do about a grammar that needs too much.
 const SIMPLIFY: &str = "use fewer or shorter alternatives, counted repetitions and optional parts";
 
-/// The library's phrases that need other words: what it says, and what we say.
+/// The library's phrases that need other words: the library's phrase, and ours.
 const PHRASES: &[(&str, &str)] = &[
     ("<non-verbose/>", ""),
     (". Enable 'coerce_one_of' option to approximate oneOf with anyOf", ", anyOf is"),
@@ -36,7 +36,7 @@ const PHRASES: &[(&str, &str)] = &[
 /// The library's sentence in one line and plain words.
 pub(super) fn sentence(cause: &impl Display) -> String {
     let mut text = cause.to_string();
-    // A failed assertion comes with a backtrace, which is no client's business.
+    // A failed assertion comes with a backtrace, which clients must not see.
     if let Some(at) = text.find("\n<backtrace>") {
         text.truncate(at);
     }
@@ -48,7 +48,7 @@ pub(super) fn sentence(cause: &impl Display) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Why a parser stopped, with the library's own sentence where that says more than the reason.
+/// Why a parser stopped, with the library's own sentence if it says more than the reason.
 pub(super) fn stop(reason: StopReason, cause: &impl Display) -> String {
     match reason {
         StopReason::NoExtension | StopReason::NoExtensionBias => {
@@ -66,7 +66,7 @@ pub(super) fn stop(reason: StopReason, cause: &impl Display) -> String {
     }
 }
 
-/// A step of compiling that takes more than its bound.
+/// The message for a part of compiling that takes more steps than its bound.
 pub(super) fn too_complex(what: &str, most: u64) -> String {
     format!("{what} takes more than {most} steps; {SIMPLIFY}")
 }

@@ -1,4 +1,4 @@
-//! Where one text stands in its grammar.
+//! The place that one text has reached in its grammar.
 //!
 //! ```text
 //! start:   a copy of the compiled grammar, brought to where the text stands
@@ -7,9 +7,9 @@
 //! forced:  tokens that must follow, if any; the text takes them without sampling
 //! ```
 //!
-//! Which tokens are forced depends on where the text was when it was asked, since a text can be cut into tokens in more
-//! than one way. A text that goes on after the end of its process therefore walks through its tokens just as it came to
-//! them ([`Matcher::start`]).
+//! The same text can be cut into tokens in more than one way, so the forced tokens depend on the place at which the
+//! grammar was asked for them. A text that continues after the end of its process therefore repeats every earlier
+//! question, token by token ([`Matcher::start`]).
 
 use super::Grammar;
 use super::parser::Parser;
@@ -17,7 +17,7 @@ use crate::sampling::TokenMask;
 use tallow_stream::error::{Error, ErrorKind, Result};
 use tallow_stream::protocol::TokenId;
 
-/// A text's place in its grammar. Nothing in it is shared with another text.
+/// A text's place in its grammar. It shares nothing with another text.
 pub struct Matcher {
     parser: Parser,
     fast_forward: bool,
@@ -26,20 +26,20 @@ pub struct Matcher {
 /// What may come next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
-    /// One of these.
+    /// One of these tokens.
     Sample(TokenMask),
-    /// These, one after the other; the matcher has accepted them.
+    /// These tokens, one after the other; the matcher has accepted them.
     Forced(Vec<TokenId>),
-    /// Nothing: the text is complete.
+    /// No token: the text is complete.
     Complete,
 }
 
 impl Matcher {
-    /// The place behind `text`, and the tokens that must come there: those that are forced, if `fast_forward`, of
-    /// which a part may stand at the end of `text`.
+    /// The place after `text`, and with `fast_forward` the tokens that are forced there. If the first of those stand at
+    /// the end of `text` already, only the rest is returned.
     ///
     /// # Errors
-    /// If the text is none of this grammar, or the grammar is too complex for it.
+    /// If the text does not fit this grammar, or the grammar is too complex for it.
     pub fn start(grammar: &Grammar, text: &[TokenId], fast_forward: bool) -> Result<(Self, Vec<TokenId>)> {
         let mut matcher = Self { parser: grammar.parser(), fast_forward };
         let mut rest = text;
@@ -74,12 +74,12 @@ impl Matcher {
     /// Notes that `token` came.
     ///
     /// # Errors
-    /// If it may not, or the grammar is too complex.
+    /// If the token may not come, or the grammar is too complex.
     pub fn accept(&mut self, token: TokenId) -> Result<()> {
         self.parser.consume(&[token]).map_err(|e| failed(&e))
     }
 
-    /// Tokens that must come now, accepted; most often none.
+    /// Tokens that must come now; most often none. The matcher has accepted them.
     ///
     /// # Errors
     /// If the grammar is too complex.
@@ -94,7 +94,7 @@ impl Matcher {
         Ok(tokens)
     }
 
-    /// Whether the text is complete, and nothing can follow.
+    /// Whether the text is complete, so that no token can follow.
     pub fn is_complete(&self) -> bool {
         self.parser.is_complete()
     }

@@ -1,5 +1,6 @@
-//! Texts that keep to a grammar: a JSON schema, a regular expression, a grammar in Lark's notation, a choice. What such a
-//! thing means is llguidance's; here it is fitted to a model's vocabulary, compiled within bounds, and kept.
+//! Texts that keep to a grammar: a JSON schema, a regular expression, a grammar in Lark's notation, a choice.
+//! llguidance defines their meaning. This module fits them to a model's vocabulary, compiles them within bounds, and
+//! keeps them.
 //!
 //! ```text
 //! compile: in the cache?        -> it
@@ -10,10 +11,10 @@
 //! ```
 //!
 //! Work is bounded, not time: every compilation ends by itself, with the same outcome on a busy machine as on an idle
-//! one. Where it runs, and for how long a request waits for it, `service/` decides.
+//! one. `service/` decides where it runs, and how long a request waits for it.
 //!
-//! Every text gets a copy of the compiled grammar, lexer and all. Sharing the lexer's states between texts would save
-//! some work, but one text could then use up the states of all others, and a failure would be everybody's.
+//! Every text gets a copy of the compiled grammar, lexer included. Sharing the lexer's states between texts would save
+//! some work. But one text could then use up the states of all others, and a failure would hit all of them.
 
 mod cache;
 mod compile;
@@ -44,18 +45,18 @@ use tallow_stream::protocol::{Constraint, Tenant};
 /// Stack of a thread that compiles or matches: both recurse as deep as a grammar nests.
 pub const STACK_BYTES: usize = 32 << 20;
 
-/// How much grammars may take.
+/// The bounds of grammars.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GrammarLimits {
-    /// Compiled grammars that are kept. At least 1.
+    /// Most compiled grammars that are kept. At least 1.
     pub cached_max: usize,
-    /// Their memory.
+    /// Most memory of those.
     pub cached_bytes_max: usize,
-    /// Longest grammar, schema or expression as it comes.
+    /// Longest grammar, schema or expression, as the client sent it.
     pub source_bytes_max: usize,
-    /// Longest time that a request waits for its grammar. The compilation is bounded by itself.
+    /// Longest time that a request waits for its grammar. The compilation itself is bounded by its work.
     pub compile_time_max: Duration,
-    /// Compilations at once. At least 1; from 2 on, one is left to other owners.
+    /// Most compilations at once. At least 1. With 2 or more, one owner leaves at least one of them to other owners.
     pub compiling_max: usize,
 }
 
@@ -73,7 +74,7 @@ impl Default for GrammarLimits {
 
 /// A grammar, ready for texts.
 pub struct Grammar {
-    /// At the beginning.
+    /// The parser at the beginning of a text.
     pristine: Mutex<Parser>,
     num_bytes: usize,
     is_slow: AtomicBool,
@@ -112,7 +113,7 @@ pub struct GrammarCompiler {
     limits: GrammarLimits,
     metrics: Arc<Metrics>,
     tokenizer: Arc<Tokenizer>,
-    /// Made with the first grammar: most servers never see one.
+    /// Made when the first grammar comes: most servers never get one.
     factory: OnceLock<Result<ParserFactory>>,
     cache: Mutex<Cache>,
 }
@@ -124,7 +125,7 @@ impl GrammarCompiler {
         Arc::new(Self { limits, metrics, tokenizer, factory, cache })
     }
 
-    /// How much grammars may take.
+    /// The bounds of grammars.
     pub fn limits(&self) -> &GrammarLimits {
         &self.limits
     }
@@ -134,8 +135,8 @@ impl GrammarCompiler {
         self.cache().get(constraint)
     }
 
-    /// The grammar of `constraint`, compiled if need be on a thread of its own, for which this waits. For requests that
-    /// were accepted before; new ones take their turn (`Service`).
+    /// The grammar of `constraint`. If it must be compiled, this happens on a thread of its own, and the call waits for
+    /// it. Meant for requests that were accepted before; new requests wait for their turn (`Service`).
     ///
     /// # Errors
     /// As [`Self::compile_here`]; an I/O error if there is no thread.
@@ -152,12 +153,12 @@ impl GrammarCompiler {
         thread.join().unwrap_or_else(|_| Err(Error::internal("the grammar compiler hit a bug on this grammar")))
     }
 
-    /// The grammar of `constraint`, compiled on this thread if need be, which must have a stack of [`STACK_BYTES`].
-    /// The cache counts it against `owner`.
+    /// The grammar of `constraint`, compiled on this thread if need be. The thread must have a stack of
+    /// [`STACK_BYTES`]. The cache counts the grammar against `owner`.
     ///
     /// # Errors
-    /// [`tallow_stream::error::ErrorKind::InvalidRequest`] if it is malformed, unsupported, unsatisfiable, too large or too
-    /// complex.
+    /// [`tallow_stream::error::ErrorKind::InvalidRequest`] if it is malformed, unsupported, unsatisfiable, too large or
+    /// too complex.
     pub fn compile_here(&self, owner: Tenant, constraint: &Constraint) -> Result<Arc<Grammar>> {
         if let Some(grammar) = self.cached(constraint) {
             self.metrics.grammar_cache_hits.inc();

@@ -1,4 +1,4 @@
-//! llguidance's parser of one text, with its errors in our words. After an error it says the same for ever.
+//! llguidance's parser of one text, with its errors in our words. After an error, every call returns that error.
 
 use std::panic::AssertUnwindSafe;
 
@@ -9,7 +9,8 @@ use llguidance::toktrie::SimpleVob;
 use super::explain;
 use tallow_stream::protocol::TokenId;
 
-/// Memory of one text's lexer. Its states are bounded in number, and each step in work; this bounds what they come to.
+/// Most memory of one text's lexer. Other bounds limit the number of its states and the work of each step; this one
+/// limits the memory of all of them.
 const LEXER_BYTES_MAX: usize = 48 << 20;
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -27,7 +28,8 @@ impl Parser {
         Self { inner, failed: None }
     }
 
-    /// A text's own, at the same place. It shares nothing: one text could use up the states of all others.
+    /// A text's own parser, at the same place. It shares nothing with this one: otherwise one text could use up the
+    /// states of all others.
     pub(super) fn copy(&self) -> Self {
         Self { inner: self.inner.deep_clone(), failed: self.failed.clone() }
     }
@@ -53,7 +55,7 @@ impl Parser {
             inner.check_stop()?;
             Ok(num_dropped)
         })?;
-        // Only a terminal with `stop` may take back what came.
+        // Only a terminal with `stop` can take tokens back.
         if num_dropped == 0 { Ok(()) } else { Err(self.fail("tokens cannot be taken back".to_owned())) }
     }
 
@@ -62,7 +64,7 @@ impl Parser {
         self.run(|inner| Ok(inner.compute_ff_tokens()))
     }
 
-    /// Whether nothing can follow.
+    /// Whether no token can follow.
     pub(super) fn is_complete(&self) -> bool {
         self.failed.is_none() && self.inner.stopped()
     }

@@ -1,4 +1,4 @@
-//! From what a request asks for to what llguidance compiles.
+//! From a request's constraint to the grammar that llguidance compiles.
 
 use llguidance::JsonCompileOptions;
 use llguidance::api::TopLevelGrammar;
@@ -9,7 +9,7 @@ use super::shape::{self, ShapeBudget};
 use tallow_stream::error::{Error, ErrorKind, Result};
 use tallow_stream::protocol::Constraint;
 
-/// Bytes of a constraint as it comes.
+/// Bytes of a constraint as the client sent it.
 pub(super) fn num_bytes(constraint: &Constraint) -> usize {
     match constraint {
         Constraint::JsonObject => 0,
@@ -45,8 +45,8 @@ pub(super) fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar> {
     }
 }
 
-/// Separators as most of what models have read has them, and no other white space: a small model that may go on with
-/// blanks does so for ever.
+/// The separators are those of most texts that models were trained on. No other white space is allowed: a small model
+/// that may add blanks adds them for ever.
 fn json(schema: Value) -> Result<TopLevelGrammar> {
     let mut schema = match schema {
         Value::Bool(true) => Value::Object(serde_json::Map::new()),
@@ -59,7 +59,7 @@ fn json(schema: Value) -> Result<TopLevelGrammar> {
         whitespace_flexible: false,
         ..JsonCompileOptions::default()
     };
-    // In place of any that the schema brings: it could ask for more than its keywords say, or less.
+    // Replaces any options that the schema brings: they could make it ask for more or for less than its keywords say.
     options.apply_to(&mut schema);
     Ok(TopLevelGrammar::from_json_schema(schema))
 }

@@ -1,4 +1,5 @@
-//! Compiling and matching on the stub's vocabulary and on a small one: what is kept to, what is refused, what is kept.
+//! Compiling and matching on the stub's vocabulary and on a small one: which rules texts keep, which grammars are
+//! refused, and which are cached.
 
 use super::*;
 use crate::sampling::random_u64;
@@ -19,7 +20,7 @@ fn grammar(constraint: &Constraint) -> Arc<Grammar> {
     compiler(GrammarLimits::default()).compile(constraint).expect("it compiles")
 }
 
-/// A text that draws its tokens from whatever is allowed; `None` if it is not over after a thousand.
+/// A text that draws its tokens from the allowed ones; `None` if it does not end within a thousand.
 fn random_text(grammar: &Grammar, seed: u64, fast_forward: bool) -> Option<String> {
     let (mut matcher, mut tokens) = Matcher::start(grammar, &[], fast_forward).expect("a beginning");
     let mut position = 0;
@@ -58,7 +59,7 @@ fn every_kind_of_constraint_is_kept_to() {
         ),
         |t| is_json(t) && t.starts_with(r#"{"a": "#) && t.ends_with('}'),
     );
-    // A number may be beyond what a parser takes, so none is asked for.
+    // The schema has no numbers, since one could be too large for the parser.
     check(&schema(r#"{"type": ["string", "boolean", "null"]}"#), is_json);
     check(&Constraint::JsonObject, |t| t.starts_with('{') && t.ends_with('}'));
     check(&Constraint::Regex("[a-c]{3}-(x|yy)/?".to_owned()), |t| t.len() >= 5 && t.as_bytes()[3] == b'-');
@@ -155,7 +156,7 @@ fn few_patterns_are_put_together_for_one_text() {
 
 #[test]
 fn errors_are_in_words_of_ours() {
-    // Nothing of the model's vocabulary can begin a text of this.
+    // No token of the model's vocabulary can begin a text of this grammar.
     refused(&Constraint::Lark("start: /a/ & /b/".to_owned()), "");
     for (constraint, theirs) in [
         (Constraint::Lark("start: A\nA: /a/ & /b/".to_owned()), "NoExtension"),

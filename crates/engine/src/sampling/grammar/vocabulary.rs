@@ -1,8 +1,8 @@
-//! A model's vocabulary as llguidance sees it: a trie over the bytes of all tokens, and how the model would cut a text
-//! into them.
+//! A model's vocabulary in the form that llguidance needs: a trie over the bytes of all tokens, and how the model would
+//! cut a text into tokens.
 //!
-//! Control tokens are no text: they stand in the trie behind a byte that no text has, so that only a grammar that
-//! names one gets it. Tokens that begin with that byte themselves cannot come up in a text either, and are left out.
+//! Control tokens are no text. In the trie they begin with a byte that no text has, so that only a grammar that names
+//! one gets it. Other tokens that begin with that byte cannot be part of a text either, and are left out.
 
 use std::sync::Arc;
 
@@ -38,11 +38,11 @@ fn word(tokenizer: &Tokenizer, id: TokenId) -> Vec<u8> {
 }
 
 impl Vocabulary {
-    /// The tokens that the model would write `text` with, in the middle of other text.
+    /// The tokens that the model would use for `text` in the middle of other text.
     fn canonical(&self, text: &str) -> Vec<TokenId> {
         let tokens = self.tokenizer.encode_behind(text).unwrap_or_default();
         let bytes = tokens.iter().flat_map(|token| self.tokenizer.token_bytes(*token)).copied();
-        // A normaliser may change the text; what is forced must be the text itself.
+        // A normaliser may change the text, but the forced tokens must give the text itself.
         if bytes.eq(text.bytes()) { tokens } else { self.trie.greedy_tokenize(text.as_bytes()) }
     }
 }

@@ -1,4 +1,5 @@
-//! A disk that stalls: nobody waits for it who holds anything, memory stays bounded, and nothing is lost when it comes back.
+//! A disk that stalls: no caller that holds a lock waits for it, memory stays bounded, and no change is lost when the
+//! disk comes back.
 
 use std::sync::mpsc::sync_channel;
 
@@ -13,7 +14,7 @@ fn failure(message: &str) -> Event {
     Event::Error(ErrorInfo { kind: ErrorKind::Cancelled, message, usage })
 }
 
-/// A store whose disk stalls, with a commit that hangs, and the log of the stream in it.
+/// A store whose disk stalls with a commit under way, and the log of the stream in that commit.
 fn stalled(dir: &Path, limits: StoreLimits) -> (Arc<StreamStore>, DiskStall, Arc<StreamLog>) {
     let (store, _) = StreamStore::open(dir, limits).unwrap();
     let stall = store.stall();
@@ -36,7 +37,7 @@ fn a_disk_that_stalls_holds_up_workers_between_steps_and_nobody_else() {
     log.wait_for_disk(PATIENCE);
     let (go_on, told) = sync_channel(1);
     store.handover.push(Change::Run(Box::new(move || told.recv().unwrap())));
-    // More than a worker brings in a step, and none of it waits.
+    // These are more changes than a worker brings in a step, and no call waits.
     for i in 0..NUM_CHANGES_HIGH as u32 + 1000 {
         assert!(!log.is_held_up() || i + 1 >= NUM_CHANGES_HIGH as u32);
         log.append(token(i));
@@ -58,7 +59,8 @@ fn a_disk_that_stalls_holds_up_workers_between_steps_and_nobody_else() {
     assert_eq!(stored[0].entries.len(), NUM_CHANGES_HIGH + 1001);
 }
 
-/// Beyond 16,384 changes whoever brought more waited, with the lock of the queue, the table or a lease.
+/// Once 16,384 changes waited, a caller with a further one blocked while it held the lock of the queue, the table or a
+/// lease.
 #[test]
 fn what_was_accepted_is_always_handed_over_and_new_streams_are_refused() {
     let dir = tempfile::tempdir().unwrap();
@@ -80,7 +82,7 @@ fn what_was_accepted_is_always_handed_over_and_new_streams_are_refused() {
         log.append(failure("the generation was cancelled"));
     }
     let (forgotten, kept) = logs.split_at(logs.len() / 2);
-    // Twice, as a table that gives way may: it counts once.
+    // Forgets each stream twice, as a table that makes room may; it counts once.
     forgotten.iter().chain(forgotten).for_each(|log| store.forget(log.id()));
     let num_offered = NUM_CHANGES_HIGH + 1 + logs.len() * 5 + forgotten.len();
     assert!(num_offered > NUM_CHANGES_MAX + NUM_CHANGES_HIGH && store.num_waiting() == num_offered, "{num_offered}");
@@ -100,7 +102,8 @@ fn what_was_accepted_is_always_handed_over_and_new_streams_are_refused() {
     }
 }
 
-/// A source that does not stop is a bug of ours: it costs the keeping, and neither memory nor anybody's time.
+/// A source of changes that does not stop is a bug of ours. Then streams are no longer kept, but memory stays bounded
+/// and no caller waits.
 #[tokio::test]
 async fn a_change_without_room_ends_the_keeping_and_waits_for_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -138,7 +141,7 @@ async fn a_commit_that_takes_too_long_refuses_new_streams_until_it_is_over() {
     };
     assert!(refused.message().contains("a commit must take at most 0.005 s"), "{refused}");
     assert!(store.commit_time() > limits.stall_time_max);
-    // What was accepted goes on.
+    // An accepted stream continues.
     log.append(Event::Queued { position: 0, wait_ms: None });
     drop(stall);
     tokio::time::timeout(PATIENCE, flushed).await.expect("the first commit is over");
@@ -147,7 +150,7 @@ async fn a_commit_that_takes_too_long_refuses_new_streams_until_it_is_over() {
     tokio::time::timeout(PATIENCE, log.accepted()).await.expect("it is durable");
 }
 
-/// The interval would be an hour; whoever waits for what came is not made to.
+/// The commit interval is an hour; a caller that waits for a flush does not wait that long.
 #[tokio::test]
 async fn a_flush_does_not_wait_for_the_interval() {
     let dir = tempfile::tempdir().unwrap();

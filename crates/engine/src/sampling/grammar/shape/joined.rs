@@ -1,7 +1,7 @@
-//! What is put together for one text, by `allOf`, `$ref` and keywords beside them: how many patterns it would have to match at
-//! once, and how many ways there are to leave out properties. The library works both out before it counts its steps.
-//! Twenty patterns that do not fit each other take hundreds of megabytes, 1,500 optional properties with `minProperties`
-//! five gigabytes: each property that may be the one that is there is a rule with all the others.
+//! Bounds what `allOf`, `$ref` and the keywords beside them put together for one text: how many patterns the text must
+//! match at once, and how many ways there are to leave out properties. The library works both out before it counts its
+//! steps. Twenty patterns that do not fit each other take hundreds of megabytes; 1,500 optional properties with
+//! `minProperties` take five gigabytes, because each property makes a rule with each of the others.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -12,20 +12,20 @@ use serde_json::{Map, Value};
 /// Most patterns that one text may have to match.
 const PATTERNS_MAX: usize = 8;
 /// Most pairs of optional properties in all objects with `minProperties` or `maxProperties`. 140 such properties of one
-/// object are as many symbols as a grammar may have.
+/// object make as many symbols as a grammar may have.
 const PROPERTY_PAIRS_MAX: usize = 20_000;
-/// References within references that are followed.
+/// Most references within references that are followed.
 const DEPTH_MAX: usize = 16;
-/// Subschemas that are looked at; a schema that needs more for one place is refused.
+/// Most subschemas that are visited for one place; a schema that needs more is refused.
 const STEPS_MAX: usize = 20_000;
 
-/// What one text is put together from.
+/// The parts that one text is put together from.
 #[derive(Debug, Default, Clone, Copy)]
 struct Parts {
     num_patterns: usize,
-    /// Properties that are not required where they stand.
+    /// Properties that their own object does not require.
     num_optional: usize,
-    /// `minProperties` or `maxProperties` is among its keywords.
+    /// Whether `minProperties` or `maxProperties` is among its keywords.
     is_counted: bool,
 }
 
@@ -42,7 +42,8 @@ struct PieceCount<'a> {
     num_steps: usize,
 }
 
-/// Adds the schema `keywords` of the document `root`, which stands at `place`, to the pairs of properties of those before.
+/// Checks the schema `keywords`, which stands at `place` in the document `root`, and adds its pairs of properties to
+/// `property_pairs`.
 ///
 /// # Errors
 /// A sentence with the place, the bound and the value.
@@ -97,7 +98,8 @@ impl PieceCount<'_> {
                 }
                 ("minProperties" | "maxProperties", _) => sum.is_counted = true,
                 ("allOf", Value::Array(items)) => items.iter().for_each(|item| sum += self.parts(item, depth)),
-                // One of them, whichever: the most patterns. Each is put together with what stands beside it.
+                // Only one alternative applies, so the largest number of patterns counts. Optional properties add up,
+                // because each alternative is put together with the keywords beside it.
                 ("anyOf" | "oneOf", Value::Array(items)) => {
                     let mut all = Parts::default();
                     let mut num_patterns = 0;

@@ -1,10 +1,11 @@
-//! What a grammar in Lark's notation costs, by its text.
+//! The cost of a grammar in Lark's notation, from its text.
 //!
-//! Terminals stand for one another, so that twenty short ones can come to a million characters. Each is costed once, with
-//! those that it names put in. Of rules, each literal and expression is a terminal of its own.
+//! Terminals can contain one another, so twenty short ones can expand to a million characters. The cost of each is
+//! computed once, including the terminals that it names. In rules, each literal and each expression is a terminal of
+//! its own.
 //!
-//! This reads definitions, not the whole notation: what it does not know it takes for nothing, and the compiler's
-//! own parser says what is malformed.
+//! This module reads definitions, not the whole notation. Syntax that it does not know costs nothing here; the
+//! compiler's own parser reports malformed grammars.
 
 mod tokens;
 
@@ -14,7 +15,7 @@ use self::tokens::LarkToken;
 use super::regex::{self, CHARACTER, Cost, EMPTY};
 use super::{ShapeBudget, schema};
 
-/// Nested `%lark` and definitions that name one another in turn.
+/// Most nested `%lark` and definitions that name one another.
 const DEPTH_MAX: usize = 64;
 
 /// Checks `text`, whose expressions count against `budget`.
@@ -35,14 +36,14 @@ pub(in super::super) fn check(text: &str, budget: &mut ShapeBudget) -> Result<()
     Ok(())
 }
 
-/// Where a definition's body is, by its name. A nested grammar may have one of the same name: both count.
+/// Where the bodies of definitions are, by name. A nested grammar may have a definition of the same name: both count.
 type Definitions<'a> = HashMap<&'a str, Vec<(usize, usize)>>;
 
-/// From each line that begins a definition or a statement to the next.
+/// The ranges from each line that begins a definition or a statement to the next.
 fn sections(tokens: &[LarkToken<'_>]) -> Vec<(usize, usize)> {
     let mut starts = vec![0];
     for (at, token) in tokens.iter().enumerate() {
-        // A nested grammar's first definition may stand behind its bracket.
+        // A nested grammar's first definition may follow its bracket.
         if matches!(token, LarkToken::Line | LarkToken::Open('{')) && begins(&tokens[at + 1..]) {
             starts.push(at + 1);
         }
@@ -85,7 +86,7 @@ fn definitions<'a>(tokens: &[LarkToken<'a>]) -> Definitions<'a> {
 struct Reader<'a, 'b> {
     tokens: &'a [LarkToken<'a>],
     definitions: Definitions<'a>,
-    /// `None` while it is being worked out: a terminal that names itself is refused by the compiler.
+    /// `None` while a cost is being computed: the compiler refuses a terminal that names itself.
     costs: HashMap<&'a str, Option<Cost>>,
     budget: &'b mut ShapeBudget,
 }
@@ -100,7 +101,7 @@ impl<'a> Reader<'a, '_> {
             Some((name, skip)) => {
                 let head = &self.tokens[start..start + skip];
                 let cost = self.expansions(start + skip, end, 0)?.check().map_err(|e| format!("rule `{name}`: {e}"))?;
-                // With a bracket behind its name, a rule can be one terminal; else its parts are.
+                // A rule with a bracket after its name can be one terminal; otherwise each of its parts is one.
                 let is_one = head.iter().any(|token| matches!(token, LarkToken::Open('[')));
                 let parts = self.parts(start + skip, end)?;
                 self.budget.spend(if is_one { &cost } else { &parts }, &format_args!("rule `{name}`"))
@@ -112,7 +113,7 @@ impl<'a> Reader<'a, '_> {
         }
     }
 
-    /// The cost of a terminal with all that it names.
+    /// The cost of a terminal, including the terminals that it names.
     fn terminal(&mut self, name: &'a str, depth: usize) -> Result<Cost, String> {
         if let Some(known) = self.costs.get(name) {
             return Ok(known.unwrap_or(EMPTY));
@@ -132,7 +133,7 @@ impl<'a> Reader<'a, '_> {
         Ok(cost)
     }
 
-    /// What the literals and expressions of a rule cost, each on its own.
+    /// The cost of the literals and expressions of a rule, each on its own.
     fn parts(&mut self, start: usize, end: usize) -> Result<Cost, String> {
         let mut sum = EMPTY;
         for at in start..end {
@@ -152,7 +153,8 @@ impl<'a> Reader<'a, '_> {
         loop {
             let token = (at < end).then(|| &self.tokens[at]);
             if matches!(token, None | Some(LarkToken::Or | LarkToken::And)) {
-                // From behind, for the heads of all that follows.
+                // Goes from the last part to the first, because the heads of a part include those of the parts after
+                // it.
                 let behind = sequence.drain(..).rev().fold(EMPTY, |behind, part: Cost| part.then(behind));
                 all = Some(all.map_or(behind, |all| all.and(behind)));
                 if !matches!(token, Some(LarkToken::And)) {
@@ -171,7 +173,7 @@ impl<'a> Reader<'a, '_> {
         }
     }
 
-    /// One atom and what repeats it, and where the next begins.
+    /// The cost of one atom and its repetitions, and where the next atom begins.
     fn expression(&mut self, start: usize, end: usize, depth: usize) -> Result<(Cost, usize), String> {
         if depth > 2 * DEPTH_MAX {
             return Err(format!("it must nest at most {DEPTH_MAX} brackets and names"));
@@ -211,7 +213,7 @@ impl<'a> Reader<'a, '_> {
     }
 }
 
-/// Terminals are in capitals.
+/// Whether it is a terminal: their names are in capitals.
 fn is_terminal(name: &str) -> bool {
     name.trim_start_matches('_').starts_with(|c: char| c.is_ascii_uppercase())
 }

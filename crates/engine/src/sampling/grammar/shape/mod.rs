@@ -1,10 +1,9 @@
-//! Constraints that are refused before they are compiled, by their shape.
+//! Refuses constraints before they are compiled, by their shape.
 //!
-//! The compiler bounds its own work by counting steps, and looks at the count between two operations. A single operation
+//! The compiler bounds its own work by counting steps, and checks the count between two operations. A single operation
 //! can be far larger than the bound: one derivative of thousands of optional parts in a row, one product of two long
-//! lists of alternatives, one terminal that stands for another a thousand times. What follows here is a bound on the
-//! size of one operation, worked out in one pass over the source, and every refusal names the keyword or the
-//! terminal, the bound and the value.
+//! lists of alternatives, one terminal that contains another a thousand times. This module bounds the size of one
+//! operation, in one pass over the source. Every refusal names the keyword or the terminal, the bound and the value.
 
 mod joined;
 pub(super) mod lark;
@@ -13,23 +12,23 @@ pub(super) mod schema;
 
 use std::fmt::Display;
 
-/// Expressions of one constraint may come to this together; each on its own as well.
+/// The cost of all expressions of one constraint so far.
 #[derive(Debug, Default)]
 pub(super) struct ShapeBudget {
     steps: u64,
     classes: u64,
 }
 
-/// What one derivative of all expressions may cost, in expressions that are looked at.
+/// Most steps for one derivative of all expressions. A step is one expression that the compiler looks at.
 pub(super) const STEPS_MAX: u64 = 250_000;
-/// Unicode classes (`\w`, `\p{..}`) in all expressions. Each becomes several hundred ranges of bytes.
+/// Most Unicode classes (`\w`, `\p{..}`) in all expressions. Each becomes several hundred ranges of bytes.
 pub(super) const UNICODE_CLASSES_MAX: u64 = 512;
 
 impl ShapeBudget {
     /// Adds an expression's cost.
     ///
     /// # Errors
-    /// A sentence, if that is too much.
+    /// A sentence, if the sum passes a bound.
     pub(super) fn spend(&mut self, cost: &regex::Cost, place: &dyn Display) -> Result<(), String> {
         self.steps = self.steps.saturating_add(cost.steps);
         self.classes = self.classes.saturating_add(cost.classes);

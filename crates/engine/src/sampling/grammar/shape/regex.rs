@@ -1,7 +1,8 @@
-//! What a regular expression costs, by its syntax tree.
+//! The cost of a regular expression, from its syntax tree.
 //!
-//! The compiler takes derivatives: what remains of the expression after one character. The derivative of a sequence is
-//! that of its first part and, while the parts before can be empty, that of each part behind:
+//! The compiler takes derivatives. The derivative of an expression is what remains of it after one character. The
+//! derivative of a sequence consists of that of its first part and, while the parts before can be empty, that of each
+//! following part:
 //!
 //! ```text
 //! heads(ab)  = heads(a)               if a cannot be empty
@@ -9,39 +10,39 @@
 //! steps(ab)  = steps(a) + steps(b) + heads(ab)
 //! ```
 //!
-//! So `x?` a thousand times costs a thousand heads a thousand times, and this is what has to be bounded: the compiler
-//! looks at its own count only when a derivative is done.
+//! So `x?` a thousand times costs a thousand heads a thousand times. This product must be bounded, since the compiler
+//! checks its own count only when a derivative is done.
 
 use regex_syntax::ast::parse::ParserBuilder;
 use regex_syntax::ast::{
     Ast, ClassPerlKind, ClassSet, ClassSetBinaryOp, ClassSetItem, Repetition, RepetitionKind, RepetitionRange,
 };
 
-/// Brackets within brackets: parsers recurse.
+/// Most brackets within brackets: parsers recurse.
 pub(in super::super) const NESTING_MAX: u32 = 128;
-/// Alternatives that can come first at one place.
+/// Most alternatives that can come first at one place.
 const HEADS_MAX: u64 = 4_096;
-/// A repeated text that must come, in characters: all of it is forced into a text at once.
+/// Most characters of a repeated text that must come: the grammar forces all of it at once.
 const FORCED_MAX: u64 = 10_000;
-/// A member of a class beyond ASCII, in alternatives of first bytes: at most so many.
+/// Most alternatives of first bytes that a class member beyond ASCII makes.
 const WIDE_HEADS: u64 = 4;
-/// A Unicode class: about so many.
+/// About how many alternatives of first bytes a Unicode class makes.
 const UNICODE_HEADS: u64 = 48;
-/// Heads of a trie: alternatives that begin with a literal are merged by their first byte.
+/// Most heads of a trie: alternatives that begin with a literal are merged by their first byte.
 const TRIE_HEADS_MAX: u64 = 256;
 
-/// What an expression, or a part of one, costs.
+/// The cost of an expression, or of a part of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) struct Cost {
-    /// Whether it matches nothing at all.
+    /// Whether it matches the empty text.
     is_nullable: bool,
     /// Alternatives that can come first.
     pub(super) heads: u64,
-    /// Expressions that one derivative looks at.
+    /// How many expressions one derivative looks at.
     pub(super) steps: u64,
     /// Unicode classes.
     pub(super) classes: u64,
-    /// Characters that must come and are known, if it is nothing else.
+    /// How many characters it consists of, if it matches exactly one text.
     forced: Option<u64>,
 }
 
@@ -51,7 +52,7 @@ const CLASS: Cost = Cost { forced: None, ..CHARACTER };
 
 impl Cost {
     fn class(wide: u64, unicode: u64) -> Self {
-        // However many members there are, what comes of them is at most 256 first bytes.
+        // However many members there are, they make at most 256 first bytes.
         let heads = (1 + WIDE_HEADS * wide + UNICODE_HEADS * unicode).min(256);
         Self { heads, steps: 1 + wide + unicode, classes: unicode, ..CLASS }
     }
@@ -78,7 +79,7 @@ impl Cost {
         }
     }
 
-    /// One or the other.
+    /// Either one.
     pub(super) fn or(self, other: Self) -> Self {
         Self {
             is_nullable: self.is_nullable || other.is_nullable,
@@ -89,7 +90,7 @@ impl Cost {
         }
     }
 
-    /// Both at once: each of the one's heads meets each of the other's.
+    /// Both at once: each head of one meets each head of the other.
     pub(super) fn and(self, other: Self) -> Self {
         let heads = self.heads.max(1).saturating_mul(other.heads.max(1));
         Self {
@@ -101,13 +102,13 @@ impl Cost {
         }
     }
 
-    /// What it does not match: its heads are made disjoint, each against each.
+    /// The texts that it does not match: the compiler makes its heads disjoint, each against each other.
     pub(super) fn not(self) -> Self {
         let pairs = self.heads.saturating_mul(self.heads);
         Self { is_nullable: true, heads: pairs.min(256), steps: self.steps.saturating_add(pairs), forced: None, ..self }
     }
 
-    /// So many times.
+    /// Repeated from `min` to `max` times.
     pub(super) fn repeated(self, min: u64, max: Option<u64>) -> Self {
         Self {
             is_nullable: min == 0 || self.is_nullable,
@@ -117,10 +118,10 @@ impl Cost {
         }
     }
 
-    /// Whether a part of this cost is too much on its own.
+    /// Checks that no part of this cost is too large on its own.
     ///
     /// # Errors
-    /// A sentence about it.
+    /// A sentence that names the bound and the value.
     pub(super) fn check(self) -> Result<Self, String> {
         let Self { heads, forced, .. } = self;
         if heads > HEADS_MAX {
@@ -133,10 +134,10 @@ impl Cost {
     }
 }
 
-/// What `pattern` costs.
+/// The cost of `pattern`.
 ///
 /// # Errors
-/// A sentence, if it is malformed, nests too deeply, or one of its parts is too much on its own.
+/// A sentence, if it is malformed, nests too deeply, or one of its parts is too large on its own.
 pub(in super::super) fn cost(pattern: &str) -> Result<Cost, String> {
     let parsed = ParserBuilder::new().nest_limit(NESTING_MAX).build().parse(pattern);
     of(&parsed.map_err(|e| e.kind().to_string())?)
@@ -157,7 +158,7 @@ fn of(ast: &Ast) -> Result<Cost, String> {
         Ast::Group(group) => of(&group.ast),
         Ast::Alternation(alternation) => alternatives(&alternation.asts),
         Ast::Concat(concat) => {
-            // From behind, for the heads of all that follows.
+            // Goes from the last part to the first, because the heads of a part include those of the parts after it.
             let parts = concat.asts.iter().rev();
             let cost = parts.map(of).try_fold(EMPTY, |behind, part| part.map(|part| part.then(behind)))?;
             cost.check()
@@ -198,7 +199,7 @@ fn begins_with_literal(ast: &Ast) -> bool {
     }
 }
 
-/// Members of a class beyond ASCII, and Unicode classes among them.
+/// How many members of a class are beyond ASCII, and how many are Unicode classes.
 fn members(set: &ClassSet) -> (u64, u64) {
     match set {
         ClassSet::BinaryOp(ClassSetBinaryOp { lhs, rhs, .. }) => {

@@ -1,4 +1,4 @@
-//! What a JSON schema costs, by its keywords.
+//! The cost of a JSON schema, from its keywords.
 
 use std::fmt;
 
@@ -6,22 +6,25 @@ use serde_json::{Map, Value};
 
 use super::{ShapeBudget, joined, regex};
 
-/// A multiple is told by its remainder, which is a state of its own. One digit at a time, each state has ten more.
+/// Largest `multipleOf`, with the decimal point left out. A multiple is recognised by its remainder, digit by digit:
+/// each remainder is a state of its own, which leads to ten more.
 const MULTIPLE_OF_MAX: u64 = 10_000;
-/// Digits behind the decimal point of `multipleOf`.
+/// Most digits after the decimal point of `multipleOf`.
 const DECIMALS_MAX: u32 = 6;
-/// Patterns in all `patternProperties`: the compiler tries each pair for a name that both match.
+/// Most patterns in all `patternProperties`: the compiler tests each pair for a name that both match.
 const PATTERNS_MAX: usize = 32;
-/// Pairs of such patterns, times the places (`allOf`, `$ref`) where objects are put together and are tried again.
+/// Most pairs of such patterns, times the places (`allOf`, `$ref`) where objects are put together: each pair is tested
+/// again at each place.
 const PATTERN_PAIRS_MAX: usize = 20_000;
-/// Characters of property names beside `patternProperties`, times the steps of the patterns: each is matched with each.
+/// Most characters of property names beside `patternProperties`, times the steps of the patterns: each name is matched
+/// with each pattern.
 const NAME_STEPS_MAX: u64 = 1_000_000;
-/// Subschemas, times alternatives that they are put together with: each pair is copied.
+/// Most subschemas, times the alternatives that they are put together with: each pair is copied.
 const PRODUCT_MAX: usize = 4_000_000;
-/// Pairs of `oneOf`: each is looked at, whether a value could satisfy both.
+/// Most pairs of alternatives of `oneOf`: the compiler tests for each pair whether a value could satisfy both.
 const ONE_OF_PAIRS_MAX: usize = 500_000;
 
-/// Keywords whose value is no schema and says nothing of the texts.
+/// Keywords whose value is no schema and does not restrict the texts.
 const ANNOTATIONS: [&str; 5] = ["default", "examples", "description", "title", "$comment"];
 /// Keywords that are put together with those beside them.
 const APPLICATORS: [&str; 6] = ["$ref", "allOf", "anyOf", "oneOf", "enum", "const"];
@@ -36,7 +39,7 @@ pub(in super::super) fn check(schema: &Value, budget: &mut ShapeBudget) -> Resul
     walk.tally.check()
 }
 
-/// Where a keyword stands.
+/// The place of a keyword in the document.
 struct KeywordPlace<'a> {
     parent: Option<&'a KeywordPlace<'a>>,
     name: &'a str,
@@ -70,7 +73,7 @@ struct SchemaTally {
     pattern_steps: u64,
     name_chars: u64,
     one_of_pairs: usize,
-    /// The least common multiple of all `multipleOf`, with the decimal point left out, and their decimals.
+    /// The least common multiple of all `multipleOf`, with the decimal point left out, and its number of decimals.
     multiple: Option<(u64, u32)>,
 }
 
@@ -127,7 +130,7 @@ struct SchemaWalk<'a> {
 }
 
 impl SchemaWalk<'_> {
-    /// A schema, or anything that can have one inside.
+    /// Visits a schema, or any value that can contain one.
     fn subschema(&mut self, value: &Value, place: &KeywordPlace<'_>) -> Result<(), String> {
         match value {
             Value::Object(keywords) => self.object(keywords, place),
@@ -148,7 +151,7 @@ impl SchemaWalk<'_> {
         if applied > 1 || (applied == 1 && others) {
             self.tally.num_joined += 1;
         }
-        // A reference that stands alone is compiled where it leads.
+        // A reference that stands alone needs no check here: the schema that it leads to is checked at its own place.
         if ["allOf", "minProperties", "maxProperties"].iter().any(|name| keywords.contains_key(*name))
             || (applied > 0 && others)
             || applied > 1
@@ -208,18 +211,18 @@ impl SchemaWalk<'_> {
         }
     }
 
-    /// A value becomes schemas of its parts.
+    /// Counts a constant: the compiler turns it into schemas of its parts.
     fn constant(&mut self, value: &Value) {
         match value {
             Value::Array(items) => items.iter().for_each(|item| self.constant(item)),
             Value::Object(fields) => fields.values().for_each(|field| self.constant(field)),
             _ => {}
         }
-        // Plain values are no more than a text each.
+        // A plain value is only a text.
         self.tally.num_schemas += usize::from(value.is_array() || value.is_object());
     }
 
-    /// Steps of the pattern.
+    /// Spends the cost of the pattern; returns its steps.
     fn pattern(&mut self, pattern: &str, place: &KeywordPlace<'_>) -> Result<u64, String> {
         let cost = regex::cost(pattern).map_err(|e| format!("`{place}`: {e}"))?;
         self.budget.spend(&cost, &format_args!("`{place}`"))?;
@@ -247,12 +250,12 @@ impl SchemaWalk<'_> {
     }
 }
 
-/// A number's digits without the decimal point, and how many stand behind it; `None` if those are too many.
+/// A number's digits without the decimal point, and how many of them come after it; `None` if those are too many.
 fn decimal(number: f64) -> Option<(u64, u32)> {
     let mut scaled = number.abs();
     for decimals in 0..=DECIMALS_MAX {
         if scaled.fract() == 0.0 {
-            // Beyond 2^64 it is the largest.
+            // The cast saturates beyond 2^64.
             return Some((scaled as u64, decimals));
         }
         scaled *= 10.0;
@@ -260,7 +263,7 @@ fn decimal(number: f64) -> Option<(u64, u32)> {
     None
 }
 
-/// With as many decimals as the one that has more.
+/// The least common multiple, with as many decimals as the number that has more of them.
 fn common_multiple((a, a_decimals): (u64, u32), (b, b_decimals): (u64, u32)) -> (u64, u32) {
     let decimals = a_decimals.max(b_decimals);
     let a = a.saturating_mul(10u64.pow(decimals - a_decimals));

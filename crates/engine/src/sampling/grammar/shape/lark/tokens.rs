@@ -1,4 +1,4 @@
-//! Lark's notation cut into what matters for its cost.
+//! Lark's notation, cut into the tokens that matter for its cost.
 
 use serde_json::Value;
 
@@ -10,7 +10,7 @@ pub(super) enum LarkToken<'a> {
     Regex(&'a str),
     /// `%json {...}`
     Schema(Value),
-    /// Characters of what `%regex {...}` cuts texts out of.
+    /// Characters of the text that `%regex {...}` takes its parts from.
     Chunks(u64),
     /// `%ignore` and the like.
     Statement,
@@ -33,7 +33,7 @@ pub(super) enum LarkToken<'a> {
 /// The tokens of `text`.
 ///
 /// # Errors
-/// If the JSON behind `%json`, `%regex` or `%llguidance` is none.
+/// If `%json`, `%regex` or `%llguidance` is not followed by valid JSON.
 pub(super) fn read(text: &str) -> Result<Vec<LarkToken<'_>>, String> {
     let mut tokens = Vec::new();
     let mut rest = text;
@@ -78,7 +78,8 @@ fn regex(rest: &str) -> (Option<LarkToken<'_>>, usize) {
     (Some(LarkToken::Regex(inside)), len + flags)
 }
 
-/// Characters up to the next `quote` without a backslash before it, and bytes with both quotes.
+/// The number of characters up to the next `quote` without a backslash before it, and the number of bytes including
+/// both quotes.
 fn quoted(rest: &str, quote: char) -> (u64, usize) {
     let (mut num_chars, mut is_escaped) = (0, false);
     for (at, c) in rest.char_indices().skip(1) {
@@ -111,7 +112,7 @@ fn statement(rest: &str) -> Result<(Option<LarkToken<'_>>, usize), String> {
             };
             Ok((Some(token), word + values.byte_offset()))
         }
-        // A nested grammar's definitions are read as if they stood here.
+        // The definitions of a nested grammar are read as part of the outer one.
         "%lark" => Ok((None, word)),
         "%if" => Ok((Some(LarkToken::Other), word)),
         _ => Ok((Some(LarkToken::Statement), word)),
@@ -155,7 +156,7 @@ pub(super) fn close(tokens: &[LarkToken<'_>], open: usize, end: usize) -> usize 
     end
 }
 
-/// What repeats the atom before, and of how many tokens it is: `*`, `~ 2..5`, `{2,5}`.
+/// The repetition of the atom before, and how many tokens it has: `*`, `~ 2..5`, `{2,5}`.
 pub(super) fn repetition(tokens: &[LarkToken<'_>]) -> Option<(u64, Option<u64>, usize)> {
     match tokens {
         [LarkToken::Operator('*'), ..] => Some((0, None, 1)),
