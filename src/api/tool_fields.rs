@@ -151,12 +151,21 @@ pub(crate) fn grammar(format: Option<&Value>, path: &str) -> Result<Option<Const
     }
 }
 
+/// How a tool is written in JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ToolForm {
+    /// Its parts stand in an object under its type, as in Chat Completions.
+    Nested,
+    /// They stand beside its type, as in Responses.
+    Flat,
+}
+
 /// What `tool_choice` asks for, and the names of the tools that it leaves, if it says so. A tool of a type that is not offered
 /// here is nobody's to choose: the model does.
 ///
 /// # Errors
 /// 400 for anything but the words, and an object that names a tool or several.
-pub(crate) fn choice(value: &Value) -> Result<(ToolChoice, Option<Vec<String>>), Problem> {
+pub(crate) fn choice(value: &Value, form: ToolForm) -> Result<(ToolChoice, Option<Vec<String>>), Problem> {
     let kind = value.get("type").and_then(Value::as_str);
     if let Some(choice) = value.as_str().or(kind).and_then(chosen_word) {
         return Ok((choice, None));
@@ -164,8 +173,11 @@ pub(crate) fn choice(value: &Value) -> Result<(ToolChoice, Option<Vec<String>>),
     match kind {
         Some("allowed_tools") => allowed(value.get("allowed_tools").unwrap_or(value)),
         Some(kind @ (FUNCTION | CUSTOM)) => {
-            let name = value.get(kind).unwrap_or(value).get("name").and_then(Value::as_str);
-            let name = given(name, &format!("tool_choice.{kind}.name"))?;
+            let (named, path) = match form {
+                ToolForm::Nested => (value.get(kind), format!("tool_choice.{kind}.name")),
+                ToolForm::Flat => (Some(value), "tool_choice.name".to_owned()),
+            };
+            let name = given(named.and_then(|named| named["name"].as_str()), &path)?;
             Ok((ToolChoice::Named(name.to_owned()), None))
         }
         Some(_) => Ok((ToolChoice::Auto, None)),

@@ -23,6 +23,7 @@ use crate::api::ignored::Ignored;
 use crate::api::numbers::Whole;
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;
+use crate::api::tool_fields::ToolForm;
 use crate::api::{
     App, answer, body, event_body, fields, fold, head, structured, template, tool_fields, with_stream_id,
 };
@@ -82,7 +83,12 @@ fn read(json: &[u8], owner: Arc<Owner>) -> Result<Asked, Problem> {
     let stream = chat.stream.unwrap_or(false);
     let usage = UsageShown::asked(chat.stream_options.take(), stream)?;
     let mut offered = tool_fields::tools(chat.tools.take().unwrap_or_default())?;
-    let choice = chat.tool_choice.take().map(|value| tool_fields::choice(&value)).transpose()?.unwrap_or_default();
+    let choice = chat
+        .tool_choice
+        .take()
+        .map(|value| tool_fields::choice(&value, ToolForm::Nested))
+        .transpose()?
+        .unwrap_or_default();
     let tool_choice = tool_fields::choose(choice, &mut offered)?;
     let mut ignored = Ignored::default();
     ignored.extend(offered.left_out);

@@ -119,9 +119,9 @@ pub(super) fn messages(items: &[Value]) -> Vec<ChatMessage> {
 fn item(item: Value, path: &str, is_asked: bool) -> Result<Option<Value>, Problem> {
     let Value::Object(fields) = item else { return Err(wrong(path, "an object", &item)) };
     let kind = match fields.get("type") {
-        None | Some(Value::Null) if fields.contains_key("role") => "message",
         // OpenAI's libraries write a reference without a type.
-        None | Some(Value::Null) => "item_reference",
+        None | Some(Value::Null) if fields.len() == 1 && fields.contains_key("id") => "item_reference",
+        None | Some(Value::Null) => "message",
         Some(Value::String(kind)) => kind.as_str(),
         Some(other) => return Err(wrong(&format!("{path}.type"), "a string", other)),
     };

@@ -12,6 +12,7 @@ use super::tools::{self, ToolNames};
 use crate::api::ignored::Ignored;
 use crate::api::numbers::Whole;
 use crate::api::problem::Problem;
+use crate::api::tool_fields::ToolForm;
 use crate::api::{body, fields, template, tool_fields};
 use crate::error::Error;
 use crate::protocol::{Constraint, SamplingParams, StopParams, Tool, ToolChoice};
@@ -151,7 +152,7 @@ pub(super) fn read(json: &[u8]) -> Result<(CreateFields, Asked), Problem> {
     sampling.top_logprobs = top_logprobs(&fields)?;
     let (mut offered, names) = tools::read(fields.tools.as_deref().unwrap_or_default())?;
     let choice = fields.tool_choice.as_ref().filter(|choice| !choice.is_null());
-    let choice = choice.map(tool_fields::choice).transpose()?.unwrap_or_default();
+    let choice = choice.map(|choice| tool_fields::choice(choice, ToolForm::Flat)).transpose()?.unwrap_or_default();
     let tool_choice = tool_fields::choose(choice, &mut offered)?;
     let mut ignored = Ignored::default();
     ignored.extend(offered.left_out);

@@ -92,7 +92,9 @@ fn a_template_may_reject_the_messages_in_its_own_words() {
     let template = ChatTemplate::new(MISTRAL, "<s>", "</s>").expect("compiles");
     let error = template.render(&[message("assistant", "I start.")], true).expect_err("must alternate");
     assert_eq!(error.kind(), ErrorKind::InvalidRequest);
-    assert_eq!(error.message(), "turns must alternate between user and assistant");
+    let sentence =
+        "`messages` was refused by the model's chat template: turns must alternate between user and assistant";
+    assert_eq!(error.message(), sentence);
     assert_eq!(error.param(), Some("messages"));
 }
 
@@ -100,7 +102,10 @@ fn a_template_may_reject_the_messages_in_its_own_words() {
 fn raising_inside_a_macro_is_still_the_requests_fault() {
     let error =
         fails("{% macro check(m) %}{{ raise_exception('no ' ~ m.role) }}{% endmacro %}{{ check(messages[0]) }}");
-    assert_eq!((error.kind(), error.message()), (ErrorKind::InvalidRequest, "no system"));
+    assert_eq!(
+        (error.kind(), error.message()),
+        (ErrorKind::InvalidRequest, "`messages` was refused by the model's chat template: no system")
+    );
 }
 
 #[test]
@@ -222,7 +227,7 @@ fn output_is_capped_while_it_is_written() {
     let error = template.render(&chat(), true).and_then(|_| template.render(&[message("user", &"x".repeat(21))], true));
     assert_eq!(
         error.map_err(|e| e.message().to_owned()),
-        Err("`messages` must become at most 20 bytes of prompt in the chat template, got more".to_owned())
+        Err("`messages` must become at most 20 bytes in the chat template, got more".to_owned())
     );
 }
 

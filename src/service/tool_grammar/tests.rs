@@ -55,7 +55,9 @@ fn the_text_of_a_grammar() {
     let tokenizer = Tokenizer::byte_level();
     let text = |syntax, is_parallel| ToolGrammar { tools: &tools, syntax, is_parallel, tokenizer: &tokenizer }.calls();
     let style = r#"{"x-guidance":{"whitespace_flexible":false,"item_separator":", ","key_separator":": "}"#;
-    let arguments = format!("arguments_0: %json {style},\"properties\":{{}},\"type\":\"object\"}}\n");
+    let arguments = format!(
+        "arguments_0: %json {style},\"properties\":{{}},\"additionalProperties\":false,\"type\":\"object\"}}\n"
+    );
     assert_eq!(
         text(CallSyntax::Hermes, true),
         format!(

@@ -302,10 +302,10 @@ async fn rules_are_told_with_their_field() {
         (json!({"prompt": "x", "best_of": 2, "stream": true}), "best_of", "with `stream: true`"),
         (json!({"prompt": "x", "suffix": "y"}), "suffix", "not supported"),
         (json!({"prompt": "x", "logprobs": -1}), "logprobs", "must be at least 0"),
-        (json!({"prompt": "x", "logprobs": true}), "logprobs", "expected i64"),
+        (json!({"prompt": "x", "logprobs": true}), "logprobs", "expected a whole number"),
         (json!({"prompt": "x", "logprobs": 21}), "top_logprobs", "must be at most 20"),
         (json!({"prompt": "x", "max_tokens": 0}), "max_tokens", "must be at least 1"),
-        (json!({"prompt": "x", "max_tokens": -1}), "max_tokens", "must be at least 0"),
+        (json!({"prompt": "x", "max_tokens": -2}), "max_tokens", "must be at least 0"),
         (json!({"prompt": "x", "stream_options": {}}), "stream_options", "must come with `stream: true`"),
     ];
     for (body, param, message) in cases {

@@ -86,7 +86,7 @@ async fn what_breaks_a_rule_is_told() {
         (json!({"input": 7}), "input", "`input` is wrong"),
         (json!({"input": "a", "encoding_format": "int8"}), "encoding_format", "must be float or base64, got \"int8\""),
         (json!({"input": "a", "encoding_format": 1}), "encoding_format", "`encoding_format` is wrong"),
-        (json!({"input": "a", "dimensions": 8}), "dimensions", "its vectors have one length, got 8"),
+        (json!({"input": "a", "dimensions": 8}), "dimensions", "that this model's vectors have, got 8"),
         (json!({"input": "a", "dimensions": "8"}), "dimensions", "`dimensions` is wrong"),
         (json!({"input": "a", "priority": 11}), "priority", "`priority` must be -10 to 10"),
         (json!({"input": long}), "input", "`input` must have at most the model's 256 tokens, got 257"),

@@ -254,20 +254,19 @@ fn field_rules() -> Vec<Rule> {
         (json!({"max_tokens": null}), "`max_tokens` must be given"),
         (json!({"max_tokens": 0}), "`max_tokens` must be at least 1, got 0"),
         (json!({"max_tokens": "x"}), "`max_tokens` is wrong: invalid type: string \"x\""),
-        (json!({"max_tokens": 1000}), "prompt and output must fit the context of 256 tokens"),
+        (json!({"messages": [{"role": "user", "content": "x".repeat(300)}]}), "prompt is too long: 3"),
         (json!({"temperature": 1.5}), "`temperature` must be 0 to 1, got 1.5"),
         (json!({"top_p": 0}), "`top_p` must be > 0 and <= 1, got 0"),
         (json!({"top_k": -1}), "`top_k` must be at least 0, got -1"),
         (json!({"stop_sequences": [""]}), "`stop_sequences[0]` must have 1 to 1024 bytes, got 0"),
-        (json!({"stop_sequences": ["a", "b", "c", "d", "e"]}), "`stop_sequences` must have at most 4 strings, got 5"),
+        (json!({"stop_sequences": vec!["a"; 65]}), "`stop_sequences` must have at most 64 strings, got 65"),
         (json!({"stream": 1}), "`stream` is wrong"),
-        (json!({"thinking": {"type": "enabled"}}), "`thinking.type` \"enabled\" is not supported by this server"),
         (json!({"thinking": {"type": "x"}}), "`thinking.type` must be one of disabled, adaptive, enabled, got \"x\""),
-        (json!({"container": "c"}), "`container` is not supported by this server"),
-        (json!({"mcp_servers": [{}]}), "`mcp_servers` is not supported by this server"),
-        (json!({"context_management": {"edits": []}}), "`context_management` is not supported by this server"),
-        (json!({"output_config": {"effort": "low"}}), "`output_config` is not supported by this server"),
-        (json!({"output_format": {"type": "json_schema"}}), "`output_format` is not supported by this server"),
+        (
+            json!({"output_config": {"format": {"type": "xml"}}}),
+            "`output_config.format.type` must be \"json_schema\", got \"xml\"",
+        ),
+        (json!({"output_format": {"type": "json_schema"}}), "`output_format.schema` must be given"),
     ]
 }
 
@@ -280,29 +279,21 @@ fn message_rules() -> Vec<Rule> {
         (json!({"messages": [{"content": "x"}]}), "`messages[0].role` must be given"),
         (json!({"messages": [{"role": "user"}]}), "`messages[0].content` must be given"),
         (
-            json!({"messages": [{"role": "system", "content": "x"}]}),
-            "`messages[0].role` must be one of user, assistant, got \"system\"",
-        ),
-        (
-            json!({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]}),
-            "`messages[1].role` must be \"user\" in the last message",
+            json!({"messages": [{"role": "robot", "content": "x"}]}),
+            "`messages[0].role` must be one of user, assistant, system, got \"robot\"",
         ),
         (json!({"messages": [{"role": "user", "content": 5}]}), "expected a string or a list of content blocks"),
         (
             user(json!({"type": "image", "source": {}})),
-            "`messages[0].content[0].type` must be one of text, tool_result, got \"image\"",
+            "`messages[0].content[0].type` must be text: this model cannot be shown a part of type \"image\"",
         ),
-        (user(json!({"type": "document"})), "got \"document\""),
-        (user(json!({"text": "x"})), "`messages[0].content[0].type` must be one of text, tool_result, got nothing"),
+        (user(json!({"type": "document"})), "a part of type \"document\""),
+        (user(json!({"text": "x"})), "`messages[0].content[0].type` must be given"),
         (user(json!({"type": "text"})), "`messages[0].content[0].text` must be given"),
         (user(json!({"type": "tool_result"})), "`messages[0].content[0].tool_use_id` must be given"),
         (
             user(json!({"type": "tool_result", "tool_use_id": "t"})),
             "`messages[0].content[0].tool_use_id` must be the id of a `tool_use` before it, got \"t\"",
-        ),
-        (
-            assistant(json!({"type": "redacted_thinking"})),
-            "`messages[0].content[0].type` must be one of text, thinking, tool_use, got \"redacted_thinking\"",
         ),
         (assistant(json!({"type": "thinking"})), "`messages[0].content[0].thinking` must be given"),
         (assistant(json!({"type": "tool_use"})), "`messages[0].content[0].id` must be given"),
@@ -311,11 +302,7 @@ fn message_rules() -> Vec<Rule> {
             assistant(json!({"type": "tool_use", "id": "t", "name": "f"})),
             "`messages[0].content[0].input` must be given",
         ),
-        (
-            assistant(json!({"type": "tool_use", "id": "t", "name": "f", "input": 1})),
-            "`messages[0].content[0].input` must be an object, got 1",
-        ),
-        (json!({"system": [{"type": "image"}]}), "`system[0].type` must be \"text\", got \"image\""),
+        (json!({"system": [{"text": "x"}]}), "`system[0].type` must be given"),
         (json!({"system": 1}), "`system` is wrong"),
     ]
 }
@@ -327,10 +314,6 @@ fn tool_rules() -> Vec<Rule> {
         (json!({"tools": [{"name": "f"}]}), "`tools[0].input_schema` must be given"),
         (json!({"tools": [{"name": "f", "input_schema": 1}]}), "`tools[0].input_schema` must be an object, got 1"),
         (
-            json!({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}),
-            "`tools[0].type` must be \"custom\", got \"web_search_20250305\"",
-        ),
-        (
             json!({"tools": tool, "tool_choice": {"type": "x"}}),
             "`tool_choice.type` must be one of auto, any, tool, none, got \"x\"",
         ),
@@ -339,7 +322,7 @@ fn tool_rules() -> Vec<Rule> {
             json!({"tools": tool, "tool_choice": {"type": "tool", "name": "g"}}),
             "`tool_choice.name` must be the name of one of `tools`, got \"g\"",
         ),
-        (json!({"tool_choice": {"type": "any"}}), "`tool_choice.type` must come with `tools`, got \"any\""),
+        (json!({"tool_choice": {"type": "any"}}), "`tool_choice` must come with `tools`, got it without"),
     ]
 }
 

@@ -22,8 +22,8 @@ pub(crate) async fn create(server: &TestServer, on_disconnect: Value) -> (String
 
 /// The frames of a stream body, without the opening (cursor and retry), and the opening's cursor.
 fn frames(body: &str) -> (String, String) {
-    let (cursor, rest) = body.split_once("\n\n").expect("an id-only block first");
-    let (retry, rest) = rest.split_once("\n\n").expect("then the retry");
+    let (opening, rest) = body.split_once("\n\n").expect("a block without data first");
+    let (cursor, retry) = opening.split_once('\n').expect("an id and a retry");
     let retry: u64 = retry.strip_prefix("retry: ").expect("a retry").parse().expect("digits");
     assert!((1000..2000).contains(&retry), "{retry}");
     (cursor.strip_prefix("id: ").expect("an id").to_owned(), rest.to_owned())

@@ -62,8 +62,8 @@ async fn every_rule_names_parameter_and_value() {
         ),
         (
             "/tokenize",
-            json!({"messages": chat, "add_generation_prompt": false}),
-            "add_generation_prompt",
+            json!({"messages": chat, "chat_template": "x"}),
+            "chat_template",
             "is not supported by this server",
         ),
         ("/detokenize", json!({}), "tokens", "`tokens` must be given"),
