@@ -30,7 +30,7 @@ use tallow::protocol::{
     StopParams, StreamId, Tenant, Usage, ValidInput, ValidRequest,
 };
 use tallow::service::{
-    Backend, ChatTemplate, Embedding, ModelLimits, Models, Readiness, Served, ServedConfig, Service, ServiceConfig,
+    Backend, ChatTemplate, ModelLimits, Models, Readiness, Served, ServedConfig, Service, ServiceConfig, VectorFuture,
 };
 use tallow::stream::{StreamLog, StreamTable, TableLimits};
 use tallow::text::Tokenizer;
@@ -213,7 +213,7 @@ impl Backend for Nowhere {
         Ok(())
     }
 
-    fn embed(&self, _input: ValidInput) -> Result<Embedding> {
+    fn embed(&self, _input: ValidInput) -> Result<VectorFuture> {
         Ok(Box::pin(std::future::ready(Ok(vec![1.0]))))
     }
 

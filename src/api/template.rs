@@ -39,9 +39,8 @@ pub(crate) fn kwargs(thinking: Thinking) -> BTreeMap<String, Value> {
 /// How the prompt ends. A last message of the assistant's is gone on with unless the request says otherwise.
 pub(crate) fn ending(add_generation_prompt: Option<bool>, continue_final_message: Option<bool>) -> PromptEnding {
     match (add_generation_prompt, continue_final_message) {
-        (_, Some(true)) => PromptEnding::Continue,
+        (_, Some(true)) | (None, None) => PromptEnding::Continue,
         (Some(false), _) => PromptEnding::Messages,
         (Some(true), _) | (None, Some(false)) => PromptEnding::Answer,
-        (None, None) => PromptEnding::Continue,
     }
 }

@@ -42,7 +42,7 @@ struct CustomFields {
 pub(crate) struct CallFields {
     id: Option<String>,
     function: Option<CalledFields>,
-    custom: Option<CustomCalled>,
+    custom: Option<CustomCallFields>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -53,7 +53,7 @@ struct CalledFields {
 }
 
 #[derive(Debug, Deserialize)]
-struct CustomCalled {
+struct CustomCallFields {
     name: Option<String>,
     input: Option<String>,
 }

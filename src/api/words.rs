@@ -1,7 +1,7 @@
 //! What each dialect calls a field, and the sentences that its clients read by machine. The service says which rule of which
 //! field is broken (`Fault`); here that becomes a sentence. Nothing rewrites a sentence that is already made.
 
-use crate::error::{Broken, Error};
+use crate::error::{Error, FaultKind};
 use crate::protocol::Field;
 
 /// The words of one dialect.
@@ -22,9 +22,9 @@ impl Words<'_> {
     pub(crate) fn spell(&self, e: &Error) -> (String, Option<String>) {
         let Some(fault) = e.fault() else { return (e.message().to_owned(), e.param().map(str::to_owned)) };
         let name = (self.name)(fault.field);
-        let sentence = match &fault.broken {
-            Broken::Rule(rule) => format!("`{name}` {rule}"),
-            Broken::PromptTooLong { num_tokens, num_tokens_max } => {
+        let sentence = match &fault.kind {
+            FaultKind::Rule(rule) => format!("`{name}` {rule}"),
+            FaultKind::PromptTooLong { num_tokens, num_tokens_max } => {
                 (self.prompt_too_long)(*num_tokens, *num_tokens_max)
             }
         };

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-use super::on_demand::OnMove;
 use crate::engine::Load;
 use crate::error::{Error, Result};
 use crate::protocol::{Event, Tenant, ValidInput, ValidRequest};
 use crate::sampling::grammar::GrammarCompiler;
 use crate::stream::StreamLog;
+
+/// Hears that weights have come or gone.
+pub type OnMove = Box<dyn Fn(Moved) + Send + Sync>;
 
 /// Whether a backend can serve, for `/health/ready`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,10 +65,10 @@ pub enum Moved {
 }
 
 /// A vector to come, of length 1. Dropping it cancels the work.
-pub type Embedding = BoxFuture<'static, Result<Vec<f32>>>;
+pub type VectorFuture = BoxFuture<'static, Result<Vec<f32>>>;
 
 /// The engine's vector to come, as one that can be awaited.
-pub(super) fn vector_of(mut embedding: crate::engine::Embedding) -> Embedding {
+pub(super) fn vector_of(mut embedding: crate::engine::Embedding) -> VectorFuture {
     Box::pin(async move {
         while let Some((_, event)) = embedding.reader.next().await {
             if let Event::Error(info) = event {
@@ -91,7 +93,7 @@ pub trait Backend: Send + Sync {
     ///
     /// # Errors
     /// Those of [`Self::submit`].
-    fn embed(&self, input: ValidInput) -> Result<Embedding>;
+    fn embed(&self, input: ValidInput) -> Result<VectorFuture>;
 
     /// Whether one of so many requests of `tenant` would be refused now: asked before they are templated and tokenised, and
     /// once more before the first is submitted, so that none is taken in to be thrown out again.

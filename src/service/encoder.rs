@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::watch;
 
-use super::backend::{Embedding, vector_of};
-use super::on_demand::{OnDemand, OnMove};
+use super::backend::OnMove;
+use super::backend::{VectorFuture, vector_of};
+use super::on_demand::OnDemand;
 use super::{Backend, Readiness, Residence};
 use crate::engine::Load;
 use crate::engine::encoder::{EncoderPool, StatesOf};
@@ -45,7 +46,7 @@ impl Backend for EncoderBackend {
         Err(only_embeds(&self.name))
     }
 
-    fn embed(&self, input: ValidInput) -> Result<Embedding> {
+    fn embed(&self, input: ValidInput) -> Result<VectorFuture> {
         self.pool.embed(input).map(vector_of)
     }
 

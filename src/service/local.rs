@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::watch;
 
-use super::backend::{Embedding, vector_of};
-use super::on_demand::{OnDemand, OnMove};
+use super::backend::OnMove;
+use super::backend::{VectorFuture, vector_of};
+use super::on_demand::OnDemand;
 use super::{Backend, Readiness, Residence};
 use crate::engine::{Engine, Load};
 use crate::error::Result;
@@ -48,7 +49,7 @@ impl Backend for LocalBackend {
         self.engine.submit(request, log)
     }
 
-    fn embed(&self, input: ValidInput) -> Result<Embedding> {
+    fn embed(&self, input: ValidInput) -> Result<VectorFuture> {
         self.engine.embed(input).map(vector_of)
     }
 

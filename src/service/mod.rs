@@ -34,14 +34,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_util::task::TaskTracker;
 
-pub use backend::{Backend, Embedding, Moved, Readiness, Residence};
+pub use backend::{Backend, Moved, OnMove, Readiness, Residence, VectorFuture};
 pub use background::{Background, BackgroundLimits};
 pub use config::ServiceConfig;
 pub use embed::{EmbedRequest, Embedded};
 pub use encoder::{EncoderBackend, StatesLoader};
 pub use local::LocalBackend;
 pub use models::{ModelLimits, Models};
-pub use on_demand::OnMove;
 pub use quota::{Allowance, QuotaState};
 pub use restore::Restored;
 pub use served::{Served, ServedConfig};

@@ -18,7 +18,7 @@ mod simulation;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use self::plan::{Call, Order, Place, Plan, Seen};
+use self::plan::{ModelCall, ModelOrder, ModelPlace, ModelPlan, Seen};
 use super::encoder::only_embeds;
 use super::rule::shown;
 use super::{Readiness, Residence, Served};
@@ -45,13 +45,13 @@ impl Default for ModelLimits {
 #[derive(Debug)]
 pub struct Models {
     all: Vec<Arc<Served>>,
-    plan: Mutex<Plan>,
+    plan: Mutex<ModelPlan>,
 }
 
 /// A wish for a model, until it is heard or dropped.
 struct Calling<'a> {
     models: &'a Models,
-    call: Call,
+    call: ModelCall,
 }
 
 impl Drop for Calling<'_> {
@@ -90,7 +90,7 @@ impl Models {
             }
         }
         let each = all.iter().map(|served| (served.backend.memory_bytes(), served.config.is_pinned));
-        let plan = Mutex::new(Plan::new(limits, each, Instant::now()));
+        let plan = Mutex::new(ModelPlan::new(limits, each, Instant::now()));
         Ok(Arc::new(Self { all, plan }))
     }
 
@@ -194,12 +194,12 @@ impl Models {
         let seen = self.all.iter().map(|served| see(served)).collect();
         for order in plan.decide(seen, now) {
             match order {
-                Order::Load(index) => self.all[index].backend.begin_load(),
-                Order::MakeRoom(index) => {
+                ModelOrder::Load(index) => self.all[index].backend.begin_load(),
+                ModelOrder::MakeRoom(index) => {
                     tracing::info!("{} makes room for another model", self.all[index].name());
                     self.all[index].backend.begin_unload();
                 }
-                Order::Retire(index) => {
+                ModelOrder::Retire(index) => {
                     tracing::info!("{} is idle, and is unloaded", self.all[index].name());
                     self.all[index].backend.begin_unload();
                 }
@@ -223,17 +223,17 @@ impl Models {
         .unwrap_or(Readiness::Failed)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Plan> {
+    fn lock(&self) -> MutexGuard<'_, ModelPlan> {
         self.plan.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn see(served: &Served) -> Seen {
     let place = match served.backend.residence() {
-        Residence::Unloaded | Residence::Failed(_) => Place::Away,
-        Residence::Loading => Place::Loading,
-        Residence::Loaded => Place::Loaded,
-        Residence::Unloading => Place::Unloading,
+        Residence::Unloaded | Residence::Failed(_) => ModelPlace::Away,
+        Residence::Loading => ModelPlace::Loading,
+        Residence::Loaded => ModelPlace::Loaded,
+        Residence::Unloading => ModelPlace::Unloading,
     };
     Seen { place, is_idle: served.backend.is_idle(), num_waiting: served.backend.num_waiting() }
 }

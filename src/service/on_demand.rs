@@ -4,11 +4,9 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
 
+use super::backend::OnMove;
 use super::{Moved, Residence};
 use crate::error::Result;
-
-/// Hears that weights have come or gone.
-pub type OnMove = Box<dyn Fn(Moved) + Send + Sync>;
 
 /// Where one model's weights are, and the threads that move them.
 pub(super) struct OnDemand {

@@ -41,11 +41,11 @@ struct Live {
     /// Requests on their way to a log.
     num_starting: usize,
     /// Ended ones leave when the next request comes, and with every sweep.
-    running: Vec<Running>,
+    running: Vec<RunningGeneration>,
 }
 
 /// A generation that counts.
-struct Running {
+struct RunningGeneration {
     /// Weak, or the last logs of an owner that falls silent would be kept past their time. Until it ends, a log is held by
     /// the worker that writes it.
     log: Weak<StreamLog>,
@@ -201,7 +201,7 @@ impl OwnerQuota {
     /// Counts logs as under way until they have ended.
     fn hold<'l>(&self, logs: impl Iterator<Item = &'l Arc<StreamLog>>, num_reserved: usize) {
         if self.concurrency_max < usize::MAX || self.tokens.is_some() {
-            let running = logs.map(|log| Running { log: Arc::downgrade(log), num_reserved });
+            let running = logs.map(|log| RunningGeneration { log: Arc::downgrade(log), num_reserved });
             self.lock().running.extend(running);
         }
     }

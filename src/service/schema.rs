@@ -39,16 +39,16 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(mut schema: Value, expect: Value) {
+    fn check(mut schema: Value, expect: &Value) {
         close(&mut schema);
-        assert_eq!(schema, expect);
+        assert_eq!(schema, *expect);
     }
 
     #[test]
     fn objects_that_list_their_properties_are_closed_and_no_others() {
         check(
             json!({"type": "object", "properties": {"a": {"type": "object", "properties": {"properties": {}}}}}),
-            json!({
+            &json!({
                 "type": "object",
                 "properties": {
                     "a": {"type": "object", "properties": {"properties": {}}, "additionalProperties": false},
@@ -63,11 +63,11 @@ mod tests {
             json!({"properties": {"a": {}}, "$ref": "#/$defs/b"}),
             json!({"const": {"properties": {"a": 1}}}),
         ] {
-            check(open.clone(), open);
+            check(open.clone(), &open);
         }
         check(
             json!({"anyOf": [{"properties": {"a": {}}}, {"type": "null"}]}),
-            json!({"anyOf": [{"properties": {"a": {}}, "additionalProperties": false}, {"type": "null"}]}),
+            &json!({"anyOf": [{"properties": {"a": {}}, "additionalProperties": false}, {"type": "null"}]}),
         );
     }
 }

@@ -70,14 +70,16 @@ async fn keys_come_by_flag_by_file_and_by_the_environment() {
         } else {
             Server::start_with(&["--model", "stub"], &[(name, value)])
         };
-        for path in ["/v1/models", "/v1/streams", "/metrics", "/health/ready"] {
+        for path in ["/v1/models", "/v1/streams", "/metrics"] {
             // What sums over everybody is an admin's.
             let with_key = if path == "/metrics" { 403 } else { 200 };
             for (key, expect) in [(None, 401), (Some(SECOND), 401), (Some(FIRST), with_key)] {
                 assert_eq!(status(&server, key, path).await, expect, "{name} {value}: {path} with {key:?}");
             }
         }
-        assert_eq!(status(&server, None, "/health/live").await, 200);
+        for probe in ["/health/live", "/health/ready", "/health", "/ping", "/version"] {
+            assert_eq!(status(&server, None, probe).await, 200, "{probe}");
+        }
         let path = run(&server, FIRST).await;
         assert_eq!(list(&server, FIRST).await, [path], "{name}");
     }

@@ -142,7 +142,11 @@ async fn it_is_served_beside_a_model() {
         (json!({"model": MINILM, "input": "a ".repeat(300)}), 400, "at most the model's 256 tokens, got 302"),
         (json!({"model": MINILM, "input": ["a", ""]}), 400, "`input[1]` must not be empty"),
         (json!({"model": MINILM, "input": [40_000]}), 400, "`input[0]` must be a token id below 30522, got 40000"),
-        (json!({"model": MINILM, "input": "a", "dimensions": 64}), 400, "`dimensions` is not supported"),
+        (
+            json!({"model": MINILM, "input": "a", "dimensions": 64}),
+            400,
+            "`dimensions` must be the 384 that this model's vectors have, got 64",
+        ),
     ] {
         let (got, answer) = ask(&server, &body).await;
         assert_eq!(got, status, "{answer}");

@@ -67,7 +67,7 @@ impl EncoderPool {
     /// If the system gives no thread. In that case the waiting texts have ended with that message.
     pub fn load(&self, states_of: StatesOf) -> Result<()> {
         self.queue.rest(false);
-        let worker = Worker { queue: self.queue.clone(), metrics: self.metrics.clone(), states_of };
+        let worker = EncoderWorker { queue: self.queue.clone(), metrics: self.metrics.clone(), states_of };
         let has_model = self.has_model.clone();
         let thread = std::thread::Builder::new().name("encoder".to_owned());
         let thread = thread.spawn(move || {
@@ -171,13 +171,13 @@ impl std::fmt::Debug for EncoderPool {
     }
 }
 
-struct Worker {
+struct EncoderWorker {
     queue: Arc<Queue>,
     metrics: Arc<Metrics>,
     states_of: StatesOf,
 }
 
-impl Worker {
+impl EncoderWorker {
     /// Runs until the queue is stopped or the model is unloaded.
     fn run(mut self) {
         loop {

@@ -1,9 +1,11 @@
 //! The one error of the house. It carries a kind (what a caller can do about it) and a sentence (what went wrong,
 //! with the rule and the value in it). It knows nothing of HTTP: `api/` turns a kind into a status.
 
+mod field;
+
 use std::fmt;
 
-use crate::protocol::Field;
+pub use field::{Field, ListIndex};
 
 /// Shorthand for results with tallow's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -55,12 +57,12 @@ pub struct Fault {
     /// The field that it is about.
     pub field: Field,
     /// What is wrong with it.
-    pub broken: Broken,
+    pub kind: FaultKind,
 }
 
 /// What is wrong with a field.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Broken {
+pub enum FaultKind {
     /// The rule and the value, without the field: "must be at least 1, got 0".
     Rule(String),
     /// The prompt does not fit the context.
@@ -87,7 +89,7 @@ impl Error {
     pub fn rule(field: Field, rule: impl Into<String>) -> Self {
         let rule = rule.into();
         let message = format!("`{field}` {rule}");
-        let fault = Box::new(Fault { field, broken: Broken::Rule(rule) });
+        let fault = Box::new(Fault { field, kind: FaultKind::Rule(rule) });
         Self { fault: Some(fault), ..Self::invalid(field.to_string(), message) }
     }
 
@@ -96,7 +98,7 @@ impl Error {
         let message = format!(
             "`{field}` must leave room for output in the context of {num_tokens_max} tokens, got {num_tokens} tokens"
         );
-        let fault = Box::new(Fault { field, broken: Broken::PromptTooLong { num_tokens, num_tokens_max } });
+        let fault = Box::new(Fault { field, kind: FaultKind::PromptTooLong { num_tokens, num_tokens_max } });
         let error = Self::new(ErrorKind::ContextLengthExceeded, message).with_param(field.to_string());
         Self { fault: Some(fault), ..error }
     }

@@ -16,7 +16,7 @@ use crate::api::opening::Opening;
 use crate::api::problem::Problem;
 use crate::api::words::Words;
 use crate::api::{App, answer, body, event_body, fold, head, with_stream_id};
-use crate::protocol::{Field, Place, Tenant};
+use crate::protocol::{Field, ListIndex, Tenant};
 use crate::service::Started;
 use crate::text::AnswerParser;
 
@@ -25,7 +25,7 @@ const WORDS: Words<'static> = Words {
     name: &|field| match field {
         // A turn of this dialect can be several messages to a template, so an index would be another's.
         Field::Messages | Field::Message(..) | Field::Prompt | Field::Tokens(_) => "messages".to_owned(),
-        Field::Stop(index) => format!("stop_sequences{}", Place(index)),
+        Field::Stop(index) => format!("stop_sequences{}", ListIndex(index)),
         Field::ToolName(index) => format!("tools[{index}].name"),
         Field::ToolParameters(index) | Field::ToolFormat(index) => format!("tools[{index}].input_schema"),
         Field::MaxTokens | Field::Tools | Field::ToolChoice => field.to_string(),

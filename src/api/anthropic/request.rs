@@ -31,7 +31,7 @@ pub(super) struct MessagesRequest {
     pub(super) stream: Option<bool>,
     tools: Option<Vec<ToolFields>>,
     tool_choice: Option<ToolChoiceFields>,
-    thinking: Option<Thinking>,
+    thinking: Option<ThinkingFields>,
     /// A hint how to shorten a long conversation; here nothing is shortened.
     context_management: Option<Value>,
     container: Option<Value>,
@@ -74,7 +74,7 @@ struct ToolChoiceFields {
 }
 
 #[derive(Debug, Deserialize)]
-struct Thinking {
+struct ThinkingFields {
     #[serde(rename = "type")]
     kind: Option<String>,
     /// How long to think; no model here is told.
@@ -139,7 +139,7 @@ impl MessagesRequest {
             tools: offered.tools,
             tool_choice,
             parallel_tool_calls: !is_single.unwrap_or(false),
-            template_kwargs: template::kwargs(thinking(self.thinking, config.effort, &mut ignored)?),
+            template_kwargs: template::kwargs(thinking(self.thinking, config.effort.as_deref(), &mut ignored)?),
             ending: PromptEnding::Continue,
             constraint,
             constraint_param: param,
@@ -151,15 +151,15 @@ impl MessagesRequest {
 
 /// Whether to think. `adaptive` leaves it to the model, and so does a request that says nothing.
 fn thinking(
-    thinking: Option<Thinking>,
-    effort: Option<String>,
+    thinking: Option<ThinkingFields>,
+    effort: Option<&str>,
     ignored: &mut Ignored,
 ) -> Result<template::Thinking, Problem> {
     if effort.is_some() {
         // Claude Code always sends one, whatever the model is: it does not say whether to think.
         ignored.push("output_config.effort");
     }
-    let Some(Thinking { kind, budget_tokens }) = thinking else { return Ok(template::Thinking::default()) };
+    let Some(ThinkingFields { kind, budget_tokens }) = thinking else { return Ok(template::Thinking::default()) };
     ignored.hint("thinking.budget_tokens", budget_tokens.as_ref());
     let is_enabled = match kind.as_deref() {
         Some("enabled") => Some(true),

@@ -21,7 +21,7 @@ pub(super) struct Answer {
 
 /// A part of an answer as this dialect tells it.
 #[derive(Debug)]
-pub(super) enum Part {
+pub(super) enum AnswerPart {
     Piece(Piece),
     /// A whole call of a tool that takes free text.
     Custom {
@@ -43,7 +43,7 @@ impl Answer {
     }
 
     /// Takes the text that comes next.
-    pub(super) fn push(&mut self, token: &TokenEvent, tokenizer: &Tokenizer) -> Vec<Part> {
+    pub(super) fn push(&mut self, token: &TokenEvent, tokenizer: &Tokenizer) -> Vec<AnswerPart> {
         let pieces = self.parser.push(&token.text);
         let lens = token.tokens.iter().map(|&token| tokenizer.output_bytes(token).len());
         self.reasoning.push(lens, &self.parser);
@@ -51,7 +51,7 @@ impl Answer {
     }
 
     /// The text is over.
-    pub(super) fn finish(&mut self) -> Vec<Part> {
+    pub(super) fn finish(&mut self) -> Vec<AnswerPart> {
         let pieces = self.parser.finish();
         let mut parts = self.parts(pieces);
         parts.extend(self.end_custom());
@@ -59,7 +59,7 @@ impl Answer {
     }
 
     /// Calls of tools that take free text are told once they are whole.
-    fn parts(&mut self, pieces: Vec<Piece>) -> Vec<Part> {
+    fn parts(&mut self, pieces: Vec<Piece>) -> Vec<AnswerPart> {
         let mut parts = Vec::with_capacity(pieces.len());
         for piece in pieces {
             match (piece, &mut self.free_text) {
@@ -70,16 +70,16 @@ impl Answer {
                 }
                 (piece, _) => {
                     parts.extend(self.end_custom());
-                    parts.push(Part::Piece(piece));
+                    parts.push(AnswerPart::Piece(piece));
                 }
             }
         }
         parts
     }
 
-    fn end_custom(&mut self) -> Option<Part> {
+    fn end_custom(&mut self) -> Option<AnswerPart> {
         let (name, arguments) = self.free_text.take()?;
-        Some(Part::Custom { name, input: tool_fields::free_text(&arguments) })
+        Some(AnswerPart::Custom { name, input: tool_fields::free_text(&arguments) })
     }
 
     /// A call begins; its number.
@@ -114,19 +114,19 @@ impl Answer {
         pieces.extend(self.finish());
         for part in pieces {
             match part {
-                Part::Piece(Piece::Content(text)) => content.push_str(&text),
-                Part::Piece(Piece::Reasoning(text)) => reasoning.push_str(&text),
-                Part::Piece(Piece::CallBegin { name }) => {
+                AnswerPart::Piece(Piece::Content(text)) => content.push_str(&text),
+                AnswerPart::Piece(Piece::Reasoning(text)) => reasoning.push_str(&text),
+                AnswerPart::Piece(Piece::CallBegin { name }) => {
                     let id = call_id(stream, self.begin_call());
                     let function = CalledFunction { name, arguments: String::new() };
                     tool_calls.push(Call { id, called: Called::Function { function } });
                 }
-                Part::Piece(Piece::CallArguments(text)) => {
+                AnswerPart::Piece(Piece::CallArguments(text)) => {
                     if let Some(Call { called: Called::Function { function }, .. }) = tool_calls.last_mut() {
                         function.arguments.push_str(&text);
                     }
                 }
-                Part::Custom { name, input } => {
+                AnswerPart::Custom { name, input } => {
                     let id = call_id(stream, self.begin_call());
                     tool_calls.push(Call { id, called: Called::Custom { custom: CustomCalled { name, input } } });
                 }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::chat_answer::{Answer, Part, call_id};
+use super::chat_answer::{Answer, AnswerPart, call_id};
 use super::chat_types::{CallDelta, Chunk, ChunkChoice, CustomCalled, Delta, FunctionDelta, Logprobs, UsageObject};
 use super::usage_sum::{self, SharedSum};
 use crate::api::event_body::{self, Dialect};
@@ -120,12 +120,12 @@ impl ChatChunks {
         });
     }
 
-    fn pieces(&mut self, parts: Vec<Part>, out: &mut SseWriter) {
+    fn pieces(&mut self, parts: Vec<AnswerPart>, out: &mut SseWriter) {
         for part in parts {
             let logprobs = self.take_logprobs();
             let piece = match part {
-                Part::Piece(piece) => piece,
-                Part::Custom { name, input } => {
+                AnswerPart::Piece(piece) => piece,
+                AnswerPart::Custom { name, input } => {
                     let (id, index) = (call_id(self.stream, self.answer.begin_call()), self.answer.call_index());
                     let custom = Some(CustomCalled { name, input });
                     let call = CallDelta { index, id: Some(id), kind: Some("custom"), function: None, custom };

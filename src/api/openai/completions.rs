@@ -23,7 +23,7 @@ use crate::api::words::Words;
 use crate::api::{App, answer, body, event_body, fields, fold, head, structured, with_stream_id};
 use crate::error::Error;
 use crate::protocol::{
-    Field, GenerateRequest, OnDisconnect, Owner, Place, Prompt, SamplingParams, StopParams, Tenant, TokenId, Usage,
+    Field, GenerateRequest, ListIndex, OnDisconnect, Owner, Prompt, SamplingParams, StopParams, Tenant, TokenId, Usage,
 };
 use crate::service::{Served, Started};
 use crate::stream::{CancelCause, StreamReader};
@@ -205,7 +205,7 @@ fn params(sampling: SamplingParams, wanted: &Wanted) -> SamplingParams {
 const WORDS: Words<'static> = Words {
     name: &|field| match field {
         Field::Prompt => "prompt".to_owned(),
-        Field::Tokens(index) => format!("prompt{}", Place(index)),
+        Field::Tokens(index) => format!("prompt{}", ListIndex(index)),
         other => other.to_string(),
     },
     ..Words::CHAT

@@ -6,7 +6,7 @@ use super::routes::BodyKind::{
 
 /// One field.
 #[derive(Debug, Clone, Copy)]
-pub struct Field {
+pub struct FieldRow {
     /// As it is written.
     pub name: &'static str,
     /// The bodies that have it.
@@ -32,8 +32,8 @@ const fn field(
     schema: &'static str,
     example: &'static str,
     summary: &'static str,
-) -> Field {
-    Field { name, on, schema, example, summary }
+) -> FieldRow {
+    FieldRow { name, on, schema, example, summary }
 }
 
 const FLAG: &str = r#"{"type":["boolean","null"]}"#;
@@ -64,7 +64,7 @@ const FLAT_TOOL: &str = r#"[{"type":"function","name":"f","parameters":{"type":"
 const CUSTOM_TOOL: &str = r#"[{"name":"f","input_schema":{"type":"object"}}]"#;
 
 /// All fields, by what they are about.
-pub const FIELDS: &[Field] = &[
+pub const FIELDS: &[FieldRow] = &[
     field("model", ALL, TEXT, "null", "Name of a served model; the first one if left out"),
     field("messages", &[Chat, Streams, Tokenize], MESSAGES, "", "The conversation"),
     field("messages", &[Messages, CountTokens], TURNS, "", "The conversation, in Anthropic's blocks"),

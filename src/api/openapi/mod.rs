@@ -15,7 +15,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 
 pub use document::document;
-pub use fields::{FIELDS, Field, field_table};
+pub use fields::{FIELDS, FieldRow, field_table};
 pub use routes::{BodyKind, Link, ROUTES, Route};
 
 use super::App;

@@ -253,6 +253,8 @@ pub const ROUTES: &[Route] = &[
     get("/health/live", "live", "The process answers", JSON),
     get("/health/ready", "ready", "Requests will be served", JSON),
     get("/health", "health", "As `/health/ready`", JSON),
+    get("/v1/health", "healthV1", "As `/health/ready`", JSON),
+    get("/ping", "ping", "As `/health/ready`", JSON),
     get("/version", "version", "Which program answers", JSON),
     get("/metrics", "metrics", "Counters and histograms as OpenMetrics text, for an admin's key", OPENMETRICS),
     get("/openapi.json", "openapi", "This description", JSON),

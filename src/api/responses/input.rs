@@ -7,6 +7,7 @@ use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value, json};
 
+use super::rules::{given, wrong};
 use super::tools;
 use crate::api::many::{MESSAGES_MAX, Many};
 use crate::api::problem::Problem;
@@ -277,16 +278,4 @@ fn string<'a>(fields: &'a Map<String, Value>, name: &str, path: &str) -> Result<
         Some(Value::String(text)) => Ok(text),
         other => Err(given(&format!("{path}.{name}"), "a string", other)),
     }
-}
-
-/// A field that is of the wrong type, or not there.
-pub(super) fn given(param: &str, rule: &str, value: Option<&Value>) -> Problem {
-    match value {
-        Some(value) => wrong(param, rule, value),
-        None => Error::invalid(param, format!("`{param}` must be given")).into(),
-    }
-}
-
-pub(super) fn wrong(param: &str, rule: &str, value: &Value) -> Problem {
-    Error::invalid(param, format!("`{param}` must be {rule}, got {value}")).into()
 }

@@ -6,6 +6,7 @@
 //! and an object, which `reading` does for polls and `kept` remembers; `events` puts them on the wire; `routes` ties them.
 
 mod assembly;
+mod context;
 mod described;
 mod events;
 mod input;
@@ -14,6 +15,7 @@ mod kept;
 mod reading;
 mod request;
 mod routes;
+mod rules;
 mod store;
 mod tools;
 

@@ -7,7 +7,8 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
 
-use super::input::{Input, given, wrong};
+use super::input::Input;
+use super::rules::{given, wrong};
 use super::tools::{self, ToolNames};
 use crate::api::ignored::Ignored;
 use crate::api::numbers::Whole;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::input::{given, wrong};
+use super::rules::{given, wrong};
 use crate::api::problem::Problem;
 use crate::api::tool_fields::{self, Offered};
 

@@ -17,7 +17,7 @@ use super::ModelLimits;
 
 /// Where a model is, as far as memory goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum ModelPlace {
     /// Not in memory, whether it was ever tried or not.
     Away,
     Loading,
@@ -28,7 +28,7 @@ pub(super) enum Place {
 /// What is seen of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Seen {
-    pub(super) place: Place,
+    pub(super) place: ModelPlace,
     /// Whether nothing waits for it or runs.
     pub(super) is_idle: bool,
     pub(super) num_waiting: usize,
@@ -36,7 +36,7 @@ pub(super) struct Seen {
 
 /// What is to be done with the model of this index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Order {
+pub(super) enum ModelOrder {
     Load(usize),
     /// Unload it, so that another one fits.
     MakeRoom(usize),
@@ -46,14 +46,14 @@ pub(super) enum Order {
 
 /// A wish for a model that is no request. It ends with the next load that is begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Call {
+pub(super) struct ModelCall {
     index: usize,
     num_loads: u64,
 }
 
 /// What is known of all models.
 #[derive(Debug)]
-pub(super) struct Plan {
+pub(super) struct ModelPlan {
     limits: ModelLimits,
     all: Vec<One>,
 }
@@ -73,7 +73,7 @@ struct One {
     num_loads: u64,
 }
 
-impl Plan {
+impl ModelPlan {
     /// Of models that take so many bytes each, and are pinned or not.
     pub(super) fn new(limits: ModelLimits, models: impl Iterator<Item = (u64, bool)>, now: Instant) -> Self {
         let one = |(bytes, is_pinned)| One {
@@ -94,15 +94,15 @@ impl Plan {
     }
 
     /// A model is wanted whether a request waits for it or not.
-    pub(super) fn call(&mut self, index: usize, now: Instant) -> Call {
+    pub(super) fn call(&mut self, index: usize, now: Instant) -> ModelCall {
         let one = &mut self.all[index];
         one.last = now;
         one.num_calls += 1;
-        Call { index, num_loads: one.num_loads }
+        ModelCall { index, num_loads: one.num_loads }
     }
 
     /// Nobody waits for the call's answer any more.
-    pub(super) fn hang_up(&mut self, call: Call) {
+    pub(super) fn hang_up(&mut self, call: ModelCall) {
         let one = &mut self.all[call.index];
         if one.num_loads == call.num_loads {
             one.num_calls -= 1;
@@ -110,7 +110,7 @@ impl Plan {
     }
 
     /// What is to be done now. To be asked a few times a second, and when a model that is not loaded is asked for.
-    pub(super) fn decide(&mut self, mut seen: Vec<Seen>, now: Instant) -> Vec<Order> {
+    pub(super) fn decide(&mut self, mut seen: Vec<Seen>, now: Instant) -> Vec<ModelOrder> {
         for (one, seen) in self.all.iter_mut().zip(&seen) {
             one.see(*seen, now);
         }
@@ -120,17 +120,17 @@ impl Plan {
         for index in 0..self.all.len() {
             let is_over = now.saturating_duration_since(self.all[index].last) >= idle_unload;
             if is_over && self.may_unload(index, &seen, now) {
-                orders.push(Order::Retire(index));
+                orders.push(ModelOrder::Retire(index));
             }
         }
         orders
     }
 
-    fn load_wanted(&mut self, seen: &mut [Seen], now: Instant, orders: &mut Vec<Order>) {
+    fn load_wanted(&mut self, seen: &mut [Seen], now: Instant, orders: &mut Vec<ModelOrder>) {
         let mut wanted: Vec<usize> = (0..self.all.len()).filter(|index| self.all[*index].wanted.is_some()).collect();
         wanted.sort_by_key(|index| self.all[*index].wanted);
         for index in wanted {
-            if seen[index].place != Place::Away || !self.can_ever_fit(index, seen) {
+            if seen[index].place != ModelPlace::Away || !self.can_ever_fit(index, seen) {
                 continue;
             }
             if !self.has_room(index, seen, now, orders) {
@@ -139,29 +139,31 @@ impl Plan {
             }
             let one = &mut self.all[index];
             (one.wanted, one.num_calls, one.num_loads) = (None, 0, one.num_loads + 1);
-            seen[index].place = Place::Loading;
-            orders.push(Order::Load(index));
+            seen[index].place = ModelPlace::Loading;
+            orders.push(ModelOrder::Load(index));
         }
     }
 
     /// Whether it would fit if everything went that may ever go.
     fn can_ever_fit(&self, index: usize, seen: &[Seen]) -> bool {
-        let stays = |(one, seen): &(&One, &Seen)| one.is_pinned && matches!(seen.place, Place::Loaded | Place::Loading);
+        let stays = |(one, seen): &(&One, &Seen)| {
+            one.is_pinned && matches!(seen.place, ModelPlace::Loaded | ModelPlace::Loading)
+        };
         let stays = self.all.iter().zip(seen).filter(stays).map(|(one, _)| one.bytes);
         self.fits(stays.fold(self.all[index].bytes, u64::saturating_add))
     }
 
     /// Whether a model fits beside what is in memory; if not, orders what may go to go, if that is enough.
-    fn has_room(&self, index: usize, seen: &mut [Seen], now: Instant, orders: &mut Vec<Order>) -> bool {
-        let bytes_of = |seen: &[Seen], takes: fn(Place) -> bool| {
+    fn has_room(&self, index: usize, seen: &mut [Seen], now: Instant, orders: &mut Vec<ModelOrder>) -> bool {
+        let bytes_of = |seen: &[Seen], takes: fn(ModelPlace) -> bool| {
             let all = self.all.iter().zip(seen).filter(|(_, seen)| takes(seen.place)).map(|(one, _)| one.bytes);
             all.fold(self.all[index].bytes, u64::saturating_add)
         };
-        if self.fits(bytes_of(seen, |place| place != Place::Away)) {
+        if self.fits(bytes_of(seen, |place| place != ModelPlace::Away)) {
             return true;
         }
         // What is on its way out will be gone.
-        let mut needed = bytes_of(seen, |place| matches!(place, Place::Loaded | Place::Loading));
+        let mut needed = bytes_of(seen, |place| matches!(place, ModelPlace::Loaded | ModelPlace::Loading));
         let mut idle: Vec<usize> = (0..self.all.len()).filter(|i| self.may_unload(*i, seen, now)).collect();
         idle.sort_by_key(|i| self.all[*i].last);
         let mut going = Vec::new();
@@ -174,8 +176,8 @@ impl Plan {
         }
         if self.fits(needed) {
             for i in going {
-                seen[i].place = Place::Unloading;
-                orders.push(Order::MakeRoom(i));
+                seen[i].place = ModelPlace::Unloading;
+                orders.push(ModelOrder::MakeRoom(i));
             }
         }
         false
@@ -188,13 +190,13 @@ impl Plan {
     fn may_unload(&self, index: usize, seen: &[Seen], now: Instant) -> bool {
         let (one, seen) = (&self.all[index], seen[index]);
         let has_stayed = one.loaded.is_some_and(|at| now.saturating_duration_since(at) >= self.limits.stay_min);
-        has_stayed && !one.is_pinned && seen.place == Place::Loaded && seen.is_idle
+        has_stayed && !one.is_pinned && seen.place == ModelPlace::Loaded && seen.is_idle
     }
 }
 
 impl One {
     fn see(&mut self, seen: Seen, now: Instant) {
-        let is_loaded = seen.place == Place::Loaded;
+        let is_loaded = seen.place == ModelPlace::Loaded;
         self.loaded = is_loaded.then(|| self.loaded.unwrap_or(now));
         if seen.num_waiting > 0 || !seen.is_idle {
             self.last = now;

@@ -1,4 +1,4 @@
-//! Random schedules against the plan: models of random sizes that are asked, called, left, unloaded by hand, that load, fail
+//! Lots schedules against the plan: models of random sizes that are asked, called, left, unloaded by hand, that load, fail
 //! and get stuck, with time passing. There is no thread and no clock; everything follows from one seed, which a failure
 //! prints. `TALLOW_SIM_SCHEDULES=n` runs that many.
 //!
@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use super::ModelLimits;
-use super::plan::{Call, Order, Place, Plan, Seen};
+use super::plan::{ModelCall, ModelOrder, ModelPlace, ModelPlan, Seen};
 use crate::sampling::random_u64;
 
 const NUM_SCHEDULES: u64 = 3000;
@@ -63,12 +63,12 @@ const DEFECTS: [Defect; 12] = [
     Defect::LoadsMixedUp,
 ];
 
-struct Random {
+struct Lots {
     seed: u64,
     position: u64,
 }
 
-impl Random {
+impl Lots {
     fn below(&mut self, n: u64) -> u64 {
         self.position += 1;
         random_u64(self.seed, self.position) % n
@@ -83,12 +83,12 @@ impl Random {
 struct Real {
     bytes: u64,
     is_pinned: bool,
-    place: Place,
+    place: ModelPlace,
     /// Steps until a load or an unload ends.
     num_left: u64,
     num_waiting: usize,
     num_running: usize,
-    calls: Vec<Call>,
+    calls: Vec<ModelCall>,
     /// As of the looks at it: when it was used last, first seen loaded, first wanted.
     last: Instant,
     loaded: Option<Instant>,
@@ -105,7 +105,7 @@ impl Real {
     }
 
     fn takes_memory(&self) -> bool {
-        self.place != Place::Away
+        self.place != ModelPlace::Away
     }
 }
 
@@ -121,11 +121,11 @@ struct Coverage {
 }
 
 struct World {
-    random: Random,
+    random: Lots,
     limits: ModelLimits,
     now: Instant,
     all: Vec<Real>,
-    plan: Plan,
+    plan: ModelPlan,
     defect: Option<Defect>,
     is_quiet: bool,
     coverage: Coverage,
@@ -133,7 +133,7 @@ struct World {
 
 impl World {
     fn new(seed: u64, defect: Option<Defect>) -> Self {
-        let mut random = Random { seed, position: 0 };
+        let mut random = Lots { seed, position: 0 };
         let now = Instant::now();
         let num_models = 2 + random.below(4);
         let sizes: Vec<(u64, bool)> = (0..num_models).map(|_| (1 + random.below(4), random.one_in(6))).collect();
@@ -146,7 +146,7 @@ impl World {
         let real = |(bytes, is_pinned)| Real {
             bytes,
             is_pinned,
-            place: Place::Away,
+            place: ModelPlace::Away,
             num_left: 0,
             num_waiting: 0,
             num_running: 0,
@@ -163,7 +163,7 @@ impl World {
         };
         let forgets_pins = defect == Some(Defect::PinsForgotten);
         let models = sizes.iter().map(|(bytes, is_pinned)| (*bytes, *is_pinned && !forgets_pins));
-        let plan = Plan::new(known, models, now);
+        let plan = ModelPlan::new(known, models, now);
         let all = sizes.iter().copied().map(real).collect();
         Self { random, limits, now, all, plan, defect, is_quiet: false, coverage: Coverage::default() }
     }
@@ -206,7 +206,7 @@ impl World {
             }
             3 => {
                 let model = &mut self.all[index];
-                if matches!(model.place, Place::Away | Place::Unloading) {
+                if matches!(model.place, ModelPlace::Away | ModelPlace::Unloading) {
                     model.last = now;
                     model.calls.push(self.plan.call(index, now));
                 }
@@ -219,7 +219,7 @@ impl World {
                 }
             }
             5 => self.all[index].num_waiting = self.all[index].num_waiting.saturating_sub(1),
-            6 if self.all[index].place == Place::Loaded && self.all[index].is_idle() => self.begin_unload(index),
+            6 if self.all[index].place == ModelPlace::Loaded && self.all[index].is_idle() => self.begin_unload(index),
             _ => self.now += TICK * self.random.below(4) as u32,
         }
     }
@@ -231,24 +231,24 @@ impl World {
             let (begins, ends) = (self.random.one_in(2), self.random.one_in(3));
             let model = &mut self.all[index];
             match model.place {
-                Place::Away => {}
-                Place::Loading | Place::Unloading if model.num_left > 0 => model.num_left -= 1,
-                Place::Loading if fails && !self.is_quiet => {
+                ModelPlace::Away => {}
+                ModelPlace::Loading | ModelPlace::Unloading if model.num_left > 0 => model.num_left -= 1,
+                ModelPlace::Loading if fails && !self.is_quiet => {
                     // Who waited is told.
-                    (model.place, model.num_waiting) = (Place::Away, 0);
+                    (model.place, model.num_waiting) = (ModelPlace::Away, 0);
                     self.answer_calls(index);
                     self.coverage.num_failed += 1;
                 }
-                Place::Loading => {
-                    model.place = Place::Loaded;
+                ModelPlace::Loading => {
+                    model.place = ModelPlace::Loaded;
                     self.answer_calls(index);
                 }
-                Place::Unloading if is_stuck => {
-                    model.place = Place::Loaded;
+                ModelPlace::Unloading if is_stuck => {
+                    model.place = ModelPlace::Loaded;
                     self.answer_calls(index);
                 }
-                Place::Unloading => model.place = Place::Away,
-                Place::Loaded => {
+                ModelPlace::Unloading => model.place = ModelPlace::Away,
+                ModelPlace::Loaded => {
                     if begins && model.num_waiting > 0 {
                         model.num_waiting -= 1;
                         model.num_running += 1;
@@ -270,14 +270,14 @@ impl World {
     }
 
     fn begin_unload(&mut self, index: usize) {
-        self.all[index].place = Place::Unloading;
+        self.all[index].place = ModelPlace::Unloading;
         self.all[index].num_left = self.random.below(3);
     }
 
     fn tend(&mut self) {
         let now = self.now;
         for model in &mut self.all {
-            let is_loaded = model.place == Place::Loaded;
+            let is_loaded = model.place == ModelPlace::Loaded;
             model.loaded = is_loaded.then(|| model.loaded.unwrap_or(now));
             if !model.is_idle() {
                 model.last = now;
@@ -286,8 +286,8 @@ impl World {
         }
         let seen = self.all.iter().map(|model| Seen {
             place: match model.place {
-                Place::Loading if self.has(Defect::LoadingSeemsAway) => Place::Away,
-                Place::Unloading if self.has(Defect::UnloadingSeemsAway) => Place::Away,
+                ModelPlace::Loading if self.has(Defect::LoadingSeemsAway) => ModelPlace::Away,
+                ModelPlace::Unloading if self.has(Defect::UnloadingSeemsAway) => ModelPlace::Away,
                 place => place,
             },
             is_idle: model.is_idle() || self.has(Defect::BusySeemsIdle),
@@ -300,14 +300,14 @@ impl World {
         self.check_room_made(&orders);
         for order in orders {
             match order {
-                Order::Load(index) if self.has(Defect::LoadsMixedUp) => self.load((index + 1) % self.all.len()),
-                Order::Load(index) => self.load(index),
-                Order::MakeRoom(index) => {
+                ModelOrder::Load(index) if self.has(Defect::LoadsMixedUp) => self.load((index + 1) % self.all.len()),
+                ModelOrder::Load(index) => self.load(index),
+                ModelOrder::MakeRoom(index) => {
                     self.check_unload(index);
                     self.coverage.num_rooms += 1;
                     self.begin_unload(index);
                 }
-                Order::Retire(index) => {
+                ModelOrder::Retire(index) => {
                     self.check_unload(index);
                     let idle = self.limits.idle_unload.expect("models retire");
                     assert!(self.now - self.all[index].last >= idle, "model {index} is retired too early");
@@ -322,35 +322,35 @@ impl World {
 
     fn load(&mut self, index: usize) {
         let model = &self.all[index];
-        assert_eq!(model.place, Place::Away, "model {index} is loaded twice");
+        assert_eq!(model.place, ModelPlace::Away, "model {index} is loaded twice");
         assert!(model.is_wanted(), "model {index} is loaded for nobody");
         for (other, earlier) in self.all.iter().enumerate() {
-            let is_earlier = earlier.place == Place::Away && earlier.wanted < model.wanted;
+            let is_earlier = earlier.place == ModelPlace::Away && earlier.wanted < model.wanted;
             let is_passed = is_earlier && earlier.wanted.is_some() && self.can_ever_fit(other);
             assert!(!is_passed, "model {index} is loaded before {other}, which was wanted earlier");
         }
         self.coverage.num_loads += 1;
-        self.all[index].place = Place::Loading;
+        self.all[index].place = ModelPlace::Loading;
         self.all[index].num_left = self.random.below(5);
     }
 
     fn may_unload(&self, index: usize) -> bool {
         let model = &self.all[index];
         let has_stayed = model.loaded.is_some_and(|at| self.now - at >= self.limits.stay_min);
-        model.place == Place::Loaded && model.is_idle() && !model.is_pinned && has_stayed
+        model.place == ModelPlace::Loaded && model.is_idle() && !model.is_pinned && has_stayed
     }
 
     fn check_unload(&self, index: usize) {
         let model = &self.all[index];
-        assert_eq!(model.place, Place::Loaded, "model {index} is not there to be unloaded");
+        assert_eq!(model.place, ModelPlace::Loaded, "model {index} is not there to be unloaded");
         assert!(model.is_idle(), "model {index} is unloaded while it is used or waited for");
         assert!(!model.is_pinned, "model {index} is pinned");
         assert!(self.may_unload(index), "model {index} has not stayed for its time");
     }
 
     /// Those that go are the ones used longest ago, and somebody waits for the room.
-    fn check_room_made(&mut self, orders: &[Order]) {
-        let making = |order: &Order| if let Order::MakeRoom(index) = order { Some(*index) } else { None };
+    fn check_room_made(&mut self, orders: &[ModelOrder]) {
+        let making = |order: &ModelOrder| if let ModelOrder::MakeRoom(index) = order { Some(*index) } else { None };
         let going: Vec<usize> = orders.iter().filter_map(making).collect();
         let Some(latest) = going.iter().map(|index| self.all[*index].last).max() else {
             self.coverage.num_blocked += u64::from(orders.is_empty() && self.all.iter().any(|m| m.wanted.is_some()));
@@ -360,13 +360,13 @@ impl World {
         for index in (0..self.all.len()).filter(stays_longer) {
             assert!(self.all[index].last >= latest, "model {index} was used longer ago than one that makes room");
         }
-        let wants_room = |model: &Real| model.place == Place::Away && model.is_wanted();
+        let wants_room = |model: &Real| model.place == ModelPlace::Away && model.is_wanted();
         assert!(self.all.iter().any(wants_room), "room is made for nobody");
     }
 
     /// Whether a model fits beside the pinned ones that are in memory.
     fn can_ever_fit(&self, index: usize) -> bool {
-        let stays = |model: &&Real| model.is_pinned && matches!(model.place, Place::Loaded | Place::Loading);
+        let stays = |model: &&Real| model.is_pinned && matches!(model.place, ModelPlace::Loaded | ModelPlace::Loading);
         let stays: u64 = self.all.iter().filter(stays).map(|model| model.bytes).sum();
         self.fits(stays + self.all[index].bytes)
     }

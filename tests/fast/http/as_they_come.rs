@@ -381,6 +381,19 @@ async fn a_chat_with_tools_can_be_counted() {
 }
 
 #[tokio::test]
+async fn vectors_may_be_asked_for_in_their_own_length() {
+    let server = start().await;
+    let vectors = post(server.address, "/v1/embeddings", &json!({"input": "a"})).await.json();
+    let own = vectors["data"][0]["embedding"].as_array().unwrap().len();
+    let reply = post(server.address, "/v1/embeddings", &json!({"input": "a", "dimensions": own})).await;
+    assert_eq!((reply.status, &reply.json()["data"]), (200, &vectors["data"]));
+    let reply = post(server.address, "/v1/embeddings", &json!({"input": "a", "dimensions": own + 1})).await;
+    let error = reply.json()["error"].clone();
+    assert_eq!((reply.status, error["param"].as_str()), (400, Some("dimensions")), "{error}");
+    assert!(error["message"].as_str().unwrap().contains(&format!("must be the {own} that")), "{error}");
+}
+
+#[tokio::test]
 async fn routes_without_a_version_and_probes_answer() {
     let server = start().await;
     accepted(&server, "/chat/completions", &json!({}), "").await;

@@ -159,7 +159,7 @@ async fn native_requests_have_rules_of_their_own() {
     for (body, param) in [
         // Its text is the model's own, calls and all.
         (json!({"prompt": "a", "tools": [{"type": "function"}]}), "tools"),
-        (json!({"prompt": "a", "tool_choice": "auto"}), "tool_choice"),
+        (json!({"prompt": "a", "tool_choice": "required"}), "tool_choice"),
         (json!({"prompt": "a", "chat_template_kwargs": {"enable_thinking": false}}), "chat_template_kwargs"),
         (json!({}), "prompt"),
         (json!({"prompt": "a", "tokens": [1]}), "prompt"),

@@ -16,6 +16,9 @@ async fn every_route_is_described_and_every_description_is_a_route() {
     // The router as it is written: nothing else can tell what it has.
     let source = include_str!("../../../src/api/mod.rs");
     let written = source.split(".route(\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+    // OpenAI's routes without a version are the same ones; docs/clients.md lists them.
+    let aliases = ["/chat/completions", "/completions", "/embeddings", "/models", "/responses"];
+    let written = written.filter(|path| !aliases.contains(path));
     let written: BTreeSet<String> = written.map(|path| path.replace("{*name}", "{model}")).collect();
     // A name may contain slashes, so what is done to a model is the end of the same pattern.
     let pattern = |path: &str| path.trim_end_matches("/load").trim_end_matches("/unload").to_owned();
@@ -55,7 +58,7 @@ async fn every_field_is_accepted_and_no_other_that_would_matter() {
             let reply = post(server.address, body.path(), &asked).await;
             assert!(reply.status < 300, "{asked} on {}: {}", body.path(), reply.json());
             // A wrong type is found, so the field is read; those without effect may be anything.
-            if !field.summary.contains("without effect") {
+            if !["without effect", "Ignored"].iter().any(|word| field.summary.contains(word)) {
                 let is_object = field.schema.contains("\"object\"");
                 asked[field.name] = if is_object { json!(1.5) } else { json!({"no such": ["thing"]}) };
                 let reply = post(server.address, body.path(), &asked).await;

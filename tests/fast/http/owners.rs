@@ -17,7 +17,19 @@ const ANN: &str = "sk-ann-0123";
 const BOB: &str = "sk-bob-0123";
 const OPS: &str = "sk-ops-0123";
 /// Whether the process lives, and the pages' own files: what needs no key.
-const OPEN: [&str; 6] = ["/health/live", "/", "/app.js", "/style.css", "/docs", "/docs.js"];
+const OPEN: [&str; 11] = [
+    "/health/live",
+    "/health/ready",
+    "/health",
+    "/v1/health",
+    "/ping",
+    "/version",
+    "/",
+    "/app.js",
+    "/style.css",
+    "/docs",
+    "/docs.js",
+];
 const BODY: &str = r#"{"prompt": "the same words for everybody, and enough of them to fill a block", "max_tokens": 4}"#;
 
 fn owner(tenant: u64, limits: OwnerLimits) -> Arc<Owner> {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{OWNER_SHARE, QueueLimits, QueuePhase, QueueState};
+use super::phase::QueuePhase;
+use super::{OWNER_SHARE, QueueLimits, QueueState};
 use crate::fair::Load;
 use tallow_stream::error::{Error, ErrorKind, Result};
 use tallow_stream::protocol::Tenant;

@@ -1,5 +1,5 @@
-//! The five stages of a layer on the CPU, each one custom op of candle over packed weights: norm + qkv, rope + KV write
-//! + attention, output projection + residual, norm + gate and up + activation, down projection + residual. Tensors
+//! The five stages of a layer on the CPU, each one custom op of candle over packed weights: norm and qkv; rope, KV
+//! write and attention; output projection and residual; norm, gate, up and activation; down projection and residual. Tensors
 //! carry data between the stages; inside a stage, `kernels/` computes everything.
 
 use std::cell::RefCell;

@@ -8,9 +8,9 @@ use serde_json::Value;
 
 use super::chat::{ChatMessage, Tool, ToolChoice};
 use super::constraint::Constraint;
-use super::field::Field;
 use super::ids::{StreamId, Tenant, TokenId};
 use super::owner::{Owner, QueueTerms};
+use crate::error::Field;
 
 /// Every dialect turns its JSON into this. Values may still break rules.
 #[derive(Debug, Clone, PartialEq)]

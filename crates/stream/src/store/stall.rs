@@ -5,12 +5,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 /// The gate that every commit passes.
 #[derive(Debug, Default)]
 pub(super) struct CommitGate {
-    state: Mutex<GateState>,
+    state: Mutex<CommitGateState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct GateState {
+struct CommitGateState {
     is_shut: bool,
     /// Whether a commit waits.
     is_reached: bool,
@@ -37,7 +37,7 @@ impl CommitGate {
         DiskStall(self.clone())
     }
 
-    fn lock(&self) -> MutexGuard<'_, GateState> {
+    fn lock(&self) -> MutexGuard<'_, CommitGateState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -45,7 +45,7 @@ impl CommitGate {
 impl DiskStall {
     /// Blocks until a commit hangs.
     pub fn wait_reached(&self) {
-        let is_missing = |state: &mut GateState| !state.is_reached;
+        let is_missing = |state: &mut CommitGateState| !state.is_reached;
         drop(self.0.changed.wait_while(self.0.lock(), is_missing).unwrap_or_else(PoisonError::into_inner));
     }
 }

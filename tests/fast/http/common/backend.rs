@@ -8,7 +8,7 @@ use tallow::error::{Error, ErrorKind, Result};
 use tallow::protocol::{
     ErrorInfo, Event, FinishReason, Tenant, TokenEvent, TokenId, TokenLogprob, Usage, ValidInput, ValidRequest,
 };
-use tallow::service::{Backend, Embedding, Readiness};
+use tallow::service::{Backend, Readiness, VectorFuture};
 use tallow::stream::{CancelCause, StreamLog};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -129,7 +129,7 @@ impl Backend for GatedBackend {
         Ok(())
     }
 
-    fn embed(&self, input: ValidInput) -> Result<Embedding> {
+    fn embed(&self, input: ValidInput) -> Result<VectorFuture> {
         if let Some(error) = self.state.lock().unwrap().refusal.take() {
             return Err(error);
         }

@@ -36,9 +36,9 @@ impl fmt::Display for Field {
             Self::Messages => f.write_str("messages"),
             Self::Message(index, part) => write!(f, "messages[{index}].{part}"),
             Self::Prompt => f.write_str("prompt"),
-            Self::Tokens(index) => write!(f, "tokens{}", Place(*index)),
+            Self::Tokens(index) => write!(f, "tokens{}", ListIndex(*index)),
             Self::MaxTokens => f.write_str("max_tokens"),
-            Self::Stop(index) => write!(f, "stop{}", Place(*index)),
+            Self::Stop(index) => write!(f, "stop{}", ListIndex(*index)),
             Self::Tools => f.write_str("tools"),
             Self::ToolName(index) => write!(f, "tools[{index}].function.name"),
             Self::ToolParameters(index) => write!(f, "tools[{index}].function.parameters"),
@@ -50,9 +50,9 @@ impl fmt::Display for Field {
 
 /// `[3]` for an element of a list, nothing for the list.
 #[derive(Debug, Clone, Copy)]
-pub struct Place(pub Option<usize>);
+pub struct ListIndex(pub Option<usize>);
 
-impl fmt::Display for Place {
+impl fmt::Display for ListIndex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.map_or(Ok(()), |index| write!(f, "[{index}]"))
     }
