@@ -2,7 +2,7 @@
 //! into it, so any number can follow, leave and come back. This is the only room below the service that may be async: a
 //! reader can wait for the next event. It knows nothing of HTTP, and nothing of who produces events; it reads no clock.
 //!
-//! The words that all rooms share stand here, as those of events do: `protocol` and `error`.
+//! The words that all rooms share stand here, as those of events do: `protocol`, `error` and `settings`.
 
 pub mod error;
 mod expired;
@@ -13,6 +13,7 @@ mod printable;
 mod progress;
 pub mod protocol;
 mod reader;
+pub mod settings;
 mod size;
 mod status;
 mod store;
