@@ -47,6 +47,9 @@ use crate::stream::{CancelCause, Clock, Happening, StreamLog, StreamRecord, Stre
 use crate::text::AnswerFormat;
 use quota::Quotas;
 
+/// How long a cancellation may take to be on disk: longer than any commit of a disk that works.
+const CANCEL_WAIT: Duration = Duration::from_secs(10);
+
 /// The one front door of generation: every dialect's request goes through [`Service::start`].
 pub struct Service {
     config: ServiceConfig,
@@ -214,7 +217,7 @@ impl Service {
             }
             store.flushed().await;
         };
-        let is_kept = tokio::time::timeout(Duration::from_millis(self.config.cancel_wait_ms), kept).await.is_ok();
+        let is_kept = tokio::time::timeout(CANCEL_WAIT, kept).await.is_ok();
         if is_kept && !all.iter().any(|log| log.is_suspended()) {
             return Ok(());
         }

@@ -4,6 +4,8 @@ use super::validate::{rule, shown};
 use crate::error::{Error, Result};
 use crate::protocol::{ChatMessage, Constraint, GenerateRequest, ToolChoice};
 
+/// Most tools of a request: OpenAI's bound. All of them stand in every prompt.
+const TOOLS_MAX: usize = 128;
 /// Longest name of a function.
 const NAME_BYTES_MAX: usize = 64;
 /// Variables of a template that are not a client's to set.
@@ -13,10 +15,10 @@ const RESERVED_KWARGS: &[&str] = &["messages", "tools", "add_generation_prompt",
 ///
 /// # Errors
 /// [`crate::error::ErrorKind::InvalidRequest`] with the parameter at fault.
-pub(super) fn tools(request: &GenerateRequest, tools_max: usize) -> Result<()> {
+pub(super) fn tools(request: &GenerateRequest) -> Result<()> {
     let tools = &request.tools;
-    if tools.len() > tools_max {
-        return Err(rule("tools", format!("must have at most {tools_max} tools"), tools.len()));
+    if tools.len() > TOOLS_MAX {
+        return Err(rule("tools", format!("must have at most {TOOLS_MAX} tools"), tools.len()));
     }
     for (i, tool) in tools.iter().enumerate() {
         let name = &tool.function.name;
@@ -114,8 +116,8 @@ mod tests {
             constraint: Some(constraint),
             ..GenerateRequest::new(Arc::new(Owner::anonymous()), Prompt::Chat(Vec::new()))
         };
-        assert_eq!(tools(&asking(Constraint::JsonObject), 1), Ok(()));
-        let error = tools(&asking(Constraint::Regex("a+".to_owned())), 1).expect_err("both cannot be kept");
+        assert_eq!(tools(&asking(Constraint::JsonObject)), Ok(()));
+        let error = tools(&asking(Constraint::Regex("a+".to_owned()))).expect_err("both cannot be kept");
         assert_eq!(error.param(), Some("tool_choice"));
         assert!(error.message().contains("beside another grammar"), "{error}");
     }

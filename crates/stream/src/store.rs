@@ -32,6 +32,8 @@ use self::records::Opened;
 use super::log::{Entry, StreamLog};
 use crate::error::{Error, Result};
 use crate::protocol::{Epoch, Event, StreamId};
+use crate::settings;
+use crate::settings::{MIB, bytes, millis, setting};
 
 /// The file in the store's folder.
 const FILE_NAME: &str = "streams.redb";
@@ -42,14 +44,19 @@ const NUM_CHANGES_MAX: usize = 16_384;
 /// Beyond so many, workers begin no step: what is left is for those who must not wait for a disk.
 const NUM_CHANGES_HIGH: usize = NUM_CHANGES_MAX / 2;
 
-/// The store's bounds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StoreLimits {
-    /// How long token events are gathered before they are committed.
-    pub commit_interval: Duration,
-    /// Most bytes of requests and events; beyond, streams that have ended are forgotten, of the owner with most per
-    /// weight that which ended first.
-    pub num_bytes_max: u64,
+settings! {
+    /// The store's bounds.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct StoreLimits {
+        /// Disk limit for stored streams, shared by weight; beyond it the streams that ended first are deleted.
+        ///
+        /// Of requests and events; of the owner with most per weight.
+        pub num_bytes_max: u64 = 1 << 30
+            => setting("streams.store_bytes_max", "stream-store-bytes-max", bytes(MIB, 1 << 50));
+        /// How long tokens are collected before they are written to the store.
+        pub commit_interval: Duration = Duration::from_millis(20)
+            => setting("streams.store_interval_ms", "stream-store-interval-ms", millis(0, 10_000));
+    }
 }
 
 /// Streams on disk. Dropping it commits what has come.
