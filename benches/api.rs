@@ -27,10 +27,10 @@ use tallow::model::load::{OpenModel, open};
 use tallow::model::stub::{StubConfig, StubModel};
 use tallow::protocol::{
     ChatMessage, Event, FinishReason, GenerateRequest, OnDisconnect, Owner, Prompt, QueueTerms, SamplingParams,
-    StopParams, StreamId, Task, Tenant, Usage, ValidRequest,
+    StopParams, StreamId, Tenant, Usage, ValidInput, ValidRequest,
 };
 use tallow::service::{
-    Backend, ChatTemplate, ModelLimits, Models, Readiness, Served, ServedConfig, Service, ServiceConfig,
+    Backend, ChatTemplate, Embedding, ModelLimits, Models, Readiness, Served, ServedConfig, Service, ServiceConfig,
 };
 use tallow::stream::{StreamLog, StreamTable, TableLimits};
 use tallow::text::Tokenizer;
@@ -117,7 +117,6 @@ fn submit(engine: &Engine, number: usize) -> Arc<StreamLog> {
         constraint: None,
         leader: None,
         resumed: None,
-        task: Task::Generate,
     };
     let log = StreamLog::new(request.id, request.tenant, request.on_disconnect);
     engine.submit(request, log.clone()).expect("room for all");
@@ -212,6 +211,10 @@ impl Backend for Nowhere {
         let usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
         log.append(Event::Done { finish_reason: FinishReason::Length, usage, stop: None });
         Ok(())
+    }
+
+    fn embed(&self, _input: ValidInput) -> Result<Embedding> {
+        Ok(Box::pin(std::future::ready(Ok(vec![1.0]))))
     }
 
     fn check_room(&self, _tenant: Tenant, _coming: Load) -> Result<()> {

@@ -8,7 +8,7 @@ mod peak;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use tallow::kernels::{Activations, Input, Isa, Memory, Packed, Part, Pool, WeightFormat, linear};
+use tallow::kernels::{Activations, Isa, MatrixInput, MatrixPart, Memory, Packed, Pool, WeightFormat, linear};
 
 /// Inputs of each output: every format's block divides it.
 const K: usize = 2048;
@@ -36,7 +36,7 @@ fn kernels(c: &mut Criterion) {
             let x: Vec<f32> = (0..num_tokens * K).map(|i| ((i * 7919 + 31) % 2003) as f32 / 1000.0 - 1.0).collect();
             let mut quantized = Activations::default();
             quantized.quantize(isa, &mut pool, &x, K);
-            let input = Input { x: &x, quantized: Some(&quantized), num_tokens };
+            let input = MatrixInput { x: &x, quantized: Some(&quantized), num_tokens };
             let mut out = vec![0.0; num_tokens * N];
             let mut fastest = f64::INFINITY;
             // Goes on where the sample before ended, or short samples would see their weights in the cache.
@@ -45,7 +45,14 @@ fn kernels(c: &mut Criterion) {
                 b.iter_custom(|num_iterations| {
                     let began = Instant::now();
                     for weights in walk.by_ref().take(num_iterations as usize) {
-                        linear(isa, &mut pool, &[Part { weights, bias: None, column: 0 }], &input, false, &mut out);
+                        linear(
+                            isa,
+                            &mut pool,
+                            &[MatrixPart { weights, bias: None, column: 0 }],
+                            &input,
+                            false,
+                            &mut out,
+                        );
                     }
                     let elapsed = began.elapsed();
                     if elapsed >= SAMPLE_MIN {

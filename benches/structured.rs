@@ -15,8 +15,7 @@ use tallow::metrics::Metrics;
 use tallow::model::decoder::{ActivationType, Compute, DecoderOptions};
 use tallow::model::load::open;
 use tallow::protocol::{
-    Constraint, Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Task, Tenant, TokenId,
-    ValidRequest,
+    Constraint, Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, TokenId, ValidRequest,
 };
 use tallow::stream::StreamLog;
 
@@ -50,7 +49,6 @@ fn request(turn: usize, stream: usize, constraint: Option<Constraint>) -> ValidR
         constraint,
         leader: None,
         resumed: None,
-        task: Task::Generate,
         id: StreamId(number as u128 + 1),
         tenant: Tenant(0),
         prompt: (0..16).map(|i| (1000 + i * 37 + number * 11) as TokenId).collect(),

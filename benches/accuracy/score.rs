@@ -18,7 +18,7 @@ use tallow::protocol::TokenId;
 use tallow::text::Tokenizer;
 
 /// What a decoder for windows of `window` tokens needs.
-pub fn options(compute: Compute, window: usize) -> DecoderOptions {
+pub(crate) fn options(compute: Compute, window: usize) -> DecoderOptions {
     DecoderOptions { compute, max_model_len: Some(window), kv_bytes_max: usize::MAX / 2, max_num_seqs: 1 }
 }
 
@@ -26,7 +26,7 @@ pub fn options(compute: Compute, window: usize) -> DecoderOptions {
 ///
 /// # Errors
 /// If the text cannot be spelled in this vocabulary.
-pub fn windows(tokenizer: &Tokenizer, text: &str, num_tokens: usize, len: usize) -> Result<Vec<Vec<TokenId>>> {
+pub(crate) fn windows(tokenizer: &Tokenizer, text: &str, num_tokens: usize, len: usize) -> Result<Vec<Vec<TokenId>>> {
     let mut ids = tokenizer.encode(text, false)?;
     let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
     tokenizer.begin(&mut ids);
@@ -42,7 +42,7 @@ pub fn windows(tokenizer: &Tokenizer, text: &str, num_tokens: usize, len: usize)
 
 /// What a decoder said of a text.
 #[derive(Debug, Clone, Default)]
-pub struct Score {
+pub(crate) struct Score {
     /// Per token, `-ln q(token)`.
     surprises: Vec<f64>,
     /// Per token, how much greater that is than the reference's.
@@ -54,35 +54,35 @@ pub struct Score {
 
 impl Score {
     /// Number of scored tokens.
-    pub fn num_tokens(&self) -> usize {
+    pub(crate) fn num_tokens(&self) -> usize {
         self.surprises.len()
     }
 
     /// exp of the mean surprise.
-    pub fn perplexity(&self) -> f64 {
+    pub(crate) fn perplexity(&self) -> f64 {
         mean(&self.surprises).exp()
     }
 
     /// Perplexity divided by the reference's, less 1, and its standard error.
-    pub fn excess(&self) -> (f64, f64) {
+    pub(crate) fn excess(&self) -> (f64, f64) {
         let ratio = mean(&self.excesses).exp();
         (ratio - 1.0, ratio * standard_error(&self.excesses))
     }
 
     /// Mean divergence in nats, and its standard error.
-    pub fn divergence(&self) -> (f64, f64) {
+    pub(crate) fn divergence(&self) -> (f64, f64) {
         (mean(&self.divergences), standard_error(&self.divergences))
     }
 
     /// The divergence that all but one in a hundred tokens stay below.
-    pub fn divergence_99(&self) -> f64 {
+    pub(crate) fn divergence_99(&self) -> f64 {
         let mut sorted = self.divergences.clone();
         sorted.sort_by(f64::total_cmp);
         sorted.get(sorted.len() * 99 / 100).copied().unwrap_or(f64::NAN)
     }
 
     /// Share of tokens where the most probable one is the reference's.
-    pub fn agreement(&self) -> f64 {
+    pub(crate) fn agreement(&self) -> f64 {
         self.num_agreeing as f64 / self.num_tokens() as f64
     }
 
@@ -107,7 +107,7 @@ fn standard_error(values: &[f64]) -> f64 {
 ///
 /// # Errors
 /// If a decoder fails.
-pub fn score(
+pub(crate) fn score(
     decoders: &mut [Decoder],
     windows: &[Vec<TokenId>],
     mut progress: impl FnMut(usize),
@@ -162,7 +162,7 @@ fn rows_in_parallel(reference: &[f32], logits: &[f32], next: &[TokenId]) -> Vec<
 
 /// One token's part of a [`Score`].
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RowScore {
+pub(crate) struct RowScore {
     /// `-ln q(next)`
     pub surprise: f64,
     /// `ln p(next) - ln q(next)`
@@ -175,7 +175,7 @@ pub struct RowScore {
 
 impl RowScore {
     /// From the logits of the reference, `p`, and of the decoder, `q`.
-    pub fn of(p: &[f32], q: &[f32], next: usize) -> Self {
+    pub(crate) fn of(p: &[f32], q: &[f32], next: usize) -> Self {
         let (p_norm, q_norm) = (log_sum_exp(p), log_sum_exp(q));
         let log_p = |i: usize| f64::from(p[i]) - p_norm;
         let log_q = |i: usize| f64::from(q[i]) - q_norm;

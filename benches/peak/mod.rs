@@ -5,11 +5,11 @@ mod multiply;
 mod read;
 
 /// Much more than the caches hold that a few cores share.
-pub const BUFFER_BYTES: usize = 512 << 20;
+pub(crate) const BUFFER_BYTES: usize = 512 << 20;
 
 /// Peaks of all threads together.
 #[derive(Debug, Clone, Copy)]
-pub struct Peaks {
+pub(crate) struct Peaks {
     /// 10^9 bytes per second read from memory.
     pub read_gb_per_s: f64,
     /// 10^9 multiplications of a byte by a byte, added up in 32 bits, per second; `None` where there is no such
@@ -18,7 +18,7 @@ pub struct Peaks {
 }
 
 /// Measures both with `num_threads` threads.
-pub fn measure(num_threads: usize) -> Peaks {
+pub(crate) fn measure(num_threads: usize) -> Peaks {
     let gmac: Vec<Option<f64>> = on_threads(num_threads, multiply::gmac_per_s);
     Peaks { read_gb_per_s: read::gb_per_s(num_threads), gmac_per_s: gmac.into_iter().sum() }
 }

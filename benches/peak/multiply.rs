@@ -13,7 +13,7 @@ const TIME: Duration = Duration::from_millis(200);
 const CHAINS: usize = 12;
 
 /// One thread's 10^9 products per second.
-pub fn gmac_per_s() -> Option<f64> {
+pub(crate) fn gmac_per_s() -> Option<f64> {
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx512vnni") {

@@ -20,7 +20,7 @@ const STREAMS: usize = 4;
 const TURN: usize = 32;
 
 /// 10^9 bytes per second of all threads together.
-pub fn gb_per_s(num_threads: usize) -> f64 {
+pub(crate) fn gb_per_s(num_threads: usize) -> f64 {
     let mut map = MmapMut::map_anon(BUFFER_BYTES).expect("memory for the buffer");
     #[cfg(target_os = "linux")]
     if let Err(e) = map.advise(memmap2::Advice::HugePage) {

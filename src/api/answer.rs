@@ -16,13 +16,13 @@ use http_body::{Frame, SizeHint};
 use serde::Serialize;
 
 use super::App;
-use super::budget::Held;
+use super::budget::HeldBytes;
 use super::problem::Problem;
 use crate::error::Error;
 use crate::protocol::Tenant;
 
 /// Answers up to this size are neither counted nor hurried: a connection's buffers take as much.
-pub const SMALL_BYTES: usize = 64 << 10;
+pub(crate) const SMALL_BYTES: usize = 64 << 10;
 
 /// Memory is freed in blocks of this size.
 const BLOCK_BYTES: usize = 32 << 10;
@@ -32,14 +32,14 @@ const BLOCK_BYTES: usize = 32 << 10;
 ///
 /// # Errors
 /// Those of `make`; 429 and 503 where answers take as much memory as they may, or too much waits for the pool.
-pub async fn json<T: Serialize>(
+pub(crate) async fn json<T: Serialize>(
     app: &App,
     tenant: Tenant,
     num_bytes: usize,
     make: impl FnOnce() -> Result<T, Problem> + Send + 'static,
 ) -> Result<Response, Problem> {
     let write = || {
-        let mut blocks = Blocks::default();
+        let mut blocks = AnswerBlocks::default();
         serde_json::to_writer(&mut blocks, &make()?).map_err(|e| Error::internal(format!("an answer: {e}")))?;
         Ok::<_, Problem>(blocks)
     };
@@ -51,8 +51,8 @@ pub async fn json<T: Serialize>(
 ///
 /// # Errors
 /// 429 and 503 where answers take as much memory as they may.
-pub fn respond(app: &App, tenant: Tenant, blocks: Blocks) -> Result<Response, Problem> {
-    let Blocks { full, last, num_bytes } = blocks;
+pub(crate) fn respond(app: &App, tenant: Tenant, blocks: AnswerBlocks) -> Result<Response, Problem> {
+    let AnswerBlocks { full, last, num_bytes } = blocks;
     let mut response = if num_bytes <= SMALL_BYTES && full.is_empty() {
         Response::new(Body::from(last))
     } else {
@@ -68,22 +68,22 @@ pub fn respond(app: &App, tenant: Tenant, blocks: Blocks) -> Result<Response, Pr
 
 /// What was written, in blocks.
 #[derive(Default)]
-pub struct Blocks {
+pub(crate) struct AnswerBlocks {
     full: VecDeque<Bytes>,
     last: Vec<u8>,
     num_bytes: usize,
 }
 
-impl Blocks {
+impl AnswerBlocks {
     /// A text that is JSON already.
-    pub fn of(json: &str) -> Self {
+    pub(crate) fn of(json: &str) -> Self {
         let mut blocks = Self::default();
         io::Write::write_all(&mut blocks, json.as_bytes()).expect("memory never refuses");
         blocks
     }
 }
 
-impl io::Write for Blocks {
+impl io::Write for AnswerBlocks {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let taken = bytes.len().min(BLOCK_BYTES - self.last.len());
         self.last.extend_from_slice(&bytes[..taken]);
@@ -104,7 +104,7 @@ struct HeldBody {
     blocks: VecDeque<Bytes>,
     /// Of all blocks that are left.
     num_bytes: u64,
-    held: Held,
+    held: HeldBytes,
 }
 
 impl http_body::Body for HeldBody {
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn blocks_are_what_was_written() {
-        let mut blocks = Blocks::default();
+        let mut blocks = AnswerBlocks::default();
         let text: Vec<u8> = (0..3 * BLOCK_BYTES + 5).map(|i| i as u8).collect();
         for piece in text.chunks(1000) {
             blocks.write_all(piece).expect("memory");

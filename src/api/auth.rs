@@ -5,25 +5,36 @@ use std::fmt;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use super::caller::{Caller, KEY_WANTED, secret, unauthorized};
 use super::problem::Problem;
 use super::{App, quota_headers, session};
 use crate::error::Error;
 use crate::protocol::Owner;
 
-/// What needs no key: whoever restarts a dead process has none, and the pages must be there to be told one. Their
+/// What needs no key: a probe has none, and the pages must be there to be told one. Their
 /// files hold nothing that is not in the program; `/openapi.json`, which names the model, is none of them.
-const OPEN_PATHS: [&str; 6] = ["/health/live", "/", "/app.js", "/style.css", "/docs", "/docs.js"];
+const OPEN_PATHS: [&str; 11] = [
+    "/health/live",
+    "/health/ready",
+    "/health",
+    "/v1/health",
+    "/ping",
+    "/version",
+    "/",
+    "/app.js",
+    "/style.css",
+    "/docs",
+    "/docs.js",
+];
 
 /// How long a key with too many open requests is asked to wait: about one short generation.
 const RETRY_AFTER_MS: u64 = 1000;
-
-const KEY_WANTED: &str = "an API key must be sent, as `Authorization: Bearer KEY` or `x-api-key: KEY`";
 
 /// A key and whose it is. Only the key's digest is kept: digests are all of one length, so that comparing them tells
 /// nothing of a key's.
@@ -45,10 +56,6 @@ impl fmt::Debug for ApiKey {
         f.debug_struct("ApiKey").field("owner", &self.owner).finish_non_exhaustive()
     }
 }
-
-/// Who is asking; every handler behind [`authenticate`] finds it in the request's extensions.
-#[derive(Debug, Clone)]
-pub(super) struct Caller(pub Arc<Owner>);
 
 /// Lets a request through with its [`Caller`], or answers 401. What a caller with limits has left is told in the
 /// headers of every answer to a POST.
@@ -95,36 +102,6 @@ impl App {
     }
 }
 
-/// Says that the request brings a key itself. Behind [`authenticate`], so it is a good one.
-///
-/// # Errors
-/// 401 for one that was let through by its cookie.
-pub(super) fn require_key(headers: &HeaderMap) -> Result<(), Problem> {
-    secret(headers)?.map(|_| ()).ok_or_else(|| unauthorized(KEY_WANTED))
-}
-
-/// The key that a request brings. Where both headers come, as some clients send them, it is the one of `authorization`.
-///
-/// # Errors
-/// 400 if one of them comes several times: a proxy may have looked at another line.
-fn secret(headers: &HeaderMap) -> Result<Option<&[u8]>, Problem> {
-    let bearer = once(headers, "authorization")?.and_then(|value| {
-        let (scheme, rest) = value.split_at_checked("bearer ".len())?;
-        scheme.eq_ignore_ascii_case(b"bearer ").then(|| rest.trim_ascii())
-    });
-    let own = once(headers, "x-api-key")?.map(<[u8]>::trim_ascii);
-    Ok(bearer.or(own).filter(|secret| !secret.is_empty()))
-}
-
-fn once<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<Option<&'a [u8]>, Problem> {
-    let mut values = headers.get_all(name).iter();
-    let first = values.next().map(HeaderValue::as_bytes);
-    if values.next().is_some() {
-        return Err(Problem::http(StatusCode::BAD_REQUEST, Some("several_keys"), format!("`{name}` must come once")));
-    }
-    Ok(first)
-}
-
 /// Looks at every key, so that the time does not say which one it was.
 fn find(keys: &[ApiKey], secret: &[u8]) -> Option<Arc<Owner>> {
     let digest: [u8; 32] = Sha256::digest(secret).into();
@@ -137,10 +114,6 @@ fn find(keys: &[ApiKey], secret: &[u8]) -> Option<Arc<Owner>> {
     found
 }
 
-fn unauthorized(message: &str) -> Problem {
-    Problem::http(StatusCode::UNAUTHORIZED, Some("invalid_api_key"), message)
-}
-
 fn refused(problem: Problem) -> Response {
     let is_unknown = problem.status() == StatusCode::UNAUTHORIZED;
     let mut response = problem.into_response();
@@ -150,23 +123,11 @@ fn refused(problem: Problem) -> Response {
     response
 }
 
-/// Lets an admin through: `what` is shown to nobody else.
-///
-/// # Errors
-/// 403.
-pub(super) fn require_admin(owner: &Owner, what: &str) -> Result<(), Problem> {
-    if owner.is_admin {
-        return Ok(());
-    }
-    let message =
-        format!("{what} must be asked for with an admin's key: `admin=true` in --api-keys-file makes a key one");
-    Err(Problem::http(StatusCode::FORBIDDEN, Some("not_admin"), message))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::protocol::Tenant;
+    use axum::http::HeaderMap;
 
     #[test]
     fn a_key_is_found_by_all_of_its_bytes() {

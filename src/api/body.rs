@@ -8,7 +8,7 @@ use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 
 use super::App;
-use super::budget::Held;
+use super::budget::HeldBytes;
 use super::problem::Problem;
 use crate::error::Error;
 use crate::protocol::Tenant;
@@ -23,9 +23,9 @@ const JSON_DEPTH_MAX: usize = 64;
 const JSON_VALUES_MAX: usize = 65_536;
 
 /// A body that has arrived and was not looked into yet.
-pub struct Body {
+pub(crate) struct Body {
     json: Bytes,
-    held: Held,
+    held: HeldBytes,
 }
 
 /// Reads a JSON body that is as short and as quick to arrive as the configuration says.
@@ -33,7 +33,7 @@ pub struct Body {
 /// # Errors
 /// 400 `unsupported_content_type` (what OpenAI answers, and no browser sends JSON across origins without asking
 /// first), 413, 408; 429 and 503 where the bodies that are being read take as much memory as they may.
-pub async fn read(request: Request, app: &App, tenant: Tenant) -> Result<Body, Problem> {
+pub(crate) async fn read(request: Request, app: &App, tenant: Tenant) -> Result<Body, Problem> {
     let timeout = app.config.body_read_timeout;
     check_content_type(request.headers())?;
     let declared = request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
@@ -86,12 +86,12 @@ impl Body {
     ///
     /// # Errors
     /// 400 `json_too_deep` and `json_too_many_values`; those of `read`; 429 if too many long bodies of this owner wait.
-    pub async fn parse<T: Send + 'static>(
+    pub(crate) async fn parse<T: Send + 'static>(
         self,
         app: &App,
         tenant: Tenant,
         read: impl FnOnce(&[u8]) -> Result<T, Problem> + Send + 'static,
-    ) -> Result<(T, Held), Problem> {
+    ) -> Result<(T, HeldBytes), Problem> {
         let Self { json, held } = self;
         let num_bytes = json.len();
         let work = move || {
@@ -107,7 +107,7 @@ impl Body {
 ///
 /// # Errors
 /// 400: malformed JSON by line and column, a wrong type by its path.
-pub fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, Problem> {
+pub(crate) fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, Problem> {
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|e| {
         let path = e.path().to_string();

@@ -15,7 +15,7 @@ const OWNER_PART: usize = 2;
 
 /// Memory for one purpose.
 #[derive(Debug)]
-pub struct Budget {
+pub(crate) struct Budget {
     /// What is held, for messages: "request bodies".
     what: &'static str,
     bytes_max: usize,
@@ -31,7 +31,7 @@ struct Used {
 
 /// What one request holds of it, until it is dropped.
 #[derive(Debug)]
-pub struct Held {
+pub(crate) struct HeldBytes {
     budget: Arc<Budget>,
     tenant: Tenant,
     num_bytes: usize,
@@ -39,14 +39,14 @@ pub struct Held {
 
 impl Budget {
     /// `bytes_max` for all owners together, but never less than what two requests of `largest` bytes need.
-    pub fn new(what: &'static str, bytes_max: usize, largest: usize) -> Arc<Self> {
+    pub(crate) fn new(what: &'static str, bytes_max: usize, largest: usize) -> Arc<Self> {
         let bytes_max = bytes_max.max(largest.saturating_mul(OWNER_PART));
         Arc::new(Self { what, bytes_max, used: Mutex::default() })
     }
 
     /// Nothing yet, in the name of `tenant`.
-    pub fn hold(self: &Arc<Self>, tenant: Tenant) -> Held {
-        Held { budget: self.clone(), tenant, num_bytes: 0 }
+    pub(crate) fn hold(self: &Arc<Self>, tenant: Tenant) -> HeldBytes {
+        HeldBytes { budget: self.clone(), tenant, num_bytes: 0 }
     }
 
     fn lock(&self) -> MutexGuard<'_, Used> {
@@ -55,12 +55,12 @@ impl Budget {
     }
 }
 
-impl Held {
+impl HeldBytes {
     /// Takes `more`.
     ///
     /// # Errors
     /// [`ErrorKind::Overloaded`] if the owner holds its share; [`ErrorKind::Unavailable`] if all of it is held.
-    pub fn grow(&mut self, more: usize) -> Result<()> {
+    pub(crate) fn grow(&mut self, more: usize) -> Result<()> {
         let Budget { what, bytes_max, .. } = *self.budget;
         let owner_bytes_max = bytes_max / OWNER_PART;
         let mut used = self.budget.lock();
@@ -82,12 +82,12 @@ impl Held {
     }
 
     /// What it holds.
-    pub fn num_bytes(&self) -> usize {
+    pub(crate) fn num_bytes(&self) -> usize {
         self.num_bytes
     }
 
     /// Gives `less` back.
-    pub fn shrink(&mut self, less: usize) {
+    pub(crate) fn shrink(&mut self, less: usize) {
         let less = less.min(self.num_bytes);
         self.num_bytes -= less;
         let mut used = self.budget.lock();
@@ -101,7 +101,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldBytes {
     fn drop(&mut self) {
         if self.num_bytes > 0 {
             self.shrink(self.num_bytes);
@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn an_owner_has_half_and_all_have_the_whole() {
         let budget = Budget::new("bodies", 100, 1);
-        let kind = |held: &mut Held, more| held.grow(more).map_err(|e| e.kind());
+        let kind = |held: &mut HeldBytes, more| held.grow(more).map_err(|e| e.kind());
         let (mut one, mut other, mut third) = (budget.hold(Tenant(1)), budget.hold(Tenant(2)), budget.hold(Tenant(3)));
         assert_eq!(kind(&mut one, 50), Ok(()));
         assert_eq!(kind(&mut one, 1), Err(ErrorKind::Overloaded));

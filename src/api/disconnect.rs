@@ -11,10 +11,10 @@ use crate::error::Error;
 use crate::protocol::OnDisconnect;
 
 /// The request header.
-pub const HEADER: &str = "x-stream-on-disconnect";
+pub(crate) const HEADER: &str = "x-stream-on-disconnect";
 
 /// Grace of a lingering stream that does not say.
-pub const LINGER_DEFAULT: OnDisconnect = OnDisconnect::Linger { grace_ms: 30_000 };
+pub(crate) const LINGER_DEFAULT: OnDisconnect = OnDisconnect::Linger { grace_ms: 30_000 };
 
 const RULE: &str = "must be cancel, linger, linger=SECONDS or detach";
 
@@ -22,7 +22,7 @@ const RULE: &str = "must be cancel, linger, linger=SECONDS or detach";
 ///
 /// # Errors
 /// 400 for anything else.
-pub fn from_header(headers: &HeaderMap) -> Result<Option<OnDisconnect>, Problem> {
+pub(crate) fn from_header(headers: &HeaderMap) -> Result<Option<OnDisconnect>, Problem> {
     let Some(value) = headers.get(HEADER) else { return Ok(None) };
     let text = value.to_str().unwrap_or("?").trim();
     match policy(text) {
@@ -32,7 +32,7 @@ pub fn from_header(headers: &HeaderMap) -> Result<Option<OnDisconnect>, Problem>
 }
 
 /// The policy's wire form, as a body field has it.
-pub fn to_json(policy: OnDisconnect) -> serde_json::Value {
+pub(crate) fn to_json(policy: OnDisconnect) -> serde_json::Value {
     match policy {
         OnDisconnect::Cancel => "cancel".into(),
         OnDisconnect::Linger { grace_ms } => serde_json::json!({"linger": grace_ms as f64 / 1000.0}),
@@ -42,7 +42,7 @@ pub fn to_json(policy: OnDisconnect) -> serde_json::Value {
 
 /// The body field: what the header says, or `{"linger": seconds}`.
 #[derive(Debug, Clone, Copy)]
-pub struct OnDisconnectField(pub OnDisconnect);
+pub(crate) struct OnDisconnectField(pub OnDisconnect);
 
 impl<'de> Deserialize<'de> for OnDisconnectField {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {

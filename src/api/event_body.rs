@@ -25,7 +25,7 @@ const FRAME_BYTES_MAX: usize = 16 << 10;
 const ROUNDS_MAX: usize = 256;
 
 /// How one kind of client wants to hear of a generation.
-pub trait Dialect: Send + 'static {
+pub(crate) trait Dialect: Send + 'static {
     /// Writes what comes before the first event. Called once.
     fn open(&mut self, out: &mut SseWriter);
 
@@ -34,31 +34,38 @@ pub trait Dialect: Send + 'static {
 
     /// Writes that events are missing, and returns whether this client can go on with what follows. One that cannot
     /// is told by an error, and its stream ends.
-    fn gap(&mut self, gap: Gap, out: &mut SseWriter) -> bool {
-        self.event(&gap.into_end(), out);
-        false
-    }
+    fn gap(&mut self, gap: Gap, out: &mut SseWriter) -> bool;
 
     /// Writes that the stream goes on in another process, where this client would not come back by itself.
-    fn suspended(&mut self, _log: &StreamLog, _out: &mut SseWriter) {}
+    fn suspended(&mut self, log: &StreamLog, out: &mut SseWriter);
 
     /// How many token events must have piled up before they may come as one; `None` keeps each on its own.
-    fn merge_backlog(&self) -> Option<usize> {
-        None
-    }
+    fn merge_backlog(&self) -> Option<usize>;
+}
+
+/// [`Dialect::gap`] of a client that cannot go on behind a hole.
+pub(crate) fn end_at_gap(dialect: &mut impl Dialect, gap: Gap, out: &mut SseWriter) -> bool {
+    dialect.event(&gap.into_end(), out);
+    false
 }
 
 /// Answers 200 with the events of `reader`, as `dialect` spells them, until the terminal one.
-pub fn respond(reader: StreamReader, dialect: impl Dialect, heartbeat: Duration, readers: &Gauge) -> Response {
+pub(crate) fn respond(reader: StreamReader, dialect: impl Dialect, heartbeat: Duration, readers: &Gauge) -> Response {
     respond_many(vec![(reader, dialect)], heartbeat, readers)
 }
 
 /// Answers 200 with the events of several streams as they come, each spelled by a dialect of its own, until the last
 /// terminal one, or the first that is an error.
-pub fn respond_many<D: Dialect>(parts: Vec<(StreamReader, D)>, heartbeat: Duration, readers: &Gauge) -> Response {
-    let parts =
-        parts.into_iter().map(|(reader, dialect)| Part { reader, dialect, is_opened: false, has_end: false }).collect();
-    let reading = Reading { parts, silence: Silence::new(heartbeat), _count: Counted::new(readers) };
+pub(crate) fn respond_many<D: Dialect>(
+    parts: Vec<(StreamReader, D)>,
+    heartbeat: Duration,
+    readers: &Gauge,
+) -> Response {
+    let parts = parts
+        .into_iter()
+        .map(|(reader, dialect)| BodyPart { reader, dialect, is_opened: false, has_end: false })
+        .collect();
+    let reading = BodyReading { parts, silence: Silence::new(heartbeat), _count: CountedReader::new(readers) };
     let body = Body::from_stream(stream::unfold(reading, |mut reading| async move {
         let bytes = reading.next_bytes().await?;
         Some((Ok::<_, Infallible>(bytes), reading))
@@ -72,15 +79,15 @@ pub fn respond_many<D: Dialect>(parts: Vec<(StreamReader, D)>, heartbeat: Durati
     response
 }
 
-struct Reading<D> {
+struct BodyReading<D> {
     /// Those that may have more to come.
-    parts: Vec<Part<D>>,
+    parts: Vec<BodyPart<D>>,
     silence: Silence,
-    _count: Counted,
+    _count: CountedReader,
 }
 
 /// One stream of a body.
-struct Part<D> {
+struct BodyPart<D> {
     reader: StreamReader,
     dialect: D,
     is_opened: bool,
@@ -96,7 +103,7 @@ enum Taken {
     End,
 }
 
-impl<D: Dialect> Reading<D> {
+impl<D: Dialect> BodyReading<D> {
     /// The next bytes to write: everything that is ready, or a heartbeat when nothing has come for long.
     async fn next_bytes(&mut self) -> Option<Bytes> {
         let mut out = SseWriter::default();
@@ -104,7 +111,7 @@ impl<D: Dialect> Reading<D> {
         loop {
             let is_dry = self.take_ready(&mut out);
             if !out.is_empty() {
-                self.silence.is_broken();
+                self.silence.break_off();
                 return Some(out.take());
             }
             if !is_dry {
@@ -118,7 +125,7 @@ impl<D: Dialect> Reading<D> {
             let over = tokio::select! {
                 biased;
                 over = ready(&mut self.parts) => over,
-                () = self.silence.is_too_long() => {
+                () = self.silence.last_too_long() => {
                     out.heartbeat();
                     None
                 }
@@ -160,7 +167,7 @@ impl<D: Dialect> Reading<D> {
 }
 
 /// Waits until there is something to take, or a part has nothing more to come, which is told then.
-async fn ready<D>(parts: &mut [Part<D>]) -> Option<usize> {
+async fn ready<D>(parts: &mut [BodyPart<D>]) -> Option<usize> {
     match parts {
         [part] => (!part.reader.ready().await).then_some(0),
         parts => {
@@ -183,12 +190,13 @@ impl Silence {
         Self { max, since: Instant::now(), timer: Box::pin(tokio::time::sleep(max)) }
     }
 
-    fn is_broken(&mut self) {
+    /// Something is written: it begins anew.
+    fn break_off(&mut self) {
         self.since = Instant::now();
     }
 
-    /// Waits until it is.
-    async fn is_too_long(&mut self) {
+    /// Waits until it has lasted for as long as it may.
+    async fn last_too_long(&mut self) {
         loop {
             self.timer.as_mut().await;
             let due = self.since + self.max;
@@ -200,7 +208,7 @@ impl Silence {
     }
 }
 
-impl<D: Dialect> Part<D> {
+impl<D: Dialect> BodyPart<D> {
     fn take(&mut self, out: &mut SseWriter) -> Taken {
         if !std::mem::replace(&mut self.is_opened, true) {
             self.dialect.open(out);
@@ -219,16 +227,16 @@ impl<D: Dialect> Part<D> {
 }
 
 /// One reader in the gauge, for as long as it lives.
-struct Counted(Gauge);
+struct CountedReader(Gauge);
 
-impl Counted {
+impl CountedReader {
     fn new(gauge: &Gauge) -> Self {
         gauge.inc();
         Self(gauge.clone())
     }
 }
 
-impl Drop for Counted {
+impl Drop for CountedReader {
     fn drop(&mut self) {
         self.0.dec();
     }

@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::App;
-use super::auth::{self, Caller};
+use super::caller::{self, Caller};
 use super::native::{Cursor, cursor_of, retry_ms};
 use super::problem::{ErrorBody, Problem};
 use super::sse::{self, SseWriter};
@@ -41,13 +41,13 @@ struct Envelope<'a> {
 ///
 /// # Errors
 /// 403 without an admin key where there are keys; 400 for a cursor that is none.
-pub async fn follow(
+pub(crate) async fn follow(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     query: Result<Query<Vec<(String, String)>>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    auth::require_admin(&owner, "/v1/events")?;
+    caller::require_admin(&owner, "/v1/events")?;
     let table = app.service.table();
     let (feed, epoch) = (table.feed(), table.feed_epoch());
     let num_events = feed.num_events();
@@ -95,8 +95,7 @@ impl Following {
     async fn next_bytes(&mut self) -> Option<Bytes> {
         let mut out = SseWriter::default();
         if let Some((from, is_gap)) = self.opening.take() {
-            out.cursor(self.before(from));
-            out.retry(retry_ms());
+            out.beginning(self.before(from), retry_ms());
             if is_gap {
                 self.gap(from, self.opened_ms, &mut out);
             }
@@ -164,7 +163,7 @@ fn data(happening: &Happening) -> Value {
         }
         Happening::Rejected { reason } => json!({ "reason": reason }),
         Happening::WorkerRestarted { num_restarts } => json!({ "restarts": num_restarts }),
-        Happening::ModelLoaded { model } => json!({ "model": model }),
+        Happening::ModelLoaded { model } | Happening::ModelUnloaded { model } => json!({ "model": model }),
     }
 }
 

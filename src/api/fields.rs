@@ -13,41 +13,55 @@ use serde_json::{Number, Value, json};
 
 use super::body;
 use super::many::{CALLS_MAX, Many, PARTS_MAX};
+use super::numbers::Whole;
+use super::parts;
 use super::problem::Problem;
 use super::tool_fields::{self, CallFields};
 use crate::error::Error;
 use crate::protocol::{ChatMessage, SamplingParams, StopParams, TokenId};
 
-/// Fields that would change the output, with the one value each that asks for nothing (beside `null`, `false`, `0` and
-/// empty ones, which never do).
-const UNSUPPORTED: [(&str, Option<&str>); 27] = [
-    ("add_generation_prompt", Some("true")),
-    ("allowed_token_ids", None),
-    ("audio", None),
-    ("bad_words", None),
-    ("best_of", Some("1")),
-    ("chat_template", None),
-    ("chat_template_kwargs", None),
-    ("continue_final_message", None),
-    ("documents", None),
-    ("dry_multiplier", None),
-    ("echo", None),
-    ("function_call", Some("\"none\"")),
-    ("functions", None),
-    ("grammar", None),
-    ("guided_whitespace_pattern", None),
-    ("include_stop_str_in_output", None),
-    ("json_schema", None),
-    ("mirostat", None),
-    ("modalities", Some("[\"text\"]")),
-    ("prompt_logprobs", None),
-    ("suffix", None),
-    ("tool_choice", Some("\"none\"")),
-    ("tools", None),
-    ("truncate_prompt_tokens", None),
-    ("use_beam_search", None),
-    ("web_search_options", None),
-    ("xtc_probability", None),
+/// Fields that would change the output, with the values that ask for nothing (beside `null`, `false`, `0` and empty ones,
+/// which never do).
+const UNSUPPORTED: [(&str, &[&str]); 38] = [
+    ("allowed_token_ids", &[]),
+    ("audio", &[]),
+    ("bad_words", &[]),
+    ("best_of", &["1"]),
+    ("chat_template", &[]),
+    ("chat_template_kwargs", &[]),
+    ("documents", &[]),
+    ("dry_multiplier", &[]),
+    ("dynatemp_range", &[]),
+    ("echo", &[]),
+    ("function_call", &["\"none\"", "\"auto\""]),
+    ("functions", &[]),
+    ("grammar", &[]),
+    ("guided_whitespace_pattern", &[]),
+    ("include_stop_str_in_output", &[]),
+    ("json_schema", &[]),
+    ("length_penalty", &["1", "1.0"]),
+    ("logits_processors", &[]),
+    ("lora", &[]),
+    ("mirostat", &[]),
+    ("modalities", &["[\"text\"]"]),
+    ("n_probs", &[]),
+    ("prompt_logprobs", &[]),
+    // 64 is llama.cpp's own default, which its clients repeat; here a penalty is about the whole text.
+    ("repeat_last_n", &["64", "-1"]),
+    ("return_token_ids", &[]),
+    ("return_tokens_as_token_ids", &[]),
+    ("samplers", &[]),
+    ("skip_special_tokens", &["true"]),
+    ("suffix", &[]),
+    ("tool_choice", &["\"none\"", "\"auto\""]),
+    ("tools", &[]),
+    ("top_n_sigma", &["-1", "-1.0"]),
+    ("truncate_prompt_tokens", &[]),
+    ("use_beam_search", &[]),
+    ("web_search_options", &[]),
+    ("xtc_probability", &[]),
+    ("enable_thinking", &["true"]),
+    ("continue_final_message", &[]),
 ];
 
 /// Sampling and stopping fields as they came. Counts are wide so that a negative one meets its rule; `L` is what a
@@ -56,20 +70,26 @@ const UNSUPPORTED: [(&str, Option<&str>); 27] = [
 struct SamplingFields<L> {
     temperature: Option<f32>,
     top_p: Option<f32>,
-    top_k: Option<i64>,
+    top_k: Option<Whole>,
     min_p: Option<f32>,
     typical_p: Option<f32>,
+    /// llama.cpp's name of it.
+    typ_p: Option<f32>,
     repetition_penalty: Option<f32>,
+    /// The name of it in llama.cpp, Ollama and LM Studio.
+    repeat_penalty: Option<f32>,
     presence_penalty: Option<f32>,
     frequency_penalty: Option<f32>,
     logit_bias: Option<BTreeMap<String, f32>>,
     seed: Option<Number>,
     logprobs: Option<L>,
-    top_logprobs: Option<i64>,
-    n: Option<i64>,
-    max_tokens: Option<i64>,
-    max_completion_tokens: Option<i64>,
-    min_tokens: Option<i64>,
+    top_logprobs: Option<Whole>,
+    n: Option<Whole>,
+    max_tokens: Option<Whole>,
+    max_completion_tokens: Option<Whole>,
+    /// llama.cpp's name of it.
+    n_predict: Option<Whole>,
+    min_tokens: Option<Whole>,
     stop: Option<OneOrMany>,
     stop_token_ids: Option<Vec<TokenId>>,
     ignore_eos: Option<bool>,
@@ -79,7 +99,7 @@ struct SamplingFields<L> {
 ///
 /// # Errors
 /// 400 that names the field, or for a body that is no object.
-pub fn check_supported(json: &[u8], supported: &[&str]) -> Result<(), Problem> {
+pub(crate) fn check_supported(json: &[u8], supported: &[&str]) -> Result<(), Problem> {
     let Unsupported(found) = body::parse(json)?;
     match found.iter().find(|name| !supported.contains(&name.as_str())) {
         Some(name) => Err(Problem::unsupported(name, "is not supported by this server")),
@@ -92,7 +112,7 @@ pub fn check_supported(json: &[u8], supported: &[&str]) -> Result<(), Problem> {
 ///
 /// # Errors
 /// 400 for a wrong type, a rule that only JSON can break, or a field that is not supported.
-pub fn sampling(json: &[u8]) -> Result<(SamplingParams, StopParams), Problem> {
+pub(crate) fn sampling(json: &[u8]) -> Result<(SamplingParams, StopParams), Problem> {
     sampling_beside(json, &[])
 }
 
@@ -100,8 +120,8 @@ pub fn sampling(json: &[u8]) -> Result<(SamplingParams, StopParams), Problem> {
 ///
 /// # Errors
 /// As [`sampling`].
-pub fn sampling_beside(json: &[u8], supported: &[&str]) -> Result<(SamplingParams, StopParams), Problem> {
-    let Shared { sampling, stop, num_choices } = chat(json, supported)?;
+pub(crate) fn sampling_beside(json: &[u8], supported: &[&str]) -> Result<(SamplingParams, StopParams), Problem> {
+    let SharedFields { sampling, stop, num_choices } = chat(json, supported)?;
     if num_choices != 1 {
         return Err(Error::invalid("n", format!("`n` must be 1, got {num_choices}")).into());
     }
@@ -109,7 +129,7 @@ pub fn sampling_beside(json: &[u8], supported: &[&str]) -> Result<(SamplingParam
 }
 
 /// What the shared fields ask for.
-pub struct Shared {
+pub(crate) struct SharedFields {
     /// How to draw.
     pub sampling: SamplingParams,
     /// When to end.
@@ -122,7 +142,7 @@ pub struct Shared {
 ///
 /// # Errors
 /// As [`sampling`].
-pub fn chat(json: &[u8], supported: &[&str]) -> Result<Shared, Problem> {
+pub(crate) fn chat(json: &[u8], supported: &[&str]) -> Result<SharedFields, Problem> {
     shared(json, supported, 1, |logprobs: Option<bool>, top_logprobs| match (logprobs.unwrap_or(false), top_logprobs) {
         (false, Some(n)) if n > 0 => {
             let message = format!("`top_logprobs` must come with `logprobs: true`, got {n} without");
@@ -138,9 +158,9 @@ pub fn chat(json: &[u8], supported: &[&str]) -> Result<Shared, Problem> {
 ///
 /// # Errors
 /// As [`sampling`].
-pub fn completions(json: &[u8], supported: &[&str]) -> Result<Shared, Problem> {
+pub(crate) fn completions(json: &[u8], supported: &[&str]) -> Result<SharedFields, Problem> {
     // 0 with `echo` asks for the prompt alone.
-    shared(json, supported, 0, |logprobs: Option<i64>, _| count("logprobs", logprobs, 0))
+    shared(json, supported, 0, |logprobs: Option<Whole>, _| count("logprobs", logprobs, 0))
 }
 
 fn shared<L: for<'de> Deserialize<'de>>(
@@ -148,7 +168,7 @@ fn shared<L: for<'de> Deserialize<'de>>(
     supported: &[&str],
     max_tokens_min: i64,
     top_logprobs: impl FnOnce(Option<L>, Option<usize>) -> Result<Option<usize>, Problem>,
-) -> Result<Shared, Problem> {
+) -> Result<SharedFields, Problem> {
     check_supported(json, supported)?;
     let f: SamplingFields<L> = body::parse(json)?;
     let top_logprobs = top_logprobs(f.logprobs, count("top_logprobs", f.top_logprobs, 0)?)?;
@@ -157,10 +177,10 @@ fn shared<L: for<'de> Deserialize<'de>>(
         temperature: f.temperature.unwrap_or(default.temperature),
         top_p: f.top_p.unwrap_or(default.top_p),
         // -1 is vLLM's spelling of "all".
-        top_k: count("top_k", f.top_k.filter(|&k| k != -1), 0)?.unwrap_or(default.top_k),
+        top_k: count("top_k", f.top_k.filter(|k| k.0 != -1), 0)?.unwrap_or(default.top_k),
         min_p: f.min_p.unwrap_or(default.min_p),
-        typical_p: f.typical_p.unwrap_or(default.typical_p),
-        repetition_penalty: f.repetition_penalty.unwrap_or(default.repetition_penalty),
+        typical_p: f.typical_p.or(f.typ_p).unwrap_or(default.typical_p),
+        repetition_penalty: f.repetition_penalty.or(f.repeat_penalty).unwrap_or(default.repetition_penalty),
         presence_penalty: f.presence_penalty.unwrap_or(default.presence_penalty),
         frequency_penalty: f.frequency_penalty.unwrap_or(default.frequency_penalty),
         logit_bias: logit_bias(f.logit_bias.unwrap_or_default())?,
@@ -168,27 +188,34 @@ fn shared<L: for<'de> Deserialize<'de>>(
         top_logprobs,
         prompt_logprobs: None,
     };
-    let max_tokens = match (f.max_completion_tokens, f.max_tokens) {
-        (Some(n), _) => count("max_completion_tokens", Some(n), max_tokens_min)?,
-        (None, n) => count("max_tokens", n, max_tokens_min)?,
+    let max_tokens = match (f.max_completion_tokens, f.max_tokens.or(f.n_predict)) {
+        (Some(n), _) => ceiling("max_completion_tokens", Some(n), max_tokens_min)?,
+        (None, n) => ceiling("max_tokens", n, max_tokens_min)?,
     };
     let stop = StopParams {
         max_tokens,
         min_tokens: count("min_tokens", f.min_tokens, 0)?.unwrap_or(0),
-        strings: f.stop.map_or_else(Vec::new, |s| s.0),
+        // An empty string is how some clients say that there is none.
+        strings: f.stop.map_or_else(Vec::new, |s| s.0).into_iter().filter(|s| !s.is_empty()).collect(),
         token_ids: f.stop_token_ids.unwrap_or_default(),
         ignore_eos: f.ignore_eos.unwrap_or(false),
     };
-    Ok(Shared { sampling, stop, num_choices: count("n", f.n, 1)?.unwrap_or(1) })
+    Ok(SharedFields { sampling, stop, num_choices: count("n", f.n, 1)?.unwrap_or(1) })
 }
 
 /// One message of a chat as it came.
 #[derive(Debug, serde::Deserialize)]
-pub struct MessageFields {
+pub(crate) struct MessageFields {
     role: Option<String>,
     content: Option<Content>,
     name: Option<String>,
+    /// What the assistant thought, under each of the names that servers hand it out with.
     reasoning_content: Option<String>,
+    reasoning: Option<String>,
+    thinking: Option<String>,
+    /// Whether this is the beginning of the answer: Mistral's and DeepSeek's.
+    prefix: Option<bool>,
+    refusal: Option<String>,
     tool_calls: Option<Many<CallFields, CALLS_MAX>>,
     tool_call_id: Option<String>,
     function_call: Option<IgnoredAny>,
@@ -198,11 +225,18 @@ pub struct MessageFields {
 ///
 /// # Errors
 /// 400 for a missing role or content and for content that is not text.
-pub fn messages(messages: Vec<MessageFields>) -> Result<Vec<ChatMessage>, Problem> {
-    messages.into_iter().enumerate().map(|(i, m)| message(i, m)).collect()
+pub(crate) fn messages(messages: Vec<MessageFields>) -> Result<Vec<ChatMessage>, Problem> {
+    // What the user asks about now; what came before it is history, in which nothing is refused.
+    let asked = messages.iter().rposition(|m| m.role.as_deref() == Some("user"));
+    messages.into_iter().enumerate().map(|(i, m)| message(i, m, asked == Some(i))).collect()
 }
 
-fn message(i: usize, m: MessageFields) -> Result<ChatMessage, Problem> {
+/// Whether the last message says that it is the beginning of the answer.
+pub(crate) fn has_prefix(messages: &[MessageFields]) -> bool {
+    messages.last().is_some_and(|m| m.prefix == Some(true))
+}
+
+fn message(i: usize, m: MessageFields, is_asked: bool) -> Result<ChatMessage, Problem> {
     let missing = |field: &str| {
         let param = format!("messages[{i}].{field}");
         Problem::from(Error::invalid(param.clone(), format!("`{param}` must be given")))
@@ -226,15 +260,19 @@ fn message(i: usize, m: MessageFields) -> Result<ChatMessage, Problem> {
         Some(Content::Parts(parts)) => {
             let mut text = String::new();
             for (j, part) in parts.0.into_iter().enumerate() {
-                text.push_str(&part.into_text(&format!("messages[{i}].content[{j}]"))?);
+                text.push_str(&part.into_text(&format!("messages[{i}].content[{j}]"), is_asked)?);
             }
             text
         }
-        // Who only called has said nothing.
-        None if !tool_calls.is_empty() => String::new(),
-        None => return Err(missing("content")),
+        None => match m.refusal {
+            Some(refusal) => refusal,
+            // An assistant that only called, or was cut before its first word, has said nothing.
+            None if role == "assistant" => String::new(),
+            None => return Err(missing("content")),
+        },
     };
-    let (reasoning_content, tool_call_id, name) = (m.reasoning_content, m.tool_call_id, m.name);
+    let reasoning_content = m.reasoning_content.or(m.reasoning).or(m.thinking);
+    let (tool_call_id, name) = (m.tool_call_id, m.name);
     Ok(ChatMessage { role, content, reasoning_content, tool_calls, tool_call_id, name })
 }
 
@@ -250,22 +288,21 @@ struct Part {
     #[serde(rename = "type")]
     kind: Option<String>,
     text: Option<String>,
+    refusal: Option<String>,
 }
 
 impl Part {
-    fn into_text(self, path: &str) -> Result<String, Problem> {
-        match (self.kind.as_deref(), self.text) {
-            (Some("text"), Some(text)) => Ok(text),
-            (Some("text"), None) => {
-                let param = format!("{path}.text");
-                Err(Error::invalid(param.clone(), format!("`{param}` must be given")).into())
-            }
-            (kind, _) => {
-                let param = format!("{path}.type");
-                let got = kind.map_or_else(|| "nothing".to_owned(), |k| format!("{k:?}"));
-                let message = format!("`{param}` must be \"text\", got {got}");
-                Err(Error::invalid(param, message).into())
-            }
+    /// What a model that reads text sees of it. `is_asked`: in the message that the answer is about.
+    fn into_text(self, path: &str, is_asked: bool) -> Result<String, Problem> {
+        let given = |text: Option<String>, field: &str| {
+            let param = format!("{path}.{field}");
+            text.ok_or_else(|| Error::invalid(param.clone(), format!("`{param}` must be given")).into())
+        };
+        match self.kind.as_deref() {
+            Some("text" | "input_text" | "output_text") => given(self.text, "text"),
+            Some("refusal") => given(self.refusal, "refusal"),
+            Some(kind) => parts::foreign(kind, &format!("{path}.type"), is_asked),
+            None => given(None, "type"),
         }
     }
 }
@@ -329,7 +366,7 @@ impl<'de> Deserialize<'de> for Unsupported {
                     match UNSUPPORTED.iter().find(|(known, _)| *known == name) {
                         Some((known, neutral)) => {
                             let value: Value = map.next_value()?;
-                            let is_new = asks_for_something(&value, *neutral) && !found.contains(&name);
+                            let is_new = asks_for_something(&value, neutral) && !found.contains(&name);
                             found.extend(is_new.then(|| (*known).to_owned()));
                         }
                         None => {
@@ -344,7 +381,7 @@ impl<'de> Deserialize<'de> for Unsupported {
     }
 }
 
-fn asks_for_something(value: &Value, neutral: Option<&str>) -> bool {
+fn asks_for_something(value: &Value, neutral: &[&str]) -> bool {
     let is_empty = match value {
         Value::Null | Value::Bool(false) => true,
         Value::Number(n) => n.as_f64() == Some(0.0),
@@ -353,22 +390,38 @@ fn asks_for_something(value: &Value, neutral: Option<&str>) -> bool {
         Value::Object(o) => o.is_empty(),
         Value::Bool(true) => false,
     };
-    // `false` for `add_generation_prompt` is the one empty value that asks for something.
-    let is_neutral = neutral.is_some_and(|n| serde_json::from_str::<Value>(n).is_ok_and(|n| n == *value));
-    let is_on_by_default = neutral == Some("true");
+    let is_neutral = neutral.iter().any(|n| serde_json::from_str::<Value>(n).is_ok_and(|n| n == *value));
+    // `false` is what asks for something where `true` does not.
+    let is_on_by_default = neutral.contains(&"true");
     !(is_neutral || value.is_null() || (is_empty && !is_on_by_default))
 }
 
-fn count(name: &str, value: Option<i64>, min: i64) -> Result<Option<usize>, Problem> {
+/// A number of things.
+///
+/// # Errors
+/// 400 if it is less than `min`.
+pub(crate) fn count(name: &str, value: Option<Whole>, min: i64) -> Result<Option<usize>, Problem> {
     match value {
-        Some(n) if n < min => Err(Error::invalid(name, format!("`{name}` must be at least {min}, got {n}")).into()),
-        n => Ok(n.map(|n| n as usize)),
+        Some(Whole(n)) if n < min => {
+            Err(Error::invalid(name, format!("`{name}` must be at least {min}, got {n}")).into())
+        }
+        n => Ok(n.map(|n| n.0 as usize)),
     }
+}
+
+/// How long an answer may be; -1 is how some clients say that they set no bound.
+///
+/// # Errors
+/// 400 if it is less than `min`.
+pub(crate) fn ceiling(name: &str, value: Option<Whole>, min: i64) -> Result<Option<usize>, Problem> {
+    count(name, value.filter(|n| n.0 != -1), min)
 }
 
 /// Any 64 bits do, written with a sign or without.
 fn seed(value: &Number) -> Result<u64, Problem> {
-    let bits = value.as_u64().or_else(|| value.as_i64().map(|n| n as u64));
+    let whole =
+        || value.as_f64().filter(|x| x.fract() == 0.0 && x.abs() <= (1u64 << 53) as f64).map(|x| x as i64 as u64);
+    let bits = value.as_u64().or_else(|| value.as_i64().map(|n| n as u64)).or_else(whole);
     bits.ok_or_else(|| Error::invalid("seed", format!("`seed` must be a 64-bit integer, got {value}")).into())
 }
 

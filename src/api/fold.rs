@@ -6,7 +6,7 @@ use crate::stream::{StreamLog, StreamReader};
 
 /// Everything a generation said, and how it ended.
 #[derive(Debug)]
-pub struct Folded {
+pub(crate) struct Folded {
     /// The prompt's log-probabilities, where they were asked for.
     pub prompt: Vec<TokenLogprob>,
     /// All pieces as one.
@@ -22,7 +22,7 @@ const LOGPROB_BYTES: usize = 80;
 
 impl Folded {
     /// How long it will be as JSON, about.
-    pub fn num_json_bytes(&self) -> usize {
+    pub(crate) fn num_json_bytes(&self) -> usize {
         self.token.text.len() + logprobs_bytes(&self.token.logprobs) + logprobs_bytes(&self.prompt)
     }
 }
@@ -32,11 +32,11 @@ fn logprobs_bytes(all: &[TokenLogprob]) -> usize {
 }
 
 /// Reads to the end. Dropping the future leaves the stream.
-pub async fn to_end(mut reader: StreamReader) -> Folded {
+pub(crate) async fn to_end(mut reader: StreamReader) -> Folded {
     let (mut prompt, mut token) = (Vec::new(), TokenEvent::default());
     while let Some((_, event)) = reader.next().await {
         match event {
-            Event::Queued { .. } | Event::Started { .. } | Event::Embedding { .. } => {}
+            Event::Queued { .. } | Event::Started { .. } => {}
             Event::Prompt { logprobs } => prompt = logprobs,
             Event::Token(piece) => {
                 token.text.push_str(&piece.text);
@@ -59,7 +59,7 @@ pub async fn to_end(mut reader: StreamReader) -> Folded {
 }
 
 /// What a client is told whose stream goes on in another process, if it does, and that would not look for it there.
-pub fn suspension(log: &StreamLog) -> Option<ErrorInfo> {
+pub(crate) fn suspension(log: &StreamLog) -> Option<ErrorInfo> {
     let id = log.id();
     let message = format!("the server is restarting; this generation goes on as stream {id}: GET /v1/streams/{id}");
     log.is_suspended().then(|| ErrorInfo { kind: ErrorKind::Unavailable, message, usage: Usage::default() })

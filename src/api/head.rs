@@ -13,7 +13,7 @@ use crate::stream::{StreamLog, StreamReader};
 ///
 /// # Errors
 /// That of a generation that failed before.
-pub async fn wait(app: &App, logs: impl IntoIterator<Item = &Arc<StreamLog>>) -> Result<(), Problem> {
+pub(crate) async fn wait(app: &App, logs: impl IntoIterator<Item = &Arc<StreamLog>>) -> Result<(), Problem> {
     // The caller's readers stay while these look ahead: the last to leave would cancel a stream.
     let outcomes: Vec<_> = logs.into_iter().map(|log| Box::pin(outcome(log.reader(0)))).collect();
     if outcomes.is_empty() {
@@ -32,7 +32,7 @@ async fn outcome(mut reader: StreamReader) -> Option<ErrorInfo> {
         match next {
             (_, Event::Queued { .. } | Event::Started { .. }) => {}
             (_, Event::Error(info)) => return Some(info),
-            (_, Event::Prompt { .. } | Event::Token(_) | Event::Embedding { .. } | Event::Done { .. }) => return None,
+            (_, Event::Prompt { .. } | Event::Token(_) | Event::Done { .. }) => return None,
         }
     }
 }

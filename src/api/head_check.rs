@@ -32,14 +32,14 @@ const VALUE_BYTES_MAX: usize = 64;
 /// Where a connection stands.
 #[derive(Debug, Default)]
 pub(super) struct HeadCheck {
-    state: State,
+    state: HeadState,
     head: Head,
     name: Prefix<NAME_BYTES_MAX>,
     value: Prefix<VALUE_BYTES_MAX>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum HeadState {
     /// Before a request; empty lines may come.
     #[default]
     Start,
@@ -54,7 +54,7 @@ enum State {
     HeadLf,
     /// So many bytes are left.
     Body(u64),
-    Chunk(Chunk),
+    Chunk(ChunkState),
     /// A head broke a rule: hyper gets no byte of what comes.
     HeadRefused,
     /// The same for a chunked body.
@@ -63,7 +63,7 @@ enum State {
 
 /// Within a chunked body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Chunk {
+enum ChunkState {
     Size(u64),
     /// White space, which may come before an extension.
     SizeSpace(u64),
@@ -129,14 +129,14 @@ impl HeadCheck {
             if num_skipped > 0 {
                 continue;
             }
-            let is_body = matches!(self.state, State::Chunk(_));
+            let is_body = matches!(self.state, HeadState::Chunk(_));
             if let Err(rule) = self.step(bytes[at]) {
                 tracing::debug!(rule, "a request's framing was refused");
-                self.state = if is_body { State::BodyRefused } else { State::HeadRefused };
+                self.state = if is_body { HeadState::BodyRefused } else { HeadState::HeadRefused };
             }
             match self.state {
-                State::BodyRefused => return at,
-                State::HeadRefused => {
+                HeadState::BodyRefused => return at,
+                HeadState::HeadRefused => {
                     bytes[at..].fill(0);
                     return bytes.len();
                 }
@@ -148,17 +148,17 @@ impl HeadCheck {
 
     /// Whether reading must fail.
     pub(super) fn has_refused_body(&self) -> bool {
-        self.state == State::BodyRefused
+        self.state == HeadState::BodyRefused
     }
 
     /// How many of `num_bytes` are a body's; they need not be looked at.
     fn skip(&mut self, num_bytes: usize) -> usize {
-        let (State::Body(left) | State::Chunk(Chunk::Data(left))) = &mut self.state else { return 0 };
+        let (HeadState::Body(left) | HeadState::Chunk(ChunkState::Data(left))) = &mut self.state else { return 0 };
         let num_skipped = usize::try_from(*left).map_or(num_bytes, |left| left.min(num_bytes));
         *left -= num_skipped as u64;
         match self.state {
-            State::Body(0) => self.state = State::Start,
-            State::Chunk(Chunk::Data(0)) => self.state = State::Chunk(Chunk::DataCr),
+            HeadState::Body(0) => self.state = HeadState::Start,
+            HeadState::Chunk(ChunkState::Data(0)) => self.state = HeadState::Chunk(ChunkState::DataCr),
             _ => {}
         }
         num_skipped
@@ -166,44 +166,44 @@ impl HeadCheck {
 
     fn step(&mut self, byte: u8) -> Result<(), Broken> {
         self.state = match (self.state, byte) {
-            (State::Chunk(chunk), _) => chunk.step(byte)?.map_or(State::Start, State::Chunk),
-            (State::StartLf, b'\n') => State::Start,
-            (State::LineLf, b'\n') => State::LineStart,
-            (State::HeadLf, b'\n') => self.body(),
-            (State::StartLf | State::LineLf | State::HeadLf, _) => return Err("LF must come after CR"),
-            (State::Body(_) | State::HeadRefused | State::BodyRefused, _) => self.state,
+            (HeadState::Chunk(chunk), _) => chunk.step(byte)?.map_or(HeadState::Start, HeadState::Chunk),
+            (HeadState::StartLf, b'\n') => HeadState::Start,
+            (HeadState::LineLf, b'\n') => HeadState::LineStart,
+            (HeadState::HeadLf, b'\n') => self.body(),
+            (HeadState::StartLf | HeadState::LineLf | HeadState::HeadLf, _) => return Err("LF must come after CR"),
+            (HeadState::Body(_) | HeadState::HeadRefused | HeadState::BodyRefused, _) => self.state,
             (_, b'\n') => return Err("CR must come before LF"),
-            (State::Start, b'\r') => State::StartLf,
-            (State::Start, _) => {
+            (HeadState::Start, b'\r') => HeadState::StartLf,
+            (HeadState::Start, _) => {
                 self.head = Head::default();
-                State::RequestLine
+                HeadState::RequestLine
             }
-            (State::RequestLine, b'\r') => State::LineLf,
-            (State::RequestLine, _) => State::RequestLine,
-            (State::LineStart, b'\r') => State::HeadLf,
-            (State::LineStart, b' ' | b'\t') => return Err("a header line must not go on in the next line"),
-            (State::LineStart, _) => {
+            (HeadState::RequestLine, b'\r') => HeadState::LineLf,
+            (HeadState::RequestLine, _) => HeadState::RequestLine,
+            (HeadState::LineStart, b'\r') => HeadState::HeadLf,
+            (HeadState::LineStart, b' ' | b'\t') => return Err("a header line must not go on in the next line"),
+            (HeadState::LineStart, _) => {
                 self.name.len = 0;
                 self.name.push(byte.to_ascii_lowercase());
-                State::Name
+                HeadState::Name
             }
-            (State::Name, b':') => {
+            (HeadState::Name, b':') => {
                 self.begin_value()?;
-                State::Value
+                HeadState::Value
             }
             // hyper refuses a line without a colon.
-            (State::Name, b'\r') => State::LineLf,
-            (State::Name, _) => {
+            (HeadState::Name, b'\r') => HeadState::LineLf,
+            (HeadState::Name, _) => {
                 self.name.push(byte.to_ascii_lowercase());
-                State::Name
+                HeadState::Name
             }
-            (State::Value, b'\r') => {
+            (HeadState::Value, b'\r') => {
                 self.end_value()?;
-                State::LineLf
+                HeadState::LineLf
             }
-            (State::Value, _) => {
+            (HeadState::Value, _) => {
                 self.value.push(byte.to_ascii_lowercase());
-                State::Value
+                HeadState::Value
             }
         };
         Ok(())
@@ -245,16 +245,16 @@ impl HeadCheck {
     }
 
     /// What comes behind the head.
-    fn body(&self) -> State {
+    fn body(&self) -> HeadState {
         match self.head {
-            Head { is_chunked: true, .. } => State::Chunk(Chunk::Size(0)),
-            Head { num_bytes: Some(num_bytes), .. } if num_bytes > 0 => State::Body(num_bytes),
-            Head { .. } => State::Start,
+            Head { is_chunked: true, .. } => HeadState::Chunk(ChunkState::Size(0)),
+            Head { num_bytes: Some(num_bytes), .. } if num_bytes > 0 => HeadState::Body(num_bytes),
+            Head { .. } => HeadState::Start,
         }
     }
 }
 
-impl Chunk {
+impl ChunkState {
     /// The next state; `None` behind the body.
     fn step(self, byte: u8) -> Result<Option<Self>, Broken> {
         let size = |size: u64, digit: u8| {

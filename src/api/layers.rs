@@ -13,10 +13,11 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http_body::Body as _;
-use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, AllowPrivateNetwork, Any, CorsLayer};
 use tracing::Instrument;
 
 use super::answer::SMALL_BYTES;
+use super::ignored::IGNORED;
 use super::peer::{Pace, Running};
 use super::problem::{self, Problem};
 use super::quota_headers;
@@ -33,7 +34,7 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(3600);
 
 /// Gives the response a request id (the client's, if it is a sane one) and turns a panic into a 500.
-pub async fn guard(request: Request, next: Next) -> Response {
+pub(crate) async fn guard(request: Request, next: Next) -> Response {
     let given = request.headers().get(REQUEST_ID).filter(|v| is_sane(v.as_bytes())).cloned();
     let made = || HeaderValue::try_from(format!("req_{}", StreamId::random())).ok();
     let id = given.or_else(made);
@@ -95,21 +96,23 @@ impl http_body::Body for PacedBody {
 ///
 /// # Errors
 /// If an origin cannot be one.
-pub fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
+pub(crate) fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
     if origins.is_empty() {
         return Ok(None);
     }
-    let allowed = if origins.iter().any(|o| o == "*") {
-        AllowOrigin::from(Any)
-    } else {
-        AllowOrigin::list(origins.iter().map(|o| origin(o)).collect::<Result<Vec<_>>>()?)
-    };
+    let is_any = origins.iter().any(|o| o == "*");
+    let listed: Vec<HeaderValue> =
+        if is_any { Vec::new() } else { origins.iter().map(|o| origin(o)).collect::<Result<_>>()? };
+    let allowed = if is_any { AllowOrigin::from(Any) } else { AllowOrigin::list(listed.clone()) };
+    // A page from the public network asks whether it may call a server of the local one.
+    let private_network = AllowPrivateNetwork::predicate(move |origin, _| is_any || listed.contains(origin));
     let response_headers: Vec<HeaderName> = [
         header::LOCATION,
         header::RETRY_AFTER,
         HeaderName::from_static("retry-after-ms"),
         HeaderName::from_static("x-stream-id"),
         REQUEST_ID,
+        IGNORED,
     ]
     .into_iter()
     .chain(quota_headers::REQUESTS)
@@ -117,6 +120,7 @@ pub fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
     .collect();
     let layer = CorsLayer::new()
         .allow_origin(allowed)
+        .allow_private_network(private_network)
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
         // Whatever an allowed page sends: SDKs add a dozen headers of their own.
         .allow_headers(AllowHeaders::mirror_request())
@@ -125,9 +129,14 @@ pub fn cors(origins: &[String]) -> Result<Option<CorsLayer>> {
     Ok(Some(layer))
 }
 
+/// An origin as browsers send it: those of desktop apps and extensions have schemes of their own (`app://obsidian.md`).
 fn origin(text: &str) -> Result<HeaderValue> {
-    let host = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
-    let is_origin = host.is_some_and(|h| !h.is_empty() && !h.contains('/'));
+    let is_scheme = |scheme: &str| {
+        scheme.starts_with(|c: char| c.is_ascii_lowercase())
+            && scheme.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.".contains(&b))
+    };
+    let is_host = |host: &str| !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && !b"/?#@".contains(&b));
+    let is_origin = text.split_once("://").is_some_and(|(scheme, host)| is_scheme(scheme) && is_host(host));
     match HeaderValue::from_str(text) {
         Ok(value) if is_origin => Ok(value),
         _ => {

@@ -7,17 +7,17 @@ use std::marker::PhantomData;
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, SeqAccess, Visitor};
 
 /// Messages of a chat, turns of a conversation, items of a response. Templates loop over them, some of them twice.
-pub const MESSAGES_MAX: usize = 4096;
+pub(crate) const MESSAGES_MAX: usize = 4096;
 
 /// Content parts of one message, blocks of one turn.
-pub const PARTS_MAX: usize = 1024;
+pub(crate) const PARTS_MAX: usize = 1024;
 
 /// Calls of one message. Each is looked for among the answers behind it.
-pub const CALLS_MAX: usize = 128;
+pub(crate) const CALLS_MAX: usize = 128;
 
 /// A list of at most `MAX`.
 #[derive(Debug)]
-pub struct Many<T, const MAX: usize>(pub Vec<T>);
+pub(crate) struct Many<T, const MAX: usize>(pub Vec<T>);
 
 impl<T, const MAX: usize> Default for Many<T, MAX> {
     fn default() -> Self {

@@ -9,6 +9,7 @@ mod anthropic;
 mod auth;
 mod body;
 mod budget;
+mod caller;
 mod config;
 mod disconnect;
 mod event_body;
@@ -19,13 +20,16 @@ mod head;
 mod head_check;
 mod health;
 mod host;
+mod ignored;
 mod layers;
 mod many;
 mod native;
+mod numbers;
 mod openai;
 pub mod openapi;
 mod opening;
 mod page;
+mod parts;
 mod peer;
 mod places;
 mod problem;
@@ -37,9 +41,11 @@ mod server;
 mod session;
 mod sse;
 mod structured;
+mod template;
 mod tokens;
 mod tool_fields;
 mod trace;
+mod words;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -49,11 +55,13 @@ use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::response::Response;
 use axum::routing::{get, post};
+use tower_http::decompression::RequestDecompressionLayer;
 
 pub use auth::ApiKey;
 pub use config::ApiConfig;
 pub use responses::ResponseLimits;
-pub use server::{serve, serve_while};
+pub use server::serve;
+pub(crate) use server::serve_while;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::RejectLabel;
@@ -119,6 +127,10 @@ pub fn router(service: Arc<Service>, config: ApiConfig, address: SocketAddr) -> 
         .route("/openapi.json", get(openapi::json))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
+        .route("/health", get(health::ready))
+        .route("/v1/health", get(health::ready))
+        .route("/ping", get(health::ready))
+        .route("/version", get(health::version))
         .route("/metrics", get(health::metrics))
         .route("/v1/models", get(openai::list_models))
         .route("/v1/models/{*name}", get(openai::get_model).post(openai::change_model))
@@ -132,6 +144,7 @@ pub fn router(service: Arc<Service>, config: ApiConfig, address: SocketAddr) -> 
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/input_tokens", post(responses::input_tokens))
         .route("/v1/responses/{id}", get(responses::get).delete(responses::delete))
         .route("/v1/responses/{id}/cancel", post(responses::cancel))
         .route("/v1/responses/{id}/input_items", get(responses::input_items))
@@ -139,8 +152,10 @@ pub fn router(service: Arc<Service>, config: ApiConfig, address: SocketAddr) -> 
         .route("/v1/events", get(feed::follow))
         .route("/v1/streams", get(native::list).post(native::create))
         .route("/v1/streams/{id}", get(native::follow).delete(native::cancel))
+        .merge(without_version())
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
+        .layer(RequestDecompressionLayer::new().gzip(true))
         .layer(from_fn_with_state(app.clone(), auth::authenticate))
         .with_state(app);
     if let Some(cors) = cors {
@@ -148,6 +163,16 @@ pub fn router(service: Arc<Service>, config: ApiConfig, address: SocketAddr) -> 
     }
     let router = router.layer(from_fn_with_state(hosts, host::check)).layer(from_fn(layers::guard));
     Ok(router.layer(from_fn(anthropic::reshape)))
+}
+
+/// OpenAI's routes as clients call them whose base URL lacks `/v1`: many set up for llama.cpp or Ollama do.
+fn without_version() -> Router<App> {
+    Router::new()
+        .route("/models", get(openai::list_models))
+        .route("/chat/completions", post(openai::create))
+        .route("/completions", post(openai::create_text))
+        .route("/embeddings", post(openai::create_embeddings))
+        .route("/responses", post(responses::create))
 }
 
 /// The routes of a server whose model is not there yet. Each answer closes its connection, so that none outlives them.

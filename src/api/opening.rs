@@ -8,7 +8,7 @@ use super::{App, disconnect, queue_timeout};
 use crate::protocol::{OnDisconnect, Tenant};
 
 /// What the dialects read in the same way.
-pub struct Opening {
+pub(crate) struct Opening {
     /// What to do when the last reader leaves, where a header says so.
     pub policy: Option<OnDisconnect>,
     /// How long it may wait for a worker, where a header says so.
@@ -22,7 +22,7 @@ impl Opening {
     ///
     /// # Errors
     /// Those of either header, then those of [`body::read`].
-    pub async fn read(request: Request, app: &App, tenant: Tenant) -> Result<Self, Problem> {
+    pub(crate) async fn read(request: Request, app: &App, tenant: Tenant) -> Result<Self, Problem> {
         let policy = disconnect::from_header(request.headers())?;
         let queue_timeout_ms = queue_timeout::from_header(request.headers())?;
         let body = body::read(request, app, tenant).await?;

@@ -10,27 +10,27 @@ const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-
 type Headers = [(HeaderName, &'static str); 5];
 
 /// `GET /`
-pub async fn index() -> impl IntoResponse {
+pub(crate) async fn index() -> impl IntoResponse {
     (headers("text/html; charset=utf-8"), include_str!("../../web/index.html"))
 }
 
 /// `GET /style.css`
-pub async fn style() -> impl IntoResponse {
+pub(crate) async fn style() -> impl IntoResponse {
     (headers("text/css; charset=utf-8"), include_str!("../../web/style.css"))
 }
 
 /// `GET /app.js`
-pub async fn script() -> impl IntoResponse {
+pub(crate) async fn script() -> impl IntoResponse {
     (headers("text/javascript; charset=utf-8"), include_str!("../../web/app.js"))
 }
 
 /// `GET /docs`
-pub async fn docs() -> impl IntoResponse {
+pub(crate) async fn docs() -> impl IntoResponse {
     (headers("text/html; charset=utf-8"), include_str!("../../web/docs.html"))
 }
 
 /// `GET /docs.js`
-pub async fn docs_script() -> impl IntoResponse {
+pub(crate) async fn docs_script() -> impl IntoResponse {
     (headers("text/javascript; charset=utf-8"), include_str!("../../web/docs.js"))
 }
 

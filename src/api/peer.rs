@@ -36,15 +36,15 @@ const LEAST_BYTES_PER_S: f64 = 1024.0;
 
 /// Whether a large answer is under way on a connection. Event streams are none: they may be read as slowly as one likes.
 #[derive(Debug, Clone, Default)]
-pub struct Pace(Arc<AtomicUsize>);
+pub(crate) struct Pace(Arc<AtomicUsize>);
 
 /// A large answer that is under way.
 #[derive(Debug)]
-pub struct Running(Pace);
+pub(crate) struct Running(Pace);
 
 impl Pace {
     /// The client must keep up from now on, until what is returned is dropped.
-    pub fn begin(&self) -> Running {
+    pub(crate) fn begin(&self) -> Running {
         self.0.fetch_add(1, Ordering::Relaxed);
         Running(self.clone())
     }
@@ -62,13 +62,13 @@ impl Drop for Running {
 
 /// A socket with two holders.
 #[derive(Debug, Clone)]
-pub struct SharedStream {
+pub(crate) struct SharedStream {
     // Never contended: both holders are polled by one task. It is there because a connection may change threads.
-    inner: Arc<Mutex<Inner>>,
+    inner: Arc<Mutex<PeerState>>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct PeerState {
     stream: TcpStream,
     /// Sees every byte that hyper reads.
     heads: HeadCheck,
@@ -89,27 +89,27 @@ struct Window {
 
 impl SharedStream {
     /// Shares `stream`. A write that makes no progress for `write_stall_timeout` fails.
-    pub fn new(stream: TcpStream, write_stall_timeout: Duration) -> Self {
+    pub(crate) fn new(stream: TcpStream, write_stall_timeout: Duration) -> Self {
         let (heads, pace) = (HeadCheck::default(), Pace::default());
-        let inner = Inner { stream, heads, write_stall_timeout, stall: None, pace, window: None };
+        let inner = PeerState { stream, heads, write_stall_timeout, stall: None, pace, window: None };
         Self { inner: Arc::new(Mutex::new(inner)) }
     }
 
     /// For those who answer on it.
-    pub fn pace(&self) -> Pace {
+    pub(crate) fn pace(&self) -> Pace {
         self.lock().pace.clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, PeerState> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Inner {
+impl PeerState {
     /// What a write came to, unless it has waited for too long, or too little of a large answer was taken.
     fn written(&mut self, result: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let num_bytes = if let Poll::Ready(Ok(num_bytes)) = &result { *num_bytes } else { 0 };
-        if self.is_too_slow(num_bytes, cx) {
+        if self.count_taken(num_bytes, cx) {
             // Or the kernel would go on to keep what it has for a client that takes an hour over it.
             if let Err(e) = self.stream.set_zero_linger() {
                 tracing::debug!(error = %e, "a slow connection lingers");
@@ -130,9 +130,9 @@ impl Inner {
     }
 }
 
-impl Inner {
-    /// Whether the client has taken less of a large answer than it must, `num_bytes` more included.
-    fn is_too_slow(&mut self, num_bytes: usize, cx: &mut Context<'_>) -> bool {
+impl PeerState {
+    /// Counts `num_bytes` that the client has taken; true if it has taken less of a large answer than it must.
+    fn count_taken(&mut self, num_bytes: usize, cx: &mut Context<'_>) -> bool {
         if !self.pace.is_running() {
             self.window = None;
             return false;
@@ -153,7 +153,7 @@ impl Inner {
 
 /// Resolves when the peer has closed its sending half, or the connection has failed. Poll it after the connection
 /// itself, in the same task: what is there to be read should have been read.
-pub async fn gone(shared: SharedStream) {
+pub(crate) async fn gone(shared: SharedStream) {
     loop {
         poll_fn(|cx| shared.lock().stream.poll_read_ready(cx)).await.ok();
         // Something is there: the end, or bytes. Asking for readiness that is there answers at once.

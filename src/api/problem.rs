@@ -5,6 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use super::words::Words;
 use crate::error::{Error, ErrorKind};
 use crate::protocol::ErrorInfo;
 
@@ -16,7 +17,7 @@ const TEXT_BYTES_MAX: usize = 2048;
 
 /// A failed request: status, body and retry headers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub(crate) struct Problem {
     status: StatusCode,
     error: ErrorBody,
     retry_after_ms: Option<u64>,
@@ -24,7 +25,7 @@ pub struct Problem {
 
 /// The inner object of an error, in a response or in the middle of a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ErrorBody {
+pub(crate) struct ErrorBody {
     message: String,
     #[serde(rename = "type")]
     error_type: &'static str,
@@ -34,31 +35,31 @@ pub struct ErrorBody {
 
 /// The outer object.
 #[derive(Debug, Serialize)]
-pub struct ErrorEnvelope<'a> {
+pub(crate) struct ErrorEnvelope<'a> {
     /// The inner one.
     pub error: &'a ErrorBody,
 }
 
 impl Problem {
     /// A failure that only HTTP knows: a route, a method, a body.
-    pub fn http(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> Self {
+    pub(crate) fn http(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> Self {
         let error =
             ErrorBody { message: clipped(message.into()), error_type: "invalid_request_error", param: None, code };
         Self { status, error, retry_after_ms: None }
     }
 
     /// The status it is answered with.
-    pub fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         self.status
     }
 
     /// The sentence.
-    pub fn message(&self) -> &str {
+    pub(crate) fn message(&self) -> &str {
         &self.error.message
     }
 
     /// A field that is known, would change the output, and is not supported.
-    pub fn unsupported(param: &str, rule: &str) -> Self {
+    pub(crate) fn unsupported(param: &str, rule: &str) -> Self {
         let message = format!("`{param}` {rule}");
         let mut problem = Self::http(StatusCode::BAD_REQUEST, Some("unsupported_parameter"), message);
         problem.error.param = Some(clipped(param.to_owned()));
@@ -67,7 +68,7 @@ impl Problem {
 }
 
 /// `response`, and an error in the one shape: libraries between a connection and a route have texts of their own.
-pub fn in_shape(response: Response) -> Response {
+pub(crate) fn in_shape(response: Response) -> Response {
     let status = response.status();
     let is_error = status.is_client_error() || status.is_server_error();
     if !is_error || response.extensions().get::<Problem>().is_some() {
@@ -84,9 +85,16 @@ pub fn in_shape(response: Response) -> Response {
 
 impl From<Error> for Problem {
     fn from(e: Error) -> Self {
+        Self::spelled(&e, Words::CHAT)
+    }
+}
+
+impl Problem {
+    /// An error in the words of its request's dialect.
+    pub(crate) fn spelled(e: &Error, words: Words<'_>) -> Self {
         let (status, error_type, code) = classify(e.kind());
-        let param = e.param().map(|param| clipped(param.to_owned()));
-        let error = ErrorBody { message: clipped(e.message().to_owned()), error_type, param, code };
+        let (message, param) = words.spell(e);
+        let error = ErrorBody { message: clipped(message), error_type, param: param.map(clipped), code };
         let is_temporary = matches!(
             e.kind(),
             ErrorKind::Overloaded | ErrorKind::RateLimited | ErrorKind::QueueTimeout | ErrorKind::Unavailable
@@ -104,7 +112,7 @@ impl From<&ErrorInfo> for Problem {
 
 impl ErrorBody {
     /// What `message` is called by its kind.
-    pub fn of(kind: ErrorKind, message: String) -> Self {
+    pub(crate) fn of(kind: ErrorKind, message: String) -> Self {
         Problem::from(Error::new(kind, message)).error
     }
 }

@@ -7,19 +7,19 @@ use super::problem::Problem;
 use crate::error::Error;
 
 /// A query string, as a handler takes it.
-pub type Pairs = Result<Query<Vec<(String, String)>>, QueryRejection>;
+pub(crate) type Pairs = Result<Query<Vec<(String, String)>>, QueryRejection>;
 
 /// Its names and values.
 ///
 /// # Errors
 /// 400 for what is no query string.
-pub fn pairs(query: Pairs) -> Result<Vec<(String, String)>, Problem> {
+pub(crate) fn pairs(query: Pairs) -> Result<Vec<(String, String)>, Problem> {
     let Query(pairs) = query.map_err(|e| Error::invalid("query", e.body_text()))?;
     Ok(pairs)
 }
 
 /// The value of `name`.
-pub fn value<'a>(pairs: &'a [(String, String)], name: &str) -> Option<&'a str> {
+pub(crate) fn value<'a>(pairs: &'a [(String, String)], name: &str) -> Option<&'a str> {
     pairs.iter().rfind(|(n, value)| n == name && !value.is_empty()).map(|(_, value)| value.as_str())
 }
 
@@ -27,7 +27,7 @@ pub fn value<'a>(pairs: &'a [(String, String)], name: &str) -> Option<&'a str> {
 ///
 /// # Errors
 /// 400 for anything else.
-pub fn limit(pairs: &[(String, String)], default: usize, max: usize) -> Result<usize, Problem> {
+pub(crate) fn limit(pairs: &[(String, String)], default: usize, max: usize) -> Result<usize, Problem> {
     match value(pairs, "limit").map(|text| (text, text.parse())) {
         None => Ok(default),
         Some((_, Ok(limit))) if (1..=max).contains(&limit) => Ok(limit),
@@ -36,6 +36,6 @@ pub fn limit(pairs: &[(String, String)], default: usize, max: usize) -> Result<u
 }
 
 /// A value that breaks its rule.
-pub fn broken(name: &str, rule: &str, value: &str) -> Problem {
+pub(crate) fn broken(name: &str, rule: &str, value: &str) -> Problem {
     Error::invalid(name, format!("`{name}` must be {rule}, got {value:?}")).into()
 }

@@ -82,7 +82,11 @@ pub async fn serve(
 ///
 /// # Errors
 /// If the configuration is wrong.
-pub async fn serve_while<T>(listener: &TcpListener, config: &ApiConfig, loading: impl Future<Output = T>) -> Result<T> {
+pub(crate) async fn serve_while<T>(
+    listener: &TcpListener,
+    config: &ApiConfig,
+    loading: impl Future<Output = T>,
+) -> Result<T> {
     let router = loading_router(config, address_of(listener)?)?;
     let closing = CancellationToken::new();
     let mut connections = JoinSet::new();

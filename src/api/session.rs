@@ -24,7 +24,7 @@ use axum::response::{IntoResponse, Response};
 use subtle::ConstantTimeEq;
 
 use super::App;
-use super::auth::{self, Caller};
+use super::caller::{self, Caller};
 use super::problem::Problem;
 use crate::error::Error;
 use crate::protocol::{Owner, StreamId, Tenant};
@@ -165,7 +165,7 @@ pub(super) async fn begin(
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     // Else whoever has a cookie could make it last for ever.
-    auth::require_key(&headers)?;
+    caller::require_key(&headers)?;
     let is_of_browser = headers.contains_key(header::ORIGIN) || headers.contains_key(SEC_FETCH_SITE);
     if is_of_browser && !is_own_page(&method, &headers) {
         return Err(foreign());

@@ -11,63 +11,59 @@ use bytes::Bytes;
 use serde::Serialize;
 
 /// The media type.
-pub const CONTENT_TYPE: &str = "text/event-stream";
+pub(crate) const CONTENT_TYPE: &str = "text/event-stream";
 
 /// Room for a token's event, so that its buffer does not grow by and by.
 const EVENT_BYTES: usize = 256;
 
 /// Collects frames into one buffer.
 #[derive(Debug, Default)]
-pub struct SseWriter {
+pub(crate) struct SseWriter {
     buf: Vec<u8>,
 }
 
 impl SseWriter {
-    /// A block of an id and nothing else: moves the client's cursor, fires no event.
-    pub fn cursor(&mut self, id: impl Display) {
+    /// The block that an event stream begins with: moves the client's cursor, says how long to wait before it reconnects, and
+    /// fires no event.
+    pub(crate) fn beginning(&mut self, id: impl Display, retry_ms: u64) {
         self.field("id", id);
-        self.end();
-    }
-
-    /// How long a client should wait before it reconnects.
-    pub fn retry(&mut self, retry_ms: u64) {
         self.field("retry", retry_ms);
         self.end();
     }
 
     /// A comment that keeps proxies and clients from giving up. No blank line follows: see above.
-    pub fn heartbeat(&mut self) {
+    pub(crate) fn heartbeat(&mut self) {
         self.buf.extend_from_slice(b":\n");
     }
 
     /// An event without id and name, as plain OpenAI clients want it.
-    pub fn data(&mut self, payload: &impl Serialize) {
+    pub(crate) fn data(&mut self, payload: &impl Serialize) {
         self.json(payload);
         self.end();
     }
 
     /// A payload that is not JSON: OpenAI's `[DONE]`.
-    pub fn raw_data(&mut self, payload: &'static str) {
+    pub(crate) fn raw_data(&mut self, payload: &'static str) {
         self.field("data", payload);
         self.end();
     }
 
     /// An event with a name and no id.
-    pub fn named(&mut self, name: &'static str, payload: &impl Serialize) {
+    pub(crate) fn named(&mut self, name: &'static str, payload: &impl Serialize) {
         self.field("event", name);
         self.json(payload);
         self.end();
     }
 
     /// An event with a name and no id, whose payload is JSON already, on one line.
-    pub fn named_json(&mut self, name: &'static str, payload: &str) {
+    pub(crate) fn named_json(&mut self, name: &'static str, payload: &str) {
         self.field("event", name);
         self.field("data", payload);
         self.end();
     }
 
     /// An event with id and name.
-    pub fn event(&mut self, id: impl Display, name: &'static str, payload: &impl Serialize) {
+    pub(crate) fn event(&mut self, id: impl Display, name: &'static str, payload: &impl Serialize) {
         self.field("id", id);
         self.field("event", name);
         self.json(payload);
@@ -75,17 +71,17 @@ impl SseWriter {
     }
 
     /// Bytes collected so far.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.buf.len()
     }
 
     /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.buf.is_empty()
     }
 
     /// Hands over what was collected.
-    pub fn take(&mut self) -> Bytes {
+    pub(crate) fn take(&mut self) -> Bytes {
         Bytes::from(std::mem::take(&mut self.buf))
     }
 
@@ -127,8 +123,7 @@ mod tests {
 
     #[test]
     fn frames_are_exact_bytes() {
-        check(|o| o.cursor("1f-7"), "id: 1f-7\n\n");
-        check(|o| o.retry(1500), "retry: 1500\n\n");
+        check(|o| o.beginning("1f-7", 1500), "id: 1f-7\nretry: 1500\n\n");
         check(SseWriter::heartbeat, ":\n");
         check(|o| o.raw_data("[DONE]"), "data: [DONE]\n\n");
         check(|o| o.data(&json!({"a": 1})), "data: {\"a\":1}\n\n");

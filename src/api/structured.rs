@@ -15,7 +15,7 @@ const NAME_LEN_MAX: usize = 64;
 
 /// A constraint, and the field that it came in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Structured {
+pub(crate) struct Structured {
     /// What the text must look like; `None` if that was not said.
     pub constraint: Option<Constraint>,
     /// The field, for errors.
@@ -65,7 +65,7 @@ struct StructuredOutputs {
 ///
 /// # Errors
 /// 400 for a wrong type, a value that is none of its kind, or more than one field.
-pub fn constraint(json: &[u8]) -> Result<Structured, Problem> {
+pub(crate) fn constraint(json: &[u8]) -> Result<Structured, Problem> {
     let f: Fields = body::parse(json)?;
     let given = [
         ("response_format", f.response_format.map(response_format).transpose()?.flatten()),

@@ -1,20 +1,26 @@
 //! `POST /tokenize` and `POST /detokenize`, as vLLM has them: what a prompt is to the model, and back.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use serde::{Deserialize, Serialize, Serializer};
+use serde_json::Value;
 
-use super::auth::Caller;
+use super::caller::Caller;
 use super::many::{MESSAGES_MAX, Many};
 use super::problem::Problem;
-use super::{App, answer, body, fields};
+use super::tool_fields::{self, ToolFields};
+use super::{App, answer, body, fields, template};
 use crate::error::Error;
 use crate::protocol::{GenerateRequest, Owner, Prompt, TokenId};
 use crate::text::Tokenizer;
+
+/// Fields about tools and templates, which other routes than chats refuse.
+const KNOWN: [&str; 4] = ["chat_template_kwargs", "continue_final_message", "enable_thinking", "tools"];
 
 /// What a token takes on the wire, about, with its spelling.
 const TOKEN_BYTES: usize = 12;
@@ -27,6 +33,13 @@ struct TokenizeRequest {
     messages: Option<Many<fields::MessageFields, MESSAGES_MAX>>,
     /// `false` leaves out the beginning-of-text token of a prompt. A chat has those that its template writes.
     add_special_tokens: Option<bool>,
+    /// As in Chat Completions, so that what a chat costs can be counted.
+    tools: Option<Vec<ToolFields>>,
+    chat_template_kwargs: Option<BTreeMap<String, Value>>,
+    enable_thinking: Option<bool>,
+    reasoning_effort: Option<String>,
+    add_generation_prompt: Option<bool>,
+    continue_final_message: Option<bool>,
     return_token_strs: Option<bool>,
 }
 
@@ -80,7 +93,7 @@ struct DetokenizeRequest {
 
 /// The text on the wire.
 #[derive(Debug, Serialize)]
-struct Text {
+struct DetokenizedText {
     prompt: String,
 }
 
@@ -89,7 +102,7 @@ struct Text {
 /// # Errors
 /// The body's; 400 without `prompt` and `messages` or with both, for unsupported fields, and for what the template
 /// rejects; 404 for another model.
-pub async fn tokenize(
+pub(crate) async fn tokenize(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
@@ -98,7 +111,7 @@ pub async fn tokenize(
     let body = body::read(request, &app, tenant).await?;
     let (asked, _held) = body.parse(&app, tenant, move |json| read(json, owner)).await?;
     let Asked { generate, is_chat, adds_special, is_spelled } = asked;
-    let served = app.service.served(generate.model.as_deref())?.clone();
+    let served = app.service.generating(generate.model.as_deref())?.clone();
     let mut tokens = app.service.prompt_tokens(generate).await?;
     let tokenizer = served.tokenizer().clone();
     // No text of a user is ever taken for the beginning-of-text token: it was added.
@@ -120,9 +133,17 @@ struct Asked {
 }
 
 fn read(json: &[u8], owner: Arc<Owner>) -> Result<Asked, Problem> {
-    fields::check_supported(json, &[])?;
+    fields::check_supported(json, &KNOWN)?;
     let f: TokenizeRequest = body::parse(json)?;
     let is_chat = f.messages.is_some();
+    let prefix = f.messages.as_ref().is_some_and(|messages| fields::has_prefix(&messages.0)).then_some(true);
+    let ending = template::ending(f.add_generation_prompt, f.continue_final_message.or(prefix));
+    let thinking = template::Thinking {
+        kwargs: f.chat_template_kwargs.unwrap_or_default(),
+        is_enabled: f.enable_thinking,
+        effort: f.reasoning_effort,
+    };
+    let tools = tool_fields::tools(f.tools.unwrap_or_default())?.tools;
     let prompt = match (f.prompt, f.messages) {
         (Some(text), None) => Prompt::Text(text),
         (None, Some(messages)) => Prompt::Chat(fields::messages(messages.0)?),
@@ -136,7 +157,9 @@ fn read(json: &[u8], owner: Arc<Owner>) -> Result<Asked, Problem> {
         let rule = "must be false with `messages`: the template writes special tokens itself, got true";
         return Err(Error::invalid("add_special_tokens", format!("`add_special_tokens` {rule}")).into());
     }
-    let generate = GenerateRequest { model: f.model, ..GenerateRequest::new(owner, prompt) };
+    let template_kwargs = template::kwargs(thinking);
+    let generate =
+        GenerateRequest { model: f.model, tools, template_kwargs, ending, ..GenerateRequest::new(owner, prompt) };
     let adds_special = f.add_special_tokens != Some(false);
     Ok(Asked { generate, is_chat, adds_special, is_spelled: f.return_token_strs.unwrap_or(false) })
 }
@@ -145,7 +168,7 @@ fn read(json: &[u8], owner: Arc<Owner>) -> Result<Asked, Problem> {
 ///
 /// # Errors
 /// The body's; 400 for an id that is no token; 404 for another model.
-pub async fn detokenize(
+pub(crate) async fn detokenize(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
@@ -158,5 +181,5 @@ pub async fn detokenize(
     };
     let ((model, tokens), _held) = body.parse(&app, tenant, read).await?;
     let prompt = app.service.text_of(&owner, model, tokens).await?;
-    answer::json(&app, tenant, prompt.len(), move || Ok(Text { prompt })).await
+    answer::json(&app, tenant, prompt.len(), move || Ok(DetokenizedText { prompt })).await
 }

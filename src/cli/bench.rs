@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 
-use super::bench_offline::{self, OfflineArgs, Shared};
+use super::bench_offline::{self, OfflineArgs, SharedFlags};
 use super::bench_progress::BenchProgress;
-use super::{Usage, print};
+use super::{UsageError, print};
 use crate::bench::{
     self, Api, Ask, Lengths, Level, Mode, Plan, Prompts, REQUESTS_MAX, ServerAddress, Slo, Workload, read_dataset,
 };
@@ -161,7 +161,7 @@ pub(super) fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     if args.offline {
         let LoadArgs { model, temperature, json, .. } = args.load;
         check_temperature(temperature)?;
-        return bench_offline::run(args.in_process, Shared { model, temperature, json });
+        return bench_offline::run(args.in_process, SharedFlags { model, temperature, json });
     }
     let plan = plan(&args.load)?;
     let outputs = [&args.load.json, &args.load.html];
@@ -259,7 +259,7 @@ fn plan(args: &LoadArgs) -> anyhow::Result<Plan> {
     })
 }
 
-fn levels(args: &LoadArgs) -> Result<Vec<Level>, Usage> {
+fn levels(args: &LoadArgs) -> Result<Vec<Level>, UsageError> {
     let levels: Vec<Level> = if args.rate.is_empty() {
         args.concurrency.iter().map(|&n| Level::Concurrency(n)).collect()
     } else {
@@ -278,7 +278,7 @@ fn levels(args: &LoadArgs) -> Result<Vec<Level>, Usage> {
     Ok(levels)
 }
 
-fn check_counts(args: &LoadArgs) -> Result<(), Usage> {
+fn check_counts(args: &LoadArgs) -> Result<(), UsageError> {
     count("requests", args.requests.unwrap_or(1), 1, REQUESTS_MAX)?;
     count("warmup", args.warmup, 0, REQUESTS_MAX)?;
     count("cuts", args.cuts, 0, REQUESTS_MAX)?;
@@ -300,7 +300,7 @@ fn check_counts(args: &LoadArgs) -> Result<(), Usage> {
     Ok(())
 }
 
-fn count(flag: &str, n: usize, min: usize, max: usize) -> Result<(), Usage> {
+fn count(flag: &str, n: usize, min: usize, max: usize) -> Result<(), UsageError> {
     if (min..=max).contains(&n) {
         return Ok(());
     }
@@ -311,13 +311,13 @@ fn is_standard_output(path: &Path) -> bool {
     path.as_os_str() == bench_offline::STANDARD_OUTPUT
 }
 
-fn check_temperature(temperature: f32) -> Result<(), Usage> {
+fn check_temperature(temperature: f32) -> Result<(), UsageError> {
     if (0.0..=2.0).contains(&temperature) {
         return Ok(());
     }
     Err(wrong("temperature", format!("--temperature must be from 0 to 2, got {temperature}")))
 }
 
-fn wrong(flag: &str, message: impl Into<String>) -> Usage {
-    Usage(Error::invalid(flag.replace('-', "_"), message))
+fn wrong(flag: &str, message: impl Into<String>) -> UsageError {
+    UsageError(Error::invalid(flag.replace('-', "_"), message))
 }

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use super::decoder::decoder;
 use super::progress::FetchProgress;
 use super::pull;
-use crate::bench::offline::{self, Layers, Subject, Workload};
+use crate::bench::offline::{self, Layers, OfflineWorkload, Subject};
 use crate::config::{Typed, setting};
 use crate::telemetry;
 use crate::text::printable_json;
@@ -18,7 +18,7 @@ use crate::text::printable_json;
 pub(super) const STANDARD_OUTPUT: &str = "-";
 
 /// The flags that the two kinds of measurement share.
-pub(super) struct Shared {
+pub(super) struct SharedFlags {
     /// As for `serve`.
     pub(super) model: Option<String>,
     /// Of the requests to the engine; the decoder's rows do not sample.
@@ -75,13 +75,13 @@ fn count(most: u64) -> clap::builder::RangedU64ValueParser {
     clap::value_parser!(u64).range(1..=most)
 }
 
-pub(super) fn run(args: OfflineArgs, shared: Shared) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: OfflineArgs, shared: SharedFlags) -> anyhow::Result<ExitCode> {
     let work = args.workload(shared.temperature);
     let typed =
         [("model.name", shared.model), ("engine.threads", args.threads), ("model.activations", args.activations)];
     let values = typed.into_iter().filter_map(|(key, text)| Some((setting(key), text?))).collect();
     let config = super::resolve(Typed { values, file: args.config })?;
-    telemetry::start(&config.log).map_err(super::Usage)?;
+    telemetry::start(&config.log).map_err(super::UsageError)?;
 
     let progress = FetchProgress::new();
     let file = pull::registry(&config.process)?.resolve(&config.model.name, &|event| progress.hear(event));
@@ -106,9 +106,9 @@ pub(super) fn run(args: OfflineArgs, shared: Shared) -> anyhow::Result<ExitCode>
 }
 
 impl OfflineArgs {
-    fn workload(&self, temperature: f32) -> Workload {
+    fn workload(&self, temperature: f32) -> OfflineWorkload {
         let size = |n: u64| usize::try_from(n).expect("bounded when it was read");
-        Workload {
+        OfflineWorkload {
             prefill: size(self.prefill),
             context: size(self.context),
             decode: size(self.decode),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::bench::Step;
+use crate::bench::RunStep;
 
 /// Between two drawings, at least.
 const DRAWS_PER_S: u8 = 5;
@@ -29,17 +29,17 @@ impl BenchProgress {
     }
 
     /// Shows what a run has to say.
-    pub(super) fn hear(&mut self, step: &Step) {
+    pub(super) fn hear(&mut self, step: &RunStep) {
         match step {
-            Step::WarmingUp { url } => self.bar.set_message(format!("{url}: warming up")),
-            Step::LevelBegins { url, level, num_requests } => {
+            RunStep::WarmingUp { url } => self.bar.set_message(format!("{url}: warming up")),
+            RunStep::LevelBegins { url, level, num_requests } => {
                 self.bar.reset();
                 self.bar.set_length(*num_requests as u64);
                 self.bar.set_message(format!("{url}, {}", level.label()));
                 // The clock goes on while long requests keep the bar still.
                 self.bar.enable_steady_tick(Duration::from_secs(1));
             }
-            Step::RequestEnded => self.bar.inc(1),
+            RunStep::RequestEnded => self.bar.inc(1),
         }
     }
 

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::Usage;
+use super::UsageError;
 use super::signals::INTERRUPTED;
 use crate::client::{self, ChatEnd, ChatOptions};
 use crate::error::Error;
@@ -40,10 +40,12 @@ pub(super) fn run(args: ChatArgs) -> anyhow::Result<ExitCode> {
     if let Some(t) = args.temperature
         && !(0.0..=2.0).contains(&t)
     {
-        return Err(Usage(Error::invalid("temperature", format!("--temperature must be from 0 to 2, got {t}"))).into());
+        return Err(
+            UsageError(Error::invalid("temperature", format!("--temperature must be from 0 to 2, got {t}"))).into()
+        );
     }
     if args.max_tokens == Some(0) {
-        return Err(Usage(Error::invalid("max_tokens", "--max-tokens must be at least 1, got 0")).into());
+        return Err(UsageError(Error::invalid("max_tokens", "--max-tokens must be at least 1, got 0")).into());
     }
     let ended = client::run(ChatOptions {
         url: args.url,
@@ -57,7 +59,7 @@ pub(super) fn run(args: ChatArgs) -> anyhow::Result<ExitCode> {
     });
     let ended = ended.map_err(|e| match e.param() {
         // Ours name a parameter; what a server refuses does not, and is no wrong call of this command.
-        Some(_) => anyhow::Error::from(Usage(e)),
+        Some(_) => anyhow::Error::from(UsageError(e)),
         None => e.into(),
     })?;
     Ok(match ended {

@@ -11,12 +11,12 @@ use crate::settings::{Kind, Setting, Unit, Value};
 
 /// The settings as typed: all of them, or only what commands beside `serve` need.
 #[derive(Debug, Clone, Default)]
-pub struct Flags<const ALL: bool>(pub Typed);
+pub(crate) struct Flags<const ALL: bool>(pub Typed);
 
 /// For `serve`.
-pub type ServeFlags = Flags<true>;
+pub(crate) type ServeFlags = Flags<true>;
 /// For `pull` and `models`.
-pub type ToolFlags = Flags<false>;
+pub(crate) type ToolFlags = Flags<false>;
 
 const CONFIG_ID: &str = "config";
 

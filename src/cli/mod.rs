@@ -51,7 +51,7 @@ enum Command {
 /// A mistake in how tallow was called, as opposed to a failure of what it was asked to do.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-struct Usage(#[from] crate::error::Error);
+struct UsageError(#[from] crate::error::Error);
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
@@ -82,7 +82,7 @@ fn report(error: &anyhow::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     eprintln!("tallow: {}", printable(&format!("{error:#}")));
-    ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+    ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
 }
 
 /// Standard output without `println!`'s panic on a closed pipe. A terminal gets nothing that it would obey; a program
@@ -96,7 +96,7 @@ fn print(text: &str) -> std::io::Result<()> {
 }
 
 /// Both stages of the configuration, from this process's environment and working directory.
-fn resolve(typed: Typed) -> Result<Config, Usage> {
+fn resolve(typed: Typed) -> Result<Config, UsageError> {
     let sources = Sources::collect(typed, &|name| std::env::var_os(name), ".".as_ref())?;
     Ok(Config::resolve(&sources)?)
 }

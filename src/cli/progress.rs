@@ -13,12 +13,12 @@ use crate::text::printable;
 #[derive(Debug)]
 pub(super) struct FetchProgress {
     bar: Option<ProgressBar>,
-    step: Mutex<Step>,
+    step: Mutex<ShownStep>,
 }
 
 /// The step being shown, as far as it has come.
 #[derive(Debug, Default)]
-struct Step {
+struct ShownStep {
     bytes: u64,
     bytes_total: Option<u64>,
     /// Tenths that have had their line, where there is no terminal.
@@ -75,7 +75,7 @@ impl FetchProgress {
     }
 }
 
-impl Step {
+impl ShownStep {
     /// Moves on, and tells whether this is another step: another total, or fewer bytes than before.
     fn go_to(&mut self, bytes: u64, bytes_total: Option<u64>) -> bool {
         let is_new = self.bytes_total != bytes_total || bytes < self.bytes || self.bytes == 0;
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn without_a_terminal_a_line_comes_with_each_tenth() {
-        let mut step = Step::default();
+        let mut step = ShownStep::default();
         let mut line = |bytes, total| {
             step.go_to(bytes, total);
             step.line()

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::flags::ServeFlags;
 use super::progress::FetchProgress;
 use super::signals::Signals;
-use super::{Usage, open_files, start};
+use super::{UsageError, open_files, start};
 use crate::api;
 use crate::config::{Config, ProcessConfig, setting};
 use crate::telemetry;
@@ -36,7 +36,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         typed.values.push((setting("model.more"), more.join(",")));
     }
     let config = super::resolve(typed)?;
-    telemetry::start(&config.log).map_err(Usage)?;
+    telemetry::start(&config.log).map_err(UsageError)?;
     open_files::raise(config.api.connections_max);
     super::print(&config.changes().to_string())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no async runtime")?;
@@ -70,7 +70,8 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     let models = service.models();
     super::print(&ready(address, models.default_model().name(), models.default_model().has_template()))?;
     for more in &models.all()[1..] {
-        super::print(&format!("also served, and loaded when it is asked for: {}\n", more.name()))?;
+        let how = if more.only_embeds() { "for embeddings" } else { "and loaded when it is asked for" };
+        super::print(&format!("also served, {how}: {}\n", more.name()))?;
     }
 
     let stop = CancellationToken::new();

@@ -1,20 +1,19 @@
 //! Everything behind the wires, built from the configuration: fetch, open, load, start the workers, take up stored streams.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::decoder::decoder;
 use super::pull;
 use crate::config::{Config, ModelSection};
-use crate::engine::encoder::EncoderPool;
-use crate::engine::{Engine, Turns};
+use crate::engine::encoder::{EncoderLimits, EncoderPool, StatesOf};
+use crate::engine::{Engine, PRIORITY_STEP_TOKENS, Turns};
 use crate::error::{Error, Result};
 use crate::hub::{ModelFile, ModelKind, Progress};
 use crate::metrics::Metrics;
-use crate::model::encoder::Encoder;
+use crate::model::encoder::{self, OpenEncoder};
 use crate::model::load::{OpenModel, open};
 use crate::model::stub;
-use crate::service::{ChatTemplate, LocalBackend, Models, Residence, Served, ServedConfig, ServedEncoder, Service};
+use crate::service::{ChatTemplate, EncoderBackend, LocalBackend, Models, Residence, Served, ServedConfig, Service};
 use crate::stream::{StoredStream, StreamStore, StreamTable};
 use crate::text::{CallSyntax, ReasoningSyntax};
 
@@ -29,7 +28,7 @@ struct Found {
 
 /// An encoder, and what it is called.
 struct FoundEncoder {
-    model: Encoder,
+    model: OpenEncoder,
     name: String,
     aliases: Vec<String>,
 }
@@ -52,9 +51,14 @@ pub(super) fn service(config: &Config, progress: Progress<'_>) -> Result<Arc<Ser
     for ((found, section), metrics) in found.into_iter().zip(&sections).zip(&by_model) {
         models.push(Arc::new(served(config, section, found, metrics, &turns)?));
     }
+    if let (Some(encoder), Some(metrics)) = (encoder, by_model.last()) {
+        models.push(Arc::new(served_encoder(config, encoder, &models, metrics)?));
+    }
     let models = Models::new(models, config.models)?;
-    let wanted = models.all().iter().zip(&sections).filter(|(_, section)| section.preload);
-    let wanted: Vec<&Arc<Served>> = wanted.map(|(served, _)| served).collect();
+    // An encoder has no section: it is loaded at start.
+    let is_wanted = |index: usize| sections.get(index).is_none_or(|section| section.preload);
+    let wanted = models.all().iter().enumerate().filter(|(index, _)| is_wanted(*index));
+    let wanted: Vec<&Arc<Served>> = wanted.map(|(_, served)| served).collect();
     let bytes: u64 = wanted.iter().map(|served| served.backend().memory_bytes()).sum();
     if let Some(max) = config.models.memory_bytes_max.filter(|max| bytes > *max) {
         let message =
@@ -62,14 +66,7 @@ pub(super) fn service(config: &Config, progress: Progress<'_>) -> Result<Arc<Ser
         return Err(Error::invalid("model.memory_max", message));
     }
     wanted.into_iter().try_for_each(|served| preload(served))?;
-    let encoder = match (encoder, by_model.last()) {
-        (Some(encoder), Some(metrics)) => Some(start_encoder(config, encoder, &models, metrics)?),
-        _ => None,
-    };
-    let mut service = Service::new(config.service.clone(), models, Arc::new(table), metrics)?;
-    if let Some(encoder) = encoder {
-        service = service.with_encoder(encoder);
-    }
+    let service = Service::new(config.service.clone(), models, Arc::new(table), metrics)?;
     let num_stored = stored.len();
     if num_stored > 0 {
         let restored = service.restore(stored);
@@ -149,7 +146,6 @@ fn preload(served: &Served) -> Result<()> {
 /// The encoder, if one is to be served.
 fn find_encoder(config: &Config, progress: Progress<'_>) -> Result<Option<FoundEncoder>> {
     let Some(spec) = &config.process.embedding_model else { return Ok(None) };
-    let began = Instant::now();
     let ModelFile { name, path, manifest } = pull::registry(&config.process)?.resolve(spec, progress)?;
     if manifest.as_ref().is_some_and(|m| m.kind != ModelKind::Encoder) {
         let message = format!("--embedding-model must be an encoder; {name} embeds as it is served, with --model");
@@ -161,25 +157,36 @@ fn find_encoder(config: &Config, progress: Progress<'_>) -> Result<Option<FoundE
         (None, Some(folder)) => folder.to_string_lossy().into_owned(),
         _ => name,
     };
-    let model = Encoder::load(&path)?;
-    tracing::info!("loaded {name} in {:.2} s: {}", began.elapsed().as_secs_f64(), model.description());
+    let model = encoder::open(&path)?;
+    tracing::info!("{name}: {}", model.description);
     let aliases = manifest.map_or_else(Vec::new, |m| m.aliases);
     Ok(Some(FoundEncoder { model, name, aliases }))
 }
 
-fn start_encoder(
+/// The encoder with its queue, its weights not loaded yet.
+fn served_encoder(
     config: &Config,
     encoder: FoundEncoder,
-    models: &Models,
+    models: &[Arc<Served>],
     metrics: &Arc<Metrics>,
-) -> Result<ServedEncoder> {
+) -> Result<Served> {
     let FoundEncoder { model, name, aliases } = encoder;
-    if models.named(Some(&name)).is_ok() {
+    if models.iter().any(|served| served.answers_to(&name)) {
         let message = format!("--embedding-model and --model must have different names, got {name} twice");
         return Err(Error::invalid("embeddings.model", message));
     }
-    let pool = EncoderPool::start(model, config.process.embedding_queue_max, metrics.clone())?;
-    Ok(ServedEncoder { name, aliases, pool })
+    let OpenEncoder { spec, tokenizer, loader, memory_bytes, .. } = model;
+    let limits =
+        EncoderLimits { queue_max: config.process.embedding_queue_max, priority_step_tokens: PRIORITY_STEP_TOKENS };
+    let pool = EncoderPool::open(limits, metrics.clone());
+    let loader = move || -> Result<StatesOf> {
+        let encoder = loader()?;
+        Ok(Box::new(move |tokens| encoder.hidden_states(tokens)))
+    };
+    let backend = EncoderBackend::new(pool, &name, Arc::new(loader), memory_bytes);
+    let served_config =
+        ServedConfig { aliases, is_pinned: config.process.embedding_pinned, ..ServedConfig::named(&name) };
+    Ok(Served::encoder(served_config, tokenizer, spec, Arc::new(backend), metrics.clone()))
 }
 
 /// An empty table, and what its store has.

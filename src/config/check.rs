@@ -46,9 +46,9 @@ fn fill_in(config: &mut Config) -> Result<()> {
         let shown = config.process.cache_dir.to_string_lossy().into_owned();
         replace(config, "registry.cache_dir", Value::Text(shown));
     }
-    // More than a queue takes would be refused though nobody else is there.
+    // More than a queue takes of one key would be refused though nobody else is there.
     let queue_max = config.process.embedding_queue_max.min(config.engine.queue_requests_max);
-    config.service.embedding_inputs_at_once = config.service.embedding_inputs_at_once.min(queue_max);
+    config.service.embedding_inputs_at_once = config.service.embedding_inputs_at_once.min(queue_part(queue_max));
     // A smaller step than the default prefill share is a wish about the step, not a mistake about the share.
     let engine = &mut config.engine;
     let step = engine.max_num_batched_tokens;
@@ -59,6 +59,11 @@ fn fill_in(config: &mut Config) -> Result<()> {
         replace(config, "engine.prefill_tokens_per_step_max", Value::Number(step as u64));
     }
     Ok(())
+}
+
+/// Most requests of a lone key that a queue of so many takes.
+fn queue_part(requests_max: usize) -> usize {
+    (requests_max - requests_max / 5).max(1)
 }
 
 fn replace(config: &mut Config, key: &str, value: Value) {

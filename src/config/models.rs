@@ -21,6 +21,7 @@ use crate::settings::Setting;
 
 /// Gives every model its section.
 pub(super) fn list(config: &mut Config, sources: &Sources) -> Result<()> {
+    config.process.embedding_pinned = config.model.pinned;
     let is_typed = ["model.name", "model.more"].iter().any(|key| config.origin(key) > Origin::File);
     let in_file = if is_typed { &[] } else { sources.file_models() };
     let mut all = Vec::new();

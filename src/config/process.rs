@@ -27,6 +27,8 @@ settings! {
         /// Most texts that wait for the encoder; beyond, 429.
         pub embedding_queue_max: usize = 256
             => setting("embeddings.queue_max", "embedding-queue-max", count(1, COUNT_MAX, "texts"));
+        /// Whether the encoder is never unloaded, as `--pinned` says for every model that has no settings of its own.
+        pub embedding_pinned: bool = false;
         /// Where weights are kept; the user's cache directory by default.
         pub cache_dir: PathBuf = PathBuf::new() => common("registry.cache_dir", "cache-dir", Kind::Text);
         /// Folder with additional model manifests.

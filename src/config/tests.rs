@@ -113,7 +113,7 @@ fn rules_between_settings_hold() {
     let flags = [("workers", "4"), ("threads", "2")];
     check_error(&flags, &[], None, "--threads must be at least --workers (4), got 2");
     let config = resolve(&[("queue-requests-max", "8")], &[], None).expect("so much of one request fits the queue");
-    assert_eq!(config.service.embedding_inputs_at_once, 8);
+    assert_eq!(config.service.embedding_inputs_at_once, 7);
     check_error(&[("cors-origins", "http://a.test/x")], &[], None, "https://chat.example, got `http://a.test/x`");
     let config = resolve(&[("max-num-batched-tokens", "64")], &[], None).expect("the default share follows the step");
     assert_eq!(config.engine.prefill_tokens_per_step_max, 64);

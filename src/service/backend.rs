@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
+use super::on_demand::OnMove;
 use crate::engine::Load;
-use crate::error::Result;
-use crate::protocol::{Tenant, ValidRequest};
+use crate::error::{Error, Result};
+use crate::protocol::{Event, Tenant, ValidInput, ValidRequest};
 use crate::sampling::grammar::GrammarCompiler;
 use crate::stream::StreamLog;
 
@@ -51,6 +53,30 @@ impl Residence {
     }
 }
 
+/// What has become of a model's weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moved {
+    /// They are in memory.
+    Loaded,
+    /// Their memory is free.
+    Unloaded,
+}
+
+/// A vector to come, of length 1. Dropping it cancels the work.
+pub type Embedding = BoxFuture<'static, Result<Vec<f32>>>;
+
+/// The engine's vector to come, as one that can be awaited.
+pub(super) fn vector_of(mut embedding: crate::engine::Embedding) -> Embedding {
+    Box::pin(async move {
+        while let Some((_, event)) = embedding.reader.next().await {
+            if let Event::Error(info) = event {
+                return Err(Error::new(info.kind, info.message));
+            }
+        }
+        embedding.take()
+    })
+}
+
 /// Where validated requests are run: the local pool, later a cluster.
 pub trait Backend: Send + Sync {
     /// Takes the request; its events go to `log`. Returns at once.
@@ -59,6 +85,13 @@ pub trait Backend: Send + Sync {
     /// [`crate::error::ErrorKind::Overloaded`] when the queue is full, with the time to come back;
     /// [`crate::error::ErrorKind::Unavailable`] while loading or draining. Nothing was appended to `log` then.
     fn submit(&self, request: ValidRequest, log: Arc<StreamLog>) -> Result<()>;
+
+    /// Takes a text to embed. Returns at once; the vector comes through what is returned, and whoever drops that takes the
+    /// text back, wherever it is.
+    ///
+    /// # Errors
+    /// Those of [`Self::submit`].
+    fn embed(&self, input: ValidInput) -> Result<Embedding>;
 
     /// Whether one of so many requests of `tenant` would be refused now: asked before they are templated and tokenised, and
     /// once more before the first is submitted, so that none is taken in to be thrown out again.
@@ -81,6 +114,11 @@ pub trait Backend: Send + Sync {
     /// Hears where its weights are; `None` where they do not move.
     fn watch_residence(&self) -> Option<watch::Receiver<Residence>> {
         None
+    }
+
+    /// Has each later move of the weights told, once, to the one that asks first. It is called on a thread of its own.
+    fn tell_moves(&self, on_move: OnMove) {
+        drop(on_move);
     }
 
     /// About how much memory its weights, keys and values take; 0 where they do not move.

@@ -10,19 +10,19 @@
 //! gone away before it began is dropped; one that has begun runs to its end, so every job must be bounded by itself.
 
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::Builder;
 
 use tokio::sync::oneshot;
 
+use super::template::STACK_BYTES;
 use crate::error::{Error, Result};
 use crate::protocol::Tenant;
 use crate::settings;
 use crate::settings::{count, setting};
 use crate::threads::spawn_background;
-
-/// Stack of a thread: chat templates recurse as deep as values nest.
-const STACK_BYTES: usize = 16 << 20;
 
 /// When an owner whose line is full is asked to come back.
 const RETRY_AFTER_MS: u64 = 1000;
@@ -72,22 +72,22 @@ struct Lines {
 
 #[derive(Default)]
 struct Line {
-    waiting: VecDeque<Box<dyn Job>>,
+    waiting: VecDeque<Box<dyn BackgroundJob>>,
     num_running: usize,
 }
 
-trait Job: Send {
+trait BackgroundJob: Send {
     /// Whether somebody still waits for the answer.
     fn is_wanted(&self) -> bool;
     fn run(self: Box<Self>);
 }
 
-struct Call<T, W> {
+struct JobCall<T, W> {
     work: W,
     answer: oneshot::Sender<T>,
 }
 
-impl<T: Send, W: FnOnce() -> T + Send> Job for Call<T, W> {
+impl<T: Send, W: FnOnce() -> T + Send> BackgroundJob for JobCall<T, W> {
     fn is_wanted(&self) -> bool {
         !self.answer.is_closed()
     }
@@ -107,6 +107,7 @@ impl Background {
     /// # Errors
     /// If the system gives no thread.
     pub fn start(limits: BackgroundLimits) -> Result<Self> {
+        // Long chats are rendered here.
         Self::start_named("background", STACK_BYTES, limits)
     }
 
@@ -115,12 +116,30 @@ impl Background {
     /// # Errors
     /// If the system gives no thread.
     pub fn start_named(name: &str, stack_bytes: usize, limits: BackgroundLimits) -> Result<Self> {
+        Self::start_by(limits, |index, shared| {
+            spawn_background(&format!("{name}-{index}"), stack_bytes, move || shared.work()).map(drop)
+        })
+    }
+
+    /// The same with threads of normal priority, for work that is short and that somebody waits for.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub(super) fn start_prompt(name: &str, stack_bytes: usize, limits: BackgroundLimits) -> Result<Self> {
+        Self::start_by(limits, |index, shared| {
+            let thread = Builder::new().name(format!("{name}-{index}")).stack_size(stack_bytes);
+            thread.spawn(move || shared.work()).map(drop)
+        })
+    }
+
+    fn start_by(
+        limits: BackgroundLimits,
+        start: impl Fn(usize, Arc<BackgroundShared>) -> io::Result<()>,
+    ) -> Result<Self> {
         let (lines, wake) = (Mutex::default(), Condvar::new());
         let pool = Self { shared: Arc::new(BackgroundShared { limits, lines, wake }) };
         for index in 0..limits.num_threads() {
-            let shared = pool.shared.clone();
-            spawn_background(&format!("{name}-{index}"), stack_bytes, move || shared.work())
-                .map_err(|e| Error::io("cannot start a background thread", e))?;
+            start(index, pool.shared.clone()).map_err(|e| Error::io("cannot start a background thread", e))?;
         }
         Ok(pool)
     }
@@ -131,7 +150,7 @@ impl Background {
     /// [`crate::error::ErrorKind::Overloaded`] if too many jobs of this owner wait; an internal error if `work` panics.
     pub async fn run<T: Send + 'static>(&self, owner: Tenant, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
         let (answer, answered) = oneshot::channel();
-        self.shared.push(owner, Box::new(Call { work, answer }))?;
+        self.shared.push(owner, Box::new(JobCall { work, answer }))?;
         answered.await.map_err(|_| Error::internal("the server hit a bug on this request"))
     }
 }
@@ -150,7 +169,7 @@ impl std::fmt::Debug for Background {
 }
 
 impl BackgroundShared {
-    fn push(&self, owner: Tenant, job: Box<dyn Job>) -> Result<()> {
+    fn push(&self, owner: Tenant, job: Box<dyn BackgroundJob>) -> Result<()> {
         let mut lines = self.lock();
         let Lines { turns, by_owner, .. } = &mut *lines;
         let line = by_owner.entry(owner).or_default();
@@ -183,7 +202,7 @@ impl BackgroundShared {
     }
 
     /// Waits for a job; `None` at the end.
-    fn next(&self) -> Option<(Tenant, Box<dyn Job>)> {
+    fn next(&self) -> Option<(Tenant, Box<dyn BackgroundJob>)> {
         let running_max = (self.limits.num_threads() - 1).max(1);
         let mut lines = self.lock();
         loop {
@@ -205,7 +224,7 @@ impl BackgroundShared {
 
 impl Lines {
     /// The next job of the next owner that has fewer than `running_max` running.
-    fn take(&mut self, running_max: usize) -> Option<(Tenant, Box<dyn Job>)> {
+    fn take(&mut self, running_max: usize) -> Option<(Tenant, Box<dyn BackgroundJob>)> {
         let Self { turns, by_owner, .. } = self;
         let may_run = |owner: &Tenant| by_owner.get(owner).is_some_and(|line| line.num_running < running_max);
         let owner = turns.remove(turns.iter().position(may_run)?)?;

@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::prompt::Room;
+use super::room::Room;
 use super::template::{ChatTemplate, json_for_prompt};
 use super::tool_grammar::{self, ToolGrammar};
 use crate::error::{Error, Result};
-use crate::protocol::{ChatMessage, GenerateRequest, Prompt, TokenId, Tool, ToolChoice};
+use crate::protocol::{
+    ChatMessage, Constraint, Field, FreeText, GenerateRequest, Prompt, PromptEnding, TokenId, Tool, ToolChoice,
+};
 use crate::text::{AnswerFormat, CallFormat, CallSyntax, ReasoningFormat, Tokenizer};
 
 /// The only length of a call's id that Mistral's templates let pass.
@@ -35,8 +37,9 @@ pub(super) fn encode(
     if request.tool_choice == ToolChoice::None {
         tools.clear();
     }
-    let calls = call_format(&tools, template, request);
-    let forced = forced_calls(&tools, template, request, tokenizer);
+    let mut calls = call_format(&tools, template, request);
+    let whole = whole_answer(&tools, request);
+    let forced = if whole.is_some() { None } else { forced_calls(&tools, template, request, tokenizer) };
 
     let mark = shield(tokenizer, &mut messages, &mut tools, &mut kwargs)?;
     for message in messages.iter_mut().filter(|m| m.role == "developer") {
@@ -52,17 +55,31 @@ pub(super) fn encode(
         let tools = serde_json::to_value(&tools).map_err(|e| Error::internal(e.to_string()))?;
         kwargs.insert("tools".to_owned(), tools);
     }
-    let prompt = template.render_with(&messages, true, &kwargs).map_err(|e| e.with_param("messages"))?;
-    let reasoning = template.reasoning_syntax().map(|syntax| {
+    let begun = if request.ending == PromptEnding::Continue { begun_answer(&mut messages) } else { None };
+    let mut prompt = template.render_here(&messages, request.ending != PromptEnding::Messages, &kwargs)?;
+    let mut reasoning = template.reasoning_syntax().map(|syntax| {
         // Templates of models that always think open the section for them.
         let is_open = prompt.trim_end().ends_with(syntax.opening());
         ReasoningFormat { syntax, is_open }
     });
+    if let Some(reasoning) = reasoning.as_mut().filter(|r| r.is_open && (begun.is_some() || whole.is_some())) {
+        // What is said already, and what must be said alone, leaves no room for thoughts before it.
+        prompt.push_str(&format!("\n{}\n\n", reasoning.syntax.closing()));
+        reasoning.is_open = false;
+    }
+    prompt.push_str(begun.as_deref().unwrap_or_default());
+    if let (Some((name, grammar)), Some(calls)) = (whole.clone(), &mut calls) {
+        calls.whole = Some(name);
+        request.constraint = Some(grammar);
+    }
+    if forced.is_some() || whole.is_some() {
+        request.constraint_tools = tool_rules_of(&tools);
+    }
     if let Some(calls) = forced {
         request.constraint = Some(tool_grammar::constraint(&calls, reasoning, tokenizer));
     }
     if let Some(room) = room {
-        room.check(&prompt, "messages")?;
+        room.check(&prompt, Field::Messages)?;
     }
     Ok((tokenizer.encode_shielded(&prompt, mark)?, AnswerFormat { calls, reasoning }))
 }
@@ -73,7 +90,33 @@ fn call_format(tools: &[Tool], template: &ChatTemplate, request: &GenerateReques
         syntax: template.call_syntax(),
         names,
         is_parallel: request.parallel_tool_calls,
+        whole: None,
     })
+}
+
+/// The tool that must be called and the grammar of its input, if that is all that the answer may be.
+fn whole_answer(tools: &[Tool], request: &GenerateRequest) -> Option<(String, Constraint)> {
+    let tool = match (&request.tool_choice, tools) {
+        (ToolChoice::Named(name), tools) => tools.iter().find(|tool| tool.function.name == *name)?,
+        (ToolChoice::Required, [tool]) => tool,
+        _ => return None,
+    };
+    let grammar = tool.function.free_text.as_ref()?.grammar.clone()?;
+    Some((tool.function.name.clone(), grammar))
+}
+
+/// The rule of each tool's input, with the field that it came in.
+fn tool_rules_of(tools: &[Tool]) -> Vec<(Field, Constraint)> {
+    let rule = |(index, tool): (usize, &Tool)| match &tool.function.free_text {
+        Some(FreeText { grammar: Some(grammar) }) => (Field::ToolFormat(index), grammar.clone()),
+        _ => (Field::ToolParameters(index), tool_grammar::arguments(&tool.function.parameters)),
+    };
+    tools.iter().enumerate().map(rule).collect()
+}
+
+/// Takes out the text of a last message that the assistant has begun and not ended.
+fn begun_answer(messages: &mut Vec<ChatMessage>) -> Option<String> {
+    messages.pop_if(|last| last.role == "assistant" && last.tool_calls.is_empty()).map(|last| last.content)
 }
 
 /// The grammar's rules, if a call must come.
@@ -110,21 +153,22 @@ fn shield(
         None
     });
     let mark = Tokenizer::mark_for(&std::iter::once(all.as_str()));
-    let mark = mark.ok_or_else(|| Error::invalid("messages", "`messages` hold every Unicode noncharacter"))?;
+    let mark =
+        mark.ok_or_else(|| Error::rule(Field::Messages, "must leave out one Unicode noncharacter, got all of them"))?;
     each_text(messages, tools, kwargs, &mut |text| Some(tokenizer.shield(text, mark)));
     Ok(mark)
 }
 
 /// What becomes of a text: `None` leaves it.
-type Change<'a> = dyn FnMut(&str) -> Option<String> + 'a;
+type TextChange<'a> = dyn FnMut(&str) -> Option<String> + 'a;
 
 fn each_text(
     messages: &mut [ChatMessage],
     tools: &mut [Tool],
     kwargs: &mut BTreeMap<String, Value>,
-    change: &mut Change<'_>,
+    change: &mut TextChange<'_>,
 ) {
-    fn apply(text: &mut String, change: &mut Change<'_>) {
+    fn apply(text: &mut String, change: &mut TextChange<'_>) {
         if let Some(changed) = change(text) {
             *text = changed;
         }
@@ -148,7 +192,7 @@ fn each_text(
     kwargs.values_mut().for_each(|value| each_text_of(value, change));
 }
 
-fn each_text_of(value: &mut Value, change: &mut Change<'_>) {
+fn each_text_of(value: &mut Value, change: &mut TextChange<'_>) {
     match value {
         Value::String(text) => {
             if let Some(changed) = change(text) {

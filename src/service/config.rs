@@ -1,6 +1,7 @@
 //! What the service may be asked to do.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::BackgroundLimits;
 use crate::protocol::Owner;
@@ -29,6 +30,8 @@ settings! {
         /// How long a request waits for a worker unless it sends `x-queue-timeout`; then 503.
         pub queue_timeout_ms: u64 = 300_000
             => setting("requests.queue_timeout_ms", "queue-timeout-ms", millis(0, QUEUE_TIMEOUT_MS_MAX));
+        /// How long a cancellation may take to be on disk: longer than any commit of a disk that works.
+        pub cancel_wait: Duration = Duration::from_secs(10);
         /// Everybody who may ask; limits are theirs.
         pub owners: Vec<Arc<Owner>> = vec![Arc::new(Owner::anonymous())];
         /// What is about more bytes (bodies, prompts, answers) is worked on away from the async threads. Tokenising runs at

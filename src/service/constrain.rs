@@ -15,7 +15,7 @@ use super::background::{Background, BackgroundLimits};
 use super::{Served, Service};
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::RejectLabel;
-use crate::protocol::GenerateRequest;
+use crate::protocol::{Constraint, Field, GenerateRequest};
 use crate::sampling::grammar::{Grammar, STACK_BYTES};
 
 /// Constraints that are compiled at once: two, of which one is left to other owners. More would take the cores of the steps.
@@ -47,8 +47,26 @@ impl Service {
         if outcome.as_ref().is_err_and(|e| matches!(e.kind(), ErrorKind::Overloaded | ErrorKind::Unavailable)) {
             self.metrics.reject(&RejectLabel::GRAMMARS_FULL);
         }
-        let grammar = outcome?.map_err(|e| e.context(format!("`{param}` cannot be used")).with_param(param))?;
-        Ok(Some(grammar))
+        match outcome? {
+            Ok(grammar) => Ok(Some(grammar)),
+            Err(_) if !request.constraint_tools.is_empty() => Err(self.tool_to_blame(served, request).await?),
+            Err(e) => Err(e.context(format!("`{param}` cannot be used")).with_param(param)),
+        }
+    }
+
+    /// Which tool's rule is none, where that of all together is none.
+    async fn tool_to_blame(&self, served: &Served, request: &GenerateRequest) -> Result<Error> {
+        let (compiler, owner) = (served.grammars.clone(), request.owner.tenant);
+        let rules = request.constraint_tools.clone();
+        let find = move || {
+            let broken = |(field, rule): (Field, Constraint)| {
+                let e = compiler.compile_here(owner, &rule).err()?;
+                Some(Error::rule(field, format!("cannot be used: {}", e.message())))
+            };
+            rules.into_iter().find_map(broken)
+        };
+        let found = self.grammar_threads()?.run(owner, find).await?;
+        Ok(found.unwrap_or_else(|| Error::rule(Field::Tools, "cannot all be offered where a call must come")))
     }
 
     /// The threads that compile, started with the first constraint.

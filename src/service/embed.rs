@@ -1,31 +1,24 @@
-//! Texts to vectors, by the served model or by an encoder beside it; which, the request's `model` says.
+//! Texts to vectors, by the model that the request names: a decoder's hidden states, or an encoder made for it.
 //!
-//! For the served model each text is a generation that samples nothing: it waits in the same queue and is computed in the
-//! same steps as any prompt. Its log is in no table: there is nothing in it to come back for, and it ends with the call.
+//! Each text waits in its model's queue as any prompt does, whether the model is loaded or not. There is no stream to come
+//! back for: what is under way ends with the call.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::prompt::{self, Room};
-use super::validate::{self, Limits};
-use super::{Served, Service};
+use super::room::Room;
+use super::{Served, Service, prompt, validate};
 use crate::engine::Load;
-use crate::engine::encoder::EncoderPool;
 use crate::error::{Error, ErrorKind, Result};
-use crate::protocol::{Event, GenerateRequest, OnDisconnect, Owner, Prompt, StreamId, TokenId, ValidRequest};
-use crate::stream::StreamLog;
+use crate::protocol::{GenerateRequest, Owner, Prompt, StreamId, ValidInput};
 
 /// Texts of one request that are tokenised in a row: about 10 ms.
 const PIECE_BYTES: usize = 64 << 10;
 
 /// What an input costs beside its bytes.
 const INPUT_BYTES: usize = 64;
-
-/// The longest word that an encoder's tokenizer looks at: WordPiece has 100 characters, longer ones are one unknown token.
-const WORD_BYTES_MAX: usize = 400;
 
 /// What is to be embedded.
 #[derive(Debug)]
@@ -53,51 +46,7 @@ pub struct Embedded {
     pub prompt_tokens: usize,
 }
 
-/// An encoder that is served beside the model.
-#[derive(Debug)]
-pub struct ServedEncoder {
-    /// The name requests use for it.
-    pub name: String,
-    /// Other names that requests may use.
-    pub aliases: Vec<String>,
-    /// Where it runs.
-    pub pool: EncoderPool,
-}
-
-impl ServedEncoder {
-    /// Tokens of the longest text.
-    pub fn max_model_len(&self) -> usize {
-        self.pool.encoder().max_model_len()
-    }
-
-    fn answers_to(&self, name: &str) -> bool {
-        self.name == name || self.aliases.iter().any(|alias| alias == name)
-    }
-
-    async fn embed(&self, request: ValidRequest) -> Result<Vec<f32>> {
-        let deadline = request.queue.timeout_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
-        let vector = self.pool.submit(request.prompt, deadline)?.await;
-        vector.unwrap_or_else(|_| Err(Error::new(ErrorKind::Unavailable, "the server is shutting down")))
-    }
-}
-
 impl Service {
-    /// With an encoder beside the model.
-    #[must_use]
-    pub fn with_encoder(self, encoder: ServedEncoder) -> Self {
-        Self { encoder: Some(encoder), ..self }
-    }
-
-    /// The encoder beside the model, if there is one.
-    pub fn encoder(&self) -> Option<&ServedEncoder> {
-        self.encoder.as_ref()
-    }
-
-    /// The same by a name of its own.
-    pub fn encoder_named(&self, name: Option<&str>) -> Option<&ServedEncoder> {
-        self.encoder().filter(|encoder| name.is_some_and(|name| encoder.answers_to(name)))
-    }
-
     /// Embeds every input. Dropping the returned future cancels what is under way.
     ///
     /// # Errors
@@ -108,30 +57,21 @@ impl Service {
     }
 
     async fn try_embed(&self, request: EmbedRequest) -> Result<Embedded> {
-        let encoder = self.encoder_named(request.model.as_deref());
-        let embedder = match encoder {
-            Some(encoder) => Embedder::Encoder(encoder),
-            None => Embedder::Decoder(self.embedding_model(request.model.as_deref())?),
-        };
+        let served = self.models.named(request.model.as_deref())?;
         self.check_inputs(&request.inputs)?;
-        if let Embedder::Decoder(served) = embedder {
-            // Whoever is to be refused is refused before work goes into it.
-            served.backend.check_room(request.owner.tenant, Load::of_requests(1))?;
-        }
+        // Whoever is to be refused is refused before work goes into it.
+        served.backend.check_room(request.owner.tenant, Load::of_requests(1))?;
         let owner = request.owner.clone();
         // However many the inputs are, it is one request to its owner's limits.
         let _slot = self.quotas.begin(&owner, 1).inspect_err(|e| self.count_limited(e))?;
-        let all = self.fit_inputs(request, embedder).await?;
-        let prompt_tokens = all.iter().map(|valid| valid.prompt.len()).sum();
+        let all = self.fit_inputs(request, served).await?;
+        let prompt_tokens = all.iter().map(|valid| valid.tokens.len()).sum();
         self.quotas.spend(&owner, prompt_tokens).inspect_err(|e| self.count_limited(e))?;
         let at_once = self.config.embedding_inputs_at_once.max(1);
         let num_unanswered = AtomicUsize::new(prompt_tokens);
-        let embed = async |valid: ValidRequest| {
-            let num_tokens = valid.prompt.len();
-            let vector = match embedder {
-                Embedder::Encoder(encoder) => encoder.embed(valid).await,
-                Embedder::Decoder(served) => self.embed_one(served, valid).await,
-            };
+        let embed = async |valid: ValidInput| {
+            let num_tokens = valid.tokens.len();
+            let vector = self.embed_one(served, valid).await;
             if vector.is_ok() {
                 num_unanswered.fetch_sub(num_tokens, Ordering::Relaxed);
             }
@@ -144,20 +84,8 @@ impl Service {
                 self.quotas.give_back(&owner, num_unanswered.load(Ordering::Relaxed));
             }
         })?;
-        let model = embedder.name().to_owned();
+        let model = served.name().to_owned();
         Ok(Embedded { model, vectors, prompt_tokens })
-    }
-
-    /// As [`Service::served`], with the encoder's name too where there is one.
-    fn embedding_model(&self, name: Option<&str>) -> Result<&Arc<Served>> {
-        self.models.named(name).map_err(|e| match self.encoder() {
-            Some(encoder) => {
-                let (names, got) = e.message().rsplit_once(", got ").unwrap_or((e.message(), ""));
-                let message = format!("{names} or {:?}, got {got}", encoder.name);
-                Error::new(e.kind(), message).with_param("model")
-            }
-            None => e,
-        })
     }
 
     fn check_inputs(&self, inputs: &[Prompt]) -> Result<()> {
@@ -182,17 +110,10 @@ impl Service {
 
     /// Every input as the request that embeds it. Texts are tokenised in pieces, so that a request of many takes turns with
     /// the other requests of its owner, and ends between two pieces if nobody waits for it any more.
-    async fn fit_inputs(&self, request: EmbedRequest, embedder: Embedder<'_>) -> Result<Vec<ValidRequest>> {
+    async fn fit_inputs(&self, request: EmbedRequest, served: &Served) -> Result<Vec<ValidInput>> {
         let EmbedRequest { owner, inputs, priority, queue_timeout_ms, .. } = request;
         let (num_inputs, num_bytes) = (inputs.len(), inputs.iter().map(input_bytes).sum());
-        let limits = match embedder {
-            Embedder::Decoder(served) => self.limits(served),
-            Embedder::Encoder(encoder) => {
-                let model = encoder.pool.encoder();
-                let (vocab_size, context_len) = (model.vocab_size(), model.max_model_len());
-                Limits { config: &self.config, vocab_size, context_len, unasked_len: usize::MAX }
-            }
-        };
+        let (limits, room) = (self.limits(served), Room::of(served));
         let mut all = Vec::with_capacity(num_inputs);
         let mut inputs = inputs.into_iter();
         while !inputs.as_slice().is_empty() {
@@ -202,7 +123,7 @@ impl Service {
                 ..GenerateRequest::new(owner.clone(), input)
             });
             let piece: Vec<_> = piece.collect();
-            let tokens_of = tokens_of(embedder);
+            let tokenizer = served.tokenizer.clone();
             let first = all.len();
             let name = |at: usize, e| named(e, first + at, num_inputs);
             for (at, input) in piece.iter().enumerate() {
@@ -210,7 +131,7 @@ impl Service {
             }
             let tokenise = move || {
                 let one = |mut input: GenerateRequest| {
-                    let tokens = tokens_of(&mut input);
+                    let tokens = prompt::encode(&tokenizer, None, &mut input, Some(room)).map(|(tokens, _)| tokens);
                     (input, tokens)
                 };
                 piece.into_iter().map(one).collect::<Vec<_>>()
@@ -223,57 +144,13 @@ impl Service {
         Ok(all)
     }
 
-    async fn embed_one(&self, served: &Arc<Served>, request: ValidRequest) -> Result<Vec<f32>> {
-        self.log_prompt(served, request.id, &request.prompt);
-        let log = StreamLog::with_clock(request.id, request.tenant, OnDisconnect::Cancel, self.clock.clone());
-        // From the beginning on: dropped with the call, it cancels.
-        let mut reader = log.reader(0);
-        served.backend.submit(request, log)?;
+    async fn embed_one(&self, served: &Arc<Served>, input: ValidInput) -> Result<Vec<f32>> {
+        if !served.only_embeds {
+            self.log_prompt(served, input.id, &input.tokens);
+        }
+        let vector = served.backend.embed(input)?;
         self.models.ask(served);
-        let mut vector = None;
-        while let Some((_, event)) = reader.next().await {
-            match event {
-                Event::Embedding { values } => vector = Some(values),
-                Event::Error(info) => return Err(Error::new(info.kind, info.message)),
-                _ => {}
-            }
-        }
-        vector.ok_or_else(|| Error::internal("a text was embedded, and no vector came"))
-    }
-}
-
-/// What embeds.
-#[derive(Clone, Copy)]
-enum Embedder<'a> {
-    Decoder(&'a Arc<Served>),
-    Encoder(&'a ServedEncoder),
-}
-
-impl Embedder<'_> {
-    fn name(&self) -> &str {
-        match self {
-            Self::Decoder(served) => served.name(),
-            Self::Encoder(encoder) => &encoder.name,
-        }
-    }
-}
-
-/// What takes the text or the tokens out of a request, as tokens of the model that is to embed them.
-fn tokens_of(embedder: Embedder<'_>) -> impl Fn(&mut GenerateRequest) -> Result<Vec<TokenId>> + Send + 'static {
-    let embedder = match embedder {
-        Embedder::Decoder(served) => Ok((served.tokenizer.clone(), prompt::room(served))),
-        Embedder::Encoder(encoder) => Err(encoder.pool.encoder().clone()),
-    };
-    move |request| match (&embedder, &mut request.prompt) {
-        (_, Prompt::Tokens(tokens)) => Ok(std::mem::take(tokens)),
-        (Err(encoder), Prompt::Text(text)) => {
-            Room { num_tokens: encoder.max_model_len(), token_bytes_max: WORD_BYTES_MAX }.check(text, "prompt")?;
-            encoder.tokens(&std::mem::take(text))
-        }
-        (_, Prompt::Chat(_)) => Err(Error::internal("what is embedded has no messages")),
-        (Ok((tokenizer, room)), Prompt::Text(_)) => {
-            prompt::encode(tokenizer, None, request, Some(*room)).map(|(tokens, _)| tokens)
-        }
+        vector.await
     }
 }
 

@@ -1,16 +1,18 @@
-//! The local pool behind the seam. Its model is loaded from the start, or on demand: then a thread loads and unloads it, and
-//! requests wait in the engine's queue meanwhile.
+//! The local pool behind the seam. Its model is loaded from the start, or on demand: then a thread loads and unloads it
+//! (`on_demand`), and requests wait in the engine's queue meanwhile.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::watch;
 
+use super::backend::{Embedding, vector_of};
+use super::on_demand::{OnDemand, OnMove};
 use super::{Backend, Readiness, Residence};
 use crate::engine::{Engine, Load};
 use crate::error::Result;
 use crate::model::load::Loader;
-use crate::protocol::{Tenant, ValidRequest};
+use crate::protocol::{Tenant, ValidInput, ValidRequest};
 use crate::sampling::grammar::GrammarCompiler;
 use crate::stream::StreamLog;
 
@@ -20,14 +22,7 @@ pub struct LocalBackend {
     /// An engine that is not ready may be on its way up or down; only here is it known which.
     is_draining: AtomicBool,
     /// `None` if it is loaded from the start and for good.
-    on_demand: Option<OnDemand>,
-}
-
-struct OnDemand {
-    name: String,
-    loader: Loader,
-    memory_bytes: u64,
-    residence: Arc<watch::Sender<Residence>>,
+    on_demand: Option<(OnDemand, Loader)>,
 }
 
 impl LocalBackend {
@@ -39,41 +34,22 @@ impl LocalBackend {
     /// Serves with an engine that has none yet: `loader` loads the model `name` when it is wanted, which takes about
     /// `memory_bytes`.
     pub fn on_demand(engine: Arc<Engine>, name: &str, loader: Loader, memory_bytes: u64) -> Self {
-        let residence = Arc::new(watch::channel(Residence::Unloaded).0);
-        let on_demand = Some(OnDemand { name: name.to_owned(), loader, memory_bytes, residence });
+        let on_demand = Some((OnDemand::new(name, memory_bytes), loader));
         Self { engine, is_draining: AtomicBool::new(false), on_demand }
     }
-}
 
-/// Changes `from` to `to`; whether it was that. What was to be done is then the caller's to do, and nobody else's.
-fn change(residence: &watch::Sender<Residence>, from: impl Fn(&Residence) -> bool, to: Residence) -> bool {
-    residence.send_if_modified(|state| {
-        let is_from = from(state);
-        if is_from {
-            *state = to;
-        }
-        is_from
-    })
-}
-
-impl OnDemand {
-    /// Does `work` on a thread of its own; what it returns is where the weights are then.
-    fn begin(&self, what: &str, work: impl FnOnce() -> Residence + Send + 'static) {
-        let residence = self.residence.clone();
-        let spawned = std::thread::Builder::new().name(format!("{what}-model")).spawn(move || {
-            let after = work();
-            residence.send_replace(after);
-        });
-        if let Err(e) = spawned {
-            tracing::error!("no thread to {what} {}: {e}", self.name);
-            self.residence.send_replace(Residence::Failed(format!("no thread to {what} it: {e}")));
-        }
+    fn weights(&self) -> Option<&OnDemand> {
+        self.on_demand.as_ref().map(|(weights, _)| weights)
     }
 }
 
 impl Backend for LocalBackend {
     fn submit(&self, request: ValidRequest, log: Arc<StreamLog>) -> Result<()> {
         self.engine.submit(request, log)
+    }
+
+    fn embed(&self, input: ValidInput) -> Result<Embedding> {
+        self.engine.embed(input).map(vector_of)
     }
 
     fn check_room(&self, tenant: Tenant, coming: Load) -> Result<()> {
@@ -102,15 +78,21 @@ impl Backend for LocalBackend {
     }
 
     fn residence(&self) -> Residence {
-        self.on_demand.as_ref().map_or(Residence::Loaded, |on_demand| on_demand.residence.borrow().clone())
+        self.weights().map_or(Residence::Loaded, OnDemand::residence)
     }
 
     fn watch_residence(&self) -> Option<watch::Receiver<Residence>> {
-        self.on_demand.as_ref().map(|on_demand| on_demand.residence.subscribe())
+        self.weights().map(OnDemand::watch)
+    }
+
+    fn tell_moves(&self, on_move: OnMove) {
+        if let Some(weights) = self.weights() {
+            weights.tell(on_move);
+        }
     }
 
     fn memory_bytes(&self) -> u64 {
-        self.on_demand.as_ref().map_or(0, |on_demand| on_demand.memory_bytes)
+        self.weights().map_or(0, OnDemand::memory_bytes)
     }
 
     fn num_restarts(&self) -> u64 {
@@ -122,36 +104,18 @@ impl Backend for LocalBackend {
     }
 
     fn begin_load(&self) {
-        let Some(on_demand) = &self.on_demand else { return };
-        let is_away = |state: &Residence| matches!(state, Residence::Unloaded | Residence::Failed(_));
-        if !change(&on_demand.residence, is_away, Residence::Loading) {
-            return;
-        }
-        let (engine, loader, name) = (self.engine.clone(), on_demand.loader.clone(), on_demand.name.clone());
-        on_demand.begin("load", move || {
-            let began = std::time::Instant::now();
-            let loaded = loader().inspect_err(|e| engine.refuse_waiting(e)).and_then(|factory| engine.load(factory));
-            match loaded {
-                Ok(()) => {
-                    tracing::info!("loaded {name} in {:.2} s", began.elapsed().as_secs_f64());
-                    Residence::Loaded
-                }
-                Err(e) => {
-                    tracing::error!("cannot load {name}: {e}");
-                    Residence::Failed(format!("{name:?} cannot be loaded: {}", e.message()))
-                }
-            }
+        let Some((weights, loader)) = &self.on_demand else { return };
+        let (engine, loader) = (self.engine.clone(), loader.clone());
+        weights.begin_load(move || {
+            let factory = loader().inspect_err(|e| engine.refuse_waiting(e))?;
+            engine.load(factory)
         });
     }
 
     fn begin_unload(&self) -> bool {
-        let Some(on_demand) = self.on_demand.as_ref().filter(|_| self.is_idle()) else { return false };
-        if !change(&on_demand.residence, |state| *state == Residence::Loaded, Residence::Unloading) {
-            return false;
-        }
+        let Some(weights) = self.weights().filter(|_| self.is_idle()) else { return false };
         let engine = self.engine.clone();
-        on_demand.begin("unload", move || if engine.unload() { Residence::Unloaded } else { Residence::Loaded });
-        true
+        weights.begin_unload(move || engine.unload())
     }
 
     fn drain(&self) {

@@ -7,13 +7,19 @@ mod chat;
 mod choices;
 mod config;
 mod constrain;
+mod disk;
 mod embed;
+mod encoder;
 mod local;
 mod models;
+mod on_demand;
 mod prompt;
 mod quota;
 mod refuse;
 mod restore;
+mod room;
+mod rule;
+pub(crate) mod schema;
 mod served;
 mod sized;
 mod template;
@@ -22,18 +28,20 @@ mod tool_grammar;
 mod tool_rules;
 mod validate;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_util::task::TaskTracker;
 
-pub use backend::{Backend, Readiness, Residence};
+pub use backend::{Backend, Embedding, Moved, Readiness, Residence};
 pub use background::{Background, BackgroundLimits};
 pub use config::ServiceConfig;
-pub use embed::{EmbedRequest, Embedded, ServedEncoder};
+pub use embed::{EmbedRequest, Embedded};
+pub use encoder::{EncoderBackend, StatesLoader};
 pub use local::LocalBackend;
 pub use models::{ModelLimits, Models};
+pub use on_demand::OnMove;
 pub use quota::{Allowance, QuotaState};
 pub use restore::Restored;
 pub use served::{Served, ServedConfig};
@@ -43,12 +51,10 @@ use crate::engine::Load;
 use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::{Metrics, RejectLabel};
 use crate::protocol::{ErrorInfo, Event, GenerateRequest, Owner, StreamId, Tenant, TokenId, Usage, ValidRequest};
-use crate::stream::{CancelCause, Clock, Happening, StreamLog, StreamRecord, StreamTable};
+use crate::stream::{CancelCause, Clock, Happening, StorePlace, StreamLog, StreamRecord, StreamTable};
 use crate::text::AnswerFormat;
 use quota::Quotas;
-
-/// How long a cancellation may take to be on disk: longer than any commit of a disk that works.
-const CANCEL_WAIT: Duration = Duration::from_secs(10);
+use room::Room;
 
 /// The one front door of generation: every dialect's request goes through [`Service::start`].
 pub struct Service {
@@ -60,12 +66,15 @@ pub struct Service {
     background: Background,
     /// See `constrain`.
     grammar_threads: OnceLock<Result<Background>>,
+    /// See `prompt`.
+    render_threads: OnceLock<Result<Background>>,
     quotas: Quotas,
     /// Calls that embed: they have no stream in the table.
     embedding: TaskTracker,
-    encoder: Option<ServedEncoder>,
     created_ms: u64,
     num_restarts_told: AtomicU64,
+    /// As the log was told.
+    is_disk_behind: AtomicBool,
 }
 
 /// A generation that was accepted.
@@ -76,7 +85,7 @@ pub struct Started {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// The first of them.
-    pub first_token: Option<TokenId>,
+    pub(crate) first_token: Option<TokenId>,
     /// The seed of its draws: the request's, or the one drawn for it. Asking again with it gives the same text.
     pub seed: u64,
     /// How its text is to be read.
@@ -99,8 +108,19 @@ impl Service {
         let clock = wall_clock();
         let (created_ms, background) = (clock(), Background::start(config.background)?);
         let quotas = Quotas::new(&config.owners, &clock);
-        for served in models.all().iter().filter(|served| served.backend.residence() == Residence::Loaded) {
-            table.feed().publish(created_ms, None, Happening::ModelLoaded { model: served.name().to_owned() });
+        for served in models.all() {
+            let (feed, clock, model) = (table.feed().clone(), clock.clone(), served.name().to_owned());
+            if served.backend.residence() == Residence::Loaded {
+                feed.publish(created_ms, None, Happening::ModelLoaded { model: model.clone() });
+            }
+            served.backend.tell_moves(Box::new(move |moved| {
+                let model = model.clone();
+                let happening = match moved {
+                    Moved::Loaded => Happening::ModelLoaded { model },
+                    Moved::Unloaded => Happening::ModelUnloaded { model },
+                };
+                feed.publish(clock(), None, happening);
+            }));
         }
         Ok(Self {
             config,
@@ -110,11 +130,12 @@ impl Service {
             clock,
             background,
             grammar_threads: OnceLock::new(),
+            render_threads: OnceLock::new(),
             quotas,
             embedding: TaskTracker::new(),
-            encoder: None,
             created_ms,
             num_restarts_told: AtomicU64::new(0),
+            is_disk_behind: AtomicBool::new(false),
         })
     }
 
@@ -135,19 +156,19 @@ impl Service {
     ///
     /// # Errors
     /// As [`Self::start`].
-    pub async fn start_choices(&self, request: GenerateRequest, num_choices: usize) -> Result<Vec<Started>> {
+    pub(crate) async fn start_choices(&self, request: GenerateRequest, num_choices: usize) -> Result<Vec<Started>> {
         self.try_start(request, num_choices).await.inspect_err(|e| self.tell_rejected(e))
     }
 
     async fn try_start(&self, request: GenerateRequest, num_choices: usize) -> Result<Vec<Started>> {
-        let served = self.models.named(request.model.as_deref())?;
+        let served = self.models.generating(request.model.as_deref())?;
         validate::choices(num_choices, &self.config)?;
         validate::parameters(&request, self.limits(served))?;
         // Whoever is to be refused is refused before work goes into it.
         self.check_room(served, &request.owner, num_choices)?;
         let owner = request.owner.clone();
         let slot = self.quotas.begin(&owner, num_choices).inspect_err(|e| self.count_limited(e))?;
-        let (request, (prompt, format)) = self.tokenise(served, request, Some(prompt::room(served))).await?;
+        let (request, (prompt, format)) = self.tokenise(served, request, Some(Room::of(served))).await?;
         // Held until the backend has it: what is in use stays in the cache.
         let _grammar = self.compile(served, &request).await?;
         // No await from here on: the streams are either running and in the caller's hands, or were never there.
@@ -159,10 +180,11 @@ impl Service {
         let coming = Load { requests: num_choices, tokens: num_tokens };
         let give_back = |_: &Error| self.quotas.give_back(&owner, num_tokens);
         served.backend.check_room(owner.tenant, coming).inspect_err(give_back)?;
-        let accept = |valid| self.accept(served, valid, format.clone());
+        let mut places = self.reserve(num_choices).inspect_err(give_back)?;
+        let accept = |valid| self.accept(served, valid, format.clone(), places.pop());
         let all = choices::all_or_none(&first, num_choices, accept).inspect_err(give_back)?;
         self.models.ask(served);
-        slot.occupy(all.iter().map(|started| &started.log));
+        slot.occupy(all.iter().map(|started| &started.log), num_tokens / num_choices);
         Ok(all)
     }
 
@@ -171,10 +193,17 @@ impl Service {
     /// # Errors
     /// [`ErrorKind::Overloaded`] and [`ErrorKind::Unavailable`], as of [`Self::start`].
     pub fn check_room(&self, served: &Served, owner: &Owner, num_generations: usize) -> Result<()> {
+        self.check_kept()?;
         served.backend.check_room(owner.tenant, Load::of_requests(num_generations))
     }
 
-    fn accept(&self, served: &Arc<Served>, valid: ValidRequest, format: AnswerFormat) -> Result<Started> {
+    fn accept(
+        &self,
+        served: &Arc<Served>,
+        valid: ValidRequest,
+        format: AnswerFormat,
+        place: Option<StorePlace>,
+    ) -> Result<Started> {
         let id = valid.id;
         if valid.leader.is_none() {
             self.log_prompt(served, id, &valid.prompt);
@@ -185,13 +214,13 @@ impl Service {
         let weight = valid.queue.weight;
         self.table.insert(log.clone(), weight).inspect_err(|_| self.metrics.reject(&RejectLabel::STREAMS_FULL))?;
         let mut inserted = Inserted { table: &self.table, log: log.clone(), id: Some(id) };
-        if let Some(store) = self.table.store() {
+        if let Some(place) = place {
             let record = StreamRecord {
                 request: valid.clone(),
                 created_ms: log.created_ms(),
                 fingerprint: served.config.fingerprint,
             };
-            store.begin(record, &log);
+            place.begin(record, &log);
         }
         served.backend.submit(valid, log.clone())?;
         inserted.id = None;
@@ -217,7 +246,7 @@ impl Service {
             }
             store.flushed().await;
         };
-        let is_kept = tokio::time::timeout(CANCEL_WAIT, kept).await.is_ok();
+        let is_kept = tokio::time::timeout(self.config.cancel_wait, kept).await.is_ok();
         if is_kept && !all.iter().any(|log| log.is_suspended()) {
             return Ok(());
         }
@@ -233,12 +262,14 @@ impl Service {
     /// Ends what is over its time: lingering and finished streams, requests that wait. Called a few times a second.
     pub fn sweep(&self) {
         self.models.all().iter().for_each(|served| served.backend.sweep());
+        self.quotas.sweep();
         self.models.tend(Instant::now());
         let num_restarts = self.models.all().iter().map(|served| served.backend.num_restarts()).sum();
         if self.num_restarts_told.swap(num_restarts, Ordering::Relaxed) < num_restarts {
             self.table.feed().publish(self.now_ms(), None, Happening::WorkerRestarted { num_restarts });
         }
         self.table.sweep(self.now_ms());
+        self.watch_disk();
     }
 
     /// The model that `name` means; without one, the first.
@@ -249,8 +280,16 @@ impl Service {
         self.models.named(name)
     }
 
+    /// The same, for a request that goes on from a text.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ModelNotFound`]; [`ErrorKind::InvalidRequest`] for a model that only embeds.
+    pub fn generating(&self, name: Option<&str>) -> Result<&Arc<Served>> {
+        self.models.generating(name)
+    }
+
     /// The model that writes a stream.
-    pub fn served_of(&self, log: &StreamLog) -> &Arc<Served> {
+    pub(crate) fn served_of(&self, log: &StreamLog) -> &Arc<Served> {
         log.model().and_then(|name| self.models.named(Some(name)).ok()).unwrap_or(self.models.default_model())
     }
 
@@ -314,7 +353,6 @@ impl Service {
             // Before the backend ends them: what it appends then is nobody's to see.
             store.close();
         }
-        self.encoder().inspect(|encoder| encoder.pool.shutdown());
         self.models.all().iter().for_each(|served| served.backend.shutdown(message));
         self.table.feed().close();
     }

@@ -8,12 +8,20 @@
 //!
 //! Never unloaded: a model that answers, that is waited for, that is pinned, or that was loaded less than `stay_min` ago, so
 //! that two models that are asked in turn do not spend their time on loading. Models that are wanted are loaded in the order in
-//! which they were asked for. Who waits keeps its place in its model's queue, and hears of it.
+//! which they were asked for. Who waits keeps its place in its model's queue, and hears of it. All that is decided in `plan`;
+//! here the models are looked at, and the decisions carried out.
+
+mod plan;
+#[cfg(test)]
+mod simulation;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Readiness, Residence, Served, validate};
+use self::plan::{Call, Order, Place, Plan, Seen};
+use super::encoder::only_embeds;
+use super::rule::shown;
+use super::{Readiness, Residence, Served};
 use crate::error::{Error, ErrorKind, Result};
 use crate::settings;
 use crate::settings::{HOUR_MS, bytes, common, millis, setting};
@@ -38,19 +46,19 @@ settings! {
 #[derive(Debug)]
 pub struct Models {
     all: Vec<Arc<Served>>,
-    limits: ModelLimits,
-    uses: Mutex<Vec<Use>>,
+    plan: Mutex<Plan>,
 }
 
-/// How a model was used, as far as it is known.
-#[derive(Debug, Clone, Copy)]
-struct Use {
-    /// When something was last asked of it, or seen to be under way.
-    last: Instant,
-    /// When it was first seen loaded.
-    loaded: Option<Instant>,
-    /// When it was first wanted, since it was loaded last.
-    wanted: Option<Instant>,
+/// A wish for a model, until it is heard or dropped.
+struct Calling<'a> {
+    models: &'a Models,
+    call: Call,
+}
+
+impl Drop for Calling<'_> {
+    fn drop(&mut self) {
+        self.models.lock().hang_up(self.call);
+    }
 }
 
 impl Models {
@@ -82,9 +90,9 @@ impl Models {
                 return Err(Error::invalid("model.memory_max", message));
             }
         }
-        let now = Instant::now();
-        let uses = vec![Use { last: now, loaded: None, wanted: None }; all.len()];
-        Ok(Arc::new(Self { all, limits, uses: Mutex::new(uses) }))
+        let each = all.iter().map(|served| (served.backend.memory_bytes(), served.config.is_pinned));
+        let plan = Mutex::new(Plan::new(limits, each, Instant::now()));
+        Ok(Arc::new(Self { all, plan }))
     }
 
     /// All of them, the default first.
@@ -93,7 +101,7 @@ impl Models {
     }
 
     /// The one that is meant where a request names none.
-    pub fn default_model(&self) -> &Arc<Served> {
+    pub(crate) fn default_model(&self) -> &Arc<Served> {
         &self.all[0]
     }
 
@@ -102,24 +110,39 @@ impl Models {
     /// # Errors
     /// [`ErrorKind::ModelNotFound`].
     pub fn named(&self, name: Option<&str>) -> Result<&Arc<Served>> {
+        self.find(name, |_| true)
+    }
+
+    /// The same, for a request that goes on from a text.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ModelNotFound`]; [`ErrorKind::InvalidRequest`] for a model that only embeds.
+    pub fn generating(&self, name: Option<&str>) -> Result<&Arc<Served>> {
+        let found = self.find(name, |served| !served.only_embeds)?;
+        if found.only_embeds { Err(only_embeds(found.name())) } else { Ok(found) }
+    }
+
+    /// The one that `name` means. An error names those that are `listed`.
+    fn find(&self, name: Option<&str>, listed: impl Fn(&Served) -> bool) -> Result<&Arc<Served>> {
         let Some(name) = name else { return Ok(self.default_model()) };
         self.all.iter().find(|served| served.answers_to(name)).ok_or_else(|| {
-            let names: Vec<String> = self.all.iter().map(|served| format!("{:?}", served.name())).collect();
-            let message = format!("`model` must be {}, got {}", names.join(" or "), validate::shown(name));
+            let names = self.all.iter().filter(|served| listed(served));
+            let names: Vec<String> = names.map(|served| format!("{:?}", served.name())).collect();
+            let message = format!("`model` must be {}, got {}", names.join(" or "), shown(name));
             Error::new(ErrorKind::ModelNotFound, message).with_param("model")
         })
     }
 
     /// The one whose texts have this fingerprint, for a stream of an earlier process.
     pub(super) fn with_fingerprint(&self, fingerprint: u64) -> Option<&Arc<Served>> {
-        self.all.iter().find(|served| served.config.fingerprint == fingerprint)
+        self.all.iter().find(|served| served.config.fingerprint == fingerprint && !served.only_embeds)
     }
 
     /// Notes that something was asked of a model; begins to load it if it is not loaded and there is room.
     pub fn ask(&self, served: &Arc<Served>) {
         let now = Instant::now();
-        if let Some(index) = self.all.iter().position(|other| Arc::ptr_eq(other, served)) {
-            self.lock()[index].last = now;
+        if let Some(index) = self.index(served) {
+            self.lock().ask(index, now);
         }
         if served.backend.residence() != Residence::Loaded {
             self.tend(now);
@@ -138,11 +161,10 @@ impl Models {
             if state == Residence::Loaded {
                 return Ok(());
             }
-            if let Some(index) = self.all.iter().position(|other| Arc::ptr_eq(other, served)) {
-                let one = &mut self.lock()[index];
-                one.last = now;
-                one.wanted.get_or_insert(now);
-            }
+            // One that is on its way is what was asked for; if it fails, that is the answer.
+            let index = self.index(served).filter(|_| state != Residence::Loading);
+            let call = index.map(|index| self.lock().call(index, now));
+            let _calling = call.map(|call| Calling { models: self, call });
             self.tend(now);
             if residence.changed().await.is_err() {
                 return Err(Error::new(ErrorKind::Unavailable, "the server is shutting down"));
@@ -168,85 +190,26 @@ impl Models {
     /// Loads what is wanted where there is room for it, and unloads what must make room or has been idle for long. Called a few
     /// times a second, and when something is asked of a model that is not loaded.
     pub fn tend(&self, now: Instant) {
-        let mut uses = self.lock();
-        for (one, served) in uses.iter_mut().zip(&self.all) {
-            let backend = &served.backend;
-            if backend.residence() == Residence::Loaded {
-                one.loaded.get_or_insert(now);
-                one.wanted = None;
-            } else {
-                one.loaded = None;
-            }
-            if backend.num_waiting() > 0 || !backend.is_idle() {
-                one.last = now;
-            }
-            if backend.residence() != Residence::Loaded && backend.num_waiting() > 0 {
-                one.wanted.get_or_insert(now);
-            }
-        }
-        self.load_wanted(&mut uses, now);
-        let Some(idle_unload) = self.limits.idle_unload else { return };
-        for (index, served) in self.all.iter().enumerate() {
-            if now.saturating_duration_since(uses[index].last) >= idle_unload
-                && self.may_unload(&uses[index], index, now)
-            {
-                tracing::info!("{} is idle, and is unloaded", served.name());
-                served.backend.begin_unload();
+        // Held until the orders are given, so that two do not decide about the same memory.
+        let mut plan = self.lock();
+        let seen = self.all.iter().map(|served| see(served)).collect();
+        for order in plan.decide(seen, now) {
+            match order {
+                Order::Load(index) => self.all[index].backend.begin_load(),
+                Order::MakeRoom(index) => {
+                    tracing::info!("{} makes room for another model", self.all[index].name());
+                    self.all[index].backend.begin_unload();
+                }
+                Order::Retire(index) => {
+                    tracing::info!("{} is idle, and is unloaded", self.all[index].name());
+                    self.all[index].backend.begin_unload();
+                }
             }
         }
     }
 
-    fn load_wanted(&self, uses: &mut [Use], now: Instant) {
-        let mut wanted: Vec<usize> = (0..self.all.len()).filter(|index| uses[*index].wanted.is_some()).collect();
-        wanted.sort_by_key(|index| uses[*index].wanted);
-        for index in wanted {
-            let backend = &self.all[index].backend;
-            if !matches!(backend.residence(), Residence::Unloaded | Residence::Failed(_)) {
-                continue;
-            }
-            if !self.has_room(backend.memory_bytes(), uses, now) {
-                // Those that were wanted later wait too: else a large one would wait for ever.
-                return;
-            }
-            uses[index].wanted = None;
-            backend.begin_load();
-        }
-    }
-
-    /// Whether so much memory is free; if not, begins to unload what may go, if that is enough.
-    fn has_room(&self, bytes: u64, uses: &[Use], now: Instant) -> bool {
-        let Some(max) = self.limits.memory_bytes_max else { return true };
-        let takes = |residence| matches!(residence, Residence::Loaded | Residence::Loading | Residence::Unloading);
-        let taken: u64 =
-            self.all.iter().filter(|s| takes(s.backend.residence())).map(|s| s.backend.memory_bytes()).sum();
-        if taken.saturating_add(bytes) <= max {
-            return true;
-        }
-        let leaving = |served: &&Arc<Served>| served.backend.residence() == Residence::Unloading;
-        let mut coming: u64 = self.all.iter().filter(leaving).map(|s| s.backend.memory_bytes()).sum();
-        let mut idle: Vec<usize> = (0..self.all.len()).filter(|i| self.may_unload(&uses[*i], *i, now)).collect();
-        idle.sort_by_key(|index| uses[*index].last);
-        let mut going = Vec::new();
-        for index in idle {
-            if taken.saturating_sub(coming).saturating_add(bytes) <= max {
-                break;
-            }
-            coming = coming.saturating_add(self.all[index].backend.memory_bytes());
-            going.push(index);
-        }
-        if taken.saturating_sub(coming).saturating_add(bytes) <= max {
-            for index in going {
-                tracing::info!("{} makes room for another model", self.all[index].name());
-                self.all[index].backend.begin_unload();
-            }
-        }
-        false
-    }
-
-    fn may_unload(&self, one: &Use, index: usize, now: Instant) -> bool {
-        let Served { backend, config, .. } = &*self.all[index];
-        let has_stayed = one.loaded.is_some_and(|at| now.saturating_duration_since(at) >= self.limits.stay_min);
-        has_stayed && !config.is_pinned && backend.residence() == Residence::Loaded && backend.is_idle()
+    fn index(&self, served: &Arc<Served>) -> Option<usize> {
+        self.all.iter().position(|other| Arc::ptr_eq(other, served))
     }
 
     /// Whether requests will be served: by any of the models.
@@ -261,9 +224,19 @@ impl Models {
         .unwrap_or(Readiness::Failed)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Use>> {
-        self.uses.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Plan> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn see(served: &Served) -> Seen {
+    let place = match served.backend.residence() {
+        Residence::Unloaded | Residence::Failed(_) => Place::Away,
+        Residence::Loading => Place::Loading,
+        Residence::Loaded => Place::Loaded,
+        Residence::Unloading => Place::Unloading,
+    };
+    Seen { place, is_idle: served.backend.is_idle(), num_waiting: served.backend.num_waiting() }
 }
 
 #[cfg(test)]
@@ -274,7 +247,7 @@ mod tests {
     use crate::metrics::Metrics;
     use crate::model::Model;
     use crate::model::stub::{StubConfig, StubModel};
-    use crate::protocol::{OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Task, Tenant, ValidRequest};
+    use crate::protocol::{OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, ValidRequest};
     use crate::stream::StreamLog;
     use crate::text::Tokenizer;
 
@@ -321,7 +294,6 @@ mod tests {
             constraint: None,
             leader: None,
             resumed: None,
-            task: Task::Generate,
         };
         let log = StreamLog::new(id, tenant, on_disconnect);
         served.backend.submit(request, log.clone()).expect("room");

@@ -1,38 +1,24 @@
 //! A request's prompt to its tokens: through the template where it is a chat, then through the tokenizer. What is long is
-//! worked on away from the async threads.
+//! worked on away from the async threads, and so is every chat, as templates take a deep stack.
+//!
+//! ```text
+//! a text, tokens -> short: at once                                   -> long: the threads of low priority
+//! a chat         -> short: two threads of normal priority, in turn   -> long: the threads of low priority
+//! ```
 
 use serde_json::Value;
 
+use super::background::{Background, BackgroundLimits};
+use super::room::Room;
+use super::template::STACK_BYTES;
 use super::{ChatTemplate, Served, Service, chat, validate};
 use crate::error::{Error, ErrorKind, Result};
-use crate::protocol::{ChatMessage, GenerateRequest, Prompt, TokenId};
+use crate::protocol::{ChatMessage, Field, GenerateRequest, Prompt, TokenId};
 use crate::text::{AnswerFormat, TEXT_PARAM, Tokenizer};
 
-/// Shorter texts are tokenised in any case, within about 10 ms: an error that says their tokens is worth more.
-const EARLY_BYTES: usize = 64 << 10;
-
-/// The longest text that can still become a prompt: so many tokens of so many bytes each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Room {
-    pub(super) num_tokens: usize,
-    pub(super) token_bytes_max: usize,
-}
-
-impl Room {
-    /// # Errors
-    /// [`ErrorKind::ContextLengthExceeded`] for a text that is too long however it is cut into tokens.
-    pub(super) fn check(self, text: &str, param: &'static str) -> Result<()> {
-        let Self { num_tokens, token_bytes_max } = self;
-        if text.len() <= num_tokens.saturating_mul(token_bytes_max).max(EARLY_BYTES) {
-            return Ok(());
-        }
-        let message = format!(
-            "`{param}` must fit the context of {num_tokens} tokens, whose longest has {token_bytes_max} bytes, got {} bytes",
-            text.len()
-        );
-        Err(Error::new(ErrorKind::ContextLengthExceeded, message).with_param(param))
-    }
-}
+/// Two, so that one stays free for other owners. A short chat takes a fraction of a millisecond; one of a template that does
+/// as much as it may takes a tenth of a second. More than any queue of the engine has behind it by default.
+const RENDER_LIMITS: BackgroundLimits = BackgroundLimits { num_threads: Some(2), waiting_per_owner_max: 1 << 14 };
 
 impl Service {
     /// The request's prompt as tokens with the form of its answer, and the request back. With `room`, a text that cannot
@@ -45,18 +31,23 @@ impl Service {
     ) -> Result<(GenerateRequest, (Vec<TokenId>, AnswerFormat))> {
         let (tokenizer, template) = (served.tokenizer.clone(), served.template.clone());
         let num_bytes = prompt_bytes(&request, self.config.inline_bytes_max);
-        let tenant = request.owner.tenant;
+        let (tenant, is_chat) = (request.owner.tenant, matches!(request.prompt, Prompt::Chat(_)));
         let encode = move || {
             let prompt = encode(&tokenizer, template.as_deref(), &mut request, room)?;
             Ok((request, prompt))
         };
+        if is_chat && num_bytes <= self.config.inline_bytes_max {
+            let done = self.render_threads()?.run(tenant, encode).await;
+            return self.count_full(done)?;
+        }
         self.sized(tenant, num_bytes, encode).await?
     }
-}
 
-/// The room of a model.
-pub(super) fn room(served: &Served) -> Room {
-    Room { num_tokens: served.context_len(), token_bytes_max: served.tokenizer.token_bytes_max() }
+    /// The threads that render short chats, started with the first of them.
+    fn render_threads(&self) -> Result<&Background> {
+        let start = || Background::start_prompt("render", STACK_BYTES, RENDER_LIMITS);
+        self.render_threads.get_or_init(start).as_ref().map_err(Clone::clone)
+    }
 }
 
 /// Bytes of everything that the prompt is made of. Counting ends beyond `enough`: it must cost less than the work that it
@@ -129,19 +120,18 @@ pub(super) fn encode(
     request: &mut GenerateRequest,
     room: Option<Room>,
 ) -> Result<(Vec<TokenId>, AnswerFormat)> {
-    let param = validate::prompt_param(&request.prompt);
+    let field = validate::prompt_field(&request.prompt);
     let mut format = AnswerFormat::default();
     let tokens = match &mut request.prompt {
         Prompt::Tokens(tokens) => return Ok((std::mem::take(tokens), format)),
         Prompt::Text(text) => {
             let text = std::mem::take(text);
-            room.map_or(Ok(()), |room| room.check(&text, param)).and_then(|()| tokenizer.encode(&text, false))
+            room.map_or(Ok(()), |room| room.check(&text, field)).and_then(|()| tokenizer.encode(&text, false))
         }
         Prompt::Chat(_) => {
             let Some(template) = template else {
-                let message =
-                    "`messages` need a model with a chat template, and this one has none; send a `prompt` instead";
-                return Err(Error::invalid("messages", message));
+                let rule = "must go to a model with a chat template, and this one has none; send a prompt instead";
+                return Err(Error::rule(Field::Messages, rule));
             };
             chat::encode(tokenizer, template, request, room).map(|(tokens, answer)| {
                 format = answer;
@@ -149,17 +139,19 @@ pub(super) fn encode(
             })
         }
     };
-    let mut tokens = tokens.map_err(|e| about(e, param))?;
+    let mut tokens = tokens.map_err(|e| about(e, field))?;
     tokenizer.begin(&mut tokens);
     Ok((tokens, format))
 }
 
 /// An error of the tokenizer, as one about the field that its text came in.
-fn about(e: Error, param: &'static str) -> Error {
-    if e.param() == Some(TEXT_PARAM) {
-        e.context(format!("`{param}` cannot be tokenised")).with_param(param)
-    } else {
-        e.with_param(param)
+fn about(e: Error, field: Field) -> Error {
+    match e.kind() {
+        _ if e.fault().is_some() => e,
+        ErrorKind::InvalidRequest if e.param() == Some(TEXT_PARAM) => {
+            Error::rule(field, format!("cannot be tokenised: {}", e.message()))
+        }
+        _ => e.with_param(field.to_string()),
     }
 }
 
@@ -167,8 +159,15 @@ fn about(e: Error, param: &'static str) -> Error {
 mod tests {
     use std::sync::Arc;
 
+    use super::super::{LocalBackend, ModelLimits, Models, ServedConfig, ServiceConfig};
     use super::*;
+    use crate::engine::{Engine, EngineConfig, Turns};
+    use crate::error::ErrorKind;
+    use crate::metrics::Metrics;
+    use crate::model::Model;
+    use crate::model::stub::{StubConfig, StubModel};
     use crate::protocol::Owner;
+    use crate::stream::{StreamTable, TableLimits};
     use crate::text::{Scheme, TokenKind, Vocab};
 
     /// Printable ASCII, then `<s>` (beginning of text) and `<e>`.
@@ -188,6 +187,35 @@ mod tests {
 
     fn asking(prompt: Prompt) -> GenerateRequest {
         GenerateRequest::new(Arc::new(Owner::anonymous()), prompt)
+    }
+
+    /// Each rendering had a thread of its own.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn many_chats_at_once_are_rendered_by_two_threads() {
+        let source = "{% for i in range(2000) %}{% endfor %}{{ messages[0].content }}";
+        let template = ChatTemplate::new(source, "", "").expect("compiles");
+        let (tokenizer, metrics) = (Arc::new(Tokenizer::byte_level()), Arc::new(Metrics::default()));
+        let spec = StubModel::new(StubConfig::default()).spec().clone();
+        let engine =
+            Engine::open(EngineConfig::default(), spec.clone(), tokenizer.clone(), metrics.clone(), Turns::new(1));
+        let backend = Arc::new(LocalBackend::new(engine.expect("opens")));
+        let config = ServedConfig::named("a");
+        let served = Arc::new(Served::new(config, tokenizer, Some(template), spec, backend, metrics.clone()));
+        let models = Models::new(vec![served.clone()], ModelLimits::default()).expect("one");
+        let table = Arc::new(StreamTable::new(TableLimits::default()));
+        let service = Service::new(ServiceConfig::default(), models, table, metrics).expect("threads");
+        let render = async |number: usize| {
+            let chat = Prompt::Chat(vec![ChatMessage::new("user", number.to_string())]);
+            service.tokenise(&served, asking(chat), None).await.map(|(_, (tokens, _))| tokens)
+        };
+        let all = futures_util::future::join_all((0..64).map(render)).await;
+        for (number, tokens) in all.into_iter().enumerate() {
+            assert_eq!(tokens, Ok(number.to_string().bytes().map(TokenId::from).collect()));
+        }
+        let threads = std::fs::read_dir("/proc/self/task").expect("Linux has it").flatten();
+        let names = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok());
+        assert_eq!(names.filter(|name| name.starts_with("render-")).count(), 2);
     }
 
     #[test]

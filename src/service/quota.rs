@@ -1,8 +1,8 @@
 //! What each owner may use: requests and tokens per minute, and generations at once. Rates are governor's (a bucket
 //! that fills evenly over the minute, so a quiet owner may use a minute's worth at once), on the service's own clock.
 //!
-//! Tokens are counted as they are reserved, prompt and `max_tokens`, because that is known before the work: an answer
-//! that turns out short gives nothing back, a request that is refused does.
+//! Tokens are counted as they are reserved, prompt and `max_tokens`, because that is known before the work. What an answer
+//! did not use comes back when it has ended; all of it does for a request that is refused.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -15,7 +15,7 @@ use governor::state::{NotKeyed, StateStore};
 use governor::{Quota as Rate, RateLimiter, clock};
 
 use crate::error::{Error, Result};
-use crate::protocol::{Owner, Tenant};
+use crate::protocol::{Field, Owner, Tenant};
 use crate::stream::{Clock, StreamLog};
 
 /// When an owner at its limit of concurrent generations is asked to come back: about one short generation.
@@ -40,9 +40,17 @@ struct OwnerQuota {
 struct Live {
     /// Requests on their way to a log.
     num_starting: usize,
-    /// At most as many as may be at once; ended ones leave when the next request comes. Weak, or the last ones of an
-    /// owner that falls silent would be kept past their time. Until it ends, a log is held by whoever writes it.
-    logs: Vec<Weak<StreamLog>>,
+    /// Ended ones leave when the next request comes, and with every sweep.
+    running: Vec<Running>,
+}
+
+/// A generation that counts.
+struct Running {
+    /// Weak, or the last logs of an owner that falls silent would be kept past their time. Until it ends, a log is held by
+    /// the worker that writes it.
+    log: Weak<StreamLog>,
+    /// Tokens that were reserved for it: its prompt, and as many as it may have.
+    num_reserved: usize,
 }
 
 /// What an owner has left.
@@ -88,8 +96,7 @@ impl Quotas {
     /// [`crate::error::ErrorKind::RateLimited`] with the time to come back.
     pub(super) fn begin(&self, owner: &Owner, num_choices: usize) -> Result<QuotaSlot<'_>> {
         let Some(quota) = self.by_tenant.get(&owner.tenant) else { return Ok(QuotaSlot { quota: None, num_choices }) };
-        let mut live = quota.lock();
-        live.logs.retain(|log| log.upgrade().is_some_and(|log| !log.is_finished()));
+        let mut live = quota.settled();
         let max = quota.concurrency_max;
         if num_choices > max {
             let message = format!(
@@ -97,7 +104,7 @@ impl Quotas {
             );
             return Err(Error::invalid("n", message));
         }
-        let num_running = live.num_starting + live.logs.len();
+        let num_running = live.num_starting + live.running.len();
         if num_running + num_choices > max {
             let message =
                 format!("concurrency limit reached: {num_running} of {max} generations of this key are running");
@@ -122,11 +129,11 @@ impl Quotas {
         match u32::try_from(num_tokens).ok().and_then(NonZeroU32::new) {
             Some(n) if n <= tokens.limit => tokens.take(n, "tokens"),
             _ => {
-                let message = format!(
-                    "prompt and `max_tokens` must be at most the {limit} tokens that this key may use in a minute, \
+                let rule = format!(
+                    "must be, together with the prompt, at most the {limit} tokens that this key may use in a minute, \
                      got {num_tokens}"
                 );
-                Err(Error::invalid("max_tokens", message))
+                Err(Error::rule(Field::MaxTokens, rule))
             }
         }
     }
@@ -147,15 +154,21 @@ impl Quotas {
         self.by_tenant.get(&owner.tenant)?.tokens.as_ref()
     }
 
-    /// A generation that an earlier process has accepted counts like others.
+    /// A generation that an earlier process has accepted counts like others. Its tokens were that process's to count.
     pub(super) fn occupy(&self, log: &Arc<StreamLog>) {
         if let Some(quota) = self.by_tenant.get(&log.tenant()) {
-            quota.hold(std::iter::once(log));
+            quota.hold(std::iter::once(log), 0);
         }
+    }
+
+    /// Gives back what ended generations did not use.
+    pub(super) fn sweep(&self) {
+        self.by_tenant.values().for_each(|quota| drop(quota.settled()));
     }
 
     pub(super) fn state(&self, owner: &Owner) -> Option<QuotaState> {
         let quota = self.by_tenant.get(&owner.tenant)?;
+        drop(quota.settled());
         let left = |bucket: &Option<Bucket>| bucket.as_ref().map(Bucket::left);
         Some(QuotaState { requests: left(&quota.requests), tokens: left(&quota.tokens) })
     }
@@ -168,10 +181,10 @@ pub(super) struct QuotaSlot<'a> {
 }
 
 impl QuotaSlot<'_> {
-    /// From here on it counts until `logs` have ended.
-    pub(super) fn occupy<'l>(self, logs: impl Iterator<Item = &'l Arc<StreamLog>>) {
+    /// From here on it counts until `logs` have ended, for each of which `num_reserved` tokens were spent.
+    pub(super) fn occupy<'l>(self, logs: impl Iterator<Item = &'l Arc<StreamLog>>, num_reserved: usize) {
         if let Some(quota) = self.quota {
-            quota.hold(logs);
+            quota.hold(logs, num_reserved);
         }
     }
 }
@@ -185,11 +198,26 @@ impl Drop for QuotaSlot<'_> {
 }
 
 impl OwnerQuota {
-    /// Counts logs as under way until they have ended, where anybody asks.
-    fn hold<'l>(&self, logs: impl Iterator<Item = &'l Arc<StreamLog>>) {
-        if self.concurrency_max < usize::MAX {
-            self.lock().logs.extend(logs.map(Arc::downgrade));
+    /// Counts logs as under way until they have ended.
+    fn hold<'l>(&self, logs: impl Iterator<Item = &'l Arc<StreamLog>>, num_reserved: usize) {
+        if self.concurrency_max < usize::MAX || self.tokens.is_some() {
+            let running = logs.map(|log| Running { log: Arc::downgrade(log), num_reserved });
+            self.lock().running.extend(running);
         }
+    }
+
+    /// Forgets what has ended, and gives back what it did not use. A log that is gone has ended, nobody knows how.
+    fn settled(&self) -> MutexGuard<'_, Live> {
+        let mut live = self.lock();
+        live.running.retain(|running| {
+            let Some(log) = running.log.upgrade() else { return false };
+            let Some(usage) = log.usage() else { return true };
+            if let Some(tokens) = &self.tokens {
+                tokens.give_back(running.num_reserved.saturating_sub(usage.prompt_tokens + usage.completion_tokens));
+            }
+            false
+        });
+        live
     }
 
     fn lock(&self) -> MutexGuard<'_, Live> {
@@ -281,7 +309,7 @@ mod tests {
 
     use super::*;
     use crate::error::ErrorKind;
-    use crate::protocol::{Event, FinishReason, OnDisconnect, OwnerLimits, StreamId, Usage};
+    use crate::protocol::{ErrorInfo, Event, FinishReason, OnDisconnect, OwnerLimits, StreamId, Usage};
 
     fn quotas(limits: OwnerLimits) -> (Quotas, Arc<Owner>, Arc<AtomicU64>) {
         let owner = Arc::new(Owner { tenant: Tenant(7), limits, ..Owner::anonymous() });
@@ -330,11 +358,32 @@ mod tests {
     }
 
     #[test]
+    fn what_an_answer_did_not_use_comes_back_when_it_has_ended() {
+        let limits = OwnerLimits { tokens_per_minute: Some(6000), ..OwnerLimits::default() };
+        let (quotas, owner, _) = quotas(limits);
+        let remaining = || quotas.state(&owner).and_then(|s| s.tokens).map(|t| t.remaining);
+        let logs = [1, 2, 3].map(|id| StreamLog::new(StreamId(id), owner.tenant, OnDisconnect::Detach));
+        let slot = quotas.begin(&owner, 3).expect("room");
+        quotas.spend(&owner, 3 * 1000).expect("of 6000");
+        slot.occupy(logs.iter(), 1000);
+        assert_eq!(remaining(), Some(3000));
+        let usage = Usage { prompt_tokens: 100, completion_tokens: 50, ..Usage::default() };
+        logs[0].append(Event::Done { finish_reason: FinishReason::Stop, usage, stop: None });
+        assert_eq!(remaining(), Some(3850), "850 of the first were not used");
+        assert_eq!(remaining(), Some(3850), "they come back once");
+        let message = "cancelled".to_owned();
+        logs[1].append(Event::Error(ErrorInfo { kind: ErrorKind::Cancelled, message, usage: Usage::default() }));
+        quotas.sweep();
+        drop(logs);
+        assert_eq!(remaining(), Some(4850), "nothing of the second was used; nobody knows of the third");
+    }
+
+    #[test]
     fn a_place_is_free_the_moment_its_log_has_ended_or_its_request_failed() {
         let limits = OwnerLimits { concurrency_max: Some(2), ..OwnerLimits::default() };
         let (quotas, owner, _) = quotas(limits);
         let log = StreamLog::new(StreamId(1), owner.tenant, OnDisconnect::Detach);
-        quotas.begin(&owner, 1).expect("room").occupy([&log].into_iter());
+        quotas.begin(&owner, 1).expect("room").occupy([&log].into_iter(), 0);
         let failing = quotas.begin(&owner, 1).expect("room");
         refused(quotas.begin(&owner, 1));
         drop(failing);
@@ -350,7 +399,7 @@ mod tests {
         let limits = OwnerLimits { concurrency_max: Some(1), ..OwnerLimits::default() };
         let (quotas, owner, _) = quotas(limits);
         let log = StreamLog::new(StreamId(1), owner.tenant, OnDisconnect::Detach);
-        quotas.begin(&owner, 1).expect("room").occupy([&log].into_iter());
+        quotas.begin(&owner, 1).expect("room").occupy([&log].into_iter(), 0);
         refused(quotas.begin(&owner, 1));
         log.append(Event::Done { finish_reason: FinishReason::Stop, usage: Usage::default(), stop: None });
         let kept = Arc::downgrade(&log);

@@ -13,9 +13,9 @@ pub struct Restored {
     /// Can be replayed.
     pub num_finished: usize,
     /// Go on.
-    pub num_resumed: usize,
+    pub(crate) num_resumed: usize,
     /// Could not go on, and have ended with an error event.
-    pub num_failed: usize,
+    pub(crate) num_failed: usize,
     /// For which the table has no room.
     pub num_dropped: usize,
 }
@@ -97,7 +97,7 @@ fn resumed(mut request: ValidRequest, events: &[&Event]) -> ValidRequest {
             }
             // Told once.
             Event::Prompt { .. } => request.sampling.prompt_logprobs = None,
-            Event::Queued { .. } | Event::Embedding { .. } | Event::Done { .. } | Event::Error(_) => {}
+            Event::Queued { .. } | Event::Done { .. } | Event::Error(_) => {}
         }
     }
     // It has waited, and that it waits again is not its doing.

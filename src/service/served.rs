@@ -21,11 +21,11 @@ pub struct ServedConfig {
     /// another one cannot be gone on with.
     pub fingerprint: u64,
     /// The form of the model's calls; `None` takes the template's.
-    pub call_syntax: Option<CallSyntax>,
+    pub(crate) call_syntax: Option<CallSyntax>,
     /// The form of its reasoning, `Some(None)` for none; `None` takes the template's.
-    pub reasoning_syntax: Option<Option<ReasoningSyntax>>,
+    pub(crate) reasoning_syntax: Option<Option<ReasoningSyntax>>,
     /// Whether it is never unloaded to make room or for being idle.
-    pub is_pinned: bool,
+    pub(crate) is_pinned: bool,
 }
 
 impl ServedConfig {
@@ -51,6 +51,8 @@ pub struct Served {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) grammars: Arc<GrammarCompiler>,
     pub(super) metrics: Arc<Metrics>,
+    /// Whether it makes vectors of texts, and nothing else.
+    pub(super) only_embeds: bool,
 }
 
 impl Served {
@@ -66,7 +68,18 @@ impl Served {
         let template = template.map(|template| Arc::new(as_configured(template, &config)));
         let own = || GrammarCompiler::new(tokenizer.clone(), GrammarLimits::default(), metrics.clone());
         let grammars = backend.grammars().unwrap_or_else(own);
-        Self { config, tokenizer, template, spec, backend, grammars, metrics }
+        Self { config, tokenizer, template, spec, backend, grammars, metrics, only_embeds: false }
+    }
+
+    /// A model that embeds texts and goes on from none.
+    pub fn encoder(
+        config: ServedConfig,
+        tokenizer: Arc<Tokenizer>,
+        spec: ModelSpec,
+        backend: Arc<dyn Backend>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { only_embeds: true, ..Self::new(config, tokenizer, None, spec, backend, metrics) }
     }
 
     /// Its name in requests and answers.
@@ -85,12 +98,17 @@ impl Served {
     }
 
     /// Whether it can chat: the model brought a template.
-    pub fn has_template(&self) -> bool {
+    pub(crate) fn has_template(&self) -> bool {
         self.template.is_some()
     }
 
+    /// Whether it embeds texts and goes on from none.
+    pub fn only_embeds(&self) -> bool {
+        self.only_embeds
+    }
+
     /// Longest sequence a request can have: the model's context, or less if the KV memory is smaller.
-    pub fn context_len(&self) -> usize {
+    pub(crate) fn context_len(&self) -> usize {
         self.spec.max_model_len.min(self.spec.num_blocks.saturating_mul(BLOCK_SIZE))
     }
 

@@ -21,6 +21,11 @@ impl Service {
             return Ok(work());
         }
         let done = self.background.run(tenant, work).await;
+        self.count_full(done)
+    }
+
+    /// Counts a refusal by a full line.
+    pub(super) fn count_full<T>(&self, done: Result<T>) -> Result<T> {
         done.inspect_err(|e| {
             if e.kind() == ErrorKind::Overloaded {
                 self.metrics.reject(&RejectLabel::BACKGROUND_FULL);

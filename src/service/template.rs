@@ -5,8 +5,8 @@
 //! - **fuel** pays for every instruction and for every 64 bytes it makes; it grows with the messages and with nothing
 //!   else, so a loop ends and doubling strings end;
 //! - **output** is counted while it is written;
-//! - **depth** of macros and of the source is limited, and templates run on a thread of their own with a stack that
-//!   outlasts the deepest value that fuel can build.
+//! - **depth** of macros and of the source is limited, and templates run on threads with a stack that outlasts the deepest
+//!   value that fuel can build ([`STACK_BYTES`]): a few that stay, in turn by owner (`prompt`).
 //!
 //! What fuel does not see: a list that holds one list many times over (`x = [x, x]`, repeated) is small until something
 //! compares it or turns it into text with `~`. minijinja 3.1 meters the result and not the walk, so a template made to
@@ -27,7 +27,7 @@ use minijinja::value::Serde;
 use minijinja::{Environment, Error as JinjaError, ErrorKind as JinjaErrorKind, State, Value};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::protocol::ChatMessage;
+use crate::protocol::{ChatMessage, Field};
 use crate::text::{CallSyntax, ReasoningSyntax};
 
 /// More than ten times the longest published template; keeps the parser's recursion within its stack.
@@ -42,8 +42,8 @@ const FUEL_PER_MESSAGE: u64 = 2_000;
 const FUEL_PER_BYTE: u64 = 1;
 /// Nested macro calls and includes.
 const RECURSION_MAX: usize = 100;
-/// Reserved, not used: pages are touched only as deep as a template nests.
-const STACK_BYTES: usize = 256 << 20;
+/// Stack of a thread that renders. Reserved, not used: pages are touched only as deep as a template nests.
+pub(super) const STACK_BYTES: usize = 256 << 20;
 /// Wider fields in a format string are an attack on memory.
 const FORMAT_DIGITS_MAX: usize = 4;
 
@@ -103,55 +103,57 @@ impl ChatTemplate {
 
     /// Sets the form of calls, for a template that does not show its family's, or not truly.
     #[must_use]
-    pub fn with_call_syntax(mut self, call_syntax: CallSyntax) -> Self {
+    pub(crate) fn with_call_syntax(mut self, call_syntax: CallSyntax) -> Self {
         self.call_syntax = call_syntax;
         self
     }
 
     /// Sets the form of reasoning; `None` leaves it in the content.
     #[must_use]
-    pub fn with_reasoning_syntax(mut self, reasoning_syntax: Option<ReasoningSyntax>) -> Self {
+    pub(crate) fn with_reasoning_syntax(mut self, reasoning_syntax: Option<ReasoningSyntax>) -> Self {
         self.reasoning_syntax = reasoning_syntax;
         self
     }
 
     /// Whether it renders `tools` by itself.
-    pub fn knows_tools(&self) -> bool {
+    pub(crate) fn knows_tools(&self) -> bool {
         self.knows_tools
     }
 
     /// The form in which its model writes calls; Hermes' where it does not say.
-    pub fn call_syntax(&self) -> CallSyntax {
+    pub(crate) fn call_syntax(&self) -> CallSyntax {
         self.call_syntax
     }
 
     /// The form in which its model thinks, if it does.
-    pub fn reasoning_syntax(&self) -> Option<ReasoningSyntax> {
+    pub(crate) fn reasoning_syntax(&self) -> Option<ReasoningSyntax> {
         self.reasoning_syntax
     }
 
     /// Sets the most bytes a rendered prompt may have; 4 MiB unless set.
+    #[cfg(test)]
     #[must_use]
-    pub fn with_output_bytes_max(mut self, output_bytes_max: usize) -> Self {
+    pub(crate) fn with_output_bytes_max(mut self, output_bytes_max: usize) -> Self {
         self.output_bytes_max = output_bytes_max;
         self
     }
 
-    /// The prompt for `messages`; with `add_generation_prompt` it ends where the assistant's answer begins.
+    /// The prompt for `messages`, on a thread of its own, for callers without a deep stack; with `add_generation_prompt` it ends where the assistant's answer begins.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidRequest`]: with the template's own words if it rejects the messages (`raise_exception`), and if
     /// it runs too long on them, writes too much or fails otherwise. [`ErrorKind::Internal`] in place of the latter if it
     /// does so on a plain chat too.
     pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
-        self.render_with(messages, add_generation_prompt, &BTreeMap::new())
+        on_deep_stack(|| self.render_here(messages, add_generation_prompt, &BTreeMap::new()))
     }
 
-    /// As [`ChatTemplate::render`], with further variables (`tools`, `enable_thinking`); they win over ours.
+    /// As [`ChatTemplate::render`], with further variables (`tools`, `enable_thinking`), which win over ours. The calling
+    /// thread must have a stack of [`STACK_BYTES`], unless the template is known to be harmless.
     ///
     /// # Errors
     /// As [`ChatTemplate::render`].
-    pub fn render_with(
+    pub(super) fn render_here(
         &self,
         messages: &[ChatMessage],
         add_generation_prompt: bool,
@@ -173,12 +175,10 @@ impl ChatTemplate {
         environment.set_fuel(Some(
             FUEL_BASE + FUEL_PER_MESSAGE * messages.len() as u64 + FUEL_PER_BYTE * (message_bytes + extra_bytes) as u64,
         ));
-        on_deep_stack(move || {
-            let mut output = CappedOutput { bytes: Vec::new(), bytes_max: self.output_bytes_max };
-            let template = environment.get_template(TEMPLATE).map_err(|e| Error::internal(e.to_string()))?;
-            template.render_captured_to(variables, &mut output).map_err(|e| as_error(&e, self.is_broken))?;
-            String::from_utf8(output.bytes).map_err(|_| Error::internal("a rendered template is UTF-8"))
-        })
+        let mut output = CappedOutput { bytes: Vec::new(), bytes_max: self.output_bytes_max };
+        let template = environment.get_template(TEMPLATE).map_err(|e| Error::internal(e.to_string()))?;
+        template.render_captured_to(variables, &mut output).map_err(|e| as_error(&e, self.is_broken))?;
+        String::from_utf8(output.bytes).map_err(|_| Error::internal("a rendered template is UTF-8"))
     }
 }
 
@@ -187,7 +187,7 @@ impl ChatTemplate {
 /// # Errors
 /// [`ErrorKind::InvalidRequest`] if it is longer than any prompt.
 pub(super) fn json_for_prompt(value: &impl serde::Serialize) -> Result<String> {
-    python_json::dumps(value).map_err(|e| Error::invalid("messages", e.to_string()))
+    python_json::dumps(value).map_err(|e| Error::rule(Field::Messages, format!("cannot be written as JSON: {e}")))
 }
 
 /// The name of the only template of an environment.
@@ -246,7 +246,7 @@ fn as_error(error: &JinjaError, is_broken: bool) -> Error {
     let mut cause = std::error::Error::source(error);
     while let Some(source) = cause {
         if let Some(RaisedException(message)) = source.downcast_ref() {
-            return Error::invalid("messages", message.clone());
+            return Error::rule(Field::Messages, format!("was refused by the model's chat template: {message}"));
         }
         let is_full = |e: &&io::Error| e.kind() == io::ErrorKind::FileTooLarge;
         too_long = too_long.or(source.downcast_ref::<io::Error>().filter(is_full).map(ToString::to_string));
@@ -258,13 +258,13 @@ fn as_error(error: &JinjaError, is_broken: bool) -> Error {
         return Error::internal(format!("the model's chat template cannot render a plain chat: {what}"));
     }
     if let Some(rule) = too_long {
-        return Error::invalid("messages", rule);
+        return Error::rule(Field::Messages, rule);
     }
     if is_out_of_fuel {
-        let rule = "`messages` must not make the chat template do more work than their length allows it";
-        return Error::invalid("messages", rule);
+        let rule = "must not make the chat template do more work than its length allows";
+        return Error::rule(Field::Messages, rule);
     }
-    Error::invalid("messages", format!("`messages` must be some that the chat template can render: {error}"))
+    Error::rule(Field::Messages, format!("cannot be rendered by the model's chat template: {error}"))
 }
 
 /// Collects output up to a limit.
@@ -276,10 +276,7 @@ struct CappedOutput {
 impl io::Write for CappedOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.bytes.len() + bytes.len() > self.bytes_max {
-            let rule = format!(
-                "`messages` must become at most {} bytes of prompt in the chat template, got more",
-                self.bytes_max
-            );
+            let rule = format!("must become at most {} bytes in the chat template, got more", self.bytes_max);
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, rule));
         }
         self.bytes.extend_from_slice(bytes);
@@ -292,7 +289,8 @@ impl io::Write for CappedOutput {
 }
 
 /// Runs `work` where deep recursion has room: values nest as deep as fuel lets a template build them, and dropping or
-/// printing one takes a stack frame per level.
+/// printing one takes a stack frame per level. For what happens once, as a model is opened: requests are rendered on threads
+/// that stay.
 fn on_deep_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
         let spawned = thread::Builder::new()

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::rule::rule;
 use super::{Served, Service, validate};
 use crate::error::Result;
 use crate::protocol::{GenerateRequest, Owner, Prompt, StreamId, TokenId};
@@ -22,7 +23,7 @@ impl Service {
     }
 
     async fn try_prompt_tokens(&self, request: GenerateRequest) -> Result<Vec<TokenId>> {
-        let served = self.models.named(request.model.as_deref())?;
+        let served = self.models.generating(request.model.as_deref())?;
         validate::parameters(&request, self.limits(served))?;
         let owner = request.owner.clone();
         let _slot = self.quotas.begin(&owner, 1).inspect_err(|e| self.count_limited(e))?;
@@ -34,7 +35,7 @@ impl Service {
     /// # Errors
     /// As [`Self::prompt_tokens`]; [`crate::error::ErrorKind::InvalidRequest`] for a text that is too long.
     pub async fn text_of(&self, owner: &Arc<Owner>, model: Option<String>, tokens: Vec<TokenId>) -> Result<String> {
-        let tokenizer = self.models.named(model.as_deref())?.tokenizer.clone();
+        let tokenizer = self.models.generating(model.as_deref())?.tokenizer.clone();
         let request = GenerateRequest { model, ..GenerateRequest::new(owner.clone(), Prompt::Tokens(tokens)) };
         let tokens = self.prompt_tokens(request).await?;
         let num_tokens = tokens.len();
@@ -42,7 +43,7 @@ impl Service {
             let num_bytes: usize = tokens.iter().map(|token| tokenizer.token_bytes(*token).len()).sum();
             if num_bytes > TEXT_BYTES_MAX {
                 let at_most = format!("must stand for at most {TEXT_BYTES_MAX} bytes");
-                return Err(validate::rule("tokens", at_most, num_bytes));
+                return Err(rule("tokens", at_most, num_bytes));
             }
             Ok(tokenizer.decode(&tokens))
         };

@@ -6,6 +6,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use crate::protocol::{Constraint, Tool};
+use crate::sampling::grammar::neutral;
 use crate::text::{CallSyntax, ReasoningFormat, Tokenizer};
 
 /// Most calls of one answer that must have some: a small model that likes the form would otherwise never stop.
@@ -81,6 +82,11 @@ pub(super) fn constraint(calls: &str, reasoning: Option<ReasoningFormat>, tokeni
     Constraint::Lark(format!("start: thought \"\\n\\n\" calls\n{thought}\n{calls}"))
 }
 
+/// The rule that a call's arguments keep.
+pub(super) fn arguments(parameters: &Value) -> Constraint {
+    Constraint::JsonSchema(schema(parameters).to_string())
+}
+
 fn literal(text: &str) -> String {
     Value::from(text).to_string()
 }
@@ -89,7 +95,10 @@ fn literal(text: &str) -> String {
 fn schema(parameters: &Value) -> Value {
     let style = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
     let mut schema = serde_json::Map::from_iter([("x-guidance".to_owned(), style)]);
-    if let Value::Object(given) = parameters {
+    let mut parameters = parameters.clone();
+    super::schema::close(&mut parameters);
+    neutral(&mut parameters);
+    if let Value::Object(given) = &parameters {
         schema.extend(given.clone());
         if !["type", "$ref", "anyOf", "oneOf", "allOf"].iter().any(|key| given.contains_key(*key)) {
             schema.insert("type".to_owned(), json!("object"));

@@ -1,13 +1,13 @@
-//! The rules of tools, as OpenAI has them: what may be called, what must be, and that every call has its answer.
+//! The rules of tools: what may be called, what must be, and that every call has its answer.
 
-use super::validate::{rule, shown};
+use super::rule::shown;
 use crate::error::{Error, Result};
-use crate::protocol::{ChatMessage, Constraint, GenerateRequest, ToolChoice};
+use crate::protocol::{ChatMessage, Constraint, Field, GenerateRequest, ToolChoice};
 
-/// Most tools of a request: OpenAI's bound. All of them stand in every prompt.
-const TOOLS_MAX: usize = 128;
-/// Longest name of a function.
-const NAME_BYTES_MAX: usize = 64;
+/// Most tools of a request. All of them stand in every prompt.
+const TOOLS_MAX: usize = 512;
+/// Longest name of a function: Anthropic's bound. MCP's servers use it, with dots and colons; OpenAI takes 64.
+const NAME_BYTES_MAX: usize = 128;
 /// Variables of a template that are not a client's to set.
 const RESERVED_KWARGS: &[&str] = &["messages", "tools", "add_generation_prompt", "bos_token", "eos_token"];
 
@@ -18,38 +18,37 @@ const RESERVED_KWARGS: &[&str] = &["messages", "tools", "add_generation_prompt",
 pub(super) fn tools(request: &GenerateRequest) -> Result<()> {
     let tools = &request.tools;
     if tools.len() > TOOLS_MAX {
-        return Err(rule("tools", format!("must have at most {TOOLS_MAX} tools"), tools.len()));
+        return Err(Error::rule(Field::Tools, format!("must have at most {TOOLS_MAX} tools, got {}", tools.len())));
     }
     for (i, tool) in tools.iter().enumerate() {
         let name = &tool.function.name;
-        let param = format!("tools[{i}].function.name");
         if !is_name(name) {
-            let message = format!("must have 1 to {NAME_BYTES_MAX} of a-z, A-Z, 0-9, _ and -");
-            return Err(rule(&param, message, shown(name)));
+            let rule = format!("must have 1 to {NAME_BYTES_MAX} of a-z, A-Z, 0-9, _, -, . and :, got {}", shown(name));
+            return Err(Error::rule(Field::ToolName(i), rule));
         }
         if tools[..i].iter().any(|earlier| earlier.function.name == *name) {
-            return Err(rule(&param, "must be the only tool of this name", format!("{} again", shown(name))));
+            let rule = format!("must be the only tool of this name, got {} again", shown(name));
+            return Err(Error::rule(Field::ToolName(i), rule));
         }
         if !tool.function.parameters.is_object() {
-            let param = format!("tools[{i}].function.parameters");
-            return Err(rule(&param, "must be a JSON schema", &tool.function.parameters));
+            let rule = format!("must be a JSON schema, got {}", shown(&tool.function.parameters.to_string()));
+            return Err(Error::rule(Field::ToolParameters(i), rule));
         }
     }
     match &request.tool_choice {
         ToolChoice::Auto | ToolChoice::None => {}
         ToolChoice::Named(name) if !tools.iter().any(|tool| tool.function.name == *name) => {
-            return Err(rule("tool_choice", "must name one of `tools`", shown(name)));
+            return Err(Error::rule(Field::ToolChoice, format!("must name one of `tools`, got {}", shown(name))));
         }
         ToolChoice::Required if tools.is_empty() => {
-            return Err(Error::invalid("tool_choice", "`tool_choice` must come with `tools`, got none"));
+            return Err(Error::rule(Field::ToolChoice, "must come with `tools`, got none"));
         }
         // A call leaves no text that a JSON format would be about; other constraints are about every text.
         ToolChoice::Required | ToolChoice::Named(_) => match &request.constraint {
             None | Some(Constraint::JsonObject | Constraint::JsonSchema(_)) => {}
             Some(_) => {
-                let message = "`tool_choice` must leave the choice to the model beside another grammar, got a call that \
-                               must come";
-                return Err(Error::invalid("tool_choice", message));
+                let rule = "must leave the choice to the model beside another grammar, got a call that must come";
+                return Err(Error::rule(Field::ToolChoice, rule));
             }
         },
     }
@@ -73,9 +72,8 @@ pub(super) fn answers(messages: &[ChatMessage]) -> Result<()> {
         if message.role == "tool" {
             let id = message.tool_call_id.as_deref().unwrap_or_default();
             let Some(at) = open.iter().position(|call| *call == id) else {
-                let param = format!("messages[{i}].tool_call_id");
-                let message = "must be the id of a call in the assistant's message before";
-                return Err(rule(&param, message, shown(id)));
+                let rule = format!("must be the id of a call in the assistant's message before, got {}", shown(id));
+                return Err(Error::rule(Field::Message(i, "tool_call_id"), rule));
             };
             open.swap_remove(at);
             continue;
@@ -89,13 +87,12 @@ pub(super) fn answers(messages: &[ChatMessage]) -> Result<()> {
 
 fn unanswered(open: &[&str], calls_at: usize) -> Result<()> {
     let Some(id) = open.first() else { return Ok(()) };
-    let param = format!("messages[{calls_at}].tool_calls");
-    let message = format!("`{param}` must be followed by a `tool` message for each call, got none for {}", shown(id));
-    Err(Error::invalid(param, message))
+    let rule = format!("must be followed by an answer to each call, got none for {}", shown(id));
+    Err(Error::rule(Field::Message(calls_at, "tool_calls"), rule))
 }
 
 fn is_name(name: &str) -> bool {
-    let is_part = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
+    let is_part = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b':');
     (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_part)
 }
 
@@ -109,7 +106,7 @@ mod tests {
     #[test]
     fn a_call_that_must_come_leaves_room_for_no_grammar_but_of_json() {
         let function =
-            Function { name: "f".to_owned(), description: None, parameters: serde_json::json!({}), strict: false };
+            Function { name: "f".to_owned(), description: None, parameters: serde_json::json!({}), free_text: None };
         let asking = |constraint| GenerateRequest {
             tools: vec![Tool { kind: "function", function: function.clone() }],
             tool_choice: ToolChoice::Required,

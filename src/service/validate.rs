@@ -1,11 +1,12 @@
 //! Every rule of a request, in one place. Each error names the parameter and says rule and value.
 
 use super::config::QUEUE_TIMEOUT_MS_MAX;
+use super::rule::{rule, shown};
 use super::{ServiceConfig, tool_rules};
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{
-    ChatMessage, GenerateRequest, OnDisconnect, PRIORITY_MAX, PRIORITY_MIN, Prompt, QueueTerms, SamplingParams,
-    StopParams, StreamId, Task, Tenant, TokenId, ValidRequest,
+    ChatMessage, Field, GenerateRequest, OnDisconnect, PRIORITY_MAX, PRIORITY_MIN, Prompt, QueueTerms, SamplingParams,
+    StopParams, StreamId, Tenant, TokenId, ValidInput, ValidRequest,
 };
 
 /// The roles a message can have.
@@ -15,8 +16,8 @@ const ROLES: [&str; 5] = ["system", "user", "assistant", "tool", "developer"];
 /// any of them, and no token is left. Nobody uses more than 2.
 const REPETITION_PENALTIES: (f32, f32) = (0.01, 100.0);
 
-/// Most stop strings: OpenAI's bound, which clients know. Every token is compared with all of them.
-const STOP_STRINGS_MAX: usize = 4;
+/// Most stop strings. Every token is compared with all of them.
+const STOP_STRINGS_MAX: usize = 64;
 /// Longest stop string: so much text is held back, for a page of text is no stop.
 const STOP_STRING_BYTES_MAX: usize = 1024;
 /// Most stop tokens. They are compared with every token; no vocabulary has as many that end a text.
@@ -26,27 +27,24 @@ const LOGIT_BIAS_MAX: usize = 1024;
 /// Most rivals whose log-probability is told: OpenAI's bound.
 const TOP_LOGPROBS_MAX: usize = 20;
 
-/// How much of a text an error repeats.
-const SHOWN_BYTES_MAX: usize = 256;
-
 /// What the rules depend on.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits<'a> {
+pub(crate) struct Limits<'a> {
     /// Bounds of the parameters.
     pub config: &'a ServiceConfig,
     /// Ids are below this.
     pub vocab_size: usize,
     /// Longest sequence, prompt and output together.
-    pub context_len: usize,
+    pub(crate) context_len: usize,
     /// Longest of a request that does not say how long: more would be refused, and nobody has asked for it.
-    pub unasked_len: usize,
+    pub(crate) unasked_len: usize,
 }
 
 /// Checks everything that needs no tokens, so that a wrong parameter costs no tokenising.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidRequest`] with the parameter at fault.
-pub fn parameters(request: &GenerateRequest, limits: Limits<'_>) -> Result<()> {
+pub(crate) fn parameters(request: &GenerateRequest, limits: Limits<'_>) -> Result<()> {
     match &request.prompt {
         Prompt::Chat(messages) => {
             messages_rules(messages)?;
@@ -54,7 +52,12 @@ pub fn parameters(request: &GenerateRequest, limits: Limits<'_>) -> Result<()> {
             tool_rules::answers(messages)?;
         }
         Prompt::Text(_) => {}
-        Prompt::Tokens(tokens) => tokens_rules("tokens", tokens, limits.vocab_size)?,
+        Prompt::Tokens(tokens) => {
+            if let Some((i, token)) = unknown_token(tokens, limits.vocab_size) {
+                let rule = format!("must be a token id below {}, got {token}", limits.vocab_size);
+                return Err(Error::rule(Field::Tokens(Some(i)), rule));
+            }
+        }
     }
     sampling_rules(&request.sampling, limits)?;
     stop_rules(&request.stop, limits)?;
@@ -73,46 +76,36 @@ pub fn parameters(request: &GenerateRequest, limits: Limits<'_>) -> Result<()> {
 ///
 /// # Errors
 /// [`ErrorKind::InvalidRequest`].
-pub fn choices(num_choices: usize, config: &ServiceConfig) -> Result<()> {
+pub(crate) fn choices(num_choices: usize, config: &ServiceConfig) -> Result<()> {
     let max = config.choices_max;
     if (1..=max).contains(&num_choices) { Ok(()) } else { Err(rule("n", format!("must be 1 to {max}"), num_choices)) }
 }
 
-/// Fits prompt and output into the context and makes the request that the engine takes. `seed` is used where the
-/// request has none.
+/// Fits prompt and output into the context and makes the request that the engine takes: an output that may be longer than
+/// the room that the prompt leaves is cut to it. `seed` is used where the request has none.
 ///
 /// # Errors
-/// [`ErrorKind::ContextLengthExceeded`] with the numbers, or [`ErrorKind::InvalidRequest`].
-pub fn fit(
+/// [`ErrorKind::ContextLengthExceeded`] if the prompt alone is too long, or [`ErrorKind::InvalidRequest`].
+pub(crate) fn fit(
     id: StreamId,
     request: GenerateRequest,
     prompt: Vec<TokenId>,
     seed: u64,
     limits: Limits<'_>,
 ) -> Result<ValidRequest> {
-    let param = prompt_param(&request.prompt);
+    let field = prompt_field(&request.prompt);
     let (num_prompt, context) = (prompt.len(), limits.context_len);
     if num_prompt == 0 {
-        return Err(Error::invalid(param, format!("`{param}` must have at least one token, got none")));
+        return Err(Error::rule(field, "must have at least one token, got none"));
     }
     if num_prompt >= context {
-        let message = format!(
-            "the prompt must leave room for output in the context of {context} tokens, got {num_prompt} prompt tokens"
-        );
-        return Err(Error::new(ErrorKind::ContextLengthExceeded, message).with_param(param));
+        return Err(Error::prompt_too_long(field, num_prompt, context));
     }
     let room = context - num_prompt;
     let affordable = limits.unasked_len.saturating_sub(num_prompt);
     let default = limits.config.max_tokens_default.unwrap_or(room).min(affordable).clamp(1, room);
-    let max_tokens = request.stop.max_tokens.unwrap_or(default);
-    if max_tokens > room {
-        let message = format!(
-            "prompt and output must fit the context of {context} tokens, got {} ({num_prompt} of prompt + {max_tokens} \
-             of `max_tokens`)",
-            num_prompt.saturating_add(max_tokens)
-        );
-        return Err(Error::new(ErrorKind::ContextLengthExceeded, message).with_param(param));
-    }
+    // A ceiling, not a wish: clients send the same one to every model, and an answer may end before it.
+    let max_tokens = request.stop.max_tokens.map_or(default, |asked| asked.min(room));
     if request.stop.min_tokens > max_tokens {
         let at_most = format!("must be at most max_tokens ({max_tokens})");
         return Err(rule("min_tokens", at_most, request.stop.min_tokens));
@@ -132,43 +125,28 @@ pub fn fit(
         constraint: request.constraint,
         leader: None,
         resumed: None,
-        task: Task::Generate,
     })
 }
 
-/// Makes the request that embeds a prompt: nothing is sampled, so it may fill the context.
+/// Makes the input that the engine embeds: nothing is sampled, so it may fill the context.
 ///
 /// # Errors
 /// As [`fit`].
-pub fn fit_embedding(
+pub(crate) fn fit_embedding(
     id: StreamId,
     request: &GenerateRequest,
-    prompt: Vec<TokenId>,
+    tokens: Vec<TokenId>,
     limits: Limits<'_>,
-) -> Result<ValidRequest> {
-    let (num_tokens, context, param) = (prompt.len(), limits.context_len, prompt_param(&request.prompt));
-    input_length(param, num_tokens, context)?;
-    Ok(ValidRequest {
-        id,
-        tenant: request.owner.tenant,
-        prompt,
-        max_tokens: 0,
-        sampling: SamplingParams { seed: Some(0), ..SamplingParams::default() },
-        stop: StopParams::default(),
-        on_disconnect: OnDisconnect::Cancel,
-        queue: terms(request, limits),
-        constraint: None,
-        leader: None,
-        resumed: None,
-        task: Task::Embed,
-    })
+) -> Result<ValidInput> {
+    input_length(&prompt_field(&request.prompt).to_string(), tokens.len(), limits.context_len)?;
+    Ok(ValidInput { id, tenant: request.owner.tenant, tokens, queue: terms(request, limits) })
 }
 
 /// Checks the length of a text to embed.
 ///
 /// # Errors
 /// As [`fit`].
-pub fn input_length(param: &str, num_tokens: usize, num_tokens_max: usize) -> Result<()> {
+pub(crate) fn input_length(param: &str, num_tokens: usize, num_tokens_max: usize) -> Result<()> {
     match num_tokens {
         0 => Err(Error::invalid(param, format!("`{param}` must have at least one token, got none"))),
         n if n > num_tokens_max => {
@@ -189,22 +167,22 @@ fn terms(request: &GenerateRequest, limits: Limits<'_>) -> QueueTerms {
 }
 
 /// The request field that the prompt came in.
-pub(super) fn prompt_param(prompt: &Prompt) -> &'static str {
+pub(super) fn prompt_field(prompt: &Prompt) -> Field {
     match prompt {
-        Prompt::Chat(_) => "messages",
-        Prompt::Text(_) => "prompt",
-        Prompt::Tokens(_) => "tokens",
+        Prompt::Chat(_) => Field::Messages,
+        Prompt::Text(_) => Field::Prompt,
+        Prompt::Tokens(_) => Field::Tokens(None),
     }
 }
 
 fn messages_rules(messages: &[ChatMessage]) -> Result<()> {
     if messages.is_empty() {
-        return Err(Error::invalid("messages", "`messages` must have at least one message, got none"));
+        return Err(Error::rule(Field::Messages, "must have at least one message, got none"));
     }
     for (i, message) in messages.iter().enumerate() {
         if !ROLES.contains(&message.role.as_str()) {
-            let param = format!("messages[{i}].role");
-            return Err(rule(&param, format!("must be one of {}", ROLES.join(", ")), shown(&message.role)));
+            let rule = format!("must be one of {}, got {}", ROLES.join(", "), shown(&message.role));
+            return Err(Error::rule(Field::Message(i, "role"), rule));
         }
     }
     Ok(())
@@ -235,17 +213,17 @@ fn sampling_rules(s: &SamplingParams, limits: Limits<'_>) -> Result<()> {
 
 fn stop_rules(s: &StopParams, limits: Limits<'_>) -> Result<()> {
     if s.max_tokens == Some(0) {
-        return Err(rule("max_tokens", "must be at least 1", 0));
+        return Err(Error::rule(Field::MaxTokens, "must be at least 1, got 0"));
     }
     if s.strings.len() > STOP_STRINGS_MAX {
-        let at_most = format!("must have at most {STOP_STRINGS_MAX} strings");
-        return Err(rule("stop", at_most, s.strings.len()));
+        let rule = format!("must have at most {STOP_STRINGS_MAX} strings, got {}", s.strings.len());
+        return Err(Error::rule(Field::Stop(None), rule));
     }
     for (i, string) in s.strings.iter().enumerate() {
         let num_bytes = string.len();
         if num_bytes == 0 || num_bytes > STOP_STRING_BYTES_MAX {
-            let range = format!("must have 1 to {STOP_STRING_BYTES_MAX} bytes");
-            return Err(rule(&format!("stop[{i}]"), range, num_bytes));
+            let rule = format!("must have 1 to {STOP_STRING_BYTES_MAX} bytes, got {num_bytes}");
+            return Err(Error::rule(Field::Stop(Some(i)), rule));
         }
     }
     if s.token_ids.len() > STOP_TOKENS_MAX {
@@ -274,8 +252,12 @@ fn queue_rules(request: &GenerateRequest) -> Result<()> {
 }
 
 fn tokens_rules(param: &str, tokens: &[TokenId], vocab_size: usize) -> Result<()> {
-    let unknown = tokens.iter().enumerate().find(|&(_, &t)| t as usize >= vocab_size);
-    unknown.map_or(Ok(()), |(i, &t)| known_token(&format!("{param}[{i}]"), t, vocab_size))
+    let unknown = unknown_token(tokens, vocab_size);
+    unknown.map_or(Ok(()), |(i, token)| known_token(&format!("{param}[{i}]"), token, vocab_size))
+}
+
+fn unknown_token(tokens: &[TokenId], vocab_size: usize) -> Option<(usize, TokenId)> {
+    tokens.iter().copied().enumerate().find(|(_, token)| *token as usize >= vocab_size)
 }
 
 fn known_token(param: &str, token: TokenId, vocab_size: usize) -> Result<()> {
@@ -291,13 +273,4 @@ fn between(param: &str, value: f32, min: f32, max: f32) -> Result<()> {
 
 fn above_zero_to_one(param: &str, value: f32) -> Result<()> {
     if value > 0.0 && value <= 1.0 { Ok(()) } else { Err(rule(param, "must be > 0 and <= 1", value)) }
-}
-
-/// A text as an error repeats it. Megabytes would be spelled here on an async thread.
-pub(super) fn shown(text: &str) -> String {
-    format!("{:?}", &text[..text.floor_char_boundary(SHOWN_BYTES_MAX)])
-}
-
-pub(super) fn rule(param: &str, rule: impl std::fmt::Display, value: impl std::fmt::Display) -> Error {
-    Error::invalid(param, format!("`{param}` {rule}, got {value}"))
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::server::Server;
 
 /// All of it against one server.
-pub async fn check(server: &Server, model: &str) {
+pub(crate) async fn check(server: &Server, model: &str) {
     let host = Host { client: client(server), server, model };
     host.lists_its_model().await;
     host.streams_a_chat_as_it_answers().await;
@@ -28,7 +28,7 @@ pub async fn check(server: &Server, model: &str) {
 
 /// Refused by a server that is full, it asks again. What is in its way is ended as soon as it was refused; `server` must
 /// run one stream at a time and let one wait.
-pub async fn comes_back(server: &Server) {
+pub(crate) async fn comes_back(server: &Server) {
     let in_the_way = fill(server).await;
     let mut feed = server.http.get(format!("{}/v1/events", server.url)).send().await.unwrap();
     let ask = json!({"model": "stub", "max_completion_tokens": 2, "messages": [{"role": "user", "content": "Hello."}]});
@@ -66,13 +66,13 @@ async fn until(events: &mut reqwest::Response, line: &str) {
 }
 
 /// The client as its users make it, but for proxies: a test talks to this machine alone.
-pub fn client(server: &Server) -> Client<OpenAIConfig> {
+pub(crate) fn client(server: &Server) -> Client<OpenAIConfig> {
     let config = OpenAIConfig::new().with_api_base(format!("{}/v1", server.url)).with_api_key("none");
     Client::build(server.http.clone(), config)
 }
 
 /// A request of the client's own type; half of its fields cannot be set otherwise without a warning.
-pub fn asked<T: DeserializeOwned>(fields: Value) -> T {
+pub(crate) fn asked<T: DeserializeOwned>(fields: Value) -> T {
     serde_json::from_value(fields).expect("fields that the client knows")
 }
 

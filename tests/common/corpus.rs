@@ -3,11 +3,11 @@
 
 /// A small generator with a published sequence (Steele, Lea and Flood 2014, "SplitMix"), so that the lines do not
 /// change with a dependency.
-pub struct SplitMix(pub u64);
+pub(crate) struct SplitMix(pub u64);
 
 impl SplitMix {
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -16,18 +16,18 @@ impl SplitMix {
     }
 
     /// Uniform enough below `end`.
-    pub fn below(&mut self, end: usize) -> usize {
+    pub(crate) fn below(&mut self, end: usize) -> usize {
         (self.next() % end as u64) as usize
     }
 
     /// One of `items`.
-    pub fn pick<'a, T: ?Sized>(&mut self, items: &[&'a T]) -> &'a T {
+    pub(crate) fn pick<'a, T: ?Sized>(&mut self, items: &[&'a T]) -> &'a T {
         items[self.below(items.len())]
     }
 }
 
 /// `num_lines` lines of the corpus with this seed. None holds U+2581, which SentencePiece takes for a space.
-pub fn lines(seed: u64, num_lines: usize) -> Vec<String> {
+pub(crate) fn lines(seed: u64, num_lines: usize) -> Vec<String> {
     let mut rng = SplitMix(seed);
     (0..num_lines).map(|index| line(&mut rng, index % NUM_KINDS)).collect()
 }

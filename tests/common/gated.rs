@@ -13,7 +13,7 @@ struct Gated {
 }
 
 /// Makes what `factory` makes, behind `gate`.
-pub fn gated(factory: ModelFactory, gate: Arc<StubGate>) -> ModelFactory {
+pub(crate) fn gated(factory: ModelFactory, gate: Arc<StubGate>) -> ModelFactory {
     Arc::new(move || Ok(Box::new(Gated { model: factory()?, gate: gate.clone() }) as Box<dyn Model>))
 }
 

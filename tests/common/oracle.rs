@@ -11,7 +11,7 @@ use super::tiny::Tiny;
 ///
 /// candle's masks let a query see one position more than a window holds (`j + window < i` is masked where the model
 /// papers mask `j + window <= i`), so the oracles are given a window smaller by one.
-pub fn last_logits(t: &Tiny, eps: f64, rope_base: f64, vb: VarBuilder<'static>, tokens: &[u32]) -> Vec<f32> {
+pub(crate) fn last_logits(t: &Tiny, eps: f64, rope_base: f64, vb: VarBuilder<'static>, tokens: &[u32]) -> Vec<f32> {
     let input = Tensor::new(tokens, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
     let logits = match t.architecture {
         "llama" => llama_logits(t, eps, rope_base, vb, &input),

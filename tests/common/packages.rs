@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Does `install` unless what it made for the same `wanted` is there. One process at a time: others wait for the lock.
-pub fn once(to: &Path, wanted: &[u8], install: impl FnOnce()) {
+pub(crate) fn once(to: &Path, wanted: &[u8], install: impl FnOnce()) {
     std::fs::create_dir_all(to).unwrap();
     let lock = std::fs::File::create(to.join("lock")).unwrap();
     lock.lock().unwrap();
@@ -17,18 +17,18 @@ pub fn once(to: &Path, wanted: &[u8], install: impl FnOnce()) {
 }
 
 /// `python3 -m pip` with these arguments.
-pub fn pip(args: &[&str]) {
+pub(crate) fn pip(args: &[&str]) {
     python(&[&["-m", "pip", "--quiet", "--disable-pip-version-check"], args].concat());
 }
 
 /// Python with these arguments, which must do.
-pub fn python(args: &[&str]) {
+pub(crate) fn python(args: &[&str]) {
     let status = Command::new("python3").args(args).status().expect("python3 is here: `make tools` installs it");
     assert!(status.success(), "python3 {}", args.join(" "));
 }
 
 /// What the lock file in `from` names, in `to`, with the files that use it.
-pub fn npm(from: &Path, to: &Path) {
+pub(crate) fn npm(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
         std::fs::copy(&path, to.join(path.file_name().expect("a file"))).unwrap();

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use tallow::hub::{CacheDir, ProgressEvent, resolve};
 
 /// The default model, small enough for every test.
-pub const SMOLLM2: &str = "smollm2-135m-instruct";
+pub(crate) const SMOLLM2: &str = "smollm2-135m-instruct";
 /// The test model with everything that the other has not.
-pub const GEMMA3: &str = "gemma-3-270m";
+pub(crate) const GEMMA3: &str = "gemma-3-270m";
 
 /// The file of a model that has a manifest; fetched if it is not there yet.
-pub fn path(name: &str) -> PathBuf {
+pub(crate) fn path(name: &str) -> PathBuf {
     let cache = CacheDir::from_env().unwrap();
     let progress = |event: ProgressEvent| {
         if let ProgressEvent::Message(text) = event {

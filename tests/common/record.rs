@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 /// Whether the long versions are asked for.
-pub fn is_long() -> bool {
+pub(crate) fn is_long() -> bool {
     match std::env::var("TALLOW_PROMISES").as_deref() {
         Ok("long") => true,
         Ok("short") | Err(_) => false,
@@ -16,12 +16,12 @@ pub fn is_long() -> bool {
 }
 
 /// How many of something: as the promise says, or as many as every change can wait for.
-pub fn scale(short: usize, long: usize) -> usize {
+pub(crate) fn scale(short: usize, long: usize) -> usize {
     if is_long() { long } else { short }
 }
 
 /// One figure of a promise.
-pub struct Figure<'a> {
+pub(crate) struct Figure<'a> {
     /// `P3`.
     pub promise: &'a str,
     /// What was measured, in a few words.
@@ -35,13 +35,13 @@ pub struct Figure<'a> {
 
 impl Figure<'_> {
     /// Prints it and writes it down.
-    pub fn record(&self) {
+    pub(crate) fn record(&self) {
         self.write(None);
     }
 
     /// The same for one that may be missed for a reason that was measured too; the test asserts the bound that follows
     /// from the reason.
-    pub fn record_with_reason(&self, reason: &str) {
+    pub(crate) fn record_with_reason(&self, reason: &str) {
         self.write((!self.is_reached).then_some(reason));
     }
 
@@ -61,7 +61,7 @@ impl Figure<'_> {
 }
 
 /// The value that `quantile` of all do not exceed.
-pub fn quantile(values: &mut [f64], quantile: f64) -> f64 {
+pub(crate) fn quantile(values: &mut [f64], quantile: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let index = (values.len() as f64 * quantile).ceil() as usize;
     values.get(index.saturating_sub(1)).copied().unwrap_or(f64::NAN)

@@ -10,7 +10,7 @@ use serde_json::Value;
 const READY: &str = "ready: ";
 
 /// A running `tallow serve`.
-pub struct Server {
+pub(crate) struct Server {
     child: Child,
     /// `http://127.0.0.1:PORT`
     pub url: String,
@@ -19,24 +19,24 @@ pub struct Server {
 
 impl Server {
     /// Starts the binary with these arguments after `serve --port 0`, and waits until it is ready.
-    pub fn start(args: &[&str]) -> Self {
+    pub(crate) fn start(args: &[&str]) -> Self {
         Self::start_with(args, &[])
     }
 
     /// The same with something in its environment.
-    pub fn start_with(args: &[&str], env: &[(&str, &str)]) -> Self {
+    pub(crate) fn start_with(args: &[&str], env: &[(&str, &str)]) -> Self {
         Self::spawn(command(), args, env, Stdio::inherit())
     }
 
     /// The same with its log to read.
-    pub fn start_piped(args: &[&str], log: Stdio) -> (Self, std::process::ChildStderr) {
+    pub(crate) fn start_piped(args: &[&str], log: Stdio) -> (Self, std::process::ChildStderr) {
         let mut server = Self::spawn(command(), args, &[], log);
         let log = server.child.stderr.take().expect("a pipe");
         (server, log)
     }
 
     /// The same within `bounds`, said in the words of bash, with its log to read.
-    pub fn start_bounded(bounds: &str, args: &[&str]) -> (Self, std::process::ChildStderr) {
+    pub(crate) fn start_bounded(bounds: &str, args: &[&str]) -> (Self, std::process::ChildStderr) {
         let mut command = Command::new("bash");
         command.args(["-c", &format!("{bounds}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_tallow")]);
         let mut server = Self::spawn(command, args, &[], Stdio::piped());
@@ -62,23 +62,23 @@ impl Server {
         Self { child, url, http: reqwest::Client::builder().no_proxy().build().unwrap() }
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Sends a signal by its name, as `kill` takes it.
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let status = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status().unwrap();
         assert!(status.success());
     }
 
     /// Waits for the process to end by itself.
-    pub fn wait(&mut self) -> std::process::ExitStatus {
+    pub(crate) fn wait(&mut self) -> std::process::ExitStatus {
         self.child.wait().unwrap()
     }
 
     /// The value of one metric, over all models.
-    pub async fn metric(&self, name: &str) -> f64 {
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
         let text = self.http.get(format!("{}/metrics", self.url)).send().await.unwrap().text().await.unwrap();
         let lines: Vec<&str> = text.lines().filter(|line| line.split([' ', '{']).next() == Some(name)).collect();
         assert!(!lines.is_empty(), "no metric {name} in\n{text}");
@@ -86,7 +86,7 @@ impl Server {
     }
 
     /// Starts a chat completion; the answer's head is there, its body is not read yet.
-    pub async fn chat(&self, body: &Value) -> reqwest::Response {
+    pub(crate) async fn chat(&self, body: &Value) -> reqwest::Response {
         let response = self.http.post(format!("{}/v1/chat/completions", self.url)).json(body).send().await.unwrap();
         assert_eq!(response.status(), 200, "{}", response.text().await.unwrap());
         response
@@ -94,16 +94,16 @@ impl Server {
 }
 
 /// A `tallow serve` that nobody has waited for.
-pub struct Launched(Child);
+pub(crate) struct Launched(Child);
 
 impl Launched {
     /// Starts the binary with these arguments after `serve --port 0`.
-    pub fn start(args: &[&str]) -> Self {
+    pub(crate) fn start(args: &[&str]) -> Self {
         Self(launch(command(), args, &[], Stdio::inherit()))
     }
 
     /// Kills it as it stands; says whether it was ready.
-    pub fn kill(mut self) -> bool {
+    pub(crate) fn kill(mut self) -> bool {
         self.0.kill().unwrap();
         let mut said = String::new();
         self.0.stdout.take().expect("a pipe").read_to_string(&mut said).unwrap();

@@ -10,14 +10,14 @@ use tallow::model::gguf::Gguf;
 use tallow::model::{Batch, Model};
 
 /// A decoder with 64 blocks.
-pub fn load(path: &Path, compute: Compute) -> Decoder {
+pub(crate) fn load(path: &Path, compute: Compute) -> Decoder {
     let options = DecoderOptions { compute, max_model_len: Some(512), kv_bytes_max: 1 << 30, max_num_seqs: 4 };
     let gguf = Arc::new(Gguf::open(path).unwrap());
     DecoderWeights::load(&gguf, &options).unwrap().decoder().unwrap()
 }
 
 /// Some tokens of one sequence: all of it, where they begin, and its blocks.
-pub struct Piece<'a> {
+pub(crate) struct Piece<'a> {
     pub tokens: &'a [u32],
     pub from: usize,
     pub blocks: &'a [u32],
@@ -40,7 +40,7 @@ fn add(batch: &mut Batch, piece: &Piece<'_>) {
 }
 
 /// Runs one step; a row of logits per piece.
-pub fn step(model: &mut impl Model, pieces: &[Piece<'_>]) -> Vec<Vec<f32>> {
+pub(crate) fn step(model: &mut impl Model, pieces: &[Piece<'_>]) -> Vec<Vec<f32>> {
     let mut batch = Batch::default();
     batch.clear();
     pieces.iter().for_each(|piece| add(&mut batch, piece));
@@ -49,21 +49,21 @@ pub fn step(model: &mut impl Model, pieces: &[Piece<'_>]) -> Vec<Vec<f32>> {
     logits.chunks(model.spec().vocab_size).map(<[f32]>::to_vec).collect()
 }
 
-pub fn whole<'a>(tokens: &'a [u32], blocks: &'a [u32]) -> Piece<'a> {
+pub(crate) fn whole<'a>(tokens: &'a [u32], blocks: &'a [u32]) -> Piece<'a> {
     Piece { tokens, from: 0, blocks }
 }
 
-pub fn prompt(len: usize, vocab: usize, seed: usize) -> Vec<u32> {
+pub(crate) fn prompt(len: usize, vocab: usize, seed: usize) -> Vec<u32> {
     (0..len).map(|i| ((i * 7919 + seed * 104_729 + 17) % vocab) as u32).collect()
 }
 
 /// The greatest difference, relative to the spread of the logits.
-pub fn distance(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn distance(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let spread = b.iter().fold(0f32, |m, x| m.max(x.abs())).max(1e-3);
     a.iter().zip(b).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / spread
 }
 
-pub fn bits(rows: &[Vec<f32>]) -> Vec<Vec<u32>> {
+pub(crate) fn bits(rows: &[Vec<f32>]) -> Vec<Vec<u32>> {
     rows.iter().map(|row| row.iter().map(|x| x.to_bits()).collect()).collect()
 }

@@ -12,7 +12,7 @@ use candle_nn::VarBuilder;
 
 /// A tiny model's sizes.
 #[derive(Debug, Clone)]
-pub struct Tiny {
+pub(crate) struct Tiny {
     pub architecture: &'static str,
     pub hidden: usize,
     pub num_layers: usize,
@@ -29,7 +29,7 @@ pub struct Tiny {
 }
 
 impl Tiny {
-    pub fn new(architecture: &'static str) -> Self {
+    pub(crate) fn new(architecture: &'static str) -> Self {
         Self {
             architecture,
             hidden: 64,
@@ -52,12 +52,12 @@ impl Tiny {
     }
 
     /// Writes the file and returns its path.
-    pub fn write(&self, dir: &Path) -> PathBuf {
+    pub(crate) fn write(&self, dir: &Path) -> PathBuf {
         self.write_with(dir, &[])
     }
 
     /// The same with some keys replaced or added.
-    pub fn write_with(&self, dir: &Path, more: &[(&str, Value)]) -> PathBuf {
+    pub(crate) fn write_with(&self, dir: &Path, more: &[(&str, Value)]) -> PathBuf {
         let path = dir.join(format!("{}-{:?}-{}.gguf", self.architecture, self.dtype, self.seed));
         let tensors = self.tensors();
         let mut metadata = self.metadata();
@@ -153,7 +153,7 @@ impl Tiny {
     }
 
     /// The weights of a GGUF file, dequantised by candle, under the names and in the row order of candle-transformers.
-    pub fn var_builder(path: &Path) -> VarBuilder<'static> {
+    pub(crate) fn var_builder(path: &Path) -> VarBuilder<'static> {
         let mut file = std::fs::File::open(path).unwrap();
         let content = gguf_file::Content::read(&mut file).unwrap();
         let Value::String(arch) = &content.metadata["general.architecture"] else { panic!("no architecture") };

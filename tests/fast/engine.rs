@@ -5,19 +5,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use tallow::engine::{Engine, EngineConfig};
+use tallow::engine::{Embedding, Engine, EngineConfig};
 use tallow::error::{ErrorKind, Result};
 use tallow::metrics::Metrics;
 use tallow::model::ModelFactory;
 use tallow::model::stub::{StubConfig, StubFaults, StubGate, StubModel};
 use tallow::protocol::{
-    ErrorInfo, Event, FinishReason, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Task, Tenant,
-    TokenId, ValidRequest,
+    ErrorInfo, Event, FinishReason, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, TokenId,
+    ValidInput, ValidRequest,
 };
 use tallow::stream::{CancelCause, StreamLog};
 use tallow::text::Tokenizer;
 
 mod lost;
+mod unload;
 
 struct Server {
     engine: Arc<Engine>,
@@ -74,7 +75,6 @@ fn request(number: u32) -> ValidRequest {
         constraint: None,
         leader: None,
         resumed: None,
-        task: Task::Generate,
         id: StreamId(u128::from(number) + 1),
         tenant: Tenant(0),
         prompt,
@@ -312,15 +312,22 @@ fn states_that_cannot_be_read_end_their_own_input_only() {
     let gate = StubGate::new();
     let stub = StubConfig { faults, gate: Some(gate.clone()), ..StubConfig::default() };
     let server = Server::start(EngineConfig::default(), stub);
-    let embed = |request: ValidRequest| ValidRequest { task: Task::Embed, max_tokens: 0, ..request };
-    let logs = [request(1), embed(with_token(2, 2)), embed(request(3))].map(|request| server.submit(request));
+    let embed = |server: &Server, request: ValidRequest| {
+        let ValidRequest { id, tenant, prompt: tokens, queue, .. } = request;
+        server.engine.embed(ValidInput { id, tenant, tokens, queue }).expect("room")
+    };
+    let generation = server.submit(request(1));
+    let [bad, good] = [embed(&server, with_token(2, 2)), embed(&server, request(3))];
     gate.open();
-    let info = error(&logs[1]);
+    let info = error(bad.reader.log());
     assert!(info.kind == ErrorKind::Internal && info.message.contains("no states"), "{info:?}");
     let solo = Server::start(EngineConfig::default(), StubConfig::default());
-    for (log, request) in [(&logs[0], request(1)), (&logs[2], embed(request(3)))] {
-        assert_eq!(transcript(log), transcript(&solo.submit(request)));
-    }
+    assert_eq!(transcript(&generation), transcript(&solo.submit(request(1))));
+    let vector = |embedding: Embedding| {
+        assert_eq!(transcript(embedding.reader.log()), (String::new(), FinishReason::Stop, 0));
+        embedding.take().expect("it was told as done")
+    };
+    assert_eq!(vector(good), vector(embed(&solo, request(3))));
     assert_eq!(server.metrics.worker_restarts.get(), 0);
 }
 

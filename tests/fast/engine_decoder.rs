@@ -9,14 +9,14 @@ use std::sync::Arc;
 
 use candle_core::quantized::GgmlDType;
 use gated::gated;
-use tallow::engine::{Engine, EngineConfig};
+use tallow::engine::{Embedding, Engine, EngineConfig};
 use tallow::metrics::Metrics;
 use tallow::model::decoder::{ActivationType, Compute, DecoderOptions, DecoderWeights};
 use tallow::model::gguf::Gguf;
 use tallow::model::stub::StubGate;
 use tallow::model::{Model, ModelFactory};
 use tallow::protocol::{
-    Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Task, Tenant, ValidRequest,
+    Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, ValidInput, ValidRequest,
 };
 use tallow::stream::StreamLog;
 use tallow::text::Tokenizer;
@@ -46,7 +46,6 @@ fn request(number: usize) -> ValidRequest {
         constraint: None,
         leader: None,
         resumed: None,
-        task: Task::Generate,
         id: StreamId(number as u128 + 1),
         tenant: Tenant(0),
         prompt,
@@ -203,33 +202,33 @@ fn embed(config: EngineConfig, factory: ModelFactory, num_neighbours: Option<usi
     };
     let neighbours: Vec<_> = (0..num_neighbours.unwrap_or(0)).map(|number| submit(request(number))).collect();
     let embedding = |number: usize| {
-        let sampling = SamplingParams { seed: Some(0), ..SamplingParams::default() };
+        let ValidRequest { tenant, prompt: tokens, queue, .. } = request(number);
         let id = StreamId(100 + number as u128);
-        submit(ValidRequest { id, task: Task::Embed, max_tokens: 0, sampling, ..request(number) })
+        engine.embed(ValidInput { id, tenant, tokens, queue }).unwrap()
     };
     let vectors = if num_neighbours.is_some() {
         // The longest first: it is under way for longer than it takes its neighbours to need its blocks.
-        let logs: Vec<_> = (0..6).rev().map(embedding).collect();
-        logs.iter().rev().map(vector).collect()
+        let all: Vec<_> = (0..6).rev().map(embedding).collect();
+        all.into_iter().rev().map(vector).collect()
     } else {
-        (0..6).map(|number| vector(&embedding(number))).collect()
+        (0..6).map(|number| vector(embedding(number))).collect()
     };
     neighbours.iter().for_each(|log| assert!(!transcript(log).is_empty()));
     (vectors, metrics.preemptions.get())
 }
 
-/// The vector of a stream that has one and nothing else.
-fn vector(log: &Arc<StreamLog>) -> Vec<u32> {
+/// The vector, whose log has a beginning and an end and nothing else.
+fn vector(mut embedding: Embedding) -> Vec<u32> {
+    let log = embedding.reader.log().clone();
     while !log.is_finished() {
         std::thread::yield_now();
     }
-    let mut reader = log.reader(0);
-    let events: Vec<Event> = std::iter::from_fn(|| reader.try_next()).map(|(_, event)| event).collect();
-    let [.., Event::Started { .. }, Event::Embedding { values }, Event::Done { usage, .. }] = &events[..] else {
-        panic!("not a vector: {events:?}");
+    let events: Vec<Event> = std::iter::from_fn(|| embedding.reader.try_next()).map(|(_, event)| event).collect();
+    let [.., Event::Started { .. }, Event::Done { usage, .. }] = &events[..] else {
+        panic!("not the end of a vector: {events:?}");
     };
     assert_eq!((usage.completion_tokens, usage.cached_tokens), (0, 0));
-    values.iter().map(|x| x.to_bits()).collect()
+    embedding.take().unwrap().iter().map(|x| x.to_bits()).collect()
 }
 
 #[test]

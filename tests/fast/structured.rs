@@ -10,8 +10,8 @@ use tallow::error::ErrorKind;
 use tallow::metrics::Metrics;
 use tallow::model::stub::{StubConfig, StubGate, StubModel};
 use tallow::protocol::{
-    Constraint, Event, FinishReason, OnDisconnect, QueueTerms, Resumed, SamplingParams, StopParams, StreamId, Task,
-    Tenant, TokenId, ValidRequest,
+    Constraint, Event, FinishReason, OnDisconnect, QueueTerms, Resumed, SamplingParams, StopParams, StreamId, Tenant,
+    TokenId, ValidRequest,
 };
 use tallow::sampling::random_u64;
 use tallow::stream::StreamLog;
@@ -143,7 +143,6 @@ fn request(number: u64, constraint: Option<Constraint>) -> ValidRequest {
         constraint,
         leader: None,
         resumed: None,
-        task: Task::Generate,
         id: StreamId(u128::from(number) + 1),
         tenant: Tenant(0),
         prompt: (0..20 + number % 50).map(|i| 97 + ((i * 31 + number) % 26) as TokenId).collect(),

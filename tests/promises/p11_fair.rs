@@ -7,14 +7,13 @@ use std::time::Duration;
 use tallow::cache::HashChain;
 use tallow::engine::EngineConfig;
 use tallow::engine::MaskWait;
-use tallow::engine::core::{CoreParts, EngineCore, Step};
+use tallow::engine::core::{EngineCore, Step};
+use tallow::engine::parts::CoreParts;
 use tallow::engine::queue::{Queue, QueueLimits};
 use tallow::engine::scheduler::SchedulerLimits;
 use tallow::metrics::Metrics;
 use tallow::model::stub::{StubConfig, StubModel};
-use tallow::protocol::{
-    Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Task, Tenant, ValidRequest,
-};
+use tallow::protocol::{Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, ValidRequest};
 use tallow::stream::StreamLog;
 use tallow::text::Tokenizer;
 
@@ -96,7 +95,6 @@ impl Server {
             constraint: None,
             leader: None,
             resumed: None,
-            task: Task::Generate,
         };
         let chain = HashChain::new(request.tenant, &request.prompt);
         self.queue.submit(request, Some(chain), &log).expect("room");

@@ -9,7 +9,7 @@ use tallow::engine::{Engine, EngineConfig};
 use tallow::metrics::Metrics;
 use tallow::model::Model;
 use tallow::model::stub::{StubConfig, StubFaults, StubGate, StubModel};
-use tallow::protocol::{OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Task, Tenant, ValidRequest};
+use tallow::protocol::{OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, ValidRequest};
 use tallow::service::{Backend, LocalBackend, Readiness};
 use tallow::stream::StreamLog;
 use tallow::text::Tokenizer;
@@ -48,7 +48,6 @@ fn submit(backend: &LocalBackend, number: u128) -> Arc<StreamLog> {
         constraint: None,
         leader: None,
         resumed: None,
-        task: Task::Generate,
     };
     let log = StreamLog::new(id, tenant, on_disconnect);
     backend.submit(request, log.clone()).expect("room");

@@ -4,14 +4,13 @@ use crate::real;
 use crate::server;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use server::Server;
-use tallow::engine::encoder::EncoderPool;
-use tallow::error::ErrorKind;
+use tallow::engine::encoder::{EncoderLimits, EncoderPool};
 use tallow::metrics::Metrics;
-use tallow::model::encoder::Encoder;
+use tallow::model::encoder::{self, Encoder};
+use tallow::protocol::{Event, QueueTerms, StreamId, Tenant, ValidInput};
 
 const MINILM: &str = "all-minilm-l6-v2";
 
@@ -47,10 +46,22 @@ const ORACLE: [(&str, &[u32], [f32; 7]); 4] = [
 /// The cosine of the first two texts by the same program; every other pair is below 0.05.
 const NEAR: f32 = 0.66864;
 
-fn pool(queue_max: usize) -> (EncoderPool, Arc<Metrics>) {
+fn pool() -> (EncoderPool, Arc<Metrics>) {
     let metrics = Arc::new(Metrics::default());
+    let pool = EncoderPool::open(EncoderLimits { queue_max: 8, priority_step_tokens: 4096 }, metrics.clone());
     let encoder = Encoder::load(&real::path(MINILM)).unwrap();
-    (EncoderPool::start(encoder, queue_max, metrics.clone()).unwrap(), metrics)
+    pool.load(Box::new(move |tokens| encoder.hidden_states(tokens))).unwrap();
+    (pool, metrics)
+}
+
+async fn embed(pool: &EncoderPool, tokens: &[u32]) -> Vec<f32> {
+    let tokens = tokens.to_vec();
+    let input = ValidInput { id: StreamId::random(), tenant: Tenant(0), tokens, queue: QueueTerms::default() };
+    let mut embedding = pool.embed(input).unwrap();
+    while let Some((_, event)) = embedding.reader.next().await {
+        assert!(!matches!(event, Event::Error(_)), "{event:?}");
+    }
+    embedding.take().unwrap()
 }
 
 fn cosine(a: &[f32], b: &[f32]) -> f32 {
@@ -59,11 +70,12 @@ fn cosine(a: &[f32], b: &[f32]) -> f32 {
 
 #[tokio::test]
 async fn vectors_are_those_of_another_implementation() {
-    let (pool, metrics) = pool(8);
+    let (pool, metrics) = pool();
+    let open = encoder::open(&real::path(MINILM)).unwrap();
     let mut vectors = Vec::new();
     for (text, tokens, expect) in ORACLE {
-        assert_eq!(pool.encoder().tokens(text).unwrap(), tokens, "{text}");
-        let vector = pool.submit(tokens.to_vec(), None).unwrap().await.unwrap().unwrap();
+        assert_eq!(open.tokenizer.encode(text, false).unwrap(), tokens, "{text}");
+        let vector = embed(&pool, tokens).await;
         assert_eq!(vector.len(), 384);
         let told = vector[..6].iter().chain(&vector[383..]);
         // f32 against f64, six layers.
@@ -80,36 +92,11 @@ async fn vectors_are_those_of_another_implementation() {
 
 #[test]
 fn control_tokens_come_from_no_text_and_nothing_is_cut() {
-    let encoder = Encoder::load(&real::path(MINILM)).unwrap();
-    let tokens = encoder.tokens("a [SEP] b").unwrap();
+    let open = encoder::open(&real::path(MINILM)).unwrap();
+    let tokens = open.tokenizer.encode("a [SEP] b", false).unwrap();
     assert_eq!(tokens.iter().filter(|token| [101, 102].contains(*token)).count(), 2, "{tokens:?}");
-    assert_eq!(encoder.tokens(&"word ".repeat(1000)).unwrap().len(), 1002);
-    assert_eq!((encoder.max_model_len(), encoder.vocab_size()), (256, 30_522));
-}
-
-#[test]
-fn a_full_queue_a_late_text_and_the_end_are_told() {
-    let (pool, metrics) = pool(1);
-    let long = vec![1037; 256];
-    // One is computed and one waits; the thread takes its time, so at most a few more get in.
-    let mut vectors = Vec::new();
-    let refused = loop {
-        match pool.submit(long.clone(), None) {
-            Ok(vector) => vectors.push(vector),
-            Err(e) => break e,
-        }
-    };
-    assert_eq!(refused.kind(), ErrorKind::Overloaded);
-    assert!(refused.retry_after_ms().is_some_and(|ms| ms > 0));
-    assert_eq!(metrics.requests_rejected.get(), 1);
-    let first = vectors.remove(0).blocking_recv().unwrap().unwrap();
-    for vector in vectors {
-        assert_eq!(vector.blocking_recv().unwrap().unwrap(), first, "the same text, the same bytes");
-    }
-    let late = pool.submit(vec![1037], Some(Instant::now() - Duration::from_secs(1))).unwrap();
-    assert_eq!(late.blocking_recv().unwrap().unwrap_err().kind(), ErrorKind::QueueTimeout);
-    pool.shutdown();
-    assert_eq!(pool.submit(vec![1037], None).unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(open.tokenizer.encode(&"word ".repeat(1000), false).unwrap().len(), 1002);
+    assert_eq!((open.spec.max_model_len, open.spec.vocab_size), (256, 30_522));
 }
 
 async fn ask(server: &Server, body: &Value) -> (u16, Value) {

@@ -45,7 +45,7 @@ impl Draws {
     }
 
     /// Exponential with mean 1: the gaps of a Poisson process of rate 1.
-    pub fn exponential(&mut self) -> f64 {
+    pub(crate) fn exponential(&mut self) -> f64 {
         -(1.0 - self.unit()).ln()
     }
 
@@ -57,7 +57,7 @@ impl Draws {
 }
 
 /// When `num` requests of a Poisson process of `rate_per_s` arrive, in seconds from its begin.
-pub fn poisson_arrivals(seed: u64, level: u64, rate_per_s: f64, num: usize) -> Vec<f64> {
+pub(crate) fn poisson_arrivals(seed: u64, level: u64, rate_per_s: f64, num: usize) -> Vec<f64> {
     let mut draws = Draws::new(seed, Purpose::Arrivals, level);
     let mut at = 0.0;
     let mut next = || {

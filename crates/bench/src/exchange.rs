@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Visitor};
 use serde_json::Value;
 
-use super::record::{End, Failure, Record, TokenUsage};
+use super::record::{Failure, Record, RequestEnd, TokenUsage};
 use super::target::{Prepared, Target, refusal};
 use crate::client::SseParser;
 
@@ -19,23 +19,25 @@ const EVENT_BYTES_MAX: usize = 1 << 20;
 ///
 /// # Errors
 /// Whatever went wrong; what had come until then is in `record`.
-pub async fn exchange(
+pub(crate) async fn exchange(
     target: &Target,
     request: &Prepared,
     cancel_after: Option<usize>,
     record: &mut Record,
-) -> Result<End, Failure> {
+) -> Result<RequestEnd, Failure> {
     let response = target.post(request).send().await.map_err(|e| Failure::transport(&e))?;
     let response = event_stream(response).await?;
     record.stream_id = header(&response, "x-stream-id");
-    Reading { parser: SseParser::new(EVENT_BYTES_MAX), is_finished: false }.read(response, cancel_after, record).await
+    AnswerReading { parser: SseParser::new(EVENT_BYTES_MAX), is_finished: false }
+        .read(response, cancel_after, record)
+        .await
 }
 
 /// The answer, if it is an event stream.
 ///
 /// # Errors
 /// A refusal, or an answer of another type.
-pub async fn event_stream(response: Response) -> Result<Response, Failure> {
+pub(crate) async fn event_stream(response: Response) -> Result<Response, Failure> {
     if !response.status().is_success() {
         return Err(refusal(response).await);
     }
@@ -46,32 +48,32 @@ pub async fn event_stream(response: Response) -> Result<Response, Failure> {
 }
 
 /// A header's text.
-pub fn header(response: &Response, name: &str) -> Option<String> {
+pub(crate) fn header(response: &Response, name: &str) -> Option<String> {
     response.headers().get(name)?.to_str().ok().map(str::to_owned)
 }
 
 /// A parser for the streams of servers under load.
-pub fn parser() -> SseParser {
+pub(crate) fn parser() -> SseParser {
     SseParser::new(EVENT_BYTES_MAX)
 }
 
-struct Reading {
+struct AnswerReading {
     parser: SseParser,
     /// A finish reason came, so that a missing end mark is forgiven.
     is_finished: bool,
 }
 
-impl Reading {
+impl AnswerReading {
     async fn read(
         mut self,
         mut response: Response,
         cancel_after: Option<usize>,
         record: &mut Record,
-    ) -> Result<End, Failure> {
+    ) -> Result<RequestEnd, Failure> {
         loop {
             let bytes = match response.chunk().await {
                 Ok(Some(bytes)) => bytes,
-                Ok(None) | Err(_) if self.is_finished => return Ok(End::Complete),
+                Ok(None) | Err(_) if self.is_finished => return Ok(RequestEnd::Complete),
                 Ok(None) => return Err(Failure::Truncated("the stream ended in the middle of the answer".to_owned())),
                 Err(e) => return Err(Failure::transport(&e)),
             };
@@ -81,11 +83,11 @@ impl Reading {
                 if event.data == "[DONE]" {
                     // The body's own end is near; read on to it, so that the connection can be used again.
                     while let Ok(Some(_)) = response.chunk().await {}
-                    return Ok(End::Complete);
+                    return Ok(RequestEnd::Complete);
                 }
                 self.chunk(&event.data, now, record)?;
                 if cancel_after.is_some_and(|limit| record.timeline.num_pieces() >= limit) {
-                    return Ok(End::Cancelled);
+                    return Ok(RequestEnd::Cancelled);
                 }
             }
         }
@@ -171,7 +173,7 @@ mod tests {
     #[track_caller]
     fn check(data: &str, num_pieces: usize, is_finished: bool, completion_tokens: Option<u64>) {
         let mut record = Record::begin(Instant::now());
-        let mut reading = Reading { parser: parser(), is_finished: false };
+        let mut reading = AnswerReading { parser: parser(), is_finished: false };
         reading.chunk(data, Instant::now(), &mut record).expect("a chunk");
         assert_eq!(record.timeline.num_pieces(), num_pieces, "{data}");
         assert_eq!(reading.is_finished, is_finished, "{data}");
@@ -191,7 +193,7 @@ mod tests {
     #[test]
     fn errors_in_the_stream_are_told_apart() {
         let fail = |data: &str| {
-            let mut reading = Reading { parser: parser(), is_finished: false };
+            let mut reading = AnswerReading { parser: parser(), is_finished: false };
             reading.chunk(data, Instant::now(), &mut Record::begin(Instant::now())).expect_err("no chunk").kind()
         };
         assert_eq!(fail("{\"error\":{\"message\":\"out of memory\"}}"), "server_error");

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use super::draws::Draws;
 
 /// Longest length that may be asked for.
-pub const TOKENS_MAX: usize = 1_000_000;
+pub(crate) const TOKENS_MAX: usize = 1_000_000;
 
 /// How many tokens.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,7 +21,7 @@ pub enum Lengths {
 }
 
 impl Lengths {
-    /// One length, from 1 to [`TOKENS_MAX`].
+    /// One length, from 1 to `TOKENS_MAX`.
     pub fn draw(&self, draws: &mut Draws) -> usize {
         match *self {
             Self::Fixed(n) => n,

@@ -12,25 +12,25 @@ use super::draws::{Draws, Purpose, poisson_arrivals};
 use super::exchange::exchange;
 use super::plan::{IN_FLIGHT_MAX, Level, Mode, Plan};
 use super::reconnect::{Cuts, follow_over_cuts};
-use super::record::{End, Failure, Record, Timeline};
+use super::record::{Failure, Record, RequestEnd, Timeline};
 use super::tally::Tally;
 use super::target::{Prepared, Target};
 
 /// What a level came to.
 #[derive(Debug)]
-pub struct LevelResult {
+pub(crate) struct LevelResult {
     /// The sums.
     pub tally: Tally,
     /// From the first request's sending to the last one's end.
-    pub wall: Duration,
+    pub(crate) wall: Duration,
     /// Requests of an open loop that had to wait for others to end.
     pub num_held: u64,
     /// When the text of each request came; only in mode newcomer, which looks at it.
-    pub timelines: Vec<Timeline>,
+    pub(crate) timelines: Vec<Timeline>,
 }
 
 /// Sends requests `items` at `level`, and calls `hear` after each.
-pub async fn run_level(
+pub(crate) async fn run_level(
     target: &Arc<Target>,
     plan: &Plan,
     level: Level,
@@ -38,7 +38,7 @@ pub async fn run_level(
     hear: &mut dyn FnMut(),
 ) -> LevelResult {
     let num_requests = (items.end - items.start) as usize;
-    let jobs: Vec<Job> = items.clone().map(|index| Job::new(target, plan, index)).collect();
+    let jobs: Vec<HeldRequest> = items.clone().map(|index| HeldRequest::new(target, plan, index)).collect();
     let (slots, due) = match level {
         Level::Concurrency(slots) => (slots, None),
         Level::RatePerS(rate) => {
@@ -90,14 +90,14 @@ pub async fn run_level(
 }
 
 /// Warms a server up with `items`, one after another; what comes of it is not counted.
-pub async fn warm_up(target: &Arc<Target>, plan: &Plan, items: Range<u64>) {
+pub(crate) async fn warm_up(target: &Arc<Target>, plan: &Plan, items: Range<u64>) {
     let plan = Plan { mode: Mode::Normal, ..plan.clone() };
     run_level(target, &plan, Level::Concurrency(1), items, &mut || {}).await;
 }
 
 /// A request that waits for its turn.
 #[derive(Debug)]
-struct Job {
+struct HeldRequest {
     target: Arc<Target>,
     request: Prepared,
     client: Client,
@@ -111,7 +111,7 @@ enum Client {
     Resumes(Cuts),
 }
 
-impl Job {
+impl HeldRequest {
     fn new(target: &Arc<Target>, plan: &Plan, index: u64) -> Self {
         let item = plan.workload.item(index);
         let mut draws = Draws::new(plan.workload.seed, Purpose::Cuts, index);
@@ -141,8 +141,8 @@ impl Job {
         }
         record.end = match ended {
             Ok(Ok(end)) => end,
-            Ok(Err(failure)) => End::Failed(failure),
-            Err(_) => End::Failed(Failure::TimedOut),
+            Ok(Err(failure)) => RequestEnd::Failed(failure),
+            Err(_) => RequestEnd::Failed(Failure::TimedOut),
         };
         record
     }

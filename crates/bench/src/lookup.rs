@@ -55,7 +55,7 @@ struct Log {
 }
 
 /// Reads the logs of the level's streams, and adds their queue waits to it. With `to_end`, also how they ended.
-pub async fn look_up(target: &Target, tally: &mut Tally, to_end: bool) -> LeftReport {
+pub(crate) async fn look_up(target: &Target, tally: &mut Tally, to_end: bool) -> LeftReport {
     let mut left = LeftReport::default();
     if to_end && !tally.stream_ids.is_empty() {
         until_ended(target, &tally.stream_ids).await;

@@ -11,15 +11,15 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::exchange::exchange;
 use super::lengths::Lengths;
+use super::percentiles::Percentiles;
 use super::plan::{Ask, Mode, Plan};
-use super::record::{End, Record, Timeline};
-use super::report::Percentiles;
+use super::record::{Record, RequestEnd, Timeline};
 use super::tally::Times;
 use super::target::Target;
 use super::workload::{Prompts, Workload};
 
 /// Newcomers arriving one after another, until they are told to finish.
-pub struct Newcomers {
+pub(crate) struct Newcomers {
     stop: CancellationToken,
     task: AbortOnDropHandle<Arrivals>,
 }
@@ -47,14 +47,14 @@ pub struct NewcomerReport {
     /// The other gaps.
     pub itl_quiet_ms: Percentiles,
     /// The one's p99 over the other's; `None` where one of them has no gaps.
-    pub itl_p99_ratio: Option<f64>,
+    pub(crate) itl_p99_ratio: Option<f64>,
     /// Why no more of them came.
     pub error: Option<String>,
 }
 
 impl Newcomers {
     /// Sends one after each `pause`, numbered from `first_item`.
-    pub fn start(target: &Arc<Target>, plan: &Plan, prompt: Lengths, pause: Duration, first_item: u64) -> Self {
+    pub(crate) fn start(target: &Arc<Target>, plan: &Plan, prompt: Lengths, pause: Duration, first_item: u64) -> Self {
         let workload = Workload {
             prompts: Prompts::Synthetic(prompt),
             output_tokens: Lengths::Fixed(1),
@@ -66,7 +66,7 @@ impl Newcomers {
     }
 
     /// Lets the last of them get its token, and looks at what `timelines`, the measured requests, felt.
-    pub async fn finish(self, timelines: &[Timeline]) -> NewcomerReport {
+    pub(crate) async fn finish(self, timelines: &[Timeline]) -> NewcomerReport {
         self.stop.cancel();
         let arrivals = self.task.await.expect("it neither panics nor is aborted");
         let beside = Spans::new(arrivals.waits.clone());
@@ -109,7 +109,7 @@ async fn arrive(
         let ttft = record.timeline.ttft();
         arrivals.waits.push((begin, ttft.map_or_else(Instant::now, |ttft| begin + ttft)));
         match (ended, ttft) {
-            (Ok(End::Complete), Some(ttft)) => arrivals.ttft.add(ttft),
+            (Ok(RequestEnd::Complete), Some(ttft)) => arrivals.ttft.add(ttft),
             (Ok(_), _) => arrivals.error = Some("an answer without text".to_owned()),
             (Err(failure), _) => arrivals.error = Some(failure.message().to_owned()),
         }

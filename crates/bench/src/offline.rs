@@ -20,7 +20,7 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use futures_util::future::try_join_all;
 
-use super::offline_report::{Layer, OfflineReport, Phase, Row};
+use super::offline_report::{FigureRow, MeasuredLayer, OfflineReport, Phase};
 use tallow_engine::cache::{BLOCK_SIZE, BlockId};
 use tallow_engine::metrics::Metrics;
 use tallow_engine::{Engine, EngineConfig};
@@ -30,14 +30,13 @@ use tallow_model::gguf::Gguf;
 use tallow_model::load::{OpenModel, open};
 use tallow_model::{Batch, Model, ModelFactory};
 use tallow_stream::protocol::{
-    Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Task, Tenant, TokenEvent, TokenId,
-    ValidRequest,
+    Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, TokenEvent, TokenId, ValidRequest,
 };
 use tallow_stream::{Clock, StreamLog, StreamStatus};
 
 /// What is measured.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Workload {
+pub struct OfflineWorkload {
     /// Tokens of the prompt whose computation is timed.
     pub prefill: usize,
     /// Tokens of each sequence before decoding is timed.
@@ -80,7 +79,7 @@ pub struct Subject {
     pub engine: EngineConfig,
 }
 
-impl Workload {
+impl OfflineWorkload {
     fn num_seqs_max(&self) -> usize {
         self.batches.iter().copied().max().unwrap_or(1)
     }
@@ -99,7 +98,7 @@ impl Workload {
 ///
 /// # Errors
 /// If the model does not load, is too short for the workload, or the engine fails.
-pub fn run(subject: &Subject, work: &Workload, progress: &dyn Fn(&str)) -> anyhow::Result<OfflineReport> {
+pub fn run(subject: &Subject, work: &OfflineWorkload, progress: &dyn Fn(&str)) -> anyhow::Result<OfflineReport> {
     let began = Instant::now();
     let options = DecoderOptions {
         max_model_len: Some(work.max_model_len()),
@@ -122,7 +121,8 @@ pub fn run(subject: &Subject, work: &Workload, progress: &dyn Fn(&str)) -> anyho
         rows.extend(engine_rows(&model, &factory, &subject.engine, work, progress)?);
     }
     let weight_bytes = weight_bytes(&subject.path)?;
-    let decode_1 = rows.iter().find(|row| row.layer == Layer::Model && row.phase == Phase::Decode && row.batch == 1);
+    let decode_1 =
+        rows.iter().find(|row| row.layer == MeasuredLayer::Model && row.phase == Phase::Decode && row.batch == 1);
     let weight_gb_per_second = decode_1.map(|row| row.tokens_per_second * weight_bytes as f64 / 1e9);
     let (threads, activations) = match &options.compute {
         Compute::Cpu { num_threads, activations } => (*num_threads, format!("{activations:?}").to_lowercase()),
@@ -165,7 +165,7 @@ fn resident_bytes() -> Option<u64> {
 
 /// Samples by phase and batch, in the order of the rows.
 struct Samples {
-    layer: Layer,
+    layer: MeasuredLayer,
     num_tokens: usize,
     prefill: Vec<f64>,
     decode: Vec<(usize, Vec<f64>)>,
@@ -173,28 +173,32 @@ struct Samples {
 }
 
 impl Samples {
-    fn new(layer: Layer, work: &Workload) -> Self {
+    fn new(layer: MeasuredLayer, work: &OfflineWorkload) -> Self {
         let of_batches = |batches: &[usize]| batches.iter().map(|&batch| (batch, Vec::new())).collect();
-        let has_requests = layer == Layer::Engine && work.requests_per_seq > 0;
+        let has_requests = layer == MeasuredLayer::Engine && work.requests_per_seq > 0;
         let requests = of_batches(if has_requests { &work.batches } else { &[] });
         Self { layer, num_tokens: work.decode, prefill: Vec::new(), decode: of_batches(&work.batches), requests }
     }
 
-    fn rows(self, work: &Workload) -> Vec<Row> {
-        let prefill = Row::new(self.layer, Phase::Prefill, 1, work.prefill, self.prefill);
+    fn rows(self, work: &OfflineWorkload) -> Vec<FigureRow> {
+        let prefill = FigureRow::new(self.layer, Phase::Prefill, 1, work.prefill, self.prefill);
         let decode = self
             .decode
             .into_iter()
-            .map(|(batch, samples)| Row::new(self.layer, Phase::Decode, batch, batch * self.num_tokens, samples));
+            .map(|(batch, samples)| FigureRow::new(self.layer, Phase::Decode, batch, batch * self.num_tokens, samples));
         let requests = self.requests.into_iter().map(|(batch, samples)| {
             let num_tokens = batch * work.requests_per_seq * self.num_tokens;
-            Row::new(self.layer, Phase::Requests, batch, num_tokens, samples)
+            FigureRow::new(self.layer, Phase::Requests, batch, num_tokens, samples)
         });
         std::iter::once(prefill).chain(decode).chain(requests).collect()
     }
 }
 
-fn model_rows(factory: &ModelFactory, work: &Workload, progress: &dyn Fn(&str)) -> anyhow::Result<Vec<Row>> {
+fn model_rows(
+    factory: &ModelFactory,
+    work: &OfflineWorkload,
+    progress: &dyn Fn(&str),
+) -> anyhow::Result<Vec<FigureRow>> {
     let mut bare = BareModel {
         model: factory()?,
         batch: Batch::default(),
@@ -203,7 +207,7 @@ fn model_rows(factory: &ModelFactory, work: &Workload, progress: &dyn Fn(&str)) 
     };
     bare.step(1, 0..work.prefill)?;
     bare.decode(work.num_seqs_max(), work.context, work.decode.min(2))?;
-    let mut samples = Samples::new(Layer::Model, work);
+    let mut samples = Samples::new(MeasuredLayer::Model, work);
     for repetition in 1..=work.repetitions {
         progress(&format!("model, repetition {repetition} of {}", work.repetitions));
         let began = Instant::now();
@@ -268,9 +272,9 @@ fn engine_rows(
     model: &OpenModel,
     factory: &ModelFactory,
     config: &EngineConfig,
-    work: &Workload,
+    work: &OfflineWorkload,
     progress: &dyn Fn(&str),
-) -> anyhow::Result<Vec<Row>> {
+) -> anyhow::Result<Vec<FigureRow>> {
     let max_num_seqs = config.max_num_seqs.max(work.num_seqs_max());
     let config = EngineConfig {
         num_workers: 1,
@@ -283,7 +287,7 @@ fn engine_rows(
     let mut client =
         EngineClient { engine, runtime, vocab_size: model.spec.vocab_size, temperature: work.temperature, num_runs: 0 };
     client.decode(work.num_seqs_max(), work.context, work.decode)?;
-    let mut samples = Samples::new(Layer::Engine, work);
+    let mut samples = Samples::new(MeasuredLayer::Engine, work);
     for repetition in 1..=work.repetitions {
         progress(&format!("engine, repetition {repetition} of {}", work.repetitions));
         samples.prefill.push(client.prefill(work.prefill)?);
@@ -335,7 +339,7 @@ impl EngineClient {
     }
 
     /// Generated tokens per second of `num_seqs` requests at a time, each followed by the next.
-    fn requests(&mut self, num_seqs: usize, work: &Workload) -> anyhow::Result<f64> {
+    fn requests(&mut self, num_seqs: usize, work: &OfflineWorkload) -> anyhow::Result<f64> {
         self.num_runs += 1;
         let client = &*self;
         let slot = |seq: usize| async move {
@@ -374,7 +378,6 @@ impl EngineClient {
             constraint: None,
             leader: None,
             resumed: None,
-            task: Task::Generate,
             id: StreamId::random(),
             tenant: Tenant(0),
             prompt: (0..prompt).map(|i| random_token(self.vocab_size, self.num_runs, seq, i)).collect(),

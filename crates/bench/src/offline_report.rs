@@ -38,14 +38,14 @@ pub struct OfflineReport {
     /// Of the engine's requests.
     pub temperature: f32,
     /// The figures.
-    pub rows: Vec<Row>,
+    pub rows: Vec<FigureRow>,
 }
 
 /// One figure.
 #[derive(Debug, Serialize)]
-pub struct Row {
+pub struct FigureRow {
     /// What was measured.
-    pub layer: Layer,
+    pub layer: MeasuredLayer,
     /// Doing what.
     pub phase: Phase,
     /// Sequences at once.
@@ -61,7 +61,7 @@ pub struct Row {
 /// What was measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Layer {
+pub enum MeasuredLayer {
     /// The decoder's forward calls alone.
     Model,
     /// Requests through queue, scheduler, sampling and detokenising.
@@ -80,9 +80,9 @@ pub enum Phase {
     Requests,
 }
 
-impl Row {
+impl FigureRow {
     /// The row of these samples.
-    pub(super) fn new(layer: Layer, phase: Phase, batch: usize, num_tokens: usize, samples: Vec<f64>) -> Self {
+    pub(super) fn new(layer: MeasuredLayer, phase: Phase, batch: usize, num_tokens: usize, samples: Vec<f64>) -> Self {
         Self { layer, phase, batch, num_tokens, tokens_per_second: median(&samples), samples }
     }
 }
@@ -117,8 +117,8 @@ impl fmt::Display for OfflineReport {
         writeln!(f, "\n\ntokens/s, medians of {} (range)", self.repetitions)?;
         for row in &self.rows {
             let layer = match row.layer {
-                Layer::Model => "model",
-                Layer::Engine => "engine",
+                MeasuredLayer::Model => "model",
+                MeasuredLayer::Engine => "engine",
             };
             let what = match row.phase {
                 Phase::Prefill => format!("prefill {}", row.num_tokens),

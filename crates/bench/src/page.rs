@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
+use super::percentiles::Percentiles;
 use super::plot::{Chart, Series, XAxis, YAxis, escape};
-use super::report::{LevelReport, Percentiles, Report};
+use super::report::{LevelReport, Report};
 use super::table::{level_notes, number};
 
 const STYLE: &str = include_str!("page.css");

@@ -11,7 +11,7 @@ use super::workload::Workload;
 /// Requests of one level, at most.
 pub const REQUESTS_MAX: usize = 100_000;
 /// Requests under way at once, at most. In an open loop later arrivals wait, and their waiting counts.
-pub const IN_FLIGHT_MAX: usize = 1024;
+pub(crate) const IN_FLIGHT_MAX: usize = 1024;
 /// Fewest requests of a level that does not say.
 const REQUESTS_DEFAULT_MIN: usize = 16;
 /// Requests per slot of a closed loop that does not say.
@@ -90,7 +90,7 @@ pub enum Level {
 
 impl Level {
     /// Requests where nobody says how many.
-    pub fn num_requests_default(&self) -> usize {
+    pub(crate) fn num_requests_default(&self) -> usize {
         let wanted = match self {
             Self::Concurrency(n) => n.saturating_mul(REQUESTS_PER_SLOT),
             Self::RatePerS(rate) => (rate * OPEN_LOOP_S).ceil() as usize,
@@ -107,7 +107,7 @@ impl Level {
     }
 
     /// What the number of a level counts.
-    pub fn axis(&self) -> &'static str {
+    pub(crate) fn axis(&self) -> &'static str {
         match self {
             Self::Concurrency(_) => "concurrency",
             Self::RatePerS(_) => "arrivals/s",

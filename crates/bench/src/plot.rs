@@ -10,7 +10,7 @@ const RIGHT: f64 = 14.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 46.0;
 /// Colours that the page has.
-pub const NUM_COLOURS: usize = 8;
+pub(crate) const NUM_COLOURS: usize = 8;
 /// A logarithmic axis begins where lines reach this height; what is left of it is drawn on the edge. Pieces of text that
 /// came in one packet are a microsecond apart, and would take up most of the axis.
 const LOW_END: f64 = 0.05;
@@ -19,9 +19,9 @@ const NUM_TICKS: f64 = 5.0;
 
 /// A chart.
 #[derive(Debug)]
-pub struct Chart {
-    pub x_label: String,
-    pub y_label: String,
+pub(crate) struct Chart {
+    pub(crate) x_label: String,
+    pub(crate) y_label: String,
     pub x: XAxis,
     pub y: YAxis,
     pub series: Vec<Series>,
@@ -31,7 +31,7 @@ pub struct Chart {
 
 /// What stands below.
 #[derive(Debug)]
-pub enum XAxis {
+pub(crate) enum XAxis {
     /// Named places at equal distances; points have their number as x.
     Places(Vec<String>),
     /// Decades; points at or below 0 are left out.
@@ -40,7 +40,7 @@ pub enum XAxis {
 
 /// What stands at the left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum YAxis {
+pub(crate) enum YAxis {
     /// From 0 to the largest value.
     FromZero,
     /// From 0 to 100 %; values are fractions.
@@ -48,20 +48,20 @@ pub enum YAxis {
 }
 
 /// From a value to its place on the page.
-type Place = Box<dyn Fn(f64) -> f64>;
+type PageScale = Box<dyn Fn(f64) -> f64>;
 
 /// One line.
 #[derive(Debug)]
-pub struct Series {
+pub(crate) struct Series {
     pub name: String,
     pub colour: usize,
-    pub is_dashed: bool,
+    pub(crate) is_dashed: bool,
     pub points: Vec<(f64, f64)>,
 }
 
 impl Chart {
     /// The chart with its legend, or `None` if there is nothing to show.
-    pub fn to_html(&self) -> Option<String> {
+    pub(crate) fn to_html(&self) -> Option<String> {
         if self.series.iter().all(|series| series.points.is_empty()) {
             return None;
         }
@@ -129,7 +129,7 @@ impl Chart {
         out + "</p>"
     }
 
-    fn x_scale(&self) -> (Place, Vec<(f64, String)>) {
+    fn x_scale(&self) -> (PageScale, Vec<(f64, String)>) {
         let width = WIDTH - LEFT - RIGHT;
         match &self.x {
             XAxis::Places(names) => {
@@ -149,7 +149,7 @@ impl Chart {
         }
     }
 
-    fn y_scale(&self) -> (Place, Vec<(f64, String)>) {
+    fn y_scale(&self) -> (PageScale, Vec<(f64, String)>) {
         let height = HEIGHT - TOP - BOTTOM;
         let (top, ticks): (f64, Vec<(f64, String)>) = match self.y {
             YAxis::Percent => (1.0, [0, 25, 50, 75, 100].map(|p| (f64::from(p) / 100.0, format!("{p} %"))).into()),
@@ -199,7 +199,7 @@ fn tick(value: f64) -> String {
 }
 
 /// Text within HTML and SVG.
-pub fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 

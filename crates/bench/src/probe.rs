@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::report::Percentiles;
+use super::percentiles::Percentiles;
 use super::tally::Times;
 use super::target::Target;
 
@@ -18,7 +18,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Asks until told to finish.
-pub struct Prober {
+pub(crate) struct Prober {
     stop: CancellationToken,
     task: AbortOnDropHandle<ProbeReport>,
 }
@@ -38,14 +38,14 @@ pub struct ProbeReport {
 
 impl Prober {
     /// Begins to ask for `path`, which is not under `/v1`.
-    pub fn start(target: &Arc<Target>, path: &str) -> Self {
+    pub(crate) fn start(target: &Arc<Target>, path: &str) -> Self {
         let stop = CancellationToken::new();
         let asked = ask(target.clone(), path.to_owned(), stop.clone());
         Self { stop, task: AbortOnDropHandle::new(tokio::spawn(asked)) }
     }
 
     /// Waits for the last answer.
-    pub async fn finish(self) -> ProbeReport {
+    pub(crate) async fn finish(self) -> ProbeReport {
         self.stop.cancel();
         self.task.await.expect("it neither panics nor is aborted")
     }

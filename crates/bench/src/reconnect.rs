@@ -11,13 +11,13 @@ use serde_json::Value;
 use super::draws::Draws;
 use super::exchange::{event_stream, parser};
 use super::lengths::Lengths;
-use super::record::{End, Failure, Record, Resumed, TokenUsage};
+use super::record::{Failure, Record, RequestEnd, ResumedReport, TokenUsage};
 use super::target::{Prepared, Target, read_body, refusal};
 use crate::client::SseEvent;
 
 /// Where connections are cut.
 #[derive(Debug, Clone)]
-pub struct Cuts {
+pub(crate) struct Cuts {
     /// Bytes of a body until it is cut.
     pub bytes: Lengths,
     /// Cuts that are left; then the stream is read to its end.
@@ -47,12 +47,12 @@ struct Data {
 ///
 /// # Errors
 /// Whatever went wrong, except for lost, doubled or changed events, which are counted in the record.
-pub async fn follow_over_cuts(
+pub(crate) async fn follow_over_cuts(
     target: &Target,
     request: &Prepared,
     mut cuts: Cuts,
     record: &mut Record,
-) -> Result<End, Failure> {
+) -> Result<RequestEnd, Failure> {
     let response = target.post(request).send().await.map_err(|e| Failure::transport(&e))?;
     if response.status() != StatusCode::CREATED {
         return Err(refusal(response).await);
@@ -64,7 +64,7 @@ pub async fn follow_over_cuts(
     record.stream_id = Some(id.clone());
     let mut follower = Follower { path: format!("/streams/{id}"), target, events: Vec::new(), queued_ts: None };
     let mut num_cuts = 0;
-    let mut result = Ok(End::Complete);
+    let mut result = Ok(RequestEnd::Complete);
     loop {
         let cut_after = cuts.next();
         match follower.read(cut_after, record).await {
@@ -85,7 +85,7 @@ pub async fn follow_over_cuts(
         Ok(_) | Err(Failure::Server(_)) => {}
         Err(failure) => return Err(failure),
     }
-    record.resumed = Some(Resumed { cuts: num_cuts, ..compare(&follower.events, &reference.events) });
+    record.resumed = Some(ResumedReport { cuts: num_cuts, ..compare(&follower.events, &reference.events) });
     result
 }
 
@@ -175,9 +175,9 @@ impl Follower<'_> {
 
 /// What is lost, doubled or different in `got`. What piled up for a reader that lagged may have come as one event, which
 /// stands for all that it covers; `reference` was read after the end, when nothing is merged.
-fn compare(got: &[SseEvent], reference: &[SseEvent]) -> Resumed {
+fn compare(got: &[SseEvent], reference: &[SseEvent]) -> ResumedReport {
     let places: HashMap<&str, usize> = reference.iter().enumerate().map(|(i, e)| (e.id.as_str(), i)).collect();
-    let mut found = Resumed { streams: 1, events: reference.len() as u64, ..Resumed::default() };
+    let mut found = ResumedReport { streams: 1, events: reference.len() as u64, ..ResumedReport::default() };
     let mut is_seen = vec![false; reference.len()];
     let mut next = 0;
     for event in got {
@@ -255,39 +255,39 @@ mod tests {
             let data = serde_json::json!({"seq": 2, "ts": 2, "first_seq": first_seq, "text": text, "tokens": tokens});
             SseEvent { data: data.to_string(), ..reference[2].clone() }
         };
-        let found = |got: &[SseEvent]| Resumed { streams: 0, events: 0, ..compare(got, &reference) };
-        let none = Resumed::default();
+        let found = |got: &[SseEvent]| ResumedReport { streams: 0, events: 0, ..compare(got, &reference) };
+        let none = ResumedReport::default();
         assert_eq!(found(&[reference[0].clone(), merged(1, "bc", &[2, 3, 4])]), none);
-        assert_eq!(found(&[merged(1, "bc", &[2, 3, 4])]), Resumed { lost: 1, ..none });
-        assert_eq!(found(&[reference[0].clone(), merged(1, "b", &[2, 3, 4])]), Resumed { different: 1, ..none });
-        assert_eq!(found(&[reference[0].clone(), merged(1, "bc", &[2, 3])]), Resumed { different: 1, ..none });
+        assert_eq!(found(&[merged(1, "bc", &[2, 3, 4])]), ResumedReport { lost: 1, ..none });
+        assert_eq!(found(&[reference[0].clone(), merged(1, "b", &[2, 3, 4])]), ResumedReport { different: 1, ..none });
+        assert_eq!(found(&[reference[0].clone(), merged(1, "bc", &[2, 3])]), ResumedReport { different: 1, ..none });
         assert_eq!(
             found(&[reference[0].clone(), merged(0, "abc", &[1, 2, 3, 4])]),
-            Resumed { doubled: 1, lost: 2, ..none }
+            ResumedReport { doubled: 1, lost: 2, ..none }
         );
     }
 
     #[track_caller]
-    fn check(got: &[SseEvent], expect: Resumed) {
+    fn check(got: &[SseEvent], expect: ResumedReport) {
         let reference = events(&[0, 1, 2, 3]);
-        assert_eq!(compare(got, &reference), Resumed { streams: 1, events: 4, ..expect });
+        assert_eq!(compare(got, &reference), ResumedReport { streams: 1, events: 4, ..expect });
     }
 
     #[test]
     fn losses_doubles_and_changes_are_told_apart() {
-        let none = Resumed::default();
+        let none = ResumedReport::default();
         check(&events(&[0, 1, 2, 3]), none);
-        check(&events(&[0, 1, 3]), Resumed { lost: 1, ..none });
-        check(&events(&[0, 1, 1, 2, 3]), Resumed { doubled: 1, ..none });
-        check(&events(&[0, 2, 1, 3]), Resumed { different: 1, ..none });
-        check(&events(&[0, 1, 2, 3, 4]), Resumed { different: 1, ..none });
+        check(&events(&[0, 1, 3]), ResumedReport { lost: 1, ..none });
+        check(&events(&[0, 1, 1, 2, 3]), ResumedReport { doubled: 1, ..none });
+        check(&events(&[0, 2, 1, 3]), ResumedReport { different: 1, ..none });
+        check(&events(&[0, 1, 2, 3, 4]), ResumedReport { different: 1, ..none });
         let mut changed = events(&[0, 1, 2, 3]);
         changed[2].data.push(' ');
-        check(&changed, Resumed { different: 1, ..none });
+        check(&changed, ResumedReport { different: 1, ..none });
         changed = events(&[0, 1, 2, 3]);
         changed.insert(1, SseEvent { name: "gap".into(), ..SseEvent::default() });
-        check(&changed, Resumed { gaps: 1, ..none });
-        assert!(none.is_whole() && !Resumed { gaps: 1, ..none }.is_whole());
+        check(&changed, ResumedReport { gaps: 1, ..none });
+        assert!(none.is_whole() && !ResumedReport { gaps: 1, ..none }.is_whole());
         assert_eq!(compare(&[], &events(&[0, 2])).not_dense, 1);
     }
 }

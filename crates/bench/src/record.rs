@@ -6,31 +6,31 @@ use serde::Deserialize;
 
 /// One request.
 #[derive(Debug)]
-pub struct Record {
+pub(crate) struct Record {
     /// When its text came.
-    pub timeline: Timeline,
+    pub(crate) timeline: Timeline,
     /// From sending to the end of the answer.
-    pub e2e: Duration,
+    pub(crate) e2e: Duration,
     /// Tokens as the server counted them.
     pub usage: Option<TokenUsage>,
     /// How it ended.
-    pub end: End,
+    pub end: RequestEnd,
     /// tallow's name for the generation.
     pub stream_id: Option<String>,
     /// From being accepted to a worker's beginning with it, where the server says.
-    pub queue_wait: Option<Duration>,
+    pub(crate) queue_wait: Option<Duration>,
     /// What came of cutting and resuming.
-    pub resumed: Option<Resumed>,
+    pub resumed: Option<ResumedReport>,
 }
 
 impl Record {
     /// Nothing has come yet. `begin` is when the request is sent, or should have been.
-    pub fn begin(begin: Instant) -> Self {
+    pub(crate) fn begin(begin: Instant) -> Self {
         Self {
             timeline: Timeline::from(begin),
             e2e: Duration::ZERO,
             usage: None,
-            end: End::Complete,
+            end: RequestEnd::Complete,
             stream_id: None,
             queue_wait: None,
             resumed: None,
@@ -40,7 +40,7 @@ impl Record {
 
 /// How a request ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum RequestEnd {
     /// With the whole answer.
     Complete,
     /// Closed by us, as the mode wants it.
@@ -51,7 +51,7 @@ pub enum End {
 
 /// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Failure {
+pub(crate) enum Failure {
     /// A status other than success, and what the server said.
     Http(u16, String),
     /// No connection.
@@ -68,7 +68,7 @@ pub enum Failure {
 
 impl Failure {
     /// The kind, as reports count it.
-    pub fn kind(&self) -> String {
+    pub(crate) fn kind(&self) -> String {
         match self {
             Self::Http(status, _) => format!("http_{status}"),
             Self::Connect(_) => "connect".to_owned(),
@@ -80,7 +80,7 @@ impl Failure {
     }
 
     /// What was said about it.
-    pub fn message(&self) -> &str {
+    pub(crate) fn message(&self) -> &str {
         match self {
             Self::Http(_, text)
             | Self::Connect(text)
@@ -92,7 +92,7 @@ impl Failure {
     }
 
     /// A failure of the HTTP client, told by its root cause: its own text says only that sending failed.
-    pub fn transport(error: &reqwest::Error) -> Self {
+    pub(crate) fn transport(error: &reqwest::Error) -> Self {
         let mut root: &dyn std::error::Error = error;
         while let Some(source) = root.source() {
             root = source;
@@ -107,7 +107,7 @@ impl Failure {
 
 /// Tokens as the server counted them. The names are those of both OpenAI's usage and tallow's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-pub struct TokenUsage {
+pub(crate) struct TokenUsage {
     /// Of the prompt.
     #[serde(default)]
     pub prompt_tokens: u64,
@@ -122,7 +122,7 @@ pub struct TokenUsage {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-pub struct PromptDetails {
+pub(crate) struct PromptDetails {
     /// Of the prompt, found in a cache.
     #[serde(default)]
     pub cached_tokens: Option<u64>,
@@ -130,30 +130,30 @@ pub struct PromptDetails {
 
 impl TokenUsage {
     /// Prompt tokens that were found in a cache.
-    pub fn cached(&self) -> u64 {
+    pub(crate) fn cached(&self) -> u64 {
         self.prompt_tokens_details.and_then(|d| d.cached_tokens).unwrap_or(self.cached_tokens)
     }
 }
 
 /// When text came.
 #[derive(Debug, Clone)]
-pub struct Timeline {
+pub(crate) struct Timeline {
     /// When the request was sent, or should have been.
     pub begin: Instant,
     first: Option<Instant>,
     last: Option<Instant>,
     /// Microseconds between one piece and the next.
-    pub gaps_us: Vec<u32>,
+    pub(crate) gaps_us: Vec<u32>,
 }
 
 impl Timeline {
     /// Begins now, or with the moment at which the request was due.
-    pub fn from(begin: Instant) -> Self {
+    pub(crate) fn from(begin: Instant) -> Self {
         Self { begin, first: None, last: None, gaps_us: Vec::new() }
     }
 
     /// A piece of text that is not empty has come.
-    pub fn piece(&mut self, now: Instant) {
+    pub(crate) fn piece(&mut self, now: Instant) {
         match self.last.replace(now) {
             None => self.first = Some(now),
             Some(last) => self.gaps_us.push(u32::try_from((now - last).as_micros()).unwrap_or(u32::MAX)),
@@ -161,12 +161,12 @@ impl Timeline {
     }
 
     /// Pieces so far.
-    pub fn num_pieces(&self) -> usize {
+    pub(crate) fn num_pieces(&self) -> usize {
         self.gaps_us.len() + usize::from(self.first.is_some())
     }
 
     /// Begin and end of what lies between one piece and the next.
-    pub fn gaps(&self) -> impl Iterator<Item = (Instant, Instant)> {
+    pub(crate) fn gaps(&self) -> impl Iterator<Item = (Instant, Instant)> {
         let mut at = self.first.unwrap_or(self.begin);
         self.gaps_us.iter().map(move |&us| {
             let begin = at;
@@ -176,14 +176,14 @@ impl Timeline {
     }
 
     /// Time to the first piece.
-    pub fn ttft(&self) -> Option<Duration> {
+    pub(crate) fn ttft(&self) -> Option<Duration> {
         self.first.map(|first| first - self.begin)
     }
 }
 
 /// What came of cutting and resuming one stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
-pub struct Resumed {
+pub struct ResumedReport {
     /// Streams read this way.
     pub streams: u64,
     /// Connections that were cut.
@@ -202,7 +202,7 @@ pub struct Resumed {
     pub not_dense: u64,
 }
 
-impl Resumed {
+impl ResumedReport {
     /// Adds up.
     pub fn add(&mut self, other: &Self) {
         let Self { streams, cuts, events, lost, doubled, different, gaps, not_dense } = other;

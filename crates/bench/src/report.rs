@@ -7,16 +7,15 @@ use serde::Serialize;
 use super::level::LevelResult;
 use super::lookup::LeftReport;
 use super::newcomer::NewcomerReport;
+use super::percentiles::Percentiles;
 use super::plan::{Level, Slo};
 use super::probe::ProbeReport;
-use super::record::Resumed;
+use super::record::ResumedReport;
 use super::slow::SlowReport;
-use super::tally::{ErrorCount, Times};
+use super::tally::ErrorCount;
 
 /// Changes when fields change their meaning.
-pub const FORMAT: u32 = 1;
-/// Points of a distribution in the report.
-const CDF_POINTS: usize = 100;
+pub(crate) const FORMAT: u32 = 1;
 
 /// A whole run.
 #[derive(Debug, Clone, Serialize)]
@@ -26,7 +25,7 @@ pub struct Report {
     /// Version of the generator.
     pub version: &'static str,
     /// Seconds since the Unix epoch.
-    pub began_unix_s: u64,
+    pub(crate) began_unix_s: u64,
     /// What was asked of the servers.
     pub load: LoadReport,
     /// One, or the two that are compared.
@@ -83,9 +82,9 @@ pub struct LevelReport {
     /// By kind.
     pub errors: BTreeMap<String, ErrorCount>,
     /// From the first sending to the last end.
-    pub wall_s: f64,
+    pub(crate) wall_s: f64,
     /// Completed requests.
-    pub requests_per_s: f64,
+    pub(crate) requests_per_s: f64,
     /// Tokens of completed answers.
     pub tokens_per_s: f64,
     /// Tokens of completed requests.
@@ -99,13 +98,13 @@ pub struct LevelReport {
     /// (E2E - TTFT) / (tokens - 1), per request.
     pub tpot_ms: Percentiles,
     /// Time to the end of the answer.
-    pub e2e_ms: Percentiles,
+    pub(crate) e2e_ms: Percentiles,
     /// Time in the server's queue; absent if the server does not tell.
     pub queue_wait_ms: Option<Percentiles>,
     /// Arrivals of an open loop that waited in the generator.
-    pub held_arrivals: u64,
+    pub(crate) held_arrivals: u64,
     /// In mode reconnect.
-    pub resumed: Option<Resumed>,
+    pub resumed: Option<ResumedReport>,
     /// In mode cancel.
     pub left: Option<LeftReport>,
     /// In mode slow-reader.
@@ -133,30 +132,9 @@ pub struct TokenCounts {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Goodput {
     /// Per second.
-    pub requests_per_s: f64,
+    pub(crate) requests_per_s: f64,
     /// Of all that were sent.
     pub fraction: f64,
-}
-
-/// A distribution of times in milliseconds; zeros where there are none.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Percentiles {
-    /// How many times.
-    pub count: u64,
-    /// Smallest.
-    pub min: f64,
-    /// Mean.
-    pub mean: f64,
-    /// Median.
-    pub p50: f64,
-    /// Nine of ten are no longer.
-    pub p90: f64,
-    /// 99 of 100 are no longer.
-    pub p99: f64,
-    /// Largest.
-    pub max: f64,
-    /// Points (milliseconds, fraction of the times that are no longer), fractions rising.
-    pub cdf: Vec<(f64, f64)>,
 }
 
 /// The first server's figures over the second's; `None` where one of them has none.
@@ -167,47 +145,20 @@ pub struct Ratios {
     /// Above 1: the first is faster.
     pub tokens_per_s: Option<f64>,
     /// Below 1: the first is faster; so for all times.
-    pub ttft_p50: Option<f64>,
+    pub(crate) ttft_p50: Option<f64>,
     /// As above.
-    pub ttft_p99: Option<f64>,
+    pub(crate) ttft_p99: Option<f64>,
     /// As above.
-    pub itl_p50: Option<f64>,
+    pub(crate) itl_p50: Option<f64>,
     /// As above.
-    pub itl_p99: Option<f64>,
+    pub(crate) itl_p99: Option<f64>,
     /// As above.
-    pub e2e_p50: Option<f64>,
-}
-
-impl Percentiles {
-    /// The three that tables and charts have.
-    pub fn shown(&self) -> [f64; 3] {
-        [self.p50, self.p90, self.p99]
-    }
-
-    /// Of these times.
-    pub fn new(times: &Times) -> Self {
-        if times.count() == 0 {
-            return Self { count: 0, min: 0.0, mean: 0.0, p50: 0.0, p90: 0.0, p99: 0.0, max: 0.0, cdf: Vec::new() };
-        }
-        let [min, mean, max] = times.extremes_ms();
-        let num_points = CDF_POINTS.min(times.count() as usize);
-        let cdf = (1..=num_points).map(|i| i as f64 / num_points as f64).map(|q| (times.at_ms(q), q));
-        Self {
-            count: times.count(),
-            min,
-            mean,
-            p50: times.at_ms(0.5),
-            p90: times.at_ms(0.9),
-            p99: times.at_ms(0.99),
-            max,
-            cdf: cdf.collect(),
-        }
-    }
+    pub(crate) e2e_p50: Option<f64>,
 }
 
 impl LevelReport {
     /// The figures of a level.
-    pub fn new(level: Level, result: &LevelResult, slo: &Slo) -> Self {
+    pub(crate) fn new(level: Level, result: &LevelResult, slo: &Slo) -> Self {
         let LevelResult { tally, wall, num_held, .. } = result;
         let wall_s = wall.as_secs_f64();
         let per_s = |n: u64| if wall_s > 0.0 { n as f64 / wall_s } else { 0.0 };
@@ -276,7 +227,7 @@ impl Report {
             }
             let mut resumed = server.levels.iter().filter_map(|level| level.resumed);
             if let Some(found) = resumed.find(|resumed| !resumed.is_whole()) {
-                let Resumed { lost, doubled, different, gaps, .. } = found;
+                let ResumedReport { lost, doubled, different, gaps, .. } = found;
                 return Err(format!(
                     "resumed streams of {} are not whole: {lost} events lost, {doubled} doubled, {different} different, \
                      {gaps} gaps",

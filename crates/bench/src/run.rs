@@ -21,7 +21,7 @@ const BESIDE_ITEMS: u64 = 1 << 40;
 
 /// How far a run has come.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Step {
+pub enum RunStep {
     /// A server is being warmed up.
     WarmingUp {
         /// Its address.
@@ -44,7 +44,7 @@ pub enum Step {
 ///
 /// # Errors
 /// If a server's model cannot be found out, or slow readers cannot connect. Failed requests are no error of the run.
-pub async fn run(plan: &Plan, hear: &mut dyn FnMut(Step)) -> anyhow::Result<Report> {
+pub async fn run(plan: &Plan, hear: &mut dyn FnMut(RunStep)) -> anyhow::Result<Report> {
     let began_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
     let mut targets = Vec::new();
     let mut servers = Vec::new();
@@ -57,7 +57,7 @@ pub async fn run(plan: &Plan, hear: &mut dyn FnMut(Step)) -> anyhow::Result<Repo
     let mut next_item = plan.num_warmup as u64;
     if plan.num_warmup > 0 {
         for (target, server) in targets.iter().zip(&servers) {
-            hear(Step::WarmingUp { url: server.url.clone() });
+            hear(RunStep::WarmingUp { url: server.url.clone() });
             warm_up(target, plan, 0..next_item).await;
         }
     }
@@ -68,7 +68,7 @@ pub async fn run(plan: &Plan, hear: &mut dyn FnMut(Step)) -> anyhow::Result<Repo
         let mut order: Vec<usize> = (0..targets.len()).collect();
         order.rotate_left(i % targets.len());
         for at in order {
-            hear(Step::LevelBegins { url: servers[at].url.clone(), level, num_requests });
+            hear(RunStep::LevelBegins { url: servers[at].url.clone(), level, num_requests });
             let measured = measure(&targets[at], plan, level, items.clone(), hear).await?;
             servers[at].levels.push(measured);
         }
@@ -87,7 +87,7 @@ async fn measure(
     plan: &Plan,
     level: Level,
     items: std::ops::Range<u64>,
-    hear: &mut dyn FnMut(Step),
+    hear: &mut dyn FnMut(RunStep),
 ) -> anyhow::Result<LevelReport> {
     let slow = match plan.mode {
         Mode::SlowReader { num_readers, bytes_per_s } => {
@@ -105,7 +105,7 @@ async fn measure(
         _ => None,
     };
     let prober = plan.probe.as_ref().map(|path| Prober::start(target, path));
-    let mut result = run_level(target, plan, level, items, &mut || hear(Step::RequestEnded)).await;
+    let mut result = run_level(target, plan, level, items, &mut || hear(RunStep::RequestEnded)).await;
     let slow_readers = slow.as_ref().map(SlowReaders::report);
     drop(slow);
     let probe = match prober {

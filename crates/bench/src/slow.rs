@@ -18,7 +18,7 @@ const RECEIVE_BYTES: u32 = 2048;
 const READS_PER_S: usize = 4;
 
 /// Slow readers at work; they stop when this is dropped.
-pub struct SlowReaders {
+pub(crate) struct SlowReaders {
     counts: Arc<Counts>,
     num_opened: usize,
     _tasks: JoinSet<()>,
@@ -49,7 +49,7 @@ impl SlowReaders {
     ///
     /// # Errors
     /// If a connection cannot be made.
-    pub async fn open(target: &Target, requests: &[Prepared], bytes_per_s: usize) -> io::Result<Self> {
+    pub(crate) async fn open(target: &Target, requests: &[Prepared], bytes_per_s: usize) -> io::Result<Self> {
         let counts = Arc::new(Counts::default());
         let mut tasks = JoinSet::new();
         for request in requests {
@@ -60,7 +60,7 @@ impl SlowReaders {
     }
 
     /// How far they are.
-    pub fn report(&self) -> SlowReport {
+    pub(crate) fn report(&self) -> SlowReport {
         SlowReport {
             readers: self.num_opened,
             finished: self.counts.finished.load(Ordering::Relaxed),

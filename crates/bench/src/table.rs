@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::newcomer::NewcomerReport;
-use super::report::{LevelReport, Percentiles, Report, ServerReport};
+use super::percentiles::Percentiles;
+use super::report::{LevelReport, Report, ServerReport};
 use tallow_stream::excerpt;
 
 /// The report as text.
@@ -109,7 +110,7 @@ fn newcomer_note(new: &NewcomerReport) -> String {
 }
 
 /// What is special about a level, in sentences.
-pub fn level_notes(level: &LevelReport) -> Vec<String> {
+pub(crate) fn level_notes(level: &LevelReport) -> Vec<String> {
     let mut notes = Vec::new();
     for (kind, error) in &level.errors {
         notes.push(format!("{} failed, {kind}: {}", error.count, excerpt(&error.example)));
@@ -180,7 +181,7 @@ fn dash() -> String {
 }
 
 /// Three digits or more.
-pub fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     match value {
         v if v < 9.995 => format!("{v:.2}"),
         v if v < 99.95 => format!("{v:.1}"),

@@ -6,14 +6,14 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 use super::plan::Slo;
-use super::record::{End, Record, Resumed};
+use super::record::{Record, RequestEnd, ResumedReport};
 
 /// Longest time that is told from longer ones: two hours.
 const US_MAX: u64 = 7_200_000_000;
 /// Three digits: errors below 0.1 %.
 const DIGITS: u8 = 3;
 /// Stream names that are kept for looking them up after the level.
-pub const STREAMS_MAX: usize = 512;
+pub(crate) const STREAMS_MAX: usize = 512;
 
 /// Times as a histogram of microseconds.
 #[derive(Debug, Clone)]
@@ -32,7 +32,7 @@ impl Times {
     }
 
     /// Adds one.
-    pub fn add_us(&mut self, us: u64) {
+    pub(crate) fn add_us(&mut self, us: u64) {
         self.0.saturating_record(us.clamp(1, US_MAX));
     }
 
@@ -42,12 +42,12 @@ impl Times {
     }
 
     /// The time in milliseconds that `quantile` of the values do not exceed.
-    pub fn at_ms(&self, quantile: f64) -> f64 {
+    pub(crate) fn at_ms(&self, quantile: f64) -> f64 {
         self.0.value_at_quantile(quantile) as f64 / 1000.0
     }
 
     /// Smallest, mean and largest, in milliseconds.
-    pub fn extremes_ms(&self) -> [f64; 3] {
+    pub(crate) fn extremes_ms(&self) -> [f64; 3] {
         [self.0.min() as f64 / 1000.0, self.0.mean() / 1000.0, self.0.max() as f64 / 1000.0]
     }
 }
@@ -63,39 +63,39 @@ pub struct ErrorCount {
 
 /// The sums of one level.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub(crate) struct Tally {
     pub requests: u64,
     pub completed: u64,
     pub cancelled: u64,
     /// Completed within the limits.
     pub good: u64,
     /// Completed without the server's count of tokens; pieces stand in for them.
-    pub without_usage: u64,
+    pub(crate) without_usage: u64,
     pub prompt_tokens: u64,
     pub cached_tokens: u64,
     pub completion_tokens: u64,
     pub errors: BTreeMap<String, ErrorCount>,
     pub ttft: Times,
-    pub itl: Times,
+    pub(crate) itl: Times,
     pub tpot: Times,
     pub e2e: Times,
     pub queue_wait: Times,
-    pub resumed: Resumed,
+    pub resumed: ResumedReport,
     /// Of requests that were completed or cancelled.
-    pub stream_ids: Vec<String>,
+    pub(crate) stream_ids: Vec<String>,
 }
 
 impl Tally {
     /// Adds one request.
-    pub fn add(&mut self, record: Record, slo: &Slo) {
+    pub(crate) fn add(&mut self, record: Record, slo: &Slo) {
         self.requests += 1;
         if let Some(resumed) = &record.resumed {
             self.resumed.add(resumed);
         }
         match &record.end {
-            End::Complete => self.complete(&record, slo),
-            End::Cancelled => self.cancelled += 1,
-            End::Failed(failure) => {
+            RequestEnd::Complete => self.complete(&record, slo),
+            RequestEnd::Cancelled => self.cancelled += 1,
+            RequestEnd::Failed(failure) => {
                 let example = || ErrorCount { count: 0, example: failure.message().to_owned() };
                 self.errors.entry(failure.kind()).or_insert_with(example).count += 1;
                 return;
@@ -180,8 +180,8 @@ mod tests {
         tally.add(record(100, &[10, 20, 30], 5), &slo);
         tally.add(record(101, &[10], 2), &slo);
         tally.add(record(50, &[20], 2), &slo);
-        tally.add(Record { end: End::Cancelled, ..record(10, &[], 0) }, &slo);
-        tally.add(Record { end: End::Failed(Failure::TimedOut), ..record(10, &[], 0) }, &slo);
+        tally.add(Record { end: RequestEnd::Cancelled, ..record(10, &[], 0) }, &slo);
+        tally.add(Record { end: RequestEnd::Failed(Failure::TimedOut), ..record(10, &[], 0) }, &slo);
         assert_eq!((tally.requests, tally.completed, tally.cancelled), (5, 3, 1));
         assert_eq!((tally.good, tally.prompt_tokens, tally.completion_tokens), (1, 21, 9));
         assert_eq!((tally.ttft.count(), tally.itl.count(), tally.tpot.count(), tally.e2e.count()), (4, 5, 3, 3));

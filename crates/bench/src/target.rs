@@ -19,7 +19,7 @@ const SAID_CHARS_MAX: usize = 200;
 
 /// A server under load.
 #[derive(Debug, Clone)]
-pub struct Target {
+pub(crate) struct Target {
     http: reqwest::Client,
     /// Ends in `/v1`.
     base: String,
@@ -30,7 +30,7 @@ pub struct Target {
 
 /// A request, ready to be sent.
 #[derive(Debug, Clone)]
-pub struct Prepared {
+pub(crate) struct Prepared {
     /// Below `/v1`.
     pub path: &'static str,
     /// JSON.
@@ -42,7 +42,7 @@ impl Target {
     ///
     /// # Errors
     /// If the address is not one of plain HTTP, or the server is asked for its models and does not answer.
-    pub async fn reach(address: &ServerAddress) -> anyhow::Result<Self> {
+    pub(crate) async fn reach(address: &ServerAddress) -> anyhow::Result<Self> {
         let base = base_url(address)?;
         let builder = reqwest::Client::builder();
         // A proxy cannot reach this machine's own loopback.
@@ -65,7 +65,7 @@ impl Target {
     }
 
     /// `http://host:port/v1`
-    pub fn base(&self) -> &str {
+    pub(crate) fn base(&self) -> &str {
         &self.base
     }
 
@@ -88,7 +88,7 @@ impl Target {
     }
 
     /// The request for `item` in this mode.
-    pub fn prepare(&self, item: &Item, ask: &Ask, mode: &Mode) -> Prepared {
+    pub(crate) fn prepare(&self, item: &Item, ask: &Ask, mode: &Mode) -> Prepared {
         let mut body = json!({
             "model": self.model, "max_tokens": item.max_tokens, "seed": item.seed, "temperature": ask.temperature,
         });
@@ -116,24 +116,24 @@ impl Target {
     }
 
     /// A POST that is ready to be sent.
-    pub fn post(&self, request: &Prepared) -> RequestBuilder {
+    pub(crate) fn post(&self, request: &Prepared) -> RequestBuilder {
         let post = self.http.post(format!("{}{}", self.base, request.path));
         let json = HeaderValue::from_static("application/json");
         self.with_key(post.header(CONTENT_TYPE, json).body(Body::from(request.body.clone())))
     }
 
     /// A GET that is ready to be sent.
-    pub fn get(&self, path: &str) -> RequestBuilder {
+    pub(crate) fn get(&self, path: &str) -> RequestBuilder {
         self.with_key(self.http.get(format!("{}{path}", self.base)))
     }
 
     /// A GET beside `/v1`.
-    pub fn get_root(&self, path: &str) -> RequestBuilder {
+    pub(crate) fn get_root(&self, path: &str) -> RequestBuilder {
         self.with_key(self.http.get(format!("{}{path}", self.base.trim_end_matches("/v1"))))
     }
 
     /// The bytes of a POST on a connection of its own, and its host and port: for readers that must not be read for.
-    pub fn raw_post(&self, request: &Prepared) -> (String, Vec<u8>) {
+    pub(crate) fn raw_post(&self, request: &Prepared) -> (String, Vec<u8>) {
         let rest = self.base.trim_start_matches("http://");
         let (authority, prefix) = rest.split_once('/').unwrap_or((rest, "v1"));
         let path = request.path;
@@ -176,7 +176,7 @@ pub fn base_url(address: &ServerAddress) -> anyhow::Result<String> {
 }
 
 /// What a status other than success means.
-pub async fn refusal(response: Response) -> Failure {
+pub(crate) async fn refusal(response: Response) -> Failure {
     let status = response.status().as_u16();
     let body = read_body(response).await;
     let json: Value = serde_json::from_slice(&body).unwrap_or_default();
@@ -186,7 +186,7 @@ pub async fn refusal(response: Response) -> Failure {
 }
 
 /// The body as far as it comes, and no more of it than its bound.
-pub async fn read_body(mut response: Response) -> Vec<u8> {
+pub(crate) async fn read_body(mut response: Response) -> Vec<u8> {
     let mut body = Vec::new();
     while let Ok(Some(bytes)) = response.chunk().await {
         body.extend_from_slice(&bytes);

@@ -13,7 +13,7 @@ use tallow_stream::settings::{COUNT_MAX, HOUR_MS, Kind, common, count, millis, s
 const PASSED_MAX: usize = 64;
 /// How many tokens of others' work one step of a request's priority is worth: about one long answer, so that two steps put a
 /// request before all that came in the last minute, and no step puts it before everything.
-const PRIORITY_STEP_TOKENS: u64 = 4096;
+pub const PRIORITY_STEP_TOKENS: u64 = 4096;
 
 settings! {
     /// How much the engine takes on.

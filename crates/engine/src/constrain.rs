@@ -42,15 +42,15 @@ pub(super) struct Question {
     grammar: Arc<Grammar>,
     fast_forward: bool,
     /// `None` if working it out failed.
-    place: Option<Place>,
+    place: Option<TextPlace>,
     /// A sampled token that the matcher has not seen.
     sampled: Option<TokenId>,
-    next: Option<Result<Answer>>,
+    next: Option<Result<LaneAnswer>>,
 }
 
 /// What a lane worked out.
 #[derive(Debug)]
-pub(super) enum Answer {
+pub(super) enum LaneAnswer {
     /// What may come next.
     Next(Next),
     /// The sampled token was accepted, and these are forced behind it.
@@ -59,7 +59,7 @@ pub(super) enum Answer {
 
 /// Where a text stands.
 #[derive(Debug)]
-enum Place {
+enum TextPlace {
     /// Behind these tokens, which were made before this worker had the text; most often there are none.
     Behind(Vec<TokenId>),
     At(Box<Matcher>),
@@ -68,7 +68,7 @@ enum Place {
 impl Constrained {
     /// A text that goes on behind `emitted`.
     pub(super) fn new(grammar: Arc<Grammar>, emitted: &[TokenId], sampling: &SamplingParams) -> Self {
-        let place = Some(Place::Behind(emitted.to_vec()));
+        let place = Some(TextPlace::Behind(emitted.to_vec()));
         let question = Question { grammar, fast_forward: fast_forwards(sampling), place, sampled: None, next: None };
         Self { state: ConstrainedState::Here(question) }
     }
@@ -110,7 +110,7 @@ impl Constrained {
     ///
     /// # Errors
     /// If the grammar fails.
-    pub(super) fn take_next(&mut self) -> Result<Answer> {
+    pub(super) fn take_next(&mut self) -> Result<LaneAnswer> {
         let unknown = || Error::internal("a token was sampled before its mask was known");
         match std::mem::replace(&mut self.state, ConstrainedState::Asked(u64::MAX)) {
             ConstrainedState::Known(mut question) => {
@@ -154,7 +154,7 @@ impl Constrained {
             ConstrainedState::Here(question) | ConstrainedState::Known(question) => question,
             ConstrainedState::Asked(_) => return false,
         };
-        matches!(&question.place, Some(Place::At(matcher)) if matcher.is_complete())
+        matches!(&question.place, Some(TextPlace::At(matcher)) if matcher.is_complete())
     }
 
     /// Its matcher, if that is here.
@@ -169,7 +169,7 @@ impl Constrained {
 impl Question {
     /// Whether the matcher must first be brought to where the text stands, which may take longer than any mask.
     pub(super) fn is_at_start(&self) -> bool {
-        matches!(self.place, Some(Place::Behind(_)))
+        matches!(self.place, Some(TextPlace::Behind(_)))
     }
 
     /// Works out what may come next.
@@ -201,7 +201,7 @@ impl Question {
     }
 
     fn accept(&mut self, token: TokenId) -> Result<Vec<TokenId>> {
-        let Some(Place::At(matcher)) = &mut self.place else {
+        let Some(TextPlace::At(matcher)) = &mut self.place else {
             return Err(Error::internal("no matcher to accept with"));
         };
         self.sampled = None;
@@ -209,20 +209,20 @@ impl Question {
         matcher.forced()
     }
 
-    fn find(&mut self) -> Result<Answer> {
+    fn find(&mut self) -> Result<LaneAnswer> {
         match self.sampled {
-            Some(token) => self.accept(token).map(Answer::Accepted),
-            None => self.find_next().map(Answer::Next),
+            Some(token) => self.accept(token).map(LaneAnswer::Accepted),
+            None => self.find_next().map(LaneAnswer::Next),
         }
     }
 
     fn find_next(&mut self) -> Result<Next> {
         match &mut self.place {
-            Some(Place::At(matcher)) => matcher.allowed(),
-            Some(Place::Behind(emitted)) => {
+            Some(TextPlace::At(matcher)) => matcher.allowed(),
+            Some(TextPlace::Behind(emitted)) => {
                 let (mut matcher, forced) = Matcher::start(&self.grammar, emitted, self.fast_forward)?;
                 let next = if forced.is_empty() { matcher.allowed()? } else { Next::Forced(forced) };
-                self.place = Some(Place::At(Box::new(matcher)));
+                self.place = Some(TextPlace::At(Box::new(matcher)));
                 Ok(next)
             }
             None => Err(Error::internal("a matcher was asked after it failed")),

@@ -2,12 +2,13 @@
 //! with neither.
 //!
 //! ```text
-//! end what was cancelled -> schedule -> pull from the queue -> forward, and beside it the masks of grammars
+//! end what was cancelled -> is the disk behind? no -> schedule -> pull from the queue -> forward, and beside it the masks of grammars
 //!     -> sample -> publish -> end what is finished
 //! ```
 //!
 //! A sequence's slot and blocks are free, and the gauges say so, before its terminal event can be seen.
 
+mod disk;
 mod embed;
 mod generation;
 
@@ -15,22 +16,22 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use self::generation::{End, Generation, Turn};
+use self::generation::{Generation, SequenceEnd, TokenTurn};
 use super::constrain::{Constrained, Question};
+use super::held::Held;
 use super::lease::{Gauges, Lease};
-use super::masks::{Job, MaskWait, Masks};
+use super::masks::{MaskJob, Masks};
 use super::output::Output;
+use super::parts::CoreParts;
 use super::pooling::Pooling;
-use super::queue::{Entry, Pulled, Queue};
+use super::queue::{Pulled, QueueEntry};
 use super::scheduler::{Newcomer, Scheduler, SchedulerLimits};
 use super::sequence::Sequence;
-use super::takeover::{self, Held};
-use crate::metrics::Metrics;
+use super::takeover;
 use crate::sampling::{Sampler, SeenTokens};
-use tallow_model::text::Tokenizer;
 use tallow_model::{Batch, Model};
 use tallow_stream::error::{Error, ErrorKind, Result};
-use tallow_stream::protocol::{Event, StreamId, Task, TokenId};
+use tallow_stream::protocol::{Event, StreamId};
 
 /// One worker's model, sequences and scratch.
 pub struct EngineCore {
@@ -41,7 +42,7 @@ pub struct EngineCore {
     /// By slot.
     generations: Vec<Option<Box<Generation>>>,
     free_slots: Vec<usize>,
-    ended: Vec<(usize, End)>,
+    ended: Vec<(usize, SequenceEnd)>,
     sampler: Sampler,
     masks: Masks,
     batch: Batch,
@@ -49,23 +50,8 @@ pub struct EngineCore {
     /// Hidden states of one sequence.
     states: Vec<f32>,
     gauges: Gauges,
-}
-
-/// What a worker's core shares with the rest of the engine.
-#[derive(Debug, Clone)]
-pub struct CoreParts {
-    /// Bounds of a step.
-    pub limits: SchedulerLimits,
-    /// Where work comes from.
-    pub queue: Arc<Queue>,
-    /// Tokens to bytes.
-    pub tokenizer: Arc<Tokenizer>,
-    /// The vocabulary's own stop tokens.
-    pub end_of_generation: Arc<[TokenId]>,
-    /// What is counted.
-    pub metrics: Arc<Metrics>,
-    /// How long steps wait for masks.
-    pub mask_wait: MaskWait,
+    /// Since when the disk holds it up.
+    held_up_since: Option<Duration>,
 }
 
 /// What a step came to.
@@ -77,6 +63,8 @@ pub enum Step {
     Waited,
     /// There was nothing to do.
     Idle,
+    /// The disk that keeps the streams is far behind, so nothing was computed: see [`EngineCore::wait_for_disk`].
+    HeldUp,
     /// The step took so long that the worker was given up; everything is somebody else's now.
     Revoked,
     /// The engine shuts down; every sequence has its terminal event.
@@ -106,6 +94,7 @@ impl EngineCore {
             logits: Vec::new(),
             states: Vec::new(),
             gauges,
+            held_up_since: None,
             parts,
         }
     }
@@ -117,6 +106,9 @@ impl EngineCore {
     pub fn step(&mut self) -> Result<Step> {
         let started_at = self.parts.queue.now();
         self.end_cancelled();
+        if let Some(step) = self.check_disk(started_at) {
+            return Ok(step);
+        }
         let scheduler = &self.scheduler;
         let expected = self.parts.queue.next_owner(|tenant| !scheduler.has_prompt(tenant));
         self.scheduler.expect(expected);
@@ -189,7 +181,7 @@ impl EngineCore {
     }
 
     /// Ends every sequence with an error event.
-    pub fn fail_all(&mut self, kind: ErrorKind, message: &str) {
+    pub(crate) fn fail_all(&mut self, kind: ErrorKind, message: &str) {
         self.gauges.clear();
         for generation in self.generations.iter_mut().filter_map(Option::take) {
             let num_computed = generation.writer.usage.num_computed();
@@ -204,7 +196,7 @@ impl EngineCore {
     }
 
     /// Its right to write.
-    pub fn lease(&self) -> &Arc<Lease> {
+    pub(crate) fn lease(&self) -> &Arc<Lease> {
         &self.lease
     }
 
@@ -216,7 +208,7 @@ impl EngineCore {
     fn end_cancelled(&mut self) {
         for (slot, generation) in self.generations.iter().enumerate() {
             if generation.as_ref().is_some_and(|g| g.writer.is_cancelled()) {
-                self.ended.push((slot, End::Cancelled));
+                self.ended.push((slot, SequenceEnd::Cancelled));
             }
         }
         self.settle();
@@ -230,8 +222,8 @@ impl EngineCore {
             let in_steps = || generations.iter().flatten().filter(|g| g.held.is_none());
             let has_unsettled = in_steps().any(|g| !g.is_settled());
             let has_suspect = in_steps().any(|g| g.has_returned && !g.is_settled());
-            let fits = |entry: &Entry, passed: Option<&Entry>| {
-                let Entry { request, chain, .. } = entry;
+            let fits = |entry: &QueueEntry, passed: Option<&QueueEntry>| {
+                let QueueEntry { request, chain, .. } = entry;
                 let newcomer = Newcomer { share: entry.share(), prompt: &request.prompt, chain: chain.as_ref() };
                 let leader = slot_of(generations, request.leader);
                 let num_shared = request.num_prompt_tokens() - 1;
@@ -251,9 +243,9 @@ impl EngineCore {
         None
     }
 
-    fn admit(&mut self, entry: Entry, now: Duration) {
+    fn admit(&mut self, entry: QueueEntry, now: Duration) {
         let (share, origin) = (entry.share(), entry.origin());
-        let Entry { request, chain, grammar, writer, accepted_at, cancelled_at, has_returned, .. } = entry;
+        let QueueEntry { request, chain, grammar, vector, writer, accepted_at, cancelled_at, has_returned, .. } = entry;
         let (seed, num_tokens_max) = (request.seed(), request.num_tokens_max());
         let slot = self.free_slots.pop().expect("as many slots as sequences");
         let held = Held::new(writer.log().clone(), slot, origin);
@@ -273,11 +265,11 @@ impl EngineCore {
         let emitted_tokens = emitted.len();
         writer.usage.completion_tokens = emitted_tokens;
         let constrained = grammar.map(|grammar| Constrained::new(grammar, emitted, &request.sampling));
-        let pooling = (request.task == Task::Embed).then(Pooling::default);
+        let embedded = vector.map(|vector| (Pooling::default(), vector));
         let mut sequence = Sequence::new(slot, share, request.prompt, num_tokens_max, chain);
         if request.sampling.prompt_logprobs.is_some() {
             sequence.want_prompt_logits();
-        } else if pooling.is_some() {
+        } else if embedded.is_some() {
             sequence.want_no_logits();
         } else if let Some(leader) = slot_of(&self.generations, request.leader).filter(|_| emitted_tokens == 0) {
             // One that goes on after its worker or process has more than the prompt, and goes its own way.
@@ -314,7 +306,7 @@ impl EngineCore {
             // The first token of a text that was begun elsewhere is not its first.
             last_token_at: (emitted_tokens > 0).then_some(now),
             prompt_logprobs: Vec::new(),
-            pooling,
+            embedded,
         }));
         self.lease.work_for(None);
     }
@@ -354,7 +346,7 @@ impl EngineCore {
                 self.ended.extend(failed.map(|end| (planned.slot, end)));
                 continue;
             }
-            if !planned.is_sampled || generation.pooling.is_some() {
+            if !planned.is_sampled || generation.embedded.is_some() {
                 continue;
             }
             let row = rows.next().expect("a row per sampled sequence");
@@ -367,7 +359,7 @@ impl EngineCore {
             self.lease.work_for(Some(planned.slot));
             let (sampler, scheduler, parts) = (&mut self.sampler, &mut self.scheduler, &self.parts);
             let defers = self.masks.defers(generation.constrained.as_ref());
-            let end = generation.sample(row, &mut Turn { planned, sampler, scheduler, parts, defers, now });
+            let end = generation.sample(row, &mut TokenTurn { planned, sampler, scheduler, parts, defers, now });
             generation.ask_deferred(planned.slot, &mut self.masks, &self.parts.metrics);
             self.ended.extend(end.map(|end| (planned.slot, end)));
         }
@@ -388,7 +380,8 @@ impl EngineCore {
             self.lease.work_for(Some(slot));
             let (sampler, scheduler, parts) = (&mut self.sampler, &mut self.scheduler, &self.parts);
             let defers = self.masks.defers(generation.constrained.as_ref());
-            let end = generation.sample(&mut held.row, &mut Turn { planned, sampler, scheduler, parts, defers, now });
+            let end =
+                generation.sample(&mut held.row, &mut TokenTurn { planned, sampler, scheduler, parts, defers, now });
             generation.ask_deferred(slot, &mut self.masks, &self.parts.metrics);
             self.ended.extend(end.map(|end| (slot, end)));
         }
@@ -422,14 +415,14 @@ impl EngineCore {
                 self.parts.queue.on_served(generation.tenant, generation.num_tokens_max, num_computed);
             }
             match end {
-                End::Done(reason) => {
+                SequenceEnd::Done(reason) => {
                     let took = self.parts.queue.now().saturating_sub(generation.accepted_at);
                     self.parts.metrics.e2e_seconds.observe(took.as_secs_f64());
                     let stop = generation.output.stop_string().map(str::to_owned);
                     generation.writer.done(reason, stop);
                 }
-                End::Failed(kind, message) => generation.writer.failed(kind, message),
-                End::Cancelled => {
+                SequenceEnd::Failed(kind, message) => generation.writer.failed(kind, message),
+                SequenceEnd::Cancelled => {
                     if let Some(&at) = generation.cancelled_at.get() {
                         let took = self.parts.queue.now().saturating_sub(at);
                         self.parts.metrics.disconnect_to_free_seconds.observe(took.as_secs_f64());
@@ -442,7 +435,7 @@ impl EngineCore {
 }
 
 /// Gives a mask to the sequence that asked for it; if that has ended, its matcher is returned.
-fn answer(generations: &mut [Option<Box<Generation>>], job: Job, now: Duration) -> Option<Question> {
+fn answer(generations: &mut [Option<Box<Generation>>], job: MaskJob, now: Duration) -> Option<Question> {
     match &mut generations[job.slot] {
         Some(generation) => generation.take_answer(job.ticket, job.question, now),
         None => Some(job.question),

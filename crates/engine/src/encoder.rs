@@ -1,204 +1,223 @@
-//! An encoder behind a bounded queue: one thread that embeds one text after another. Not the decoder's queue and worker,
-//! which share nothing with it: a text takes milliseconds, grows no KV memory and is never preempted. First come, first
-//! served; a request stands in line with a bounded number of its texts, so none is far from its turn.
+//! An encoder behind a queue: one thread that embeds one text after another. The queue is of the decoders' kind, so texts
+//! take turns by owner, are bounded, and leave when they are cancelled; the thread has none of a decoder's steps, as a text
+//! takes milliseconds, grows no KV memory and is never preempted.
+//!
+//! ```text
+//! open: a queue without a thread -> load: a thread with the model -> unload, if nothing waits or runs: both go
+//!              ^                                                              |
+//!              +--------------------------------------------------------------+
+//! ```
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
-
+use super::embedding::{self, Embedding};
+use super::fair::Load;
 use super::pooling::Pooling;
-use super::rate::ServiceRate;
-use crate::metrics::{Metrics, RejectLabel};
-use tallow_model::encoder::Encoder;
-use tallow_stream::error::{Error, ErrorKind, Result};
-use tallow_stream::protocol::TokenId;
+use super::queue::{Coming, Pulled, Queue, QueueEntry, QueueLimits};
+use crate::metrics::Metrics;
+use tallow_stream::error::{Error, Result};
+use tallow_stream::protocol::{FinishReason, Tenant, TokenId, ValidInput};
 
-/// A thread that embeds, and the queue before it.
+/// A loaded model: from the tokens of a text to its hidden states, `[num_tokens, hidden_size]`.
+pub type StatesOf = Box<dyn FnMut(&[TokenId]) -> Result<Vec<f32>> + Send>;
+
+/// Texts hear of their places as seldom as possible: nobody reads it.
+const NOTE_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// What bounds the texts that wait for an encoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EncoderLimits {
+    /// Most texts that wait. At least 1.
+    pub queue_max: usize,
+    /// How many tokens of others' work one step of priority is worth.
+    pub priority_step_tokens: u64,
+}
+
+/// A queue of texts, and while the model is loaded the thread that embeds them.
 pub struct EncoderPool {
-    encoder: Arc<Encoder>,
-    jobs: SyncSender<Job>,
-    shared: Arc<Shared>,
+    queue: Arc<Queue>,
+    metrics: Arc<Metrics>,
+    has_model: Arc<AtomicBool>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What the thread and its callers both see.
-struct Shared {
-    metrics: Arc<Metrics>,
-    began: Instant,
-    // A std mutex: it is held for a few additions.
-    rate: Mutex<ServiceRate>,
-    /// Tokens of the texts that wait or are computed.
-    num_tokens: AtomicUsize,
-    is_stopped: AtomicBool,
-}
-
-/// A vector to come, or why it does not. An end without either is the engine's.
-pub type Vector = oneshot::Receiver<Result<Vec<f32>>>;
-
-/// A text in line. `None` wakes the thread, to see that it is to end.
-type Job = Option<Text>;
-
-struct Text {
-    tokens: Vec<TokenId>,
-    /// Until when it is willing to wait.
-    deadline: Option<Instant>,
-    vector: oneshot::Sender<Result<Vec<f32>>>,
-}
-
 impl EncoderPool {
-    /// Starts the thread. At most `queue_max` texts wait.
+    /// A pool whose model is not loaded: texts wait until it is.
+    pub fn open(limits: EncoderLimits, metrics: Arc<Metrics>) -> Self {
+        let began = Instant::now();
+        let limits = QueueLimits {
+            requests_max: limits.queue_max.max(1),
+            // Each text is bounded by the model's context, so their number bounds their tokens.
+            tokens_max: usize::MAX,
+            priority_step_tokens: limits.priority_step_tokens,
+            note_interval: NOTE_INTERVAL,
+        };
+        let queue = Queue::new(limits, metrics.clone(), Arc::new(move || began.elapsed()));
+        queue.rest(true);
+        Self { queue, metrics, has_model: Arc::default(), thread: Mutex::default() }
+    }
+
+    /// Starts the thread with a loaded model.
     ///
     /// # Errors
-    /// If there are no threads to be had.
-    pub fn start(encoder: Encoder, queue_max: usize, metrics: Arc<Metrics>) -> Result<Self> {
-        let encoder = Arc::new(encoder);
-        let (jobs, received) = sync_channel(queue_max.max(1));
-        let shared = Arc::new(Shared {
-            metrics,
-            began: Instant::now(),
-            rate: Mutex::default(),
-            num_tokens: AtomicUsize::new(0),
-            is_stopped: AtomicBool::new(false),
-        });
-        let (model, state) = (encoder.clone(), shared.clone());
+    /// If the system gives no thread; what waits has ended with that message then.
+    pub fn load(&self, states_of: StatesOf) -> Result<()> {
+        self.queue.rest(false);
+        let worker = Worker { queue: self.queue.clone(), metrics: self.metrics.clone(), states_of };
+        let has_model = self.has_model.clone();
         let thread = std::thread::Builder::new().name("encoder".to_owned());
-        let thread = thread.spawn(move || run(&model, &received, &state));
-        let thread = Mutex::new(Some(thread.map_err(|e| Error::io("the encoder's thread cannot be started", e))?));
-        Ok(Self { encoder, jobs, shared, thread })
+        let thread = thread.spawn(move || {
+            worker.run();
+            has_model.store(false, Ordering::Release);
+        });
+        let thread = thread.map_err(|e| Error::io("the encoder's thread cannot be started", e));
+        let thread = thread.inspect_err(|e| self.refuse_waiting(e))?;
+        self.has_model.store(true, Ordering::Release);
+        *self.lock_thread() = Some(thread);
+        Ok(())
     }
 
-    /// The model.
-    pub fn encoder(&self) -> &Arc<Encoder> {
-        &self.encoder
+    /// Ends what waits, since the model cannot be loaded.
+    pub fn refuse_waiting(&self, e: &Error) {
+        self.queue.refuse_waiting(&format!("the model cannot be loaded: {}", e.message()));
     }
 
-    /// Takes the tokens of a text and embeds them; its vector, of length 1, comes through what is returned. Who drops that wants it no
-    /// longer.
+    /// Ends the thread, and lets go of the model; false if something waits or runs. Blocks until the thread has ended.
+    pub fn unload(&self) -> bool {
+        if !self.is_idle() {
+            return false;
+        }
+        self.queue.rest(true);
+        self.join();
+        true
+    }
+
+    /// Takes the tokens of a text; its vector, of length 1, comes through what is returned. Dropping that cancels the work.
     ///
     /// # Errors
-    /// [`ErrorKind::Overloaded`] when the queue is full, with the time to come back; [`ErrorKind::Unavailable`] at the
-    /// end.
-    pub fn submit(&self, tokens: Vec<TokenId>, deadline: Option<Instant>) -> Result<Vector> {
-        if self.shared.is_stopped.load(Ordering::Acquire) {
-            return Err(stopped());
-        }
-        let (vector, receiver) = oneshot::channel();
-        let num_tokens = tokens.len();
-        // Before it is sent: the thread may be through with it in this moment.
-        self.shared.accepted(num_tokens);
-        match self.jobs.try_send(Some(Text { tokens, deadline, vector })) {
-            Ok(()) => Ok(receiver),
-            Err(TrySendError::Full(_)) => {
-                let retry_after_ms = self.shared.retry_after_ms(num_tokens);
-                self.shared.left(num_tokens, false);
-                self.shared.metrics.requests_rejected.inc();
-                self.shared.metrics.rejects.get_or_create(&RejectLabel::QUEUE_FULL).inc();
-                Err(Error::overloaded("the encoder's queue is full", retry_after_ms))
-            }
-            Err(TrySendError::Disconnected(_)) => {
-                self.shared.left(num_tokens, false);
-                Err(stopped())
-            }
-        }
+    /// [`tallow_stream::error::ErrorKind::Overloaded`] when the queue is full, with the time to come back; [`ErrorKind::Unavailable`] while
+    /// draining.
+    pub fn embed(&self, input: ValidInput) -> Result<Embedding> {
+        let embedding::Begun { request, log, vector, embedding } = embedding::begin(input);
+        let coming = Coming { request, chain: None, grammar: None, vector: Some(vector) };
+        self.queue.submit_coming(coming, &log).map(|()| embedding)
     }
 
-    /// Ends what waits, and the thread when it is through with the text that it has. Blocks until then; may be called
-    /// again.
-    pub fn shutdown(&self) {
-        self.shared.is_stopped.store(true, Ordering::Release);
-        // A full queue needs no waking.
-        let _ = self.jobs.try_send(None);
-        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            // It catches what panics.
-            let _ = thread.join();
-        }
+    /// Whether a text of `tenant` would be refused however short it is.
+    ///
+    /// # Errors
+    /// As [`Self::embed`].
+    pub fn check_room(&self, tenant: Tenant, coming: Load) -> Result<()> {
+        self.queue.check_room(tenant, coming)
+    }
+
+    /// Ends what has waited for too long. To be called a few times a second.
+    pub fn sweep(&self) {
+        self.queue.sweep();
+    }
+
+    /// Texts that wait.
+    pub fn num_waiting(&self) -> usize {
+        self.queue.depth().0
+    }
+
+    /// Whether texts are taken and the thread embeds them.
+    pub fn is_ready(&self) -> bool {
+        self.queue.is_open() && self.has_model.load(Ordering::Acquire)
+    }
+
+    /// Whether nothing waits or runs.
+    pub fn is_idle(&self) -> bool {
+        self.queue.is_idle()
+    }
+
+    /// Takes no new texts from now on; those that wait or run go on.
+    pub fn drain(&self) {
+        self.queue.close("the server is shutting down");
+    }
+
+    /// Ends what waits with an error that says `message`, and the thread when it is through with the text that it has.
+    /// Blocks until then; may be called again.
+    pub fn shutdown(&self, message: &str) {
+        self.queue.stop(message);
+        self.join();
+    }
+
+    fn join(&self) {
+        let thread = self.lock_thread().take();
+        // It catches what panics.
+        thread.map(JoinHandle::join);
+    }
+
+    fn lock_thread(&self) -> std::sync::MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for EncoderPool {
     fn drop(&mut self) {
-        self.shutdown();
+        self.shutdown("the server is shutting down");
     }
 }
 
 impl std::fmt::Debug for EncoderPool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EncoderPool").field("encoder", &self.encoder).finish_non_exhaustive()
+        f.debug_struct("EncoderPool").field("queue", &self.queue).finish_non_exhaustive()
     }
 }
 
-fn stopped() -> Error {
-    Error::new(ErrorKind::Unavailable, "the server is shutting down")
+struct Worker {
+    queue: Arc<Queue>,
+    metrics: Arc<Metrics>,
+    states_of: StatesOf,
 }
 
-impl Shared {
-    fn now(&self) -> Duration {
-        self.began.elapsed()
-    }
-
-    fn accepted(&self, num_tokens: usize) {
-        self.num_tokens.fetch_add(num_tokens, Ordering::Relaxed);
-        self.rate.lock().unwrap_or_else(PoisonError::into_inner).on_accepted(self.now());
-    }
-
-    fn left(&self, num_tokens: usize, is_served: bool) {
-        self.num_tokens.fetch_sub(num_tokens, Ordering::Relaxed);
-        let mut rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_served { rate.on_served(num_tokens, self.now()) } else { rate.on_abandoned(self.now()) }
-    }
-
-    /// When half of what waits should be done, so that it is worth coming back.
-    fn retry_after_ms(&self, num_tokens: usize) -> u64 {
-        let waiting = self.num_tokens.load(Ordering::Relaxed).saturating_sub(num_tokens);
-        self.rate.lock().unwrap_or_else(PoisonError::into_inner).retry_after_ms(waiting / 2, self.now())
-    }
-}
-
-/// The thread, until there is an end.
-fn run(encoder: &Encoder, jobs: &Receiver<Job>, shared: &Shared) {
-    while let Ok(job) = jobs.recv() {
-        if shared.is_stopped.load(Ordering::Acquire) {
-            // This text and those that wait are dropped with the channel, and their callers hear of it.
-            return;
-        }
-        if let Some(text) = job {
-            answer(encoder, text, shared);
+impl Worker {
+    /// Until there is an end, or the model is unloaded.
+    fn run(mut self) {
+        loop {
+            match self.queue.pull(|_, _| true) {
+                Pulled::Entry(entry) => self.answer(*entry),
+                Pulled::Nothing if self.queue.wait() => {}
+                Pulled::Nothing | Pulled::Stopped(_) => return,
+            }
         }
     }
+
+    fn answer(&mut self, entry: QueueEntry) {
+        let QueueEntry { request, vector, mut writer, .. } = entry;
+        let (tenant, num_tokens) = (request.tenant, request.prompt.len());
+        writer.usage.prompt_tokens = num_tokens;
+        // After a panic it goes on: the model is only read.
+        let embedded = catch_unwind(AssertUnwindSafe(|| self.embed(&request.prompt)));
+        let embedded = embedded.unwrap_or_else(|_| Err(Error::internal("the encoder failed")));
+        self.queue.on_served(tenant, num_tokens, num_tokens);
+        if writer.is_cancelled() {
+            return writer.cancelled();
+        }
+        match embedded {
+            Ok(values) => {
+                self.metrics.embeddings.inc();
+                self.metrics.embedding_tokens.inc_by(num_tokens as u64);
+                if let Some(vector) = vector {
+                    vector.fill(values);
+                }
+                writer.done(FinishReason::Stop, None);
+            }
+            Err(e) => writer.failed(e.kind(), e.message().to_owned()),
+        }
+    }
+
+    fn embed(&mut self, tokens: &[TokenId]) -> Result<Vec<f32>> {
+        let mut pooling = Pooling::default();
+        pooling.add(&(self.states_of)(tokens)?, tokens.len());
+        pooling.finish()
+    }
 }
 
-fn answer(encoder: &Encoder, text: Text, shared: &Shared) {
-    let Text { tokens, deadline, vector } = text;
-    let num_tokens = tokens.len();
-    if vector.is_closed() {
-        return shared.left(num_tokens, false);
-    }
-    if deadline.is_some_and(|deadline| deadline < Instant::now()) {
-        shared.left(num_tokens, false);
-        shared.metrics.queue_timeouts.inc();
-        let late = Error::new(ErrorKind::QueueTimeout, "the encoder did not come to the text in time");
-        drop(vector.send(Err(late)));
-        return;
-    }
-    // After a panic it goes on: the model is only read.
-    let embedded = catch_unwind(AssertUnwindSafe(|| embed(encoder, &tokens)));
-    let embedded = embedded.unwrap_or_else(|_| Err(Error::internal("the encoder failed")));
-    if embedded.is_ok() {
-        shared.metrics.embeddings.inc();
-        shared.metrics.embedding_tokens.inc_by(num_tokens as u64);
-    }
-    shared.left(num_tokens, true);
-    // Its caller may have left meanwhile.
-    drop(vector.send(embedded));
-}
-
-fn embed(encoder: &Encoder, tokens: &[TokenId]) -> Result<Vec<f32>> {
-    let mut pooling = Pooling::default();
-    pooling.add(&encoder.hidden_states(tokens)?, tokens.len());
-    pooling.finish()
-}
+#[cfg(test)]
+mod tests;

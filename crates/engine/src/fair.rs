@@ -28,14 +28,14 @@ const TOKEN: VirtualTime = WEIGHT_MAX as VirtualTime;
 
 /// Names a waiting item until it leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ticket {
+pub(crate) struct Ticket {
     tenant: Tenant,
-    place: Place,
+    place: ItemOrder,
 }
 
 /// Orders the items of one owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
+struct ItemOrder {
     ready: VirtualTime,
     /// Rises with every item that came.
     seq: u64,
@@ -43,7 +43,7 @@ struct Place {
 
 /// Items that wait, each with an owner and a cost.
 #[derive(Debug)]
-pub struct FairQueue<T> {
+pub(crate) struct FairQueue<T> {
     /// What one step of priority is worth.
     step: VirtualTime,
     now: VirtualTime,
@@ -72,13 +72,13 @@ impl Load {
 struct Flow<T> {
     weight: u32,
     start: VirtualTime,
-    items: BTreeMap<Place, (usize, T)>,
+    items: BTreeMap<ItemOrder, (usize, T)>,
     load: Load,
 }
 
 impl<T> FairQueue<T> {
     /// An empty queue. One step of priority is worth `priority_step_tokens` of others' work.
-    pub fn new(priority_step_tokens: u64) -> Self {
+    pub(crate) fn new(priority_step_tokens: u64) -> Self {
         let step = priority_step_tokens.saturating_mul(TOKEN);
         // In the middle, so that the urgent have somewhere to go.
         let now = VirtualTime::MAX / 4;
@@ -86,7 +86,7 @@ impl<T> FairQueue<T> {
     }
 
     /// Adds an item that will cost at most `cost` tokens.
-    pub fn push(&mut self, tenant: Tenant, terms: QueueTerms, cost: usize, item: T) -> Ticket {
+    pub(crate) fn push(&mut self, tenant: Tenant, terms: QueueTerms, cost: usize, item: T) -> Ticket {
         let distance = self.step.saturating_mul(u64::from(terms.priority.unsigned_abs()));
         let ready = match terms.priority {
             ..0 => self.now.saturating_sub(distance),
@@ -96,12 +96,12 @@ impl<T> FairQueue<T> {
     }
 
     /// Adds an item before all others of its owner; it had its turn before, and lost what came of it.
-    pub fn push_first(&mut self, tenant: Tenant, weight: u32, cost: usize, item: T) -> Ticket {
+    pub(crate) fn push_first(&mut self, tenant: Tenant, weight: u32, cost: usize, item: T) -> Ticket {
         self.insert(tenant, 0, weight, cost, item)
     }
 
     fn insert(&mut self, tenant: Tenant, ready: VirtualTime, weight: u32, cost: usize, item: T) -> Ticket {
-        let place = Place { ready, seq: self.next_seq };
+        let place = ItemOrder { ready, seq: self.next_seq };
         self.next_seq += 1;
         let flow = self.flows.entry(tenant).or_insert_with(|| Flow {
             weight: 1,
@@ -117,14 +117,14 @@ impl<T> FairQueue<T> {
     }
 
     /// The item whose turn it is.
-    pub fn peek(&self) -> Option<(Ticket, &T)> {
+    pub(crate) fn peek(&self) -> Option<(Ticket, &T)> {
         let tenant = self.next_tenant()?;
         let (place, (_, item)) = self.flows.get(&tenant)?.items.first_key_value()?;
         Some((Ticket { tenant, place: *place }, item))
     }
 
     /// The first item of each owner, in the order of their turns, of `max` owners at most.
-    pub fn heads(&self, max: usize) -> Vec<(Ticket, &T)> {
+    pub(crate) fn heads(&self, max: usize) -> Vec<(Ticket, &T)> {
         let mut turns: Vec<_> = self.turns().collect();
         if turns.len() > max {
             turns.select_nth_unstable(max);
@@ -140,7 +140,7 @@ impl<T> FairQueue<T> {
 
     /// Takes an item to be served, and charges its owner. Virtual time goes on with the turns; an item that goes
     /// before its turn does not carry it along, or those who were passed would lose what is due to them.
-    pub fn take(&mut self, ticket: Ticket) -> Option<T> {
+    pub(crate) fn take(&mut self, ticket: Ticket) -> Option<T> {
         let is_turn = self.next_tenant() == Some(ticket.tenant);
         let flow = self.flows.get_mut(&ticket.tenant)?;
         let (cost, item) = flow.items.remove(&ticket.place)?;
@@ -156,7 +156,7 @@ impl<T> FairQueue<T> {
     }
 
     /// Takes an item out of its turn; nobody is charged.
-    pub fn remove(&mut self, ticket: Ticket) -> Option<T> {
+    pub(crate) fn remove(&mut self, ticket: Ticket) -> Option<T> {
         let flow = self.flows.get_mut(&ticket.tenant)?;
         let (cost, item) = flow.items.remove(&ticket.place)?;
         flow.load.remove(cost);
@@ -166,7 +166,7 @@ impl<T> FairQueue<T> {
     }
 
     /// Notes that an item that was popped has cost `num_tokens` less than was charged.
-    pub fn give_back(&mut self, tenant: Tenant, num_tokens: usize) {
+    pub(crate) fn give_back(&mut self, tenant: Tenant, num_tokens: usize) {
         // An owner that is forgotten has nothing to pay, so there is nothing to correct.
         if let Some(flow) = self.flows.get_mut(&tenant) {
             flow.start = flow.start.saturating_sub(flow.share_of(num_tokens));
@@ -176,7 +176,7 @@ impl<T> FairQueue<T> {
 
     /// The first `max` items in the order in which they would leave if nothing else came. Costs `max` times the
     /// logarithm of the number of owners.
-    pub fn order(&self, max: usize) -> Vec<Ticket> {
+    pub(crate) fn order(&self, max: usize) -> Vec<Ticket> {
         let begin = |flow: &Flow<T>| flow.items.first_key_value().map(|(place, _)| flow.start.max(place.ready));
         let mut turns: BinaryHeap<_> = self
             .flows
@@ -205,34 +205,34 @@ impl<T> FairQueue<T> {
     }
 
     /// The item of `ticket`, if it still waits.
-    pub fn get(&self, ticket: Ticket) -> Option<&T> {
+    pub(crate) fn get(&self, ticket: Ticket) -> Option<&T> {
         self.flows.get(&ticket.tenant)?.items.get(&ticket.place).map(|(_, item)| item)
     }
 
     /// The item of `ticket`, if it still waits.
-    pub fn get_mut(&mut self, ticket: Ticket) -> Option<&mut T> {
+    pub(crate) fn get_mut(&mut self, ticket: Ticket) -> Option<&mut T> {
         self.flows.get_mut(&ticket.tenant)?.items.get_mut(&ticket.place).map(|(_, item)| item)
     }
 
     /// All items, in no order of service.
-    pub fn iter(&self) -> impl Iterator<Item = (Ticket, &T)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Ticket, &T)> {
         self.flows.iter().flat_map(|(&tenant, flow)| {
             flow.items.iter().map(move |(&place, (_, item))| (Ticket { tenant, place }, item))
         })
     }
 
     /// How much waits.
-    pub fn load(&self) -> Load {
+    pub(crate) fn load(&self) -> Load {
         self.total
     }
 
     /// How much of one owner's waits.
-    pub fn load_of(&self, tenant: Tenant) -> Load {
+    pub(crate) fn load_of(&self, tenant: Tenant) -> Load {
         self.flows.get(&tenant).map_or_else(Load::default, |flow| flow.load)
     }
 
     /// Whether nothing waits.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.total.requests == 0
     }
 
@@ -259,7 +259,13 @@ impl<T> FairQueue<T> {
 
 impl<T> Flow<T> {
     /// The virtual time after serving an item, and the owner's next start.
-    fn charged(&self, place: Place, cost: usize, now: VirtualTime, start: VirtualTime) -> (VirtualTime, VirtualTime) {
+    fn charged(
+        &self,
+        place: ItemOrder,
+        cost: usize,
+        now: VirtualTime,
+        start: VirtualTime,
+    ) -> (VirtualTime, VirtualTime) {
         let begin = start.max(place.ready.min(now));
         (now.max(begin), begin.saturating_add(self.share_of(cost)))
     }

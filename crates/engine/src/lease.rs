@@ -7,15 +7,15 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::held::Held;
 use super::scheduler::Scheduler;
-use super::takeover::Held;
 use crate::metrics::Metrics;
 use tallow_stream::StreamLog;
 use tallow_stream::protocol::{Event, StreamId};
 
 /// One core's right to write to logs and gauges.
 #[derive(Debug)]
-pub struct Lease {
+pub(crate) struct Lease {
     metrics: Arc<Metrics>,
     num_blocks: i64,
     /// The slot of the sequence that the core works for alone, plus one; 0 if that is nobody or everybody.
@@ -49,7 +49,7 @@ impl Lease {
     }
 
     /// Whether the right is gone.
-    pub fn is_revoked(&self) -> bool {
+    pub(crate) fn is_revoked(&self) -> bool {
         self.lock().is_revoked
     }
 
@@ -69,11 +69,9 @@ impl Lease {
         self.at_work.store(slot.map_or(0, |slot| slot + 1), Ordering::Relaxed);
     }
 
-    /// Blocks while the disk that keeps the core's streams is far behind: within a step it would look as if it hung.
-    pub(super) fn wait_for_disk(&self) {
-        // Any that is kept will do, as there is one store; and without the lock, which others want.
-        let log = self.lock().live.values().map(|held| &held.log).find(|log| log.is_kept()).cloned();
-        log.inspect(|log| log.wait_for_disk());
+    /// The log of a sequence that the core holds and that is kept on disk. Any will do, as there is one store.
+    pub(super) fn kept_log(&self) -> Option<Arc<StreamLog>> {
+        self.lock().live.values().map(|held| &held.log).find(|log| log.is_kept()).cloned()
     }
 
     /// Appends an event, after `before`, which nobody can take the right away during; `false` if the right is gone.

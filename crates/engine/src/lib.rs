@@ -8,27 +8,30 @@
 //! | `share` | whose places in a worker are more than its share |
 //! | `scheduler`, `sequence` | which tokens make up the next step, in which blocks |
 //! | `output` | tokens to text; when it is over |
-//! | `pooling` | hidden states to the vector of a text |
+//! | `embedding`, `pooling` | a text to embed, beside its log; hidden states to its vector |
 //! | `constrain`, `masks` | texts that keep to a grammar; which tokens may come, beside the steps |
 //! | `takeover` | what becomes of a lost worker's sequences |
 //! | `core` | one step, from schedule to publish |
 //! | `worker` | a thread around the steps: panics, restarts, sleep |
 //! | `load`, `turns` | workers that come and go with the model's weights; models that share the cores |
 //! | `writer` | a log's one terminal event |
-//! | `encoder` | a model that only embeds: a thread and a queue of its own |
+//! | `encoder` | a model that only embeds: a thread before a queue of the same kind |
 //! | `rate` | when a refused client should come back |
 
 pub mod cache;
 mod config;
 mod constrain;
 pub mod core;
+mod embedding;
 pub mod encoder;
 mod fair;
+mod held;
 mod lease;
 mod load;
 mod masks;
 pub mod metrics;
 pub mod output;
+pub mod parts;
 mod pooling;
 pub mod queue;
 mod rate;
@@ -46,14 +49,15 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-pub use config::EngineConfig;
+pub use config::{EngineConfig, PRIORITY_STEP_TOKENS};
+pub use embedding::{Embedding, Vector};
 pub use fair::Load;
 pub use masks::MaskWait;
 pub use turns::Turns;
 
-use self::queue::Queue;
+use self::queue::{Coming, Queue};
 use self::scheduler::Scheduler;
-use self::worker::Shared;
+use self::worker::WorkerShared;
 use crate::cache::{BLOCK_SIZE, HashChain};
 use crate::metrics::Metrics;
 use crate::sampling::grammar::GrammarCompiler;
@@ -61,11 +65,11 @@ use tallow_model::text::Tokenizer;
 use tallow_model::{ModelFactory, ModelSpec};
 use tallow_stream::StreamLog;
 use tallow_stream::error::{Error, ErrorKind, Result};
-use tallow_stream::protocol::{Event, Task, Tenant, ValidRequest};
+use tallow_stream::protocol::{Event, Tenant, ValidInput, ValidRequest};
 
 /// A pool of workers behind a queue.
 pub struct Engine {
-    shared: Arc<Shared>,
+    shared: Arc<WorkerShared>,
     spec: ModelSpec,
     grammars: Arc<GrammarCompiler>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -101,7 +105,7 @@ impl Engine {
     /// the model could never run. Nothing was appended to `log` then.
     #[expect(clippy::needless_pass_by_value, reason = "the engine becomes an owner of the log")]
     pub fn submit(&self, request: ValidRequest, log: Arc<StreamLog>) -> Result<()> {
-        self.check(&request)?;
+        self.check(&request, false)?;
         // The service has compiled it just now; only a request of an earlier process takes its time here.
         let grammar = request.constraint.as_ref().map(|c| self.grammars.compile(c)).transpose()?;
         if let Some((finish_reason, usage, stop)) = takeover::end_of(&request, grammar.as_deref(), &self.shared.parts) {
@@ -110,11 +114,23 @@ impl Engine {
         }
         let prefix_cache = self.shared.config.prefix_cache;
         // Here and not in the worker: hashing a long prompt takes as long as a token.
-        // What the cache has is not computed, so it has no logits and no states.
-        let is_computed = request.sampling.prompt_logprobs.is_some() || request.task == Task::Embed;
-        let is_named = prefix_cache && !is_computed;
+        // What the cache has is not computed, so it has no logits.
+        let is_named = prefix_cache && request.sampling.prompt_logprobs.is_none();
         let chain = is_named.then(|| HashChain::new(request.tenant, &request.prompt));
         self.queue().submit_constrained(request, chain, grammar, &log)
+    }
+
+    /// Takes a text to embed: the mean of its hidden states, at length 1. It waits in the same queue and is computed in the
+    /// same steps as any prompt.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub fn embed(&self, input: ValidInput) -> Result<Embedding> {
+        let embedding::Begun { request, log, vector, embedding } = embedding::begin(input);
+        self.check(&request, true)?;
+        // Without a chain: what the cache has is not computed, so it has no states.
+        let coming = Coming { request, chain: None, grammar: None, vector: Some(vector) };
+        self.queue().submit_coming(coming, &log).map(|()| embedding)
     }
 
     /// Whether a request of `tenant` would be refused however short it is.
@@ -190,10 +206,9 @@ impl Engine {
 
     /// Validation has seen the request already, but a token past the vocabulary would crash the worker, and whether
     /// it fits the pool only the engine knows.
-    fn check(&self, request: &ValidRequest) -> Result<()> {
+    fn check(&self, request: &ValidRequest, is_embedding: bool) -> Result<()> {
         let ModelSpec { vocab_size, max_model_len, num_blocks, .. } = self.spec;
         let num_tokens_max = request.num_tokens_max();
-        let is_embedding = request.task == Task::Embed;
         if request.prompt.is_empty() || (request.max_tokens == 0) != is_embedding {
             return Err(Error::invalid("prompt", "prompt and `max_tokens` must be at least one token"));
         }

@@ -15,16 +15,16 @@ use std::time::Instant;
 
 use super::Engine;
 use super::config::EngineConfig;
-use super::core::CoreParts;
 use super::masks::MaskWait;
+use super::parts::CoreParts;
 use super::queue::Queue;
 use super::turns::Turns;
-use super::worker::{self, Shared};
+use super::worker::{self, WorkerShared};
 use crate::metrics::Metrics;
 use crate::sampling::grammar::GrammarCompiler;
 use tallow_model::text::Tokenizer;
 use tallow_model::{ModelFactory, ModelSpec};
-use tallow_stream::error::{Error, Result};
+use tallow_stream::error::{Error, ErrorKind, Result};
 use tallow_stream::protocol::TokenId;
 
 impl Engine {
@@ -49,11 +49,17 @@ impl Engine {
     /// If the model does not load, or is not the one that the engine was opened for: what waited has ended with this
     /// message then. Requests may come again.
     pub fn load(&self, factory: ModelFactory) -> Result<()> {
+        if !self.shared.wait_exited(self.shared.config.shutdown_time_max) {
+            let e = Error::new(ErrorKind::Unavailable, "a worker of the attempt before has not ended yet");
+            self.refuse_waiting(&e);
+            return Err(e);
+        }
         let loaded = start_workers(&self.shared, factory).and_then(|(spec, threads)| {
             self.lock_threads().extend(threads);
             if spec == self.spec { Ok(()) } else { Err(Error::bad_model("the file has changed since it was opened")) }
         });
         loaded.inspect_err(|e| {
+            // One that loads still ends by itself; the next attempt waits for it.
             self.end_workers();
             self.refuse_waiting(e);
         })
@@ -65,9 +71,21 @@ impl Engine {
     }
 
     /// Ends the workers, and lets go of the weights; false if something waits or runs, or a worker is stuck. Blocks until they
-    /// have ended.
+    /// have ended. If one is stuck, the model stays and the others come back, and so does that one once it has ended.
     pub fn unload(&self) -> bool {
-        self.is_idle() && self.end_workers()
+        if !self.is_idle() {
+            return false;
+        }
+        let have_ended = self.end_workers();
+        if !have_ended {
+            tracing::error!("a worker is stuck, so the model stays loaded");
+            self.shared.parts.queue.rest(false);
+            self.shared.is_resting.store(false, Ordering::SeqCst);
+            let mut threads = self.lock_threads();
+            threads.retain(|thread| !thread.is_finished());
+            threads.extend(self.shared.watch());
+        }
+        have_ended
     }
 
     /// Requests that wait for a worker.
@@ -85,10 +103,6 @@ impl Engine {
             let threads = std::mem::take(&mut *self.lock_threads());
             threads.into_iter().for_each(|thread| drop(thread.join()));
             *shared.factory.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        } else {
-            tracing::error!("a worker is stuck in a step, so the model stays loaded");
-            shared.parts.queue.rest(false);
-            shared.is_resting.store(false, Ordering::SeqCst);
         }
         have_ended
     }
@@ -104,7 +118,7 @@ pub(super) fn prepare(
     tokenizer: Arc<Tokenizer>,
     metrics: Arc<Metrics>,
     turns: Arc<Turns>,
-) -> Result<(Arc<Shared>, Arc<GrammarCompiler>)> {
+) -> Result<(Arc<WorkerShared>, Arc<GrammarCompiler>)> {
     config.validate()?;
     let began = Instant::now();
     let queue = Queue::new(config.queue_limits(), metrics.clone(), Arc::new(move || began.elapsed()));
@@ -120,7 +134,7 @@ pub(super) fn prepare(
     };
     let grammars = GrammarCompiler::new(parts.tokenizer.clone(), config.grammars.clone(), parts.metrics.clone());
     let num_workers = config.num_workers;
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(WorkerShared {
         config,
         factory: Mutex::default(),
         parts,
@@ -137,12 +151,14 @@ pub(super) fn prepare(
 }
 
 /// Starts every worker and waits for the first load of each. After an error some may run; the caller ends them.
-pub(super) fn start_workers(shared: &Arc<Shared>, factory: ModelFactory) -> Result<(ModelSpec, Vec<JoinHandle<()>>)> {
+pub(super) fn start_workers(
+    shared: &Arc<WorkerShared>,
+    factory: ModelFactory,
+) -> Result<(ModelSpec, Vec<JoinHandle<()>>)> {
     let num_workers = shared.config.num_workers;
     *shared.factory.lock().unwrap_or_else(PoisonError::into_inner) = Some(factory);
     shared.is_resting.store(true, Ordering::SeqCst);
-    shared.num_alive.store(num_workers, Ordering::SeqCst);
-    *shared.num_exited.lock().unwrap_or_else(PoisonError::into_inner) = 0;
+    shared.begin_load();
     shared.parts.queue.rest(false);
     let (sender, loaded) = sync_channel(num_workers);
     let mut threads = Vec::with_capacity(num_workers);

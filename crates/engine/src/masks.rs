@@ -54,7 +54,7 @@ pub enum MaskWait {
 
 /// A question on its way through a lane, or its answer.
 #[derive(Debug)]
-pub(super) struct Job {
+pub(super) struct MaskJob {
     pub(super) slot: usize,
     tenant: Tenant,
     /// Rises with every question, so that an answer to a sequence that has ended is told from one to its successor.
@@ -77,7 +77,7 @@ pub(super) struct Masks {
     num_awaited: usize,
     first_of_step: u64,
     /// Answers that count as late.
-    withheld: Vec<Job>,
+    withheld: Vec<MaskJob>,
     /// How often it was drawn which answers are late.
     num_draws: u64,
 }
@@ -86,7 +86,7 @@ pub(super) struct Masks {
 struct Lanes {
     quick: Arc<Lane>,
     slow: Arc<Lane>,
-    answers: Receiver<Job>,
+    answers: Receiver<MaskJob>,
 }
 
 /// A thread's work.
@@ -98,7 +98,7 @@ struct Lane {
 
 #[derive(Debug, Default)]
 struct LaneLine {
-    waiting: VecDeque<Job>,
+    waiting: VecDeque<MaskJob>,
     /// What is only to be freed.
     buried: Vec<Question>,
     /// When each owner was served last, in served questions; forgotten when nothing waits.
@@ -108,7 +108,7 @@ struct LaneLine {
 }
 
 enum Work {
-    Answer(Box<Job>),
+    Answer(Box<MaskJob>),
     Bury(Vec<Question>),
 }
 
@@ -151,7 +151,7 @@ impl Masks {
         let is_quick = !question.is_slow();
         self.num_awaited += usize::from(is_quick);
         let lane = if is_quick { &lanes.quick } else { &lanes.slow };
-        lane.push(Job { slot, tenant, ticket, is_quick, question });
+        lane.push(MaskJob { slot, tenant, ticket, is_quick, question });
     }
 
     /// Whether a token that is sampled now is accepted in a lane.
@@ -170,7 +170,7 @@ impl Masks {
         &mut self,
         forward_time: Duration,
         is_alone: bool,
-        mut give: impl FnMut(Job) -> Option<Question>,
+        mut give: impl FnMut(MaskJob) -> Option<Question>,
     ) {
         if let MaskWait::Drawn(seed) = self.wait {
             return self.draw_late(seed, give);
@@ -192,7 +192,7 @@ impl Masks {
     }
 
     /// Waits a little for any answer: every sequence that runs needs one.
-    pub(super) fn wait(&mut self, mut give: impl FnMut(Job) -> Option<Question>) {
+    pub(super) fn wait(&mut self, mut give: impl FnMut(MaskJob) -> Option<Question>) {
         if let MaskWait::Drawn(seed) = self.wait {
             return self.draw_late(seed, give);
         }
@@ -225,7 +225,7 @@ impl Masks {
         }
     }
 
-    fn next_answer(&mut self, patience: Duration) -> Option<Job> {
+    fn next_answer(&mut self, patience: Duration) -> Option<MaskJob> {
         let lanes = self.lanes.as_ref()?;
         let answer = if patience.is_zero() {
             lanes.answers.try_recv().map_err(|_| RecvTimeoutError::Timeout)
@@ -238,7 +238,7 @@ impl Masks {
         Some(job)
     }
 
-    fn draw_late(&mut self, seed: u64, mut give: impl FnMut(Job) -> Option<Question>) {
+    fn draw_late(&mut self, seed: u64, mut give: impl FnMut(MaskJob) -> Option<Question>) {
         self.num_draws += 1;
         let mut all = std::mem::take(&mut self.withheld);
         while self.num_away > 0 {
@@ -277,12 +277,12 @@ impl Drop for Lanes {
 }
 
 impl Lane {
-    fn push(&self, job: Job) {
+    fn push(&self, job: MaskJob) {
         self.lock().waiting.push_back(job);
         self.wake.notify_one();
     }
 
-    fn take_back(&self, ticket: u64) -> Option<Job> {
+    fn take_back(&self, ticket: u64) -> Option<MaskJob> {
         let mut line = self.lock();
         let at = line.waiting.iter().position(|job| job.ticket == ticket)?;
         line.waiting.remove(at)
@@ -299,7 +299,7 @@ impl Lane {
     }
 
     /// Works until the worker's end goes away.
-    fn serve(&self, answer: &SyncSender<Job>, metrics: &Metrics) {
+    fn serve(&self, answer: &SyncSender<MaskJob>, metrics: &Metrics) {
         while let Some(work) = self.next() {
             match work {
                 // What is broken may panic once more.
@@ -338,12 +338,12 @@ impl Lane {
 
 impl LaneLine {
     /// The first question of the owner that was served longest ago, so that one owner's do not hold up another's.
-    fn take(&mut self) -> Option<Job> {
+    fn take(&mut self) -> Option<MaskJob> {
         if self.waiting.is_empty() {
             self.served.clear();
             return None;
         }
-        let last_served = |job: &Job| self.served.get(&job.tenant).copied().unwrap_or_default();
+        let last_served = |job: &MaskJob| self.served.get(&job.tenant).copied().unwrap_or_default();
         let (at, _) = self.waiting.iter().enumerate().min_by_key(|(at, job)| (last_served(job), *at))?;
         let job = self.waiting.remove(at)?;
         self.num_served += 1;
@@ -352,7 +352,7 @@ impl LaneLine {
     }
 }
 
-impl Job {
+impl MaskJob {
     fn work(&mut self, metrics: &Metrics) {
         let (began, began_cpu) = (Instant::now(), constrain::cpu_time());
         let is_replay = self.question.is_at_start();

@@ -21,7 +21,7 @@ pub struct RejectLabel {
 
 impl RejectLabel {
     /// The queue is full.
-    pub const QUEUE_FULL: Self = Self { reason: "queue_full" };
+    pub(crate) const QUEUE_FULL: Self = Self { reason: "queue_full" };
     /// The table is full of live streams.
     pub const STREAMS_FULL: Self = Self { reason: "streams_full" };
     /// An owner is over a limit of its own.
@@ -34,8 +34,10 @@ impl RejectLabel {
     pub const BACKGROUND_FULL: Self = Self { reason: "background_full" };
     /// The bodies or answers that are held at once take as much memory as they may.
     pub const MEMORY_FULL: Self = Self { reason: "memory_full" };
+    /// The disk that keeps the streams does not keep up.
+    pub const STORE_BEHIND: Self = Self { reason: "store_behind" };
     /// The server is about to end, or has no worker left.
-    pub const UNAVAILABLE: Self = Self { reason: "unavailable" };
+    pub(crate) const UNAVAILABLE: Self = Self { reason: "unavailable" };
 }
 
 /// Who cancelled a generation.
@@ -47,7 +49,7 @@ pub struct CancelLabel {
 
 impl CancelLabel {
     /// The label of a log's cause.
-    pub fn new(cause: &'static str) -> Self {
+    pub(crate) fn new(cause: &'static str) -> Self {
         Self { cause }
     }
 }
@@ -179,6 +181,8 @@ metrics! {
         fair_preemptions: Counter = Counter::default(), "Sequences preempted for an owner with a smaller share";
         /// Workers restarted after a panic.
         worker_restarts: Counter = Counter::default(), "Workers restarted after a panic";
+        /// Workers that begin no step because the disk that keeps the streams is far behind.
+        workers_held_up: Gauge = Gauge::default(), "Workers that wait for the disk of the stream store";
         /// Duration of a step.
         step_seconds: Histogram = seconds(0.000_25), "Duration of a step";
         /// Time to compile a grammar, the failed ones included.
@@ -217,6 +221,10 @@ metrics! {
         streams: Gauge = Gauge::default(), "Streams, live and retained";
         /// Whether the stream store has failed, so that streams are in memory alone; set when rendered.
         stream_store_failed: Gauge = Gauge::default(), "1 once the stream store has failed and streams are in memory alone";
+        /// Changes that wait for the disk that keeps the streams; set when rendered.
+        stream_store_changes: Gauge = Gauge::default(), "Changes that wait for the disk of the stream store";
+        /// How long the stream store's commit under way has taken so far; set when rendered.
+        stream_store_commit_seconds: Gauge<f64, AtomicU64> = Gauge::default(), "Seconds that the stream store's commit under way has taken so far";
         /// Requests refused because a limit of their owner was used up.
         requests_limited: Counter = Counter::default(), "Requests over a limit of their key";
         /// Readers following a stream now.

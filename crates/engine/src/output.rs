@@ -22,7 +22,7 @@ pub struct Output {
 
 /// What tokens of an earlier process come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Replayed {
+pub(crate) struct Replayed {
     /// Why the text is over with them, if it is.
     pub end: Option<FinishReason>,
     /// Length of the text that they show.
@@ -51,7 +51,7 @@ impl Output {
     }
 
     /// Adds tokens whose events an earlier process has made, up to and with the last of them, and where that leads.
-    pub fn replay(&mut self, tokens: &[TokenId], tokenizer: &Tokenizer) -> Replayed {
+    pub(crate) fn replay(&mut self, tokens: &[TokenId], tokenizer: &Tokenizer) -> Replayed {
         let mut replayed = Replayed::default();
         for &token in tokens {
             debug_assert_eq!(replayed.end, None, "tokens after the end");
@@ -69,7 +69,7 @@ impl Output {
     }
 
     /// The stop string that ended the text, if one did.
-    pub fn stop_string(&self) -> Option<&str> {
+    pub(crate) fn stop_string(&self) -> Option<&str> {
         self.stop_strings.completed()
     }
 
@@ -80,7 +80,7 @@ impl Output {
 
     /// The same for a text that keeps to a grammar: such a one is over when its grammar says so, so where it is to go
     /// on past ends of generation these are no choice at all.
-    pub fn banned_with<'a>(&'a self, end_of_generation: &'a [TokenId]) -> &'a [TokenId] {
+    pub(crate) fn banned_with<'a>(&'a self, end_of_generation: &'a [TokenId]) -> &'a [TokenId] {
         if self.stop.ignore_eos && self.banned().is_empty() { end_of_generation } else { self.banned() }
     }
 
@@ -122,7 +122,7 @@ impl Output {
     }
 
     /// The text and tokens since the last call, if there is text.
-    pub fn take_event(&mut self) -> Option<TokenEvent> {
+    pub(crate) fn take_event(&mut self) -> Option<TokenEvent> {
         (!self.next.text.is_empty()).then(|| std::mem::take(&mut self.next))
     }
 

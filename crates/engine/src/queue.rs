@@ -5,7 +5,6 @@
 //! Its clock is given to it, and it draws nothing at random. The lock is held for operations on the order and appends
 //! to logs; a log's hook is never called with the log's own lock held, so the order queue, then log, holds.
 
-mod owners;
 mod places;
 mod returned;
 mod room;
@@ -16,6 +15,7 @@ use std::time::Duration;
 
 pub(super) use returned::Returned;
 
+use super::embedding::Vector;
 use super::fair::{FairQueue, Load, Ticket};
 use super::rate::ServiceRate;
 use super::share::Share;
@@ -35,7 +35,7 @@ const OWNER_SHARE: usize = 4;
 const OWNERS_SEEN_MAX: usize = 32;
 
 /// The time since some beginning; it never goes back. A test or a simulation brings its own.
-pub type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
+pub type EngineClock = Arc<dyn Fn() -> Duration + Send + Sync>;
 
 /// The queue's bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,32 +52,42 @@ pub struct QueueLimits {
 
 /// A request that waits.
 #[derive(Debug)]
-pub struct Entry {
+pub struct QueueEntry {
     /// What is wanted.
     pub request: ValidRequest,
     /// Names of the prompt's full blocks, where the prefix cache is on.
     pub chain: Option<HashChain>,
     /// The request's constraint, compiled.
     pub grammar: Option<Arc<Grammar>>,
+    /// Where its vector goes, if it is a text to embed.
+    pub vector: Option<Vector>,
     /// Its log.
     pub writer: Writer,
     /// When it was accepted.
-    pub accepted_at: Duration,
+    pub(crate) accepted_at: Duration,
     /// When somebody asked for its end.
-    pub cancelled_at: Arc<OnceLock<Duration>>,
+    pub(crate) cancelled_at: Arc<OnceLock<Duration>>,
     /// Whether it came back from a lost worker.
-    pub has_returned: bool,
+    pub(crate) has_returned: bool,
     /// The place it was told last.
     position: usize,
     /// Not before this is it told another one.
     next_note_at: Duration,
 }
 
+/// A request on its way into the queue.
+pub(super) struct Coming {
+    pub(super) request: ValidRequest,
+    pub(super) chain: Option<HashChain>,
+    pub(super) grammar: Option<Arc<Grammar>>,
+    pub(super) vector: Option<Vector>,
+}
+
 /// What a worker finds in the queue.
 #[derive(Debug)]
-pub enum Pulled {
+pub(crate) enum Pulled {
     /// The next request; its events are the worker's to write.
-    Entry(Box<Entry>),
+    Entry(Box<QueueEntry>),
     /// Nothing, or nothing that fits.
     Nothing,
     /// The engine shuts down: end everything with this message.
@@ -87,9 +97,9 @@ pub enum Pulled {
 /// Requests that wait, and whether the engine takes new ones.
 pub struct Queue {
     limits: QueueLimits,
-    clock: Clock,
+    clock: EngineClock,
     shared: Arc<WriterShared>,
-    state: Mutex<State>,
+    state: Mutex<QueueState>,
     /// Something to do, or the end. One waiter is woken per request, so nobody waits here for anything else.
     wake: Condvar,
     /// The end.
@@ -97,10 +107,10 @@ pub struct Queue {
 }
 
 #[derive(Debug)]
-struct State {
-    waiting: FairQueue<Entry>,
+struct QueueState {
+    waiting: FairQueue<QueueEntry>,
     rate: ServiceRate,
-    phase: Phase,
+    phase: QueuePhase,
     /// How many were under way when a worker last had no room for the next.
     full_at: Option<usize>,
     /// Whether workers are to end once they have nothing to do: what comes then waits until the model is loaded again.
@@ -108,7 +118,7 @@ struct State {
 }
 
 #[derive(Debug)]
-enum Phase {
+enum QueuePhase {
     Open,
     /// Nothing new; what is here is served. Says why.
     Closed(String),
@@ -118,11 +128,11 @@ enum Phase {
 
 impl Queue {
     /// An empty, open queue.
-    pub fn new(limits: QueueLimits, metrics: Arc<Metrics>, clock: Clock) -> Arc<Self> {
+    pub fn new(limits: QueueLimits, metrics: Arc<Metrics>, clock: EngineClock) -> Arc<Self> {
         let shared = Arc::new(WriterShared { metrics, num_live: AtomicUsize::new(0) });
         let rate = ServiceRate::default();
         let waiting = FairQueue::new(limits.priority_step_tokens);
-        let state = State { waiting, rate, phase: Phase::Open, full_at: None, is_resting: false };
+        let state = QueueState { waiting, rate, phase: QueuePhase::Open, full_at: None, is_resting: false };
         let (wake, stopped) = (Condvar::new(), Condvar::new());
         Arc::new(Self { limits, clock, shared, state: Mutex::new(state), wake, stopped })
     }
@@ -158,9 +168,17 @@ impl Queue {
         grammar: Option<Arc<Grammar>>,
         log: &Arc<StreamLog>,
     ) -> Result<()> {
-        let id = request.id;
+        self.submit_coming(Coming { request, chain, grammar, vector: None }, log)
+    }
+
+    /// The same for a text to embed too.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub(super) fn submit_coming(self: &Arc<Self>, coming: Coming, log: &Arc<StreamLog>) -> Result<()> {
+        let id = coming.request.id;
         let cancelled_at = Arc::new(OnceLock::new());
-        self.push((request, chain, grammar), log.clone(), cancelled_at.clone())?;
+        self.push(coming, log.clone(), cancelled_at.clone())?;
         let queue = Arc::downgrade(self); // Weak, as the queue holds the log that holds the hook.
         log.on_cancel(move |_| {
             if let Some(queue) = queue.upgrade() {
@@ -183,7 +201,7 @@ impl Queue {
 
     fn push(
         &self,
-        (request, chain, grammar): (ValidRequest, Option<HashChain>, Option<Arc<Grammar>>),
+        Coming { request, chain, grammar, vector }: Coming,
         log: Arc<StreamLog>,
         cancelled_at: Arc<OnceLock<Duration>>,
     ) -> Result<()> {
@@ -201,10 +219,11 @@ impl Queue {
         metrics.requests_accepted.inc();
         let writer = Writer::new(log, &self.shared);
         let next_note_at = now + self.limits.note_interval;
-        let entry = Entry {
+        let entry = QueueEntry {
             request,
             chain,
             grammar,
+            vector,
             writer,
             accepted_at: now,
             cancelled_at,
@@ -243,11 +262,11 @@ impl Queue {
     /// The next request, if `fits` says that there is room for it; else the first of another owner for which it says so
     /// although it passes the next, its second argument. Requests that were cancelled or whose patience is over are
     /// ended when it is their turn.
-    pub fn pull(&self, mut fits: impl FnMut(&Entry, Option<&Entry>) -> bool) -> Pulled {
+    pub(crate) fn pull(&self, mut fits: impl FnMut(&QueueEntry, Option<&QueueEntry>) -> bool) -> Pulled {
         let now = self.now();
         let mut state = self.lock();
         loop {
-            if let Phase::Stopped(message) = &state.phase {
+            if let QueuePhase::Stopped(message) = &state.phase {
                 return Pulled::Stopped(message.clone());
             }
             let Some((ticket, next)) = state.waiting.peek() else { return Pulled::Nothing };
@@ -273,6 +292,26 @@ impl Queue {
         }
     }
 
+    /// The owner whose turn comes first among those that wait and are `wanted`.
+    pub(crate) fn next_owner(&self, wanted: impl Fn(Tenant) -> bool) -> Option<Share> {
+        let state = self.lock();
+        if state.waiting.is_empty() {
+            return None;
+        }
+        let heads = state.waiting.heads(OWNERS_SEEN_MAX);
+        heads.into_iter().map(|(_, entry)| entry.share()).find(|share| wanted(share.tenant))
+    }
+
+    /// The log of a request that may be next and that is kept on disk.
+    pub(crate) fn kept_log(&self) -> Option<Arc<StreamLog>> {
+        let state = self.lock();
+        if state.waiting.is_empty() {
+            return None;
+        }
+        let heads = state.waiting.heads(OWNERS_SEEN_MAX);
+        heads.into_iter().map(|(_, entry)| entry.writer.log()).find(|log| log.is_kept()).cloned()
+    }
+
     /// Ends the requests whose patience is over, and tells others of their place where it has changed. Called a few
     /// times a second.
     pub fn sweep(&self) {
@@ -280,7 +319,7 @@ impl Queue {
         let mut state = self.lock();
         let late: Vec<Ticket> =
             state.waiting.iter().filter(|(_, e)| e.is_late(now)).map(|(ticket, _)| ticket).collect();
-        let late: Vec<Entry> = late.into_iter().filter_map(|t| self.take_abandoned(&mut state, t)).collect();
+        let late: Vec<QueueEntry> = late.into_iter().filter_map(|t| self.take_abandoned(&mut state, t)).collect();
         let num_running = self.num_running(&state);
         state.tell_places(self.limits.note_interval, num_running, now);
         drop(state);
@@ -289,7 +328,7 @@ impl Queue {
         }
     }
 
-    fn end_unserved(&self, entry: Entry, is_cancelled: bool) {
+    fn end_unserved(&self, entry: QueueEntry, is_cancelled: bool) {
         if is_cancelled {
             entry.writer.cancelled();
             return;
@@ -302,7 +341,7 @@ impl Queue {
 
     /// Notes that a worker is through with a request of `tenant` that had reserved `num_reserved` tokens and computed
     /// `num_computed` of them.
-    pub fn on_served(&self, tenant: Tenant, num_reserved: usize, num_computed: usize) {
+    pub(crate) fn on_served(&self, tenant: Tenant, num_reserved: usize, num_computed: usize) {
         let now = self.now();
         let mut state = self.lock();
         state.rate.on_served(num_reserved, now);
@@ -311,7 +350,7 @@ impl Queue {
 
     /// A worker lost a request of `tenant` that it had pulled: it no longer counts as work under way, and what was not
     /// computed of the reserved tokens is not its owner's to pay.
-    pub fn on_lost(&self, tenant: Tenant, num_reserved: usize, num_computed: usize) {
+    pub(crate) fn on_lost(&self, tenant: Tenant, num_reserved: usize, num_computed: usize) {
         let now = self.now();
         let mut state = self.lock();
         state.rate.on_abandoned(now);
@@ -320,7 +359,7 @@ impl Queue {
 
     /// Blocks until there is a request or the end; false if the worker is to end instead, since its model is unloaded.
     pub fn wait(&self) -> bool {
-        let idle = |s: &mut State| s.waiting.is_empty() && !s.is_over();
+        let idle = |s: &mut QueueState| s.waiting.is_empty() && !s.is_over();
         let state = self.wake.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
         !state.is_resting
     }
@@ -344,25 +383,33 @@ impl Queue {
 
     /// Blocks for `time`, or until the end of the engine or of its model; true if it has come.
     pub fn wait_stopped(&self, time: Duration) -> bool {
-        let running = |s: &mut State| !s.is_over();
+        let running = |s: &mut QueueState| !s.is_over();
         let (state, _) =
             self.stopped.wait_timeout_while(self.lock(), time, running).unwrap_or_else(PoisonError::into_inner);
         state.is_over()
     }
 
+    /// What is still here is told at the end, once that has come.
+    pub(crate) fn stop_message(&self) -> Option<String> {
+        match &self.lock().phase {
+            QueuePhase::Stopped(message) => Some(message.clone()),
+            QueuePhase::Open | QueuePhase::Closed(_) => None,
+        }
+    }
+
     /// Takes no new requests from now on, saying why.
     pub fn close(&self, message: &str) {
         let mut state = self.lock();
-        if matches!(state.phase, Phase::Open) {
-            state.phase = Phase::Closed(message.to_owned());
+        if matches!(state.phase, QueuePhase::Open) {
+            state.phase = QueuePhase::Closed(message.to_owned());
         }
     }
 
     /// Ends what waits, and tells the workers to end what they run.
     pub fn stop(&self, message: &str) {
         let mut state = self.lock();
-        if !matches!(state.phase, Phase::Stopped(_)) {
-            state.phase = Phase::Stopped(message.to_owned());
+        if !matches!(state.phase, QueuePhase::Stopped(_)) {
+            state.phase = QueuePhase::Stopped(message.to_owned());
         }
         self.fail_waiting(state, message);
         self.wake.notify_all();
@@ -370,7 +417,7 @@ impl Queue {
     }
 
     /// Ends what waits when there is nobody left to serve it, and takes nothing new.
-    pub fn abandon(&self, message: &str) {
+    pub(crate) fn abandon(&self, message: &str) {
         self.close(message);
         self.fail_waiting(self.lock(), message);
     }
@@ -382,7 +429,7 @@ impl Queue {
 
     /// Whether new requests are taken.
     pub fn is_open(&self) -> bool {
-        matches!(self.lock().phase, Phase::Open)
+        matches!(self.lock().phase, QueuePhase::Open)
     }
 
     /// Number of requests that wait, and their tokens.
@@ -392,20 +439,22 @@ impl Queue {
     }
 
     /// Requests that workers have.
-    fn num_running(&self, state: &State) -> usize {
+    fn num_running(&self, state: &QueueState) -> usize {
         self.shared.num_live.load(Ordering::SeqCst).saturating_sub(state.waiting.load().requests)
     }
 
-    fn fail_waiting(&self, mut state: MutexGuard<'_, State>, message: &str) {
+    fn fail_waiting(&self, mut state: MutexGuard<'_, QueueState>, message: &str) {
         let all: Vec<Ticket> = state.waiting.iter().map(|(ticket, _)| ticket).collect();
-        for ticket in all {
-            if let Some(entry) = self.take_abandoned(&mut state, ticket) {
-                entry.writer.failed(ErrorKind::Unavailable, message.to_owned());
-            }
+        let all: Vec<QueueEntry> =
+            all.into_iter().filter_map(|ticket| self.take_abandoned(&mut state, ticket)).collect();
+        // Not under the lock: each end is a line of the log, which somebody may read slowly.
+        drop(state);
+        for entry in all {
+            entry.writer.failed(ErrorKind::Unavailable, message.to_owned());
         }
     }
 
-    fn count_left(&self, entry: &Entry) {
+    fn count_left(&self, entry: &QueueEntry) {
         self.shared.metrics.num_waiting.dec();
         self.shared.metrics.queue_tokens.dec_by(entry.request.num_tokens_max() as i64);
     }
@@ -416,14 +465,14 @@ impl Queue {
     }
 
     /// Takes a request out that will not be served.
-    fn take_abandoned(&self, state: &mut State, ticket: Ticket) -> Option<Entry> {
+    fn take_abandoned(&self, state: &mut QueueState, ticket: Ticket) -> Option<QueueEntry> {
         let entry = state.waiting.remove(ticket)?;
         state.rate.on_abandoned(self.now());
         self.count_left(&entry);
         Some(entry)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         // A panic in a worker's `fits` leaves the list as it was, so the poison says nothing.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -435,7 +484,7 @@ impl std::fmt::Debug for Queue {
     }
 }
 
-impl Entry {
+impl QueueEntry {
     /// Whose it is.
     pub(super) fn share(&self) -> Share {
         Share { tenant: self.request.tenant, weight: self.request.queue.weight }
@@ -453,18 +502,18 @@ impl Entry {
     }
 }
 
-impl State {
+impl QueueState {
     /// Whether workers are to end.
     fn is_over(&self) -> bool {
-        self.is_resting || matches!(self.phase, Phase::Stopped(_))
+        self.is_resting || matches!(self.phase, QueuePhase::Stopped(_))
     }
 
     /// The first of another owner's that fits although it passes `next`.
     fn first_passing(
         &self,
-        next: &Entry,
+        next: &QueueEntry,
         now: Duration,
-        fits: &mut impl FnMut(&Entry, Option<&Entry>) -> bool,
+        fits: &mut impl FnMut(&QueueEntry, Option<&QueueEntry>) -> bool,
     ) -> Option<Ticket> {
         let heads = self.waiting.heads(OWNERS_SEEN_MAX).into_iter().skip(1);
         let mut live = heads.filter(|(_, e)| !e.writer.is_cancelled() && !e.is_late(now));

@@ -12,7 +12,7 @@ const RETRY_MS_UNKNOWN: u64 = 1000;
 /// Tokens freed per second of work: an average that forgets exponentially. Time in which there was nothing to do does
 /// not count. Reservations (prompt and `max_tokens`) are what is counted, as they are what the queue is bounded by.
 #[derive(Debug, Default)]
-pub struct ServiceRate {
+pub(crate) struct ServiceRate {
     tokens: f64,
     seconds: f64,
     num_busy: usize,
@@ -22,32 +22,32 @@ pub struct ServiceRate {
 
 impl ServiceRate {
     /// A request was accepted.
-    pub fn on_accepted(&mut self, now: Duration) {
+    pub(crate) fn on_accepted(&mut self, now: Duration) {
         self.advance(now);
         self.num_busy += 1;
     }
 
     /// An accepted request left without being served.
-    pub fn on_abandoned(&mut self, now: Duration) {
+    pub(crate) fn on_abandoned(&mut self, now: Duration) {
         self.advance(now);
         self.num_busy = self.num_busy.saturating_sub(1);
     }
 
     /// A worker is through with a request, and its `tokens` are free for others.
-    pub fn on_served(&mut self, tokens: usize, now: Duration) {
+    pub(crate) fn on_served(&mut self, tokens: usize, now: Duration) {
         self.on_abandoned(now);
         self.tokens += tokens as f64;
     }
 
     /// When there should be room, if `tokens` must be freed before.
-    pub fn retry_after_ms(&self, tokens: usize, now: Duration) -> u64 {
+    pub(crate) fn retry_after_ms(&self, tokens: usize, now: Duration) -> u64 {
         // If nothing has finished yet, it is likely to take as long again as it has taken.
         let unknown = || ((self.seconds_until(now) * 1000.0) as u64).max(RETRY_MS_UNKNOWN);
         self.wait_ms(tokens, now).unwrap_or_else(unknown).clamp(RETRY_MS_MIN, RETRY_MS_MAX)
     }
 
     /// How long it should take until `tokens` are freed; `None` before anything was measured.
-    pub fn wait_ms(&self, tokens: usize, now: Duration) -> Option<u64> {
+    pub(crate) fn wait_ms(&self, tokens: usize, now: Duration) -> Option<u64> {
         (self.tokens > 0.0).then(|| (tokens as f64 * self.seconds_until(now) / self.tokens * 1000.0) as u64)
     }
 

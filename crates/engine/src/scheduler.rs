@@ -40,7 +40,7 @@ use std::collections::{BTreeMap, VecDeque};
 pub use turns::Newcomer;
 
 use super::sequence::{Sequence, num_blocks_needed};
-use super::share::{Places, Share};
+use super::share::{PlaceCounts, Share};
 use crate::cache::{BLOCK_SIZE, BlockId, BlockPool};
 use tallow_model::Batch;
 use tallow_stream::protocol::{Tenant, TokenId};
@@ -79,7 +79,7 @@ pub struct Scheduler {
     /// Preempted, oldest first.
     waiting: VecDeque<Sequence>,
     /// Of those that run.
-    places: Places,
+    places: PlaceCounts,
     plan: Vec<Planned>,
     /// Blocks to be copied before the step being planned.
     copies: Vec<(BlockId, BlockId)>,
@@ -104,7 +104,7 @@ pub struct Planned {
     /// How many of its tokens are computed.
     pub num_tokens: usize,
     /// Whether its last token is among them, so that the next is sampled.
-    pub is_sampled: bool,
+    pub(crate) is_sampled: bool,
     /// The first of its tokens here whose logits are wanted though another follows it ...
     first_wanted: usize,
     /// ... and how many there are of these, one after another.
@@ -121,7 +121,7 @@ impl Scheduler {
             pool: BlockPool::new(num_blocks),
             running: Vec::with_capacity(limits.max_num_seqs),
             waiting: VecDeque::with_capacity(limits.max_num_seqs),
-            places: Places::default(),
+            places: PlaceCounts::default(),
             plan: Vec::with_capacity(limits.max_num_seqs),
             copies: Vec::new(),
             prefill_budget: 0,
@@ -166,7 +166,7 @@ impl Scheduler {
     }
 
     /// Whether a prompt of this owner is being computed here.
-    pub fn has_prompt(&self, tenant: Tenant) -> bool {
+    pub(crate) fn has_prompt(&self, tenant: Tenant) -> bool {
         self.running.iter().any(|sequence| sequence.share().tenant == tenant && sequence.num_remaining() > 1)
     }
 
@@ -185,7 +185,7 @@ impl Scheduler {
 
     /// Whether the sequence in `slot` runs and has its first `num_tokens` tokens not computed yet: who shares them
     /// waits for it.
-    pub fn is_computing(&self, slot: usize, num_tokens: usize) -> bool {
+    pub(crate) fn is_computing(&self, slot: usize, num_tokens: usize) -> bool {
         self.find(slot).is_some_and(|leader| leader.num_computed_tokens() < num_tokens)
     }
 
@@ -210,7 +210,7 @@ impl Scheduler {
     }
 
     /// The part in the step of a sequence that runs, has all its tokens computed, and has not sampled the next one yet.
-    pub fn standing(&self, slot: usize) -> Option<Planned> {
+    pub(crate) fn standing(&self, slot: usize) -> Option<Planned> {
         let index = self.running.iter().position(|sequence| sequence.slot() == slot)?;
         let is_standing = self.running[index].num_remaining() == 0;
         let planned = Planned { index, slot, num_tokens: 0, is_sampled: true, first_wanted: 0, num_wanted: 0 };
@@ -225,7 +225,7 @@ impl Scheduler {
     }
 
     /// The tokens that the wanted rows of one of the step's sequences tell of, once it is committed.
-    pub fn wanted_tokens(&self, planned: Planned) -> impl Iterator<Item = TokenId> {
+    pub(crate) fn wanted_tokens(&self, planned: Planned) -> impl Iterator<Item = TokenId> {
         let Planned { index, num_tokens, first_wanted, num_wanted, .. } = planned;
         let followers = first_wanted + 1..first_wanted + 1 + num_wanted;
         followers.map(move |i| self.running[index].computed_token(num_tokens, i))
@@ -237,7 +237,7 @@ impl Scheduler {
     }
 
     /// Adds a token that must come to one of the step's sequences; it is computed in the next step.
-    pub fn push_forced(&mut self, planned: Planned, token: TokenId) {
+    pub(crate) fn push_forced(&mut self, planned: Planned, token: TokenId) {
         self.running[planned.index].push_forced(token);
     }
 
@@ -281,7 +281,7 @@ impl Scheduler {
     }
 
     /// Preemptions for the sake of another owner so far.
-    pub fn num_fair_preemptions(&self) -> u64 {
+    pub(crate) fn num_fair_preemptions(&self) -> u64 {
         self.num_fair_preemptions
     }
 

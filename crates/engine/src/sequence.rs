@@ -73,13 +73,13 @@ impl Sequence {
     }
 
     /// Wants the logits that tell how likely each of its tokens so far was, all but the first.
-    pub fn want_prompt_logits(&mut self) {
+    pub(crate) fn want_prompt_logits(&mut self) {
         debug_assert!(self.chain.is_none(), "what is found in the cache is not computed");
         self.wanted = 0..self.tokens.len() - 1;
     }
 
     /// Wants no logits at all.
-    pub fn want_no_logits(&mut self) {
+    pub(crate) fn want_no_logits(&mut self) {
         debug_assert!(self.chain.is_none(), "what is found in the cache is not computed");
         self.is_silent = true;
     }
@@ -128,7 +128,7 @@ impl Sequence {
     }
 
     /// Tokens whose keys and values are in the cache.
-    pub fn num_computed_tokens(&self) -> usize {
+    pub(crate) fn num_computed_tokens(&self) -> usize {
         self.num_computed_tokens
     }
 

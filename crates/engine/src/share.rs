@@ -4,10 +4,9 @@
 //! place if it would still have no fewer per weight than the other after giving it. So nothing goes back and forth:
 //! whoever was given a place owes none to the giver. An owner never gives up its last place.
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use tallow_stream::protocol::Tenant;
+use tallow_stream::protocol::{Claim, Tenant};
 
 /// Whose a sequence is, and how much of the machine that owner should have beside others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,23 +17,16 @@ pub struct Share {
     pub weight: u32,
 }
 
-/// Places per weight. Claims are compared by multiplying crosswise, so that nothing is rounded.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Claim {
-    num_places: u64,
-    weight: u64,
-}
-
 /// How many places each owner has; who has none is not in it, so it is as long as there are places at most.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Places(BTreeMap<Tenant, Claim>);
+pub(super) struct PlaceCounts(BTreeMap<Tenant, Claim>);
 
-impl Places {
+impl PlaceCounts {
     /// Gives the owner a place. All its places count by the weight that it has now.
     pub(super) fn add(&mut self, share: Share) {
         let weight = u64::from(share.weight.max(1));
-        let claim = self.0.entry(share.tenant).or_insert(Claim { num_places: 0, weight });
-        *claim = Claim { num_places: claim.num_places + 1, weight };
+        let claim = self.0.entry(share.tenant).or_insert(Claim { amount: 0, weight });
+        *claim = Claim { amount: claim.amount + 1, weight };
     }
 
     /// Takes a place from the owner.
@@ -43,60 +35,39 @@ impl Places {
     /// If it has none.
     pub(super) fn remove(&mut self, tenant: Tenant) {
         let claim = self.0.get_mut(&tenant).expect("an owner with a place");
-        claim.num_places -= 1;
-        if claim.num_places == 0 {
+        claim.amount -= 1;
+        if claim.amount == 0 {
             self.0.remove(&tenant);
         }
     }
 
     /// What the owner has.
     pub(super) fn claim(&self, share: Share) -> Claim {
-        let none = Claim { num_places: 0, weight: u64::from(share.weight.max(1)) };
+        let none = Claim { amount: 0, weight: u64::from(share.weight.max(1)) };
         self.0.get(&share.tenant).copied().unwrap_or(none)
     }
 
     /// Whether the owner of `from` has so many places more than that of `to` that it owes it one.
     pub(super) fn owes(&self, from: Share, to: Share) -> bool {
-        from.tenant != to.tenant && self.claim(from).owes(self.claim(to))
+        from.tenant != to.tenant && owes(self.claim(from), self.claim(to))
     }
 
     /// Whether anybody owes the owner of `to` a place.
     pub(super) fn is_owed(&self, to: Share) -> bool {
         let claim = self.claim(to);
-        self.0.iter().any(|(tenant, from)| *tenant != to.tenant && from.owes(claim))
+        self.0.iter().any(|(tenant, from)| *tenant != to.tenant && owes(*from, claim))
     }
 
     /// Places by owner.
     pub(super) fn counts(&self) -> impl Iterator<Item = (Tenant, usize)> {
-        self.0.iter().map(|(tenant, claim)| (*tenant, claim.num_places as usize))
+        self.0.iter().map(|(tenant, claim)| (*tenant, claim.amount as usize))
     }
 }
 
-impl Claim {
-    fn owes(self, to: Self) -> bool {
-        self.num_places > 0 && (self.num_places - 1) * to.weight >= (to.num_places + 1) * self.weight
-    }
+/// Whether `from` would still be no smaller than `to` after giving it a place.
+fn owes(from: Claim, to: Claim) -> bool {
+    from.amount > 0 && (from.amount - 1) * to.weight >= (to.amount + 1) * from.weight
 }
-
-impl Ord for Claim {
-    fn cmp(&self, other: &Self) -> Ordering {
-        (self.num_places * other.weight).cmp(&(other.num_places * self.weight))
-    }
-}
-
-impl PartialOrd for Claim {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Claim {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Claim {}
 
 #[cfg(test)]
 mod tests {
@@ -106,8 +77,8 @@ mod tests {
         Share { tenant: Tenant(tenant), weight }
     }
 
-    fn places(held: &[(Share, usize)]) -> Places {
-        let mut places = Places::default();
+    fn places(held: &[(Share, usize)]) -> PlaceCounts {
+        let mut places = PlaceCounts::default();
         for (share, num_places) in held {
             (0..*num_places).for_each(|_| places.add(*share));
         }

@@ -8,7 +8,7 @@
 //!
 //! The culprit is the sequence that the worker was working for alone (admitting, embedding, sampling); in a step of the
 //! model it is the only sequence of the step that is not *settled*. A newcomer is settled once it has a token from its
-//! worker, a sequence that came back from a lost worker once it has [`SETTLED_TOKENS`] of them. If several are not settled,
+//! worker, a sequence that came back from a lost worker once it has [`SETTLED_TOKENS`](super::held::SETTLED_TOKENS) of them. If several are not settled,
 //! or none, nobody is blamed, and all come back.
 //!
 //! A sequence that came back begins only while every other sequence of its worker is settled, and nothing new begins before it
@@ -16,98 +16,18 @@
 //! culprit. Each loss ends one request, or each request gets some tokens further: no request can keep losing workers.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use super::constrain;
-use super::core::CoreParts;
+use super::embedding::Vector;
+use super::held::Held;
 use super::output::Output;
+use super::parts::CoreParts;
 use super::queue::Returned;
 use super::writer::Writer;
 use crate::cache::HashChain;
 use crate::sampling::grammar::Grammar;
-use tallow_stream::StreamLog;
 use tallow_stream::error::ErrorKind;
-use tallow_stream::protocol::{Event, FinishReason, Resumed, Usage, ValidRequest};
-
-/// Tokens that a sequence must get after a loss before it is above suspicion: more than can be held back when it is replayed,
-/// which is the longest stop string, in most cases.
-pub(super) const SETTLED_TOKENS: usize = 16;
-
-/// A sequence that a worker holds: what it was asked, and what of its text was shown since. Enough to go on elsewhere.
-#[derive(Debug)]
-pub(super) struct Held {
-    pub(super) log: Arc<StreamLog>,
-    pub(super) slot: usize,
-    pub(super) origin: Origin,
-    /// Tokens shown by this worker, and the length of their text.
-    emitted: Vec<u32>,
-    text_bytes: usize,
-    cached_tokens: Option<usize>,
-    has_told_prompt: bool,
-    has_told_vector: bool,
-}
-
-/// A request as a worker took it from the queue.
-#[derive(Debug, Clone)]
-pub(super) struct Origin {
-    pub(super) request: ValidRequest,
-    pub(super) grammar: Option<Arc<Grammar>>,
-    /// Whether the prefix cache may know its blocks.
-    pub(super) is_named: bool,
-    pub(super) accepted_at: Duration,
-    pub(super) cancelled_at: Arc<OnceLock<Duration>>,
-    /// Whether it came back from a lost worker, and was not settled since.
-    pub(super) has_returned: bool,
-}
-
-impl Held {
-    /// Nothing shown yet.
-    pub(super) fn new(log: Arc<StreamLog>, slot: usize, origin: Origin) -> Self {
-        Self {
-            log,
-            slot,
-            origin,
-            emitted: Vec::new(),
-            text_bytes: 0,
-            cached_tokens: None,
-            has_told_prompt: false,
-            has_told_vector: false,
-        }
-    }
-
-    /// Notes an event that its readers get.
-    pub(super) fn note(&mut self, event: &Event) {
-        match event {
-            Event::Started { cached_tokens, .. } => self.cached_tokens = Some(*cached_tokens),
-            Event::Token(token) => {
-                self.emitted.extend_from_slice(&token.tokens);
-                self.text_bytes += token.text.len();
-            }
-            Event::Prompt { .. } => self.has_told_prompt = true,
-            Event::Embedding { .. } => self.has_told_vector = true,
-            Event::Queued { .. } | Event::Done { .. } | Event::Error(_) => {}
-        }
-    }
-
-    /// The request as it stands, with what was shown behind its prompt.
-    fn into_origin(self) -> Origin {
-        let mut origin = self.origin;
-        let before = origin.request.resumed.unwrap_or_default();
-        origin.request.prompt.extend_from_slice(&self.emitted);
-        origin.request.resumed = Some(Resumed {
-            num_emitted: before.num_emitted + self.emitted.len(),
-            text_bytes: before.text_bytes + self.text_bytes,
-            cached_tokens: before.cached_tokens.or(self.cached_tokens),
-        });
-        if self.has_told_prompt {
-            origin.request.sampling.prompt_logprobs = None;
-        }
-        // It has waited already.
-        origin.request.queue.timeout_ms = None;
-        origin
-    }
-}
+use tallow_stream::protocol::{FinishReason, Usage, ValidRequest};
 
 /// Hands a lost worker's sequences back to the queue, but for the one in `culprit`'s slot, which ends. `what` says what
 /// happened to the worker.
@@ -137,11 +57,10 @@ fn give_back(held: Held, mut writer: Writer, parts: &CoreParts) {
     let tenant = held.log.tenant();
     // It is charged anew.
     parts.queue.on_lost(tenant, held.origin.request.num_tokens_max(), 0);
-    let has_told_vector = held.has_told_vector;
     let mut origin = held.into_origin();
     origin.has_returned = true;
     writer.usage = usage_of(&origin.request);
-    if has_told_vector {
+    if origin.vector.as_ref().is_some_and(Vector::is_filled) {
         return writer.done(FinishReason::Stop, None);
     }
     if let Some((finish_reason, usage, stop)) = end_of(&origin.request, origin.grammar.as_deref(), parts) {
@@ -184,29 +103,4 @@ pub(super) fn end_of(
     let mut usage = usage_of(request);
     usage.completion_tokens += usize::from(is_stopped && replayed.end.is_none() && !is_complete);
     Some((finish_reason, usage, output.stop_string().map(str::to_owned)))
-}
-
-#[cfg(test)]
-impl Held {
-    /// Of a request of two tokens.
-    pub(super) fn for_test(log: Arc<StreamLog>, slot: usize) -> Self {
-        use tallow_stream::protocol::{OnDisconnect, QueueTerms, SamplingParams, StopParams, Task};
-        let request = ValidRequest {
-            id: log.id(),
-            tenant: log.tenant(),
-            prompt: vec![97, 98],
-            max_tokens: 9,
-            sampling: SamplingParams { seed: Some(1), ..SamplingParams::default() },
-            stop: StopParams::default(),
-            on_disconnect: OnDisconnect::Detach,
-            queue: QueueTerms::default(),
-            constraint: None,
-            leader: None,
-            resumed: None,
-            task: Task::Generate,
-        };
-        let (accepted_at, cancelled_at) = (Duration::ZERO, Arc::default());
-        let origin = Origin { request, grammar: None, is_named: false, accepted_at, cancelled_at, has_returned: false };
-        Self::new(log, slot, origin)
-    }
 }

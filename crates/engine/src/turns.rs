@@ -10,11 +10,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 /// The turns of all engines of a process.
 #[derive(Debug)]
 pub struct Turns {
-    by_worker: Vec<Turn>,
+    by_worker: Vec<WorkerTurn>,
 }
 
 #[derive(Debug, Default)]
-struct Turn {
+struct WorkerTurn {
     order: Mutex<Order>,
     passed_on: Condvar,
 }
@@ -29,8 +29,8 @@ struct Order {
 
 /// The right to compute, until it is dropped or revoked.
 #[derive(Debug)]
-pub(crate) struct Held<'a> {
-    turn: &'a Turn,
+pub(crate) struct HeldTurn<'a> {
+    turn: &'a WorkerTurn,
     /// Tells it from every other of its worker; never 0.
     pub(crate) id: u64,
 }
@@ -38,11 +38,11 @@ pub(crate) struct Held<'a> {
 impl Turns {
     /// For engines of so many workers each.
     pub fn new(num_workers: usize) -> Arc<Self> {
-        Arc::new(Self { by_worker: (0..num_workers).map(|_| Turn::default()).collect() })
+        Arc::new(Self { by_worker: (0..num_workers).map(|_| WorkerTurn::default()).collect() })
     }
 
     /// Waits until no other engine's worker of this index computes.
-    pub(crate) fn take(&self, worker: usize) -> Held<'_> {
+    pub(crate) fn take(&self, worker: usize) -> HeldTurn<'_> {
         let turn = &self.by_worker[worker];
         let mut order = turn.lock();
         order.num_asked += 1;
@@ -54,7 +54,7 @@ impl Turns {
             let is_other = |order: &mut Order| order.holder != Some(id);
             drop(turn.passed_on.wait_while(order, is_other).unwrap_or_else(PoisonError::into_inner));
         }
-        Held { turn, id }
+        HeldTurn { turn, id }
     }
 
     /// Takes the turn away from a step that hangs, if it still has it.
@@ -63,7 +63,7 @@ impl Turns {
     }
 }
 
-impl Turn {
+impl WorkerTurn {
     fn pass_on(&self, id: u64) {
         let mut order = self.lock();
         if order.holder == Some(id) {
@@ -79,7 +79,7 @@ impl Turn {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for HeldTurn<'_> {
     fn drop(&mut self) {
         self.turn.pass_on(self.id);
     }

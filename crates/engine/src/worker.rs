@@ -1,7 +1,7 @@
 //! A thread that owns a model and runs its step loop until the end.
 //!
 //! ```text
-//! load the model -> step, step, ... (asleep while there is nothing to do) -> stopped: the thread ends
+//! load the model -> step, step, ... (asleep while there is nothing to do, or the disk is far behind) -> stopped: the thread ends
 //!       ^                |        \
 //!       |                |         +-- nothing computed for long: its lease is revoked, another thread begins here
 //!       |                v  panic or failed device
@@ -13,6 +13,8 @@
 //! replaced only so often in a time; until then its requests wait. A model that does not load any more is given up after a
 //! number of attempts.
 
+mod exit;
+
 use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,10 +24,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use self::exit::{Exit, Left};
 use super::config::EngineConfig;
-use super::core::{CoreParts, EngineCore, Step};
+use super::core::{EngineCore, Step};
+use super::held::Held;
 use super::lease::Lease;
-use super::takeover::{self, Held};
+use super::parts::CoreParts;
+use super::takeover;
 use super::turns::Turns;
 use tallow_model::{Model, ModelFactory, ModelSpec};
 use tallow_stream::error::{Error, Result};
@@ -35,7 +40,7 @@ use tallow_stream::error::{Error, Result};
 const HUNG_PER_ABANDONED_MAX: u64 = 4;
 
 /// What all workers and the engine share.
-pub(super) struct Shared {
+pub(super) struct WorkerShared {
     pub config: EngineConfig,
     /// None while the model is not loaded.
     pub factory: Mutex<Option<ModelFactory>>,
@@ -43,15 +48,15 @@ pub(super) struct Shared {
     /// With the engines of other models.
     pub turns: Arc<Turns>,
     /// Whether the workers may all end, since the model is unloaded or being loaded.
-    pub is_resting: AtomicBool,
+    pub(crate) is_resting: AtomicBool,
     /// One per worker.
     pub statuses: Vec<Status>,
     /// Workers that may still serve.
-    pub num_alive: AtomicUsize,
+    pub(crate) num_alive: AtomicUsize,
     /// Workers that were replaced.
     pub num_restarts: AtomicU64,
-    pub num_exited: Mutex<usize>,
-    pub exited: Condvar,
+    pub(crate) num_exited: Mutex<usize>,
+    pub(crate) exited: Condvar,
     /// Threads that were given up: when, and what each holds as long as it lives.
     pub abandoned: Mutex<Vec<(Duration, Weak<Pulse>)>>,
 }
@@ -72,6 +77,11 @@ enum Current {
     Core(CurrentCore),
     /// None. The thread hangs and was given up; another one is to be started.
     Vacant,
+    /// None. The thread ended, or one that hangs was counted out, since the model was to be unloaded. If the model stays
+    /// after all, the worker comes back.
+    Away {
+        hangs: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -86,7 +96,8 @@ struct CurrentCore {
 /// One core's signs of life. Not the worker's: a core that was given up and wakes again must not speak for its successor.
 #[derive(Debug, Default)]
 pub(super) struct Pulse {
-    /// When the step that it is in began, in microseconds, plus one; 0 between steps.
+    /// When the step that it is in began, in microseconds, plus one; 0 between steps, where it waits for work, for its turn,
+    /// and for the disk: a worker that is there does not hang.
     step_began: AtomicU64,
     /// When it was last seen to compute something within a step, in microseconds.
     progressed: AtomicU64,
@@ -140,7 +151,7 @@ impl Status {
     }
 }
 
-impl Shared {
+impl WorkerShared {
     /// Gives up workers that hang, and starts others in their place. Called a few times a second.
     pub(super) fn watch(self: &Arc<Self>) -> Vec<JoinHandle<()>> {
         let now = self.parts.queue.now();
@@ -150,6 +161,9 @@ impl Shared {
             if let Some(lost) = self.give_up(index, status, now) {
                 // They wait in the queue, for other workers or for this one's successor.
                 takeover::hand_over(lost.held, lost.culprit, Lost::WHAT, &self.parts);
+            }
+            if self.takes_back(status) {
+                started.extend(self.start_again(index));
             }
             if matches!(&*status.lock(), Current::Vacant) && self.may_replace(now) {
                 started.extend(self.replace(index, status));
@@ -187,26 +201,25 @@ impl Shared {
         num_recent <= max && abandoned.len() as u64 <= max.saturating_mul(HUNG_PER_ABANDONED_MAX)
     }
 
-    /// Counts out the workers that hung and were not replaced: nobody else will.
-    pub(super) fn leave_vacant(&self) {
-        for status in &self.statuses {
-            let mut current = status.lock();
-            if matches!(*current, Current::Vacant) {
-                *current = Current::Loading;
-                drop(Exit { shared: self, is_replaced: false });
-            }
-        }
-    }
-
     fn replace(self: &Arc<Self>, index: usize, status: &Status) -> Option<JoinHandle<()>> {
         *status.lock() = Current::Loading;
         self.count_restart();
+        self.spawn_worker(index, |worker| worker.reload(1))
+    }
+
+    /// Starts a thread for a worker that has none, which gets its model by `load`.
+    fn spawn_worker(
+        self: &Arc<Self>,
+        index: usize,
+        load: impl FnOnce(&Worker<'_>) -> Result<Box<dyn Model>, Left> + Send + 'static,
+    ) -> Option<JoinHandle<()>> {
         let shared = self.clone();
         let builder = std::thread::Builder::new().name(format!("worker-{index}"));
         let spawned = builder.spawn(move || {
-            let exit = Exit { shared: &shared, is_replaced: false };
-            let worker = Worker { shared: &shared, index, status: &shared.statuses[index] };
-            worker.reload(1).map_or(Left::Ended, |model| worker.live(model)).leave(exit);
+            let status = &shared.statuses[index];
+            let exit = Exit { shared: &shared, how: Left::Ended };
+            let worker = Worker { shared: &shared, index, status };
+            load(&worker).map_or_else(|left| left, |model| worker.live(model)).leave(exit, status);
         });
         self.started(index, spawned)
     }
@@ -221,7 +234,7 @@ impl Shared {
             Ok(thread) => Some(thread),
             Err(e) => {
                 tracing::error!(worker = index, "no thread for another worker: {e}");
-                drop(Exit { shared: self, is_replaced: false });
+                drop(Exit { shared: self, how: Left::Ended });
                 None
             }
         }
@@ -230,14 +243,6 @@ impl Shared {
     fn count_restart(&self) {
         self.num_restarts.fetch_add(1, Ordering::Relaxed);
         self.parts.metrics.worker_restarts.inc();
-    }
-
-    /// Waits until all workers have ended; false if one has not after `time`.
-    pub(super) fn wait_exited(&self, time: Duration) -> bool {
-        let exited = self.num_exited.lock().unwrap_or_else(PoisonError::into_inner);
-        let missing = |n: &mut usize| *n < self.statuses.len();
-        let (n, _) = self.exited.wait_timeout_while(exited, time, missing).unwrap_or_else(PoisonError::into_inner);
-        *n == self.statuses.len()
     }
 }
 
@@ -252,8 +257,8 @@ impl Lost {
 }
 
 /// A worker's life. `loaded` hears once whether the first load went well; if not, that was it.
-fn run(shared: &Shared, index: usize, loaded: SyncSender<Result<ModelSpec>>) {
-    let exit = Exit { shared, is_replaced: false };
+fn run(shared: &WorkerShared, index: usize, loaded: SyncSender<Result<ModelSpec>>) {
+    let exit = Exit { shared, how: Left::Ended };
     let worker = Worker { shared, index, status: &shared.statuses[index] };
     let first = worker.load();
     worker.status.has_model.store(first.is_ok(), Ordering::Release);
@@ -261,47 +266,12 @@ fn run(shared: &Shared, index: usize, loaded: SyncSender<Result<ModelSpec>>) {
     let heard = loaded.send(first.as_ref().map(|model| model.spec().clone()).map_err(Clone::clone));
     drop(loaded);
     if let (Ok(model), Ok(())) = (first, heard) {
-        worker.live(model).leave(exit);
-    }
-}
-
-/// How a worker's thread comes to its end.
-enum Left {
-    Ended,
-    /// Another thread has its place, and counts in its stead.
-    Replaced,
-}
-
-impl Left {
-    fn leave(self, mut exit: Exit<'_>) {
-        match self {
-            Self::Ended => drop(exit),
-            Self::Replaced => exit.is_replaced = true,
-        }
-    }
-}
-
-/// Counts a worker out however its thread ends, by a panic outside of a step too.
-struct Exit<'a> {
-    shared: &'a Shared,
-    /// Whether another thread counts in its stead.
-    is_replaced: bool,
-}
-
-impl Drop for Exit<'_> {
-    fn drop(&mut self) {
-        let Self { shared, is_replaced: false } = *self else { return };
-        let was_last = shared.num_alive.fetch_sub(1, Ordering::SeqCst) == 1;
-        if was_last && !shared.is_resting.load(Ordering::SeqCst) {
-            shared.parts.queue.abandon("no worker is left to serve requests");
-        }
-        *shared.num_exited.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        shared.exited.notify_all();
+        worker.live(model).leave(exit, worker.status);
     }
 }
 
 struct Worker<'a> {
-    shared: &'a Shared,
+    shared: &'a WorkerShared,
     index: usize,
     status: &'a Status,
 }
@@ -316,9 +286,9 @@ enum Fate {
 impl Worker<'_> {
     /// Runs cores until the end.
     fn live(&self, first: Box<dyn Model>) -> Left {
-        let mut model = Some(first);
+        let mut fresh = first;
         let mut num_failures = 0;
-        while let Some(fresh) = model.take() {
+        loop {
             let mut core = EngineCore::new(fresh, self.shared.parts.clone());
             let pulse = self.status.set_current(&core);
             self.status.has_model.store(true, Ordering::Release);
@@ -329,16 +299,18 @@ impl Worker<'_> {
                 self.shared.parts.queue.pass_wake_on();
                 return Left::Replaced;
             }
-            let Fate::Failed { message, has_worked } = fate else { return Left::Ended };
+            let Fate::Failed { message, has_worked } = fate else { return Left::Called };
             tracing::error!(worker = self.index, "step failed: {message}");
             self.shared.count_restart();
             num_failures = if has_worked { 1 } else { num_failures + 1 };
             core.hand_over(&format!("the worker failed: {message}"));
             // What a panic left behind may panic again.
             let _ = catch_unwind(AssertUnwindSafe(|| drop(core)));
-            model = self.reload(num_failures);
+            match self.reload(num_failures) {
+                Ok(model) => fresh = model,
+                Err(left) => return left,
+            }
         }
-        Left::Ended
     }
 
     /// Says that no core runs any more; `false` if this one was given up, so that the worker is another thread's.
@@ -357,7 +329,6 @@ impl Worker<'_> {
         let queue = &self.shared.parts.queue;
         let mut has_worked = false;
         loop {
-            core.lease().wait_for_disk();
             let turn = self.shared.turns.take(self.index);
             pulse.turn.store(turn.id, Ordering::Release);
             pulse.step_began.store(queue.now().as_micros() as u64 + 1, Ordering::Release);
@@ -373,6 +344,10 @@ impl Worker<'_> {
                     continue;
                 }
                 Ok(Ok(Step::Waited)) => continue,
+                Ok(Ok(Step::HeldUp)) => {
+                    core.wait_for_disk();
+                    continue;
+                }
                 Ok(Ok(Step::Idle)) if queue.wait() => continue,
                 // Idle: whoever comes now waits for the model to be loaded again.
                 Ok(Ok(Step::Idle | Step::Stopped)) => return Fate::Stopped,
@@ -384,19 +359,19 @@ impl Worker<'_> {
         }
     }
 
-    /// A fresh model after a pause; `None` when the engine stops meanwhile or no attempt succeeds.
-    fn reload(&self, num_failures: u32) -> Option<Box<dyn Model>> {
+    /// A fresh model after a pause; none when the thread is told to end meanwhile, or no attempt succeeds.
+    fn reload(&self, num_failures: u32) -> Result<Box<dyn Model>, Left> {
         let config = &self.shared.config;
         for attempt in 0..config.worker_load_attempts_max {
             if self.shared.parts.queue.wait_stopped(backoff(config, num_failures + attempt)) {
-                return None;
+                return Err(Left::Called);
             }
             match self.load() {
-                Ok(model) => return Some(model),
+                Ok(model) => return Ok(model),
                 Err(e) => tracing::error!(worker = self.index, attempt, "cannot load the model again: {e}"),
             }
         }
-        None
+        Err(Left::Ended)
     }
 
     fn load(&self) -> Result<Box<dyn Model>> {
@@ -423,7 +398,7 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
 /// # Errors
 /// If the system gives no thread.
 pub(super) fn spawn(
-    shared: &Arc<Shared>,
+    shared: &Arc<WorkerShared>,
     index: usize,
     loaded: SyncSender<Result<ModelSpec>>,
 ) -> io::Result<JoinHandle<()>> {
@@ -441,7 +416,7 @@ mod tests {
     use tallow_model::text::Tokenizer;
 
     /// With one worker, whose thread is not started.
-    fn shared() -> Shared {
+    fn shared() -> WorkerShared {
         let (config, metrics) = (EngineConfig::default(), Arc::new(Metrics::default()));
         let parts = CoreParts {
             limits: config.scheduler_limits(),
@@ -451,7 +426,7 @@ mod tests {
             metrics,
             mask_wait: MaskWait::Grace,
         };
-        Shared {
+        WorkerShared {
             config,
             factory: Mutex::new(Some(StubModel::factory(StubConfig::default()))),
             parts,

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::held::Held;
 use super::lease::Lease;
-use super::takeover::Held;
 use crate::metrics::{CancelLabel, Metrics};
 use tallow_stream::error::ErrorKind;
 use tallow_stream::protocol::{ErrorInfo, Event, FinishReason, Usage};
@@ -25,16 +25,16 @@ pub struct Writer {
 
 /// What all writers of an engine count in.
 #[derive(Debug)]
-pub struct WriterShared {
+pub(crate) struct WriterShared {
     /// The server's metrics.
     pub metrics: Arc<Metrics>,
     /// Generations accepted and not ended.
-    pub num_live: AtomicUsize,
+    pub(crate) num_live: AtomicUsize,
 }
 
 impl Writer {
     /// The writer of an accepted request.
-    pub fn new(log: Arc<StreamLog>, shared: &Arc<WriterShared>) -> Self {
+    pub(crate) fn new(log: Arc<StreamLog>, shared: &Arc<WriterShared>) -> Self {
         shared.num_live.fetch_add(1, Ordering::SeqCst);
         Self { log, shared: shared.clone(), is_ended: false, lease: None, usage: Usage::default() }
     }
@@ -117,11 +117,7 @@ impl Writer {
                 let reason = finish_reason.as_str();
                 tracing::info!(%stream, prompt_tokens, cached_tokens, completion_tokens, reason, "generation ended");
             }
-            Event::Queued { .. }
-            | Event::Started { .. }
-            | Event::Prompt { .. }
-            | Event::Token(_)
-            | Event::Embedding { .. } => {}
+            Event::Queued { .. } | Event::Started { .. } | Event::Prompt { .. } | Event::Token(_) => {}
         }
     }
 
@@ -140,26 +136,35 @@ impl Writer {
 
     fn end(&mut self, event: Event) {
         self.is_ended = true;
+        let told = event.clone();
+        // None if the right is gone: another writer has the log then, and counts.
+        let mut is_suspended = None;
         match &self.lease {
-            // If the right is gone, another writer has the log, and counts.
-            Some(lease) => drop(lease.append(&self.log, event, |event| self.before_end(event))),
+            Some(lease) => {
+                lease.append(&self.log, event, |event| is_suspended = Some(self.before_end(event)));
+            }
             None => {
-                self.before_end(&event);
+                is_suspended = Some(self.before_end(&event));
                 self.log.append(event);
             }
         }
+        // Not under the lease's lock: standard error may be a file on a disk that stalls.
+        match is_suspended {
+            Some(true) => tracing::info!(stream = %self.log.id(), "left to the next process"),
+            Some(false) => self.log_end(&told),
+            None => {}
+        }
     }
 
-    fn before_end(&self, event: &Event) {
-        // What is handed over goes on in the next process, where its end is told and counted.
-        if self.log.is_suspended() {
-            tracing::info!(stream = %self.log.id(), "left to the next process");
-        } else {
-            self.log_end(event);
+    /// Counts the end; returns whether the generation goes on in the next process, where its end is told and counted.
+    fn before_end(&self, event: &Event) -> bool {
+        let is_suspended = self.log.is_suspended();
+        if !is_suspended {
             self.count_end(event);
         }
         // Before the event, so that a reader that has seen it finds the engine idle.
         self.shared.num_live.fetch_sub(1, Ordering::SeqCst);
+        is_suspended
     }
 }
 

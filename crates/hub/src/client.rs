@@ -19,7 +19,7 @@ use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo};
 use url::Url;
 
-use super::hub::HubConfig;
+use super::config::HubConfig;
 use tallow_stream::error::{Error, ErrorKind, Result};
 use tallow_stream::excerpt;
 
@@ -46,7 +46,7 @@ pub(super) enum Redirects {
 }
 
 /// The answer to one request.
-pub(super) struct Answer {
+pub(super) struct HubAnswer {
     pub(super) status: u16,
     /// Names in lower case.
     headers: Vec<(String, String)>,
@@ -76,7 +76,7 @@ impl<'a> HubClient<'a> {
     ///
     /// # Errors
     /// If no answer comes, or a redirect breaks a rule.
-    pub(super) fn get(&self, address: &str, range: Option<&str>, redirects: Redirects) -> Result<Answer> {
+    pub(super) fn get(&self, address: &str, range: Option<&str>, redirects: Redirects) -> Result<HubAnswer> {
         let mut at = Url::parse(address).map_err(|e| Error::io(format!("the address {}", excerpt(address)), e))?;
         check_scheme(&at)?;
         let mut is_at_hub = true;
@@ -97,7 +97,7 @@ impl<'a> HubClient<'a> {
         Err(Error::new(ErrorKind::Io, format!("redirects more than {REDIRECTS_MAX} times, last to {}", shown(&at))))
     }
 
-    fn get_once(&self, at: &Url, range: Option<&str>, token: Option<&str>) -> Result<Answer> {
+    fn get_once(&self, at: &Url, range: Option<&str>, token: Option<&str>) -> Result<HubAnswer> {
         let mut request = self.repo.info_request().uri(at.as_str()).header("accept-encoding", "identity");
         if let Some(token) = token {
             request = request.header("authorization", format!("Bearer {token}"));
@@ -117,7 +117,7 @@ impl<'a> HubClient<'a> {
             .call()
             .map_err(|e| Error::io(format!("cannot reach {}", shown(at)), e))?;
         let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
-        Ok(Answer {
+        Ok(HubAnswer {
             status: response.status().as_u16(),
             headers: response.headers().iter().map(|(k, v)| (k.as_str().to_owned(), text(v.as_bytes()))).collect(),
             body: Box::new(response.into_body().into_reader()),
@@ -125,7 +125,7 @@ impl<'a> HubClient<'a> {
     }
 }
 
-impl Answer {
+impl HubAnswer {
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str())
     }
@@ -200,7 +200,7 @@ mod tests {
 
     fn next(at: &str, location: &str) -> Result<String> {
         let headers = vec![("location".to_owned(), location.to_owned())];
-        let answer = Answer { status: 302, headers, body: Box::new(std::io::empty()) };
+        let answer = HubAnswer { status: 302, headers, body: Box::new(std::io::empty()) };
         answer.next(&Url::parse(at).expect("an address")).map(|next| next.to_string())
     }
 

@@ -55,11 +55,11 @@ pub(super) struct Request {
 
 pub(super) struct FakeHub {
     address: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<FakeHubState>,
     thread: Option<JoinHandle<()>>,
 }
 
-struct Shared {
+struct FakeHubState {
     script: Option<Box<Script>>,
     files: HashMap<String, Vec<u8>>,
     behaviour: Mutex<Behaviour>,
@@ -82,7 +82,7 @@ impl FakeHub {
     fn begin(files: &[(&str, &[u8])], behaviour: Behaviour, script: Option<Box<Script>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(FakeHubState {
             script,
             files: files.iter().map(|(name, data)| ((*name).to_owned(), data.to_vec())).collect(),
             behaviour: Mutex::new(behaviour),
@@ -137,7 +137,7 @@ impl Drop for FakeHub {
     }
 }
 
-fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
+fn accept(listener: &TcpListener, shared: &Arc<FakeHubState>) {
     for stream in listener.incoming() {
         if shared.stopped.load(Ordering::SeqCst) {
             return;
@@ -148,7 +148,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     }
 }
 
-impl Shared {
+impl FakeHubState {
     fn serve(&self, mut stream: TcpStream) -> std::io::Result<()> {
         let request = read_request(&stream)?;
         self.requests.lock().unwrap().push(request.clone());

@@ -8,14 +8,13 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::PathBuf;
-use std::time::Duration;
 
 use hf_hub::api::RepoInfo;
 use hf_hub::{Cache, Repo, RepoType};
 
 use super::cache::{CHUNK_BYTES, Expected, Partial};
 use super::client::{HubClient, Redirects};
+use super::config::HubConfig;
 use super::manifest::{HubSource, is_sha256};
 use super::{Progress, ProgressEvent};
 use tallow_stream::error::{Error, ErrorKind, Result};
@@ -31,52 +30,6 @@ const LISTING_BYTES_MAX: u64 = 16 << 20;
 const LISTING_FILES_MAX: usize = 250_000;
 /// The header in which the hub names the size of a file before it redirects to the storage.
 const SIZE_HEADER: &str = "x-linked-size";
-
-/// How to reach the hub.
-#[derive(Clone)]
-pub struct HubConfig {
-    /// Address without a trailing slash.
-    pub endpoint: String,
-    /// Sent as bearer token to the endpoint's own scheme, host and port, and to no other that it redirects to.
-    pub token: Option<String>,
-    /// The cache of the hub's own tools.
-    pub cache: PathBuf,
-    /// Longest time for finding the host, and for connecting to it.
-    pub connect_timeout: Duration,
-    /// Longest silence: before an answer, or in the middle of one.
-    pub silence_timeout: Duration,
-}
-
-impl HubConfig {
-    /// `HF_ENDPOINT`, `HF_TOKEN` (else the token file in `HF_HOME`) and `HF_HOME`, with the hub's own defaults.
-    pub fn from_env() -> Self {
-        let var = |name| std::env::var(name).ok().map(|v| v.trim().to_owned()).filter(|v| !v.is_empty());
-        let home = var("HF_HOME").map(PathBuf::from).or_else(|| Some(dirs::home_dir()?.join(".cache/huggingface")));
-        // Without a home there is nothing cached and no token file; an empty path finds neither.
-        let cache = home.unwrap_or_default().join("hub");
-        let endpoint = var("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
-        Self {
-            endpoint: endpoint.trim_end_matches('/').to_owned(),
-            token: var("HF_TOKEN").or_else(|| Cache::new(cache.clone()).token()),
-            cache,
-            connect_timeout: Duration::from_secs(5),
-            silence_timeout: Duration::from_secs(20),
-        }
-    }
-}
-
-/// Does not show the token.
-impl std::fmt::Debug for HubConfig {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HubConfig")
-            .field("endpoint", &self.endpoint)
-            .field("token", &self.token.as_ref().map(|_| "set"))
-            .field("cache", &self.cache)
-            .field("connect_timeout", &self.connect_timeout)
-            .field("silence_timeout", &self.silence_timeout)
-            .finish()
-    }
-}
 
 /// What the hub says of a file before it is fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,6 +13,7 @@
 mod bounded;
 mod cache;
 mod client;
+mod config;
 mod disk;
 mod hub;
 mod manifest;
@@ -28,13 +29,14 @@ use std::path::{Path, PathBuf};
 
 use cache::{CacheFile, Cached, Expected, Partial, Trust};
 use hub::Hub;
+use manifest::load_manifests;
 use package::PackageOrder;
 use spec::Spec;
 
 pub use cache::CacheDir;
+pub use config::HubConfig;
 pub use disk::Disk;
-pub use hub::HubConfig;
-pub use manifest::{Companion, HubSource, Manifest, ModelKind, PackagePart, Source, load_manifests};
+pub use manifest::{Companion, HubSource, Manifest, ModelKind, PackagePart, Source};
 pub use package::PackageConfig;
 
 use tallow_stream::error::{Error, ErrorKind, Result};
@@ -123,7 +125,7 @@ pub struct Registry {
 }
 
 /// One file to have: where it belongs, what it must be, where it comes from.
-struct Wanted<'a> {
+struct WantedFile<'a> {
     title: &'a str,
     file: CacheFile,
     expected: Expected,
@@ -198,7 +200,7 @@ impl Registry {
                     .iter()
                     .find(|m| m.answers_to(&name))
                     .ok_or_else(|| spec::unknown_name(&name, &self.manifests))?;
-                let wanted = Wanted {
+                let wanted = WantedFile {
                     title: &manifest.name,
                     file: self.manifest_file(manifest)?,
                     expected: Expected { size_bytes: Some(manifest.size_bytes), sha256: Some(manifest.sha256.clone()) },
@@ -223,7 +225,7 @@ impl Registry {
         progress: Progress<'_>,
     ) -> Result<()> {
         let Companion { file, size_bytes, sha256, sources } = companion;
-        let wanted = Wanted {
+        let wanted = WantedFile {
             title: file,
             file: self.cache.file(&format!("{}/{file}", manifest.name))?,
             expected: Expected { size_bytes: Some(*size_bytes), sha256: Some(sha256.clone()) },
@@ -254,8 +256,13 @@ impl Registry {
             .and_then(|hub| hub.describe())
             .map_err(|e| e.context(format!("could not fetch {title}")))?;
         let source = [Source::Hub(described.source)];
-        let wanted =
-            Wanted { title: &title, file: cached, expected: described.expected, package_bytes: 0, sources: &source };
+        let wanted = WantedFile {
+            title: &title,
+            file: cached,
+            expected: described.expected,
+            package_bytes: 0,
+            sources: &source,
+        };
         let path = self.obtain(&wanted, trust, progress)?;
         Ok(ModelFile { name, path, manifest: None })
     }
@@ -291,7 +298,7 @@ impl Registry {
     }
 
     /// The file, from the cache or else from the first source that delivers.
-    fn obtain(&self, wanted: &Wanted<'_>, trust: Trust, progress: Progress<'_>) -> Result<PathBuf> {
+    fn obtain(&self, wanted: &WantedFile<'_>, trust: Trust, progress: Progress<'_>) -> Result<PathBuf> {
         if wanted.file.check(&wanted.expected, trust)? == Cached::Good {
             return Ok(wanted.file.path().to_owned());
         }
@@ -318,7 +325,7 @@ impl Registry {
         Err(Error::new(ErrorKind::Io, message))
     }
 
-    fn fetch_from(&self, source: &Source, wanted: &Wanted<'_>, progress: Progress<'_>) -> Result<()> {
+    fn fetch_from(&self, source: &Source, wanted: &WantedFile<'_>, progress: Progress<'_>) -> Result<()> {
         let partial = wanted.file.partial(&self.disk)?;
         let resumed = partial.len() > 0 && matches!(source, Source::Hub(_));
         match self.fetch_into(partial, source, wanted, progress) {
@@ -335,7 +342,7 @@ impl Registry {
         &self,
         mut partial: Partial,
         source: &Source,
-        wanted: &Wanted<'_>,
+        wanted: &WantedFile<'_>,
         progress: Progress<'_>,
     ) -> Result<()> {
         let fetched = match source {

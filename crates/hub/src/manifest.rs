@@ -102,7 +102,7 @@ pub struct HubSource {
     pub file: String,
     /// Branch, tag or commit.
     #[serde(default = "default_revision")]
-    pub revision: String,
+    pub(crate) revision: String,
 }
 
 /// A member of a package's wheel.
@@ -225,7 +225,7 @@ impl HubSource {
 ///
 /// # Errors
 /// If a file cannot be read or is not a manifest, or two manifests of `dir` share a name.
-pub fn load_manifests(dir: Option<&Path>) -> Result<Vec<Manifest>> {
+pub(crate) fn load_manifests(dir: Option<&Path>) -> Result<Vec<Manifest>> {
     let mut manifests = Vec::new();
     for (file, text) in EMBEDDED {
         manifests.push(Manifest::parse(text, file)?);

@@ -31,13 +31,13 @@ const WHEEL_SLACK_BYTES: u64 = 64 << 20;
 #[derive(Debug, Clone)]
 pub struct PackageConfig {
     /// Programs to try for Python, best first.
-    pub pythons: Vec<String>,
+    pub(crate) pythons: Vec<String>,
     /// pip's limit for one connection to the index.
     pub connect_timeout: Duration,
     /// Longest time in which the download may not grow.
-    pub stall_timeout: Duration,
+    pub(crate) stall_timeout: Duration,
     /// Longest time for all of it.
-    pub total_timeout: Duration,
+    pub(crate) total_timeout: Duration,
 }
 
 impl Default for PackageConfig {

@@ -46,7 +46,7 @@ pub struct Activations {
 
 /// Where a stage's outputs go: `[num_tokens, n]` in f32, and the same in bytes where the next stage multiplies bytes.
 #[derive(Debug)]
-pub struct Output<'a> {
+pub struct StageOutput<'a> {
     /// In f32.
     pub x: &'a mut [f32],
     /// In bytes; replaced.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::attention::KV_BLOCK;
+use super::attention_shape::KV_BLOCK;
 use super::kv_write::Shares;
 use super::math;
 use super::simd::{LANES, Simd, simd_kernel};
@@ -11,13 +11,13 @@ use super::simd::{LANES, Simd, simd_kernel};
 pub(super) const ROWS: usize = 4;
 
 /// One query of one head.
-pub(super) struct Row<'a> {
+pub(super) struct QueryRow<'a> {
     pub(super) q: &'a [f32],
     pub(super) position: usize,
     pub(super) out: &'a mut [f32],
 }
 
-impl Row<'_> {
+impl QueryRow<'_> {
     /// First position that it sees.
     fn first(&self, window: Option<usize>) -> usize {
         window.map_or(0, |w| (self.position + 1).saturating_sub(w))
@@ -47,13 +47,13 @@ impl View<'_> {
     }
 }
 
-simd_kernel! { pub(super) fn attend_1(view: &View<'_>, rows: [Row<'_>; 1]) = attend }
-simd_kernel! { pub(super) fn attend_2(view: &View<'_>, rows: [Row<'_>; 2]) = attend }
-simd_kernel! { pub(super) fn attend_3(view: &View<'_>, rows: [Row<'_>; 3]) = attend }
-simd_kernel! { pub(super) fn attend_4(view: &View<'_>, rows: [Row<'_>; 4]) = attend }
+simd_kernel! { pub(super) fn attend_1(view: &View<'_>, rows: [QueryRow<'_>; 1]) = attend }
+simd_kernel! { pub(super) fn attend_2(view: &View<'_>, rows: [QueryRow<'_>; 2]) = attend }
+simd_kernel! { pub(super) fn attend_3(view: &View<'_>, rows: [QueryRow<'_>; 3]) = attend }
+simd_kernel! { pub(super) fn attend_4(view: &View<'_>, rows: [QueryRow<'_>; 4]) = attend }
 
 #[inline(always)]
-fn attend<S: Simd, const R: usize>(s: S, view: &View<'_>, rows: [Row<'_>; R]) {
+fn attend<S: Simd, const R: usize>(s: S, view: &View<'_>, rows: [QueryRow<'_>; R]) {
     let head_dim = view.head_dim;
     let (mut first, mut last) = (usize::MAX, 0);
     let mut rows = rows;
@@ -111,7 +111,7 @@ fn scale_row<S: Simd>(s: S, row: &mut [f32], divisor: Option<f32>) {
 fn scores<S: Simd, const R: usize>(
     s: S,
     keys: &[u16],
-    rows: &[Row<'_>; R],
+    rows: &[QueryRow<'_>; R],
     next: Option<(*const u16, *const u16)>,
 ) -> [[f32; KV_BLOCK]; R] {
     let mut lo = [s.splat(0.0); R];
@@ -201,7 +201,7 @@ fn weigh<S: Simd, const R: usize>(
     p: &[[f32; KV_BLOCK]; R],
     rescale: &[f32; R],
     seen: Range<usize>,
-    rows: &mut [Row<'_>; R],
+    rows: &mut [QueryRow<'_>; R],
 ) {
     assert!(values.len() == head_dim * KV_BLOCK && seen.end <= KV_BLOCK);
     assert!(rows.iter().all(|row| row.out.len() == head_dim));
@@ -234,7 +234,7 @@ unsafe fn weigh_vectors<S: Simd, const R: usize, const C: usize>(
     p: &[[f32; KV_BLOCK]; R],
     rescale: &[f32; R],
     seen: &Range<usize>,
-    rows: &mut [Row<'_>; R],
+    rows: &mut [QueryRow<'_>; R],
 ) {
     // SAFETY: the caller vouches for the dimensions.
     unsafe {

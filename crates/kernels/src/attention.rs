@@ -19,155 +19,18 @@
 
 use std::ops::Range;
 
-use super::activations::Output;
-use super::attend::{ROWS, Row, View, attend_1, attend_2, attend_3, attend_4};
+use super::activations::StageOutput;
+use super::attend::{QueryRow, ROWS, View, attend_1, attend_2, attend_3, attend_4};
+use super::attention_shape::{AttentionShape, KV_BLOCK, KvLayer, Ragged};
 use super::kv_write::Shares;
-use super::memory::{Halves, Memory};
 use super::pool::{Pool, SharedMut, for_rows};
-use super::simd::{Isa, LANES};
+use super::simd::Isa;
 use super::weights::BLOCK_K;
-use crate::Result;
-
-/// Positions in one KV block.
-pub const KV_BLOCK: usize = 32;
 
 /// Queries of one sequence in a tile.
 const QUERIES_PER_TILE: usize = 16;
 /// Most tokens whose keys a thread writes at a time.
 const TOKENS_PER_TILE_MAX: usize = 16;
-
-/// Which dimensions a rotation pairs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RopePairs {
-    /// (0, 1), (2, 3), ...: the order of llama GGUF files.
-    Interleaved,
-    /// (0, half), (1, half + 1), ...
-    Halves,
-}
-
-/// The attention of one layer, apart from its memory.
-#[derive(Debug, Clone)]
-pub struct AttentionShape {
-    /// Query heads.
-    pub num_heads: usize,
-    /// Key and value heads; divides `num_heads`.
-    pub num_kv_heads: usize,
-    /// Size of a head; a multiple of 16.
-    pub head_dim: usize,
-    /// Multiplies the scores.
-    pub scale: f32,
-    /// A query sees this many positions, its own included; `None` sees all.
-    pub window: Option<usize>,
-    /// How dimensions are paired.
-    pub rope_pairs: RopePairs,
-    /// Norm of each query and key head before the rotation.
-    pub qk_norm: Option<QkNorm>,
-}
-
-impl AttentionShape {
-    /// Width of a row of queries, keys and values, after a look at what the kernels take for granted.
-    pub(super) fn check(&self, batch: &Ragged<'_>, kv: &KvLayer, qkv_len: usize) -> usize {
-        let &Self { num_heads, num_kv_heads, head_dim, .. } = self;
-        let num_tokens = batch.positions.len();
-        let width = (num_heads + 2 * num_kv_heads) * head_dim;
-        assert!(head_dim.is_multiple_of(LANES) && num_heads.is_multiple_of(num_kv_heads), "{self:?}");
-        assert_eq!(qkv_len, num_tokens * width, "qkv of {num_tokens} tokens");
-        assert_eq!(batch.slots.len(), num_tokens);
-        let num_blocks = kv.keys.len() / (num_kv_heads * head_dim * KV_BLOCK);
-        let num_slots = num_blocks * KV_BLOCK;
-        assert!(batch.slots.iter().all(|s| (*s as usize) < num_slots), "a slot outside the {num_blocks} blocks");
-        assert!(batch.block_tables.iter().all(|b| (*b as usize) < num_blocks), "a block outside the {num_blocks}");
-        width
-    }
-}
-
-/// Root-mean-square norms of query and key heads.
-#[derive(Debug, Clone)]
-pub struct QkNorm {
-    /// `[head_dim]`
-    pub q_weight: Vec<f32>,
-    /// `[head_dim]`
-    pub k_weight: Vec<f32>,
-    /// Added to the mean square.
-    pub eps: f32,
-}
-
-/// Where each token's keys and values go: places in the KV memory, no two of them the same. The kernels write them from
-/// several threads, so this is looked at once per step, before any layer.
-#[derive(Debug, Clone, Copy)]
-pub struct DistinctSlots<'a>(&'a [u32]);
-
-impl<'a> DistinctSlots<'a> {
-    /// # Panics
-    /// If two tokens would be written to one slot.
-    pub fn new(slots: &'a [u32]) -> Self {
-        let mut sorted = slots.to_vec();
-        sorted.sort_unstable();
-        let twice = sorted.windows(2).find(|pair| pair[0] == pair[1]);
-        assert!(twice.is_none(), "two tokens share the slot {twice:?}");
-        Self(slots)
-    }
-}
-
-impl std::ops::Deref for DistinctSlots<'_> {
-    type Target = [u32];
-
-    fn deref(&self) -> &[u32] {
-        self.0
-    }
-}
-
-/// The ragged batch, as plain numbers: see `model::Batch`.
-#[derive(Debug, Clone, Copy)]
-pub struct Ragged<'a> {
-    /// `[num_tokens]`
-    pub positions: &'a [u32],
-    /// `[num_tokens]`
-    pub slots: DistinctSlots<'a>,
-    /// `[num_seqs + 1]`
-    pub cu_seqlens: &'a [u32],
-    /// All block tables back to back.
-    pub block_tables: &'a [u32],
-    /// `[num_seqs + 1]`
-    pub cu_blocks: &'a [u32],
-    /// `[num_tokens, rope_dim / 2]`; dimensions past `rope_dim` are not rotated.
-    pub cos: &'a [f32],
-    /// Like `cos`.
-    pub sin: &'a [f32],
-}
-
-/// One layer's KV memory, f16 bits.
-#[derive(Debug)]
-pub struct KvLayer {
-    /// `[num_blocks, num_kv_heads, head_dim, KV_BLOCK]`
-    pub(super) keys: Halves,
-    /// `[num_blocks, num_kv_heads, KV_BLOCK, head_dim]`
-    pub(super) values: Halves,
-    /// Numbers in a block of either.
-    block_len: usize,
-}
-
-impl KvLayer {
-    /// Zeroed memory; blocks that were never written cost nothing.
-    ///
-    /// # Errors
-    /// If the system has no address space for it.
-    pub fn new(num_blocks: usize, num_kv_heads: usize, head_dim: usize, memory: &mut Memory) -> Result<Self> {
-        let block_len = num_kv_heads * head_dim * KV_BLOCK;
-        let len = num_blocks * block_len;
-        Ok(Self { keys: memory.halves(len)?, values: memory.halves(len)?, block_len })
-    }
-
-    /// Copies a block's keys and values.
-    ///
-    /// # Panics
-    /// If a block lies outside the memory.
-    pub fn copy_block(&mut self, from: usize, to: usize) {
-        let from = from * self.block_len..(from + 1) * self.block_len;
-        self.keys.copy_within(from.clone(), to * self.block_len);
-        self.values.copy_within(from, to * self.block_len);
-    }
-}
 
 /// Attention of every token of the batch, whose keys and values are written to their slots of `kv` first.
 ///
@@ -183,13 +46,13 @@ pub fn attention(
     batch: &Ragged<'_>,
     kv: &mut KvLayer,
     qkv: &mut [f32],
-    out: Output<'_>,
+    out: StageOutput<'_>,
 ) {
     let &AttentionShape { num_heads, num_kv_heads, head_dim, .. } = shape;
     let (num_tokens, group, out_width) = (batch.positions.len(), num_heads / num_kv_heads, num_heads * head_dim);
     let shares = Shares::new(shape, batch, kv, qkv);
-    let plan = Plan::new(batch, num_kv_heads);
-    let Output { x: out, mut quantized } = out;
+    let plan = TilePlan::new(batch, num_kv_heads);
+    let StageOutput { x: out, mut quantized } = out;
     assert_eq!(out.len(), num_tokens * out_width, "output of {num_tokens} tokens");
     // Then nobody reads what another thread's token writes: with a hundred jobs a step, one less is felt.
     let stores = num_tokens == plan.num_seqs();
@@ -203,7 +66,7 @@ pub fn attention(
     let rounding = quantized.as_mut().filter(|_| is_whole_blocks).map(|q| q.replace(num_tokens, out_width));
     let shared_out = SharedMut::new(&mut *out);
     pool.run(plan.num_tiles(), |tile| {
-        let Place { tokens, head, .. } = plan.place(tile);
+        let Tile { tokens, head, .. } = plan.place(tile);
         if stores {
             // SAFETY: this is the only tile of this token and this head.
             unsafe { shares.store(isa, shape, batch, tokens.start, head) };
@@ -232,28 +95,28 @@ pub fn attention(
 unsafe fn attend_tile(
     isa: Isa,
     shape: &AttentionShape,
-    plan: &Plan<'_>,
+    plan: &TilePlan<'_>,
     shares: &Shares<'_>,
     tile: usize,
     out: SharedMut<'_, f32>,
 ) {
     let &AttentionShape { num_heads, num_kv_heads, head_dim, window, .. } = shape;
     let (group, out_width) = (num_heads / num_kv_heads, num_heads * head_dim);
-    let Place { tokens, head, table } = plan.place(tile);
+    let Tile { tokens, head, table } = plan.place(tile);
     let row = |i: usize| {
         let (token, query_head) = (tokens.start + i / group, head * group + i % group);
         // SAFETY: the caller's word.
         unsafe {
             let q = shares.qkv.read(shares.query(shape, token, query_head), head_dim);
             let out = out.slice(token * out_width + query_head * head_dim, head_dim);
-            Row { q, position: plan.batch.positions[token] as usize, out }
+            QueryRow { q, position: plan.batch.positions[token] as usize, out }
         }
     };
     let num_rows = tokens.len() * group;
     let reads_once = num_rows <= ROWS;
     let mut view = View { kv: shares, head, num_kv_heads, head_dim, table, window, reads_once, then: None };
     if reads_once && tile + 1 < plan.num_tiles() {
-        let Place { tokens, head, table } = plan.place(tile + 1);
+        let Tile { tokens, head, table } = plan.place(tile + 1);
         let position = (plan.batch.positions[tokens.start] as usize + 1).saturating_sub(window.unwrap_or(usize::MAX));
         view.then = Some(View { head, table, ..view }.offset(position / KV_BLOCK));
     }
@@ -270,21 +133,21 @@ unsafe fn attend_tile(
 }
 
 /// A batch cut into tiles: some tokens of a sequence for one KV head.
-struct Plan<'a> {
+struct TilePlan<'a> {
     batch: &'a Ragged<'a>,
     num_kv_heads: usize,
     /// By sequence, and the number of all.
     first_tile: Vec<usize>,
 }
 
-struct Place<'a> {
+struct Tile<'a> {
     tokens: Range<usize>,
     head: usize,
     /// The sequence's blocks.
     table: &'a [u32],
 }
 
-impl<'a> Plan<'a> {
+impl<'a> TilePlan<'a> {
     fn new(batch: &'a Ragged<'a>, num_kv_heads: usize) -> Self {
         let num_seqs = batch.cu_seqlens.len() - 1;
         let mut first_tile = Vec::with_capacity(num_seqs + 1);
@@ -307,14 +170,14 @@ impl<'a> Plan<'a> {
         self.first_tile[self.num_seqs()]
     }
 
-    fn place(&self, tile: usize) -> Place<'a> {
+    fn place(&self, tile: usize) -> Tile<'a> {
         let Self { batch, num_kv_heads, first_tile } = self;
         let seq = first_tile.partition_point(|first| *first <= tile) - 1;
         let (head, chunk) = ((tile - first_tile[seq]) % num_kv_heads, (tile - first_tile[seq]) / num_kv_heads);
         let first = batch.cu_seqlens[seq] as usize + chunk * QUERIES_PER_TILE;
         let last = (first + QUERIES_PER_TILE).min(batch.cu_seqlens[seq + 1] as usize);
         let table = &batch.block_tables[batch.cu_blocks[seq] as usize..batch.cu_blocks[seq + 1] as usize];
-        Place { tokens: first..last, head, table }
+        Tile { tokens: first..last, head, table }
     }
 }
 

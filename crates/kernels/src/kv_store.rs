@@ -1,6 +1,7 @@
 //! KV memory: keys and values of every layer, as the CPU kernels lay them out.
 
-use crate::{KV_BLOCK, KvLayer, Memory, Result};
+use crate::attention_shape::KV_BLOCK;
+use crate::{KvLayer, Memory, Result};
 
 /// Names one block of KV memory: [`BLOCK_SIZE`] token slots in every layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

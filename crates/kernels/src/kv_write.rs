@@ -1,7 +1,7 @@
 //! The write half of attention: queries and keys are normed and rotated in place, queries scaled, and keys and values
 //! go to their slots of the KV memory as half floats, in the layout that `attention` reads.
 
-use super::attention::{AttentionShape, KV_BLOCK, KvLayer, Ragged, RopePairs};
+use super::attention_shape::{AttentionShape, KV_BLOCK, KvLayer, Ragged, RopePairs};
 use super::norm::scale_of;
 use super::pool::SharedMut;
 use super::simd::{Isa, LANES, Simd, simd_kernel};
@@ -48,7 +48,7 @@ impl<'a> Shares<'a> {
         let key = self.query(shape, token, num_heads + head);
         // SAFETY: the caller vouches for these parts, which are apart.
         let parts = unsafe {
-            Parts {
+            HeadParts {
                 queries: self.qkv.slice(self.query(shape, token, head * group), group * head_dim),
                 key: self.qkv.slice(key, head_dim),
                 value: self.qkv.slice(key + num_kv_heads * head_dim, head_dim),
@@ -57,13 +57,13 @@ impl<'a> Shares<'a> {
         let angles = token * self.num_angles..(token + 1) * self.num_angles;
         let slot = batch.slots[token] as usize;
         let begin = ((slot / KV_BLOCK) * num_kv_heads + head) * head_dim * KV_BLOCK;
-        let place = Place { shares: self, begin, offset: slot % KV_BLOCK };
+        let place = HeadSlot { shares: self, begin, offset: slot % KV_BLOCK };
         store_head(isa, shape, (&batch.cos[angles.clone()], &batch.sin[angles]), parts, &place);
     }
 }
 
 /// What a token has for one KV head.
-struct Parts<'a> {
+struct HeadParts<'a> {
     /// `[num_heads / num_kv_heads, head_dim]`
     queries: &'a mut [f32],
     /// `[head_dim]`
@@ -73,7 +73,7 @@ struct Parts<'a> {
 }
 
 /// A slot of one head.
-struct Place<'a> {
+struct HeadSlot<'a> {
     shares: &'a Shares<'a>,
     /// Where the block begins.
     begin: usize,
@@ -82,7 +82,7 @@ struct Place<'a> {
 }
 
 simd_kernel! {
-    fn store_head(shape: &AttentionShape, angles: (&[f32], &[f32]), parts: Parts<'_>, place: &Place<'_>) = store_head_body
+    fn store_head(shape: &AttentionShape, angles: (&[f32], &[f32]), parts: HeadParts<'_>, place: &HeadSlot<'_>) = store_head_body
 }
 
 #[inline(always)]
@@ -90,10 +90,10 @@ fn store_head_body<S: Simd>(
     s: S,
     shape: &AttentionShape,
     angles: (&[f32], &[f32]),
-    parts: Parts<'_>,
-    place: &Place<'_>,
+    parts: HeadParts<'_>,
+    place: &HeadSlot<'_>,
 ) {
-    let Parts { queries, key, value } = parts;
+    let HeadParts { queries, key, value } = parts;
     let norms = shape.qk_norm.as_ref();
     for query in queries.chunks_exact_mut(shape.head_dim) {
         turn(s, shape, norms.map(|n| (&n.q_weight[..], n.eps)), angles, query);
@@ -104,7 +104,7 @@ fn store_head_body<S: Simd>(
     turn(s, shape, norms.map(|n| (&n.k_weight[..], n.eps)), angles, key);
     let head_dim = key.len();
     assert_eq!(value.len(), head_dim);
-    let Place { shares, begin, offset } = *place;
+    let HeadSlot { shares, begin, offset } = *place;
     // SAFETY: the caller of `Shares::store` vouches for the slot.
     let out = unsafe { shares.values.slice(begin + offset * head_dim, head_dim) };
     for d in (0..head_dim).step_by(LANES) {

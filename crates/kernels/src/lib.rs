@@ -10,6 +10,7 @@
 mod activations;
 mod attend;
 mod attention;
+mod attention_shape;
 mod error;
 mod kv_store;
 mod kv_write;
@@ -23,11 +24,12 @@ mod tile;
 mod tile_f32;
 mod weights;
 
-pub use activations::{Activations, Output};
-pub use attention::{AttentionShape, DistinctSlots, KV_BLOCK, KvLayer, QkNorm, Ragged, RopePairs, attention};
+pub use activations::{Activations, StageOutput};
+pub use attention::attention;
+pub use attention_shape::{AttentionShape, DistinctSlots, KV_BLOCK, KvLayer, QkNorm, Ragged, RopePairs};
 pub use error::{Error, Result};
 pub use kv_store::{BLOCK_SIZE, BlockId, KvStore};
-pub use matmul::{Activation, Input, Part, gated, linear};
+pub use matmul::{Activation, MatrixInput, MatrixPart, gated, linear};
 pub use memory::Memory;
 pub use norm::{Norm, add_rms_norm, rms_norm};
 pub use pool::Pool;

@@ -15,7 +15,7 @@
 
 use std::ops::Range;
 
-use super::activations::{Activations, Output};
+use super::activations::{Activations, StageOutput};
 use super::pool::{Pool, SharedMut};
 use super::simd::{Isa, LANES, Simd, simd_kernel};
 use super::weights::{BLOCK_K, Packed};
@@ -30,7 +30,7 @@ const ACC_LEN: usize = TOKENS_PER_PASS * LANES;
 
 /// A matrix and where its outputs go.
 #[derive(Debug, Clone, Copy)]
-pub struct Part<'a> {
+pub struct MatrixPart<'a> {
     /// `[n, k]`
     pub weights: &'a Packed,
     /// `[n]`, added to the outputs.
@@ -50,7 +50,7 @@ pub enum Activation {
 
 /// The inputs of a matrix.
 #[derive(Debug, Clone, Copy)]
-pub struct Input<'a> {
+pub struct MatrixInput<'a> {
     /// `[num_tokens, k]`
     pub x: &'a [f32],
     /// The same in bytes, for quantised weights to be multiplied with; without, everything is multiplied in f32.
@@ -66,7 +66,14 @@ pub struct Input<'a> {
 ///
 /// # Panics
 /// If a length does not fit.
-pub fn linear(isa: Isa, pool: &mut Pool, parts: &[Part<'_>], input: &Input<'_>, accumulate: bool, out: &mut [f32]) {
+pub fn linear(
+    isa: Isa,
+    pool: &mut Pool,
+    parts: &[MatrixPart<'_>],
+    input: &MatrixInput<'_>,
+    accumulate: bool,
+    out: &mut [f32],
+) {
     let num_tokens = input.num_tokens;
     let width = out.len() / num_tokens.max(1);
     assert_eq!(out.len(), width * num_tokens, "output of {num_tokens} rows");
@@ -159,14 +166,14 @@ pub fn gated(
     gate: &Packed,
     up: &Packed,
     activation: Activation,
-    input: &Input<'_>,
-    out: Output<'_>,
+    input: &MatrixInput<'_>,
+    out: StageOutput<'_>,
 ) {
     let (n, num_tokens) = (gate.n, input.num_tokens);
     assert_eq!((up.n, up.k), (n, gate.k), "gate {gate:?} and up {up:?}");
     assert_eq!(input.x.len(), num_tokens * gate.k, "input of {num_tokens} rows for {gate:?}");
     assert_eq!(out.x.len(), num_tokens * n, "output of {num_tokens} rows for {gate:?}");
-    let part = |weights| Part { weights, bias: None, column: 0 };
+    let part = |weights| MatrixPart { weights, bias: None, column: 0 };
     let quantized = out.quantized.map(|quantized| quantized.replace(num_tokens, n));
     let out = SharedMut::new(out.x);
     let num_tiles = gate.num_tiles();
@@ -197,9 +204,9 @@ pub fn gated(
 /// Some neighbouring tiles for some tokens into `acc: [tiles.len(), tokens.len(), 16]`.
 fn multiply(
     isa: Isa,
-    part: &Part<'_>,
+    part: &MatrixPart<'_>,
     tiles: &Range<usize>,
-    input: &Input<'_>,
+    input: &MatrixInput<'_>,
     tokens: &Range<usize>,
     acc: &mut [f32],
 ) {

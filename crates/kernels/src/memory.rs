@@ -44,7 +44,7 @@ impl Default for Memory {
 
 impl Memory {
     /// Memory of which only what was written is resident, to the system's page.
-    pub fn in_small_pages() -> Self {
+    pub(crate) fn in_small_pages() -> Self {
         Self { has_large_pages: false, ..Self::default() }
     }
 

@@ -38,13 +38,13 @@ const AHEAD_STEP: usize = 256;
 
 /// Threads that run tiles. The calling thread is one of them.
 pub struct Pool {
-    shared: Arc<Shared>,
+    shared: Arc<PoolShared>,
     helpers: Vec<JoinHandle<()>>,
     /// Counts the calling thread's claims of all jobs. Nobody else writes it, so it costs nothing.
     beat: Arc<AtomicU64>,
 }
 
-struct Shared {
+struct PoolShared {
     homes: Box<[Home]>,
     num_tiles: AtomicUsize,
     num_done: AtomicUsize,
@@ -74,7 +74,7 @@ struct Ahead {
     len: AtomicUsize,
 }
 
-type Call = unsafe fn(*const (), Range<usize>);
+type TileCall = unsafe fn(*const (), Range<usize>);
 
 impl Pool {
     /// A pool of `num_threads`, the caller included.
@@ -83,7 +83,7 @@ impl Pool {
     /// If `num_threads` is 0 or a thread cannot be started.
     pub fn new(num_threads: usize) -> Self {
         assert!(num_threads > 0, "a pool needs a thread");
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(PoolShared {
             homes: (0..num_threads).map(|_| Home { claim: AtomicU64::new(TILE_MASK) }).collect(),
             num_tiles: AtomicUsize::new(0),
             num_done: AtomicUsize::new(0),
@@ -137,7 +137,7 @@ impl Pool {
     ///
     /// # Panics
     /// As `run`.
-    pub fn run_ranges<F: Fn(Range<usize>) + Sync>(&mut self, num_tiles: usize, f: F) {
+    pub(crate) fn run_ranges<F: Fn(Range<usize>) + Sync>(&mut self, num_tiles: usize, f: F) {
         if self.helpers.is_empty() || num_tiles <= 1 {
             let part = num_tiles.div_ceil(PARTS_ALONE).max(1);
             for start in (0..num_tiles).step_by(part) {
@@ -148,7 +148,7 @@ impl Pool {
         }
         assert!((num_tiles as u64) < TILE_MASK, "too many tiles in one job: {num_tiles}");
         let s = &*self.shared;
-        let call: Call = call_closure::<F>;
+        let call: TileCall = call_closure::<F>;
         // Close the old claims first: a helper that read one before and reads the new `num_tiles` now would otherwise
         // take the old job's end for a tile of the new one. Its swap fails on the closed word.
         let old = s.homes[0].claim.load(Ordering::Relaxed);
@@ -209,7 +209,7 @@ pub(super) fn for_rows(pool: &mut Pool, num_rows: usize, max: usize, f: impl Fn(
     });
 }
 
-impl Shared {
+impl PoolShared {
     /// Thread `i`'s part of `0..n`.
     fn share(&self, i: usize, n: usize) -> Range<usize> {
         let num_threads = self.homes.len();
@@ -244,7 +244,7 @@ impl Shared {
         // SAFETY: the swap proves that the words read after `claim` belong to its job (a newer job changes `claim`
         // for good), and that job waits in `run` for these tiles, so the closure is alive and `call` is its shim.
         let result = catch_unwind(AssertUnwindSafe(|| unsafe {
-            let call = std::mem::transmute::<*mut (), Call>(call);
+            let call = std::mem::transmute::<*mut (), TileCall>(call);
             call(closure, tile..tile + n);
         }));
         if let Err(panic) = result {

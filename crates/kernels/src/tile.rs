@@ -99,7 +99,8 @@ fn multiply_format<S: Simd, const F: u8>(s: S, operands: &Operands<'_>, scratch:
             acc: acc[i * num_tokens * LANES..].as_mut_ptr(),
             num_blocks,
         };
-        let packed = Source { base: tile.as_ptr(), scales_at, ahead: tile.len(), ahead_step: tile.len() / num_blocks };
+        let packed =
+            TileSource { base: tile.as_ptr(), scales_at, ahead: tile.len(), ahead_step: tile.len() / num_blocks };
         if num_tokens <= TOKENS || matches!(const { layout(F).planes }, Planes::Byte) {
             // SAFETY: `rows` has `num_tokens` rows and the tile `num_blocks` blocks by the assertions above.
             unsafe { multiply_rows::<S, F, false>(s, num_tokens, &rows, packed) };
@@ -113,14 +114,14 @@ fn multiply_format<S: Simd, const F: u8>(s: S, operands: &Operands<'_>, scratch:
             for b in 0..num_blocks {
                 store_expanded::<S, F>(s, &load::<S, F>(s, packed, b), expanded.add(b * EXPANDED));
             }
-            multiply_rows::<S, F, true>(s, num_tokens, &rows, Source { base: expanded, ..packed });
+            multiply_rows::<S, F, true>(s, num_tokens, &rows, TileSource { base: expanded, ..packed });
         }
     }
 }
 
 /// Where a tile's blocks are: packed, or expanded in scratch memory (then `scales_at` says nothing).
 #[derive(Clone, Copy)]
-pub(super) struct Source {
+pub(super) struct TileSource {
     pub(super) base: *const u8,
     /// Where the scales begin.
     pub(super) scales_at: usize,
@@ -132,8 +133,8 @@ pub(super) struct Source {
 /// # Safety
 /// A packed tile of the format at `source`, with a block `b`.
 #[inline(always)]
-pub(super) unsafe fn load<S: Simd, const F: u8>(s: S, source: Source, b: usize) -> Block<S> {
-    let Source { base: tile, scales_at, ahead, ahead_step } = source;
+pub(super) unsafe fn load<S: Simd, const F: u8>(s: S, source: TileSource, b: usize) -> Block<S> {
+    let TileSource { base: tile, scales_at, ahead, ahead_step } = source;
     // SAFETY: offsets follow the layout that `Packed` wrote.
     unsafe {
         let p = tile.add(b * const { layout(F).planes.num_bytes() });
@@ -219,7 +220,7 @@ struct Rows {
 /// # Safety
 /// `num_tokens` rows behind every pointer of `rows`.
 #[inline(always)]
-unsafe fn multiply_rows<S: Simd, const F: u8, const E: bool>(s: S, num_tokens: usize, rows: &Rows, source: Source) {
+unsafe fn multiply_rows<S: Simd, const F: u8, const E: bool>(s: S, num_tokens: usize, rows: &Rows, source: TileSource) {
     let mut t = 0;
     // SAFETY: `t + T <= num_tokens` at every call.
     unsafe {
@@ -248,7 +249,7 @@ unsafe fn multiply_group<S: Simd, const F: u8, const E: bool, const T: usize>(
     s: S,
     t: usize,
     rows: &Rows,
-    source: Source,
+    source: TileSource,
 ) {
     // SAFETY: the caller vouches for the rows; `b` counts their blocks.
     unsafe {

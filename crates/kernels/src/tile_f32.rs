@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::simd::{Isa, LANES, Simd, simd_kernel};
-use super::tile::{Source, layout, load};
+use super::tile::{TileSource, layout, load};
 use super::weights::{BLOCK_K, Packed, Tiles, WeightFormat};
 
 /// Tokens that share a loaded weight in registers.
@@ -63,7 +63,7 @@ fn multiply_format<S: Simd, const F: u8>(s: S, tile: &[u8], k: usize, x: &[f32],
             } else {
                 decode::<S, F>(
                     s,
-                    Source {
+                    TileSource {
                         base: tile.as_ptr(),
                         scales_at,
                         ahead: tile.len(),
@@ -100,7 +100,7 @@ unsafe fn decode_floats<S: Simd, const F: u8>(s: S, p: *const u8, w: &mut [[f32;
 /// # Safety
 /// A packed tile of the format at `source`, with a block `b`.
 #[inline(always)]
-unsafe fn decode<S: Simd, const F: u8>(s: S, source: Source, b: usize, w: &mut Decoded) {
+unsafe fn decode<S: Simd, const F: u8>(s: S, source: TileSource, b: usize, w: &mut Decoded) {
     // SAFETY: the caller vouches for the block.
     let block = unsafe { load::<S, F>(s, source, b) };
     let zero = s.splat(const { layout(F).format.zero() as f32 });

@@ -1,12 +1,12 @@
 //! What distinguishes one architecture from another, as data. The decoder reads this and nothing else: a new
-//! architecture is a new arm in [`ModelConfig::from_gguf`], not a new file of arithmetic.
+//! architecture is a new arm in `ModelConfig::from_gguf`, not a new file of arithmetic.
 
 use super::gguf::{Gguf, Metadata};
 use tallow_kernels::{Activation, RopePairs};
 use tallow_stream::error::{Error, Result};
 
 /// The architectures that load, as GGUF names them. Mistral files call themselves `llama`.
-pub const ARCHITECTURES: [&str; 6] = ["llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3"];
+pub(crate) const ARCHITECTURES: [&str; 6] = ["llama", "mistral", "qwen2", "qwen3", "gemma3", "phi3"];
 
 /// Layers of the deepest file; the key is read before anything shows that there are so many.
 const LAYERS_MAX: usize = 1024;
@@ -31,7 +31,7 @@ pub struct ModelConfig {
     /// Longest sequence it was made for.
     pub context_length: usize,
     /// Added to the mean square in every norm.
-    pub norm_eps: f32,
+    pub(crate) norm_eps: f32,
     /// Of the feed-forward gate.
     pub activation: Activation,
     /// How a head's dimensions are paired for rotation.
@@ -39,41 +39,41 @@ pub struct ModelConfig {
     /// Leading dimensions of a head that are rotated.
     pub rope_dim: usize,
     /// Rotations; layers refer to them by index.
-    pub ropes: Vec<RopeConfig>,
+    pub(crate) ropes: Vec<RopeConfig>,
     /// One per layer.
-    pub layers: Vec<LayerConfig>,
+    pub(crate) layers: Vec<LayerConfig>,
     /// Multiplies attention scores.
-    pub attention_scale: f32,
+    pub(crate) attention_scale: f32,
     /// Multiplies embeddings.
-    pub embedding_scale: f32,
+    pub(crate) embedding_scale: f32,
     /// Query and key heads are normalised before the rotation.
     pub qk_norm: bool,
     /// Attention and feed-forward outputs are normalised before they are added (Gemma).
-    pub post_norms: bool,
+    pub(crate) post_norms: bool,
     /// One tensor holds query, key and value projections, one gate and up (Phi-3).
-    pub fused_projections: bool,
+    pub(crate) fused_projections: bool,
 }
 
 /// One layer's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LayerConfig {
+pub(crate) struct LayerConfig {
     /// Positions a query sees, its own included; `None` sees all.
     pub window: Option<usize>,
     /// Index into [`ModelConfig::ropes`].
-    pub rope_index: usize,
+    pub(crate) rope_index: usize,
 }
 
 /// A rotation: dimension pair `i` turns by `position * scale / (base^(2i / rope_dim) * factors[i])`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct RopeConfig {
+pub(crate) struct RopeConfig {
     /// The base frequency.
     pub base: f32,
     /// 1, or 1 over the factor of linear scaling.
-    pub position_scale: f32,
+    pub(crate) position_scale: f32,
     /// One divisor per pair, or none.
     pub factors: Vec<f32>,
     /// Multiplies sine and cosine (LongRoPE's attention factor).
-    pub magnitude: f32,
+    pub(crate) magnitude: f32,
 }
 
 /// Keys of one architecture: `llama.` in front of each.
@@ -115,7 +115,7 @@ impl ModelConfig {
     /// # Errors
     /// If the architecture or a feature of it is not supported, or a key is missing or senseless; the message names
     /// it.
-    pub fn from_gguf(gguf: &Gguf, max_model_len: Option<usize>) -> Result<Self> {
+    pub(crate) fn from_gguf(gguf: &Gguf, max_model_len: Option<usize>) -> Result<Self> {
         let meta = gguf.metadata();
         let architecture = meta.get_str("general.architecture")?;
         if !ARCHITECTURES.contains(&architecture) {
@@ -171,7 +171,7 @@ impl ModelConfig {
     }
 
     /// Columns of the fused query, key and value projection.
-    pub fn qkv_size(&self) -> usize {
+    pub(crate) fn qkv_size(&self) -> usize {
         (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
     }
 
@@ -274,7 +274,7 @@ fn ropes(gguf: &Gguf, keys: &Keys<'_>, max_model_len: usize) -> Result<Vec<RopeC
     let long_factors = if is_long { "rope_factors_long.weight" } else { "rope_factors_short.weight" };
     let factors = match gguf.opt_tensor("rope_freqs.weight").or_else(|| gguf.opt_tensor(long_factors)) {
         None => Vec::new(),
-        Some(tensor) => super::decoder::floats(&tensor)?,
+        Some(tensor) => tensor.floats()?,
     };
     if let Some(bad) = factors.iter().find(|f| !(f.is_finite() && **f > 0.0)) {
         return Err(Error::bad_model(format!("rope factors must be positive, got {bad}")));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use super::decoder::ARITHMETIC;
-use super::load::tokenizer_beside;
+use super::vocab::tokenizer_beside;
 use tallow_stream::error::{Error, Result};
 use xxhash_rust::xxh3::Xxh3;
 

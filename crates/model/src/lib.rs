@@ -10,6 +10,7 @@ use tallow_stream::protocol::TokenId;
 
 pub mod config;
 pub mod decoder;
+mod device;
 pub mod encoder;
 mod fingerprint;
 pub mod gguf;

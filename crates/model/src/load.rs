@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::decoder::{DecoderOptions, DecoderWeights};
 use super::fingerprint;
 use super::gguf::Gguf;
-use super::vocab::vocab_from_gguf;
+use super::vocab::{tokenizer_beside, vocab_from_gguf};
 use super::{Model, ModelFactory, ModelSpec};
 use crate::text::Tokenizer;
 use tallow_stream::error::{Error, Result};
@@ -111,11 +111,6 @@ fn open_inner(path: &Path, options: &DecoderOptions) -> Result<OpenModel> {
 
 fn with_path(e: Error, path: &Path) -> Error {
     if e.message().starts_with(&path.display().to_string()) { e } else { e.context(path.display()) }
-}
-
-/// The vocabulary beside the file that takes the place of its own.
-pub(crate) fn tokenizer_beside(path: &Path) -> PathBuf {
-    path.with_file_name("tokenizer.json")
 }
 
 fn tokenizer(path: &Path, gguf: &Gguf) -> Result<Tokenizer> {

@@ -5,6 +5,8 @@
 //! begin prompts with bos (id 1) and a space, byte-level ones with neither, except the families of Llama 3 and
 //! Tekken, whose early files lack the flag and are wrong without bos.
 
+use std::path::{Path, PathBuf};
+
 use crate::gguf::Metadata;
 use crate::text::{Scheme, TokenKind, Vocab};
 use tallow_stream::error::{Error, Result};
@@ -53,6 +55,11 @@ const END_SPELLINGS: [&str; 19] = [
     "<eos>",
     "<｜end▁of▁sentence｜>",
 ];
+
+/// The file that takes the place of a model file's own vocabulary, where there is one.
+pub(crate) fn tokenizer_beside(path: &Path) -> PathBuf {
+    path.with_file_name("tokenizer.json")
+}
 
 /// The vocabulary that a file describes.
 ///

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use crate::protocol::Field;
+
 /// Shorthand for results with tallow's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -43,18 +45,60 @@ pub struct Error {
     kind: ErrorKind,
     message: String,
     param: Option<String>,
+    fault: Option<Box<Fault>>,
     retry_after_ms: Option<u64>,
+}
+
+/// A broken rule as data, where dialects say it in different words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// The field that it is about.
+    pub field: Field,
+    /// What is wrong with it.
+    pub broken: Broken,
+}
+
+/// What is wrong with a field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Broken {
+    /// The rule and the value, without the field: "must be at least 1, got 0".
+    Rule(String),
+    /// The prompt does not fit the context.
+    PromptTooLong {
+        /// Tokens of the prompt.
+        num_tokens: usize,
+        /// Tokens of the context.
+        num_tokens_max: usize,
+    },
 }
 
 impl Error {
     /// An error of `kind`, described by one sentence that names the rule and the value.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), param: None, retry_after_ms: None }
+        Self { kind, message: message.into(), param: None, fault: None, retry_after_ms: None }
     }
 
     /// A request that breaks a rule about `param` (a JSON path such as `messages[0].role`).
     pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self { param: Some(param.into()), ..Self::new(ErrorKind::InvalidRequest, message) }
+    }
+
+    /// A request that breaks `rule` about `field`; `rule` goes on from the field's name: "must be at least 1, got 0".
+    pub fn rule(field: Field, rule: impl Into<String>) -> Self {
+        let rule = rule.into();
+        let message = format!("`{field}` {rule}");
+        let fault = Box::new(Fault { field, broken: Broken::Rule(rule) });
+        Self { fault: Some(fault), ..Self::invalid(field.to_string(), message) }
+    }
+
+    /// A prompt of `num_tokens` that a context of `num_tokens_max` has no room for.
+    pub fn prompt_too_long(field: Field, num_tokens: usize, num_tokens_max: usize) -> Self {
+        let message = format!(
+            "`{field}` must leave room for output in the context of {num_tokens_max} tokens, got {num_tokens} tokens"
+        );
+        let fault = Box::new(Fault { field, broken: Broken::PromptTooLong { num_tokens, num_tokens_max } });
+        let error = Self::new(ErrorKind::ContextLengthExceeded, message).with_param(field.to_string());
+        Self { fault: Some(fault), ..error }
     }
 
     /// A damaged or unsupported model file.
@@ -86,6 +130,7 @@ impl Error {
     #[must_use]
     pub fn with_param(mut self, param: impl Into<String>) -> Self {
         self.param = Some(param.into());
+        self.fault = None;
         self
     }
 
@@ -93,6 +138,7 @@ impl Error {
     #[must_use]
     pub fn context(mut self, what: impl fmt::Display) -> Self {
         self.message = format!("{what}: {}", self.message);
+        self.fault = None;
         self
     }
 
@@ -111,6 +157,11 @@ impl Error {
         self.param.as_deref()
     }
 
+    /// The broken rule as data, where dialects say it in different words.
+    pub fn fault(&self) -> Option<&Fault> {
+        self.fault.as_deref()
+    }
+
     /// When to try again, in milliseconds, where that is known.
     pub fn retry_after_ms(&self) -> Option<u64> {
         self.retry_after_ms
@@ -120,12 +171,5 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
-    }
-}
-
-#[cfg(feature = "candle")]
-impl From<candle_core::Error> for Error {
-    fn from(e: candle_core::Error) -> Self {
-        Self::internal(format!("tensor operation failed: {e}"))
     }
 }

@@ -63,8 +63,13 @@ pub enum Happening {
         /// Restarts since the server began.
         num_restarts: u64,
     },
-    /// The model is there.
+    /// The model's weights are in memory.
     ModelLoaded {
+        /// What it is called on the wire.
+        model: String,
+    },
+    /// The memory of the model's weights is free.
+    ModelUnloaded {
         /// What it is called on the wire.
         model: String,
     },
@@ -82,6 +87,7 @@ impl Happening {
             Self::Rejected { .. } => "rejected",
             Self::WorkerRestarted { .. } => "worker_restarted",
             Self::ModelLoaded { .. } => "model_loaded",
+            Self::ModelUnloaded { .. } => "model_unloaded",
         }
     }
 
@@ -99,7 +105,7 @@ impl Happening {
             Event::Error(_) if seq == 0 => None,
             Event::Error(info) if cause.is_some() => Some(Self::Cancelled { cause, usage: info.usage }),
             Event::Error(info) => Some(Self::Failed(info.clone())),
-            Event::Queued { .. } | Event::Prompt { .. } | Event::Token(_) | Event::Embedding { .. } => None,
+            Event::Queued { .. } | Event::Prompt { .. } | Event::Token(_) => None,
         }
     }
 }

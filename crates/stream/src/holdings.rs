@@ -6,10 +6,9 @@
 //! is the bound times its weight, divided by the weights of all owners that hold something. Owners that hold no more
 //! than their part keep it whatever the others do; an owner alone has all of it.
 
-use std::cmp::Ordering;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
 
-use crate::protocol::{StreamId, Tenant};
+use crate::protocol::{Claim, StreamId, Tenant};
 
 /// What every owner holds.
 #[derive(Debug, Default)]
@@ -29,13 +28,6 @@ struct Holding {
     num_bytes: u64,
     /// Streams that may go, with the time of their end, in the order in which they ended.
     ended: VecDeque<(u64, StreamId)>,
-}
-
-/// An amount per weight. Claims are compared by multiplying crosswise, so that nothing is rounded.
-#[derive(Debug, Clone, Copy)]
-struct Claim {
-    amount: u64,
-    weight: u64,
 }
 
 impl Holdings {
@@ -177,24 +169,3 @@ impl Holding {
         Claim { amount: self.num_bytes, weight: self.weight }
     }
 }
-
-impl Ord for Claim {
-    fn cmp(&self, other: &Self) -> Ordering {
-        let crosswise = |one: &Self, two: &Self| u128::from(one.amount) * u128::from(two.weight);
-        crosswise(self, other).cmp(&crosswise(other, self))
-    }
-}
-
-impl PartialOrd for Claim {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Claim {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Claim {}

@@ -4,6 +4,7 @@
 //!
 //! The words that all rooms share stand here, as those of events do: `protocol`, `error` and `settings`.
 
+mod entry;
 pub mod error;
 mod expired;
 mod feed;
@@ -14,15 +15,17 @@ mod progress;
 pub mod protocol;
 mod reader;
 pub mod settings;
-mod size;
 mod status;
 mod store;
 mod table;
 
+pub use entry::Entry;
 pub use feed::{Feed, FeedEvent, FeedRead, FeedReader, Happening};
-pub use log::{Clock, Entry, StreamLog};
+pub use log::{Clock, StreamLog};
 pub use printable::{excerpt, printable, printable_json, printable_line};
 pub use reader::{Gap, Read, StreamReader};
 pub use status::{CancelCause, StreamStatus};
-pub use store::{StoreLimits, StoredStream, StreamRecord, StreamStore};
+#[doc(hidden)]
+pub use store::DiskStall;
+pub use store::{StoreLimits, StorePlace, StoredStream, StreamRecord, StreamStore};
 pub use table::{StreamTable, TableLimits};

@@ -1,37 +1,26 @@
 //! One generation's log: append-only, dense sequence numbers from 0, one terminal event that is last.
 //!
-//! Writers append, readers ([`StreamReader`]) hold cursors, and either side may cancel. The log reads no clock of its
+//! Writers append, readers ([`StreamReader`](crate::StreamReader)) hold cursors, and either side may cancel. The log reads no clock of its
 //! own: who makes it hands one in, so a simulation can run on invented time.
 //!
 //! A log may be bounded in bytes. Then its oldest events go as new ones come; the numbers of the rest stay, and a
 //! cursor that stands before them is told so.
 
-mod model;
-
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
+use super::entry::{Entry, event_bytes};
 use super::feed::{Feed, Happening};
-use super::progress::Progress;
-use super::size::event_bytes;
-use super::{CancelCause, StreamReader, StreamStatus, StreamStore};
+use super::progress::ReaderProgress;
+use super::store::{Change, Handover};
+use super::{CancelCause, StreamStatus};
 use crate::error::ErrorKind;
-use crate::protocol::{Event, OnDisconnect, StreamId, Tenant};
+use crate::protocol::{Event, OnDisconnect, StreamId, Tenant, Usage};
 
 /// Milliseconds since the Unix epoch, never going back. Handed in, so that nothing here reads a clock.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
-
-/// One event with its place and time, as readers get it.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Entry {
-    /// Its place in the log, from 0.
-    pub seq: u64,
-    /// When it was appended, by the log's clock.
-    pub ts_ms: u64,
-    /// What happened.
-    pub event: Event,
-}
 
 type CancelHook = Box<dyn FnOnce(CancelCause) + Send>;
 
@@ -45,17 +34,17 @@ pub struct StreamLog {
     is_restored: bool,
     clock: Clock,
     // A std mutex: it is held for a push or a clone, never across an await.
-    state: Mutex<State>,
+    state: Mutex<LogState>,
     /// Memory of the events, roughly; read by the table without the lock.
     num_bytes: AtomicUsize,
     /// Most of them; beyond, the oldest events go. The table sets it.
     num_bytes_max: AtomicUsize,
     /// What readers may see, for them to look at and wait on.
-    pub(super) progress: Progress,
+    pub(super) progress: ReaderProgress,
     /// Choices of the same request, which end with it when somebody asks for its end by name.
     followers: Mutex<Vec<Weak<StreamLog>>>,
     /// Where its events are kept, if anywhere but here.
-    store: OnceLock<Weak<StreamStore>>,
+    store: OnceLock<Arc<Handover>>,
     /// Who hears of its beginning and its end.
     feed: OnceLock<Arc<Feed>>,
     /// Which model writes it.
@@ -63,7 +52,7 @@ pub struct StreamLog {
 }
 
 #[derive(Default)]
-pub(super) struct State {
+pub(super) struct LogState {
     /// The events that are kept.
     pub(super) entries: VecDeque<Entry>,
     /// How many went before them: the sequence number of the first that is kept.
@@ -82,7 +71,7 @@ pub(super) struct State {
     orphaned_at_ms: Option<u64>,
 }
 
-impl State {
+impl LogState {
     fn terminal(&self) -> Option<&Entry> {
         self.entries.back().filter(|e| e.event.is_terminal())
     }
@@ -141,8 +130,8 @@ impl StreamLog {
         let is_cancelled =
             entries.last().is_some_and(|e| matches!(&e.event, Event::Error(info) if info.kind == ErrorKind::Cancelled));
         let cancelled = is_cancelled.then_some(CancelCause::Requested);
-        let state = State { entries: entries.into(), started, cancelled, ..State::default() };
-        let progress = Progress::default();
+        let state = LogState { entries: entries.into(), started, cancelled, ..LogState::default() };
+        let progress = ReaderProgress::default();
         progress.set(state.num_visible(), state.is_over());
         Arc::new(Self {
             id,
@@ -162,10 +151,10 @@ impl StreamLog {
         })
     }
 
-    /// Keeps its events from the next one on in `store` too.
-    pub(super) fn keep_in(&self, store: &Arc<StreamStore>) {
+    /// Keeps its events from the next one on in a store too.
+    pub(super) fn keep_in(&self, store: &Arc<Handover>) {
         // Asked for once, by the store itself.
-        let _ = self.store.set(Arc::downgrade(store));
+        let _ = self.store.set(store.clone());
     }
 
     /// Tells `feed` of what happens from here on.
@@ -174,9 +163,19 @@ impl StreamLog {
         let _ = self.feed.set(feed.clone());
     }
 
-    /// Weak, because the store's thread may be the last to hold a log, and cannot wait for its own end.
-    fn open_store(&self) -> Option<Arc<StreamStore>> {
-        self.store.get().and_then(Weak::upgrade).filter(|store| store.is_open())
+    /// Says which model writes it; the first one said stays. A reader must know with which vocabulary, also once the model is
+    /// unloaded.
+    pub fn set_model(&self, name: Arc<str>) {
+        let _ = self.model.set(name);
+    }
+
+    /// Which model writes it, where that was said.
+    pub fn model(&self) -> Option<&str> {
+        self.model.get().map(|name| &**name)
+    }
+
+    fn open_store(&self) -> Option<&Arc<Handover>> {
+        self.store.get().filter(|store| store.is_open())
     }
 
     /// Whether readers of an earlier process may have seen more of it than is here.
@@ -189,10 +188,15 @@ impl StreamLog {
         self.open_store().is_some()
     }
 
-    /// Blocks while the disk that keeps it is far behind. For its writer, who may wait, while it holds nothing.
-    pub fn wait_for_disk(&self) {
+    /// Whether the disk that keeps it is so far behind that no step is to begin for it.
+    pub fn is_held_up(&self) -> bool {
+        self.open_store().is_some_and(|store| store.is_behind())
+    }
+
+    /// Blocks for `time`, or until it is not held up. For a worker between its steps, which holds nothing then.
+    pub fn wait_for_disk(&self, time: Duration) {
         if let Some(store) = self.open_store() {
-            store.wait_for_disk();
+            store.wait_for_disk(time);
         }
     }
 
@@ -274,7 +278,7 @@ impl StreamLog {
     }
 
     /// When it ended, by its clock.
-    pub fn finished_ms(&self) -> Option<u64> {
+    pub(crate) fn finished_ms(&self) -> Option<u64> {
         self.lock().terminal().map(|e| e.ts_ms)
     }
 
@@ -305,8 +309,8 @@ impl StreamLog {
         let seq = state.num_events();
         // Under the lock, so that times rise with sequence numbers.
         let ts_ms = (self.clock)();
-        let store = self.store.get().and_then(Weak::upgrade);
-        match &store {
+        let store = self.store.get();
+        match store {
             Some(store) if store.has_failed() => state.undurable.clear(),
             // It was not told that it goes on in another process, and it does: this event is not on disk.
             Some(store) if !store.is_open() => {
@@ -332,9 +336,8 @@ impl StreamLog {
             feed.publish(ts_ms, Some(self.id), happening);
         }
         if let Some((store, entry)) = kept {
-            // Not under the lock, which the store's thread takes: it may have to wait for the disk. The events of a log
-            // are appended one after another, so they arrive in order.
-            store.append(self.id, entry);
+            // Nothing waits here, so a caller may hold any lock. Events arrive in order, as they are appended one by one.
+            store.push(Change::Append { id: self.id, entry });
             if store.has_failed() {
                 self.on_durable(u64::MAX);
             } else if !store.is_open() {
@@ -371,6 +374,15 @@ impl StreamLog {
         self.lock().terminal().is_some()
     }
 
+    /// What was spent, once the terminal event is there.
+    pub fn usage(&self) -> Option<Usage> {
+        match &self.lock().terminal()?.event {
+            Event::Done { usage, .. } => Some(*usage),
+            Event::Error(info) => Some(info.usage),
+            _ => None,
+        }
+    }
+
     /// Waits for the terminal event without being a reader: it neither keeps the stream alive nor ends it.
     pub async fn finished(&self) {
         let mut progress = self.progress.subscribe();
@@ -393,6 +405,14 @@ impl StreamLog {
         self.cancel_in(self.lock(), cause)
     }
 
+    /// A reader has come.
+    pub(super) fn join(&self) {
+        let mut state = self.lock();
+        state.num_readers += 1;
+        state.was_read = true;
+        state.orphaned_at_ms = None;
+    }
+
     /// A reader is gone. That it was the last and that the stream ends for it is one step: whoever joins after the one
     /// has come after the other too.
     pub(super) fn leave(&self) {
@@ -405,7 +425,7 @@ impl StreamLog {
         }
     }
 
-    fn cancel_in(&self, mut state: MutexGuard<'_, State>, cause: CancelCause) -> bool {
+    fn cancel_in(&self, mut state: MutexGuard<'_, LogState>, cause: CancelCause) -> bool {
         let is_first = state.cancelled.is_none() && state.terminal().is_none();
         let mut hook = None;
         if is_first {
@@ -453,20 +473,9 @@ impl StreamLog {
         }
     }
 
-    /// A reader whose next event is number `from_seq`.
-    pub fn reader(self: &Arc<Self>, from_seq: u64) -> StreamReader {
-        let mut state = self.lock();
-        state.num_readers += 1;
-        state.was_read = true;
-        state.orphaned_at_ms = None;
-        drop(state);
-        StreamReader::new(self.clone(), from_seq)
-    }
-
-    /// Whether this live stream has been without a reader for its whole grace time: the lingering one's own, or
-    /// `unread_grace_ms` for one that its last reader's leaving would cancel but that nobody has come to read. The
-    /// first call that finds it alone starts the grace.
-    pub(super) fn has_outlingered(&self, now_ms: u64, unread_grace_ms: u64) -> bool {
+    /// Goes on with the grace of a live stream that has no reader, or starts it; true once it is over. The grace is the lingering
+    /// stream's own, or `unread_grace_ms` for one that its last reader's leaving would cancel but that nobody has come to read.
+    pub(super) fn linger_on(&self, now_ms: u64, unread_grace_ms: u64) -> bool {
         let mut state = self.lock();
         let grace_ms = match self.on_disconnect {
             // Whoever made it has yet to come.
@@ -482,7 +491,7 @@ impl StreamLog {
         now_ms.saturating_sub(since_ms) >= grace_ms
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, LogState> {
         // A panic while pushing leaves a valid queue behind, so the poison says nothing.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -7,13 +7,13 @@ use tokio::sync::watch;
 
 /// Set under the log's lock, read without it.
 #[derive(Debug, Default)]
-pub(super) struct Progress {
+pub(super) struct ReaderProgress {
     /// Twice the number of events that may be seen, and one if there will be no more.
     packed: AtomicU64,
     changed: watch::Sender<()>,
 }
 
-impl Progress {
+impl ReaderProgress {
     /// Only under the log's lock, so that what was set last is what is true. Wakes nobody.
     pub(super) fn set(&self, num_visible: u64, is_over: bool) {
         self.packed.store(num_visible << 1 | u64::from(is_over), Ordering::Release);

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::log::{Entry, State, StreamLog};
-use super::size::payload_bytes;
+use super::entry::{Entry, payload_bytes};
+use super::log::{LogState, StreamLog};
 use crate::error::ErrorKind;
 use crate::protocol::{ErrorInfo, Event, TokenEvent, Usage};
 
@@ -51,12 +51,15 @@ impl Gap {
     }
 }
 
-impl StreamReader {
-    pub(super) fn new(log: Arc<StreamLog>, next_seq: u64) -> Self {
-        let changed = log.progress.subscribe();
-        Self { log, next_seq, changed }
+impl StreamLog {
+    /// A reader whose next event is number `from_seq`.
+    pub fn reader(self: &Arc<Self>, from_seq: u64) -> StreamReader {
+        self.join();
+        StreamReader { log: self.clone(), next_seq: from_seq, changed: self.progress.subscribe() }
     }
+}
 
+impl StreamReader {
     /// Waits until an event is there to take; `false` once the terminal event was given. Cancel-safe.
     pub async fn ready(&mut self) -> bool {
         loop {
@@ -137,7 +140,7 @@ impl StreamReader {
 }
 
 /// The run of visible token events from `index` on as one event, if it is `backlog_min` long.
-fn merged(state: &State, index: usize, backlog_min: usize) -> Option<Entry> {
+fn merged(state: &LogState, index: usize, backlog_min: usize) -> Option<Entry> {
     let num_visible = (state.num_visible() - state.num_trimmed) as usize;
     let rest = state.entries.range(index..num_visible);
     let tokens = rest.clone().take(MERGED_EVENTS_MAX).take_while(|e| matches!(e.event, Event::Token(_)));

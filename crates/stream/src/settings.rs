@@ -133,12 +133,12 @@ impl Kind {
 macro_rules! settings {
     (
         $(#[$meta:meta])*
-        pub struct $name:ident {
+        $vis:vis struct $name:ident {
             $($(#[doc = $doc:literal])+ pub $field:ident: $type:ty = $default:expr $(=> $setting:expr)?;)+
         }
     ) => {
         $(#[$meta])*
-        pub struct $name {
+        $vis struct $name {
             $($(#[doc = $doc])+ pub $field: $type,)+
         }
 
@@ -153,13 +153,13 @@ macro_rules! settings {
             ///
             /// # Errors
             /// Those of `visit`, and if a number does not fit its field.
-            pub fn visit_settings(&mut self, visit: &mut $crate::settings::Visit<'_>) -> $crate::error::Result<()> {
+            $vis fn visit_settings(&mut self, visit: &mut $crate::settings::Visit<'_>) -> $crate::error::Result<()> {
                 $($crate::settings!(@visit visit, self.$field, [$($doc),+] $(, $setting)?);)+
                 Ok(())
             }
 
             /// The settings, in their order.
-            pub fn settings() -> Vec<&'static $crate::settings::Setting> {
+            $vis fn settings() -> Vec<&'static $crate::settings::Setting> {
                 let mut all = Vec::new();
                 let mut list = |setting, _| {
                     all.push(setting);

@@ -2,8 +2,8 @@
 //! commits whatever has come since its last commit as one transaction.
 //!
 //! ```text
-//! begin, append, forget -> a bounded channel -> the thread: gather -> write -> commit (fsync) -> tell the logs
-//!                          (workers wait between steps if the disk does)
+//! begin, append, forget -> the hand-over -> the thread: gather -> write -> commit (fsync) -> tell the logs
+//!                          (nobody waits in it; workers begin no step while the disk is behind)
 //! ```
 //! Most events need not be on disk before a reader sees them: a token that was shown and lost is computed again, bit for
 //! bit and under the same number (see [`Event::is_repeatable`]). The others - a place in the queue, the start, a failure -
@@ -13,23 +13,26 @@
 //! The database is redb: copy-on-write B-trees with a checksum for every page, pure Rust. An append-only file of our own
 //! would be faster and would need its own compaction, locking and repair.
 
+mod handover;
 mod records;
+mod stall;
 mod writer;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-
+pub(super) use handover::Handover;
+pub use handover::StorePlace;
 pub use records::{StoredStream, StreamRecord};
+pub use stall::DiskStall;
 
 use self::records::Opened;
-use super::log::{Entry, StreamLog};
+use self::stall::CommitGate;
+use super::entry::Entry;
+use super::log::StreamLog;
 use crate::error::{Error, Result};
 use crate::protocol::{Epoch, Event, StreamId};
 use crate::settings;
@@ -39,10 +42,8 @@ use crate::settings::{MIB, bytes, millis, setting};
 const FILE_NAME: &str = "streams.redb";
 /// Is there while [`FILE_NAME`] has all that readers were shown. It goes when the disk fails, which asks for no room.
 const WHOLE_FILE_NAME: &str = "streams.whole";
-/// Changes on their way to the thread; who brings more waits, whatever it holds.
-const NUM_CHANGES_MAX: usize = 16_384;
-/// Beyond so many, workers begin no step: what is left is for those who must not wait for a disk.
-const NUM_CHANGES_HIGH: usize = NUM_CHANGES_MAX / 2;
+/// How long [`StreamStore::close`] waits for the disk. What is not durable then is as after a crash: it is computed again.
+const CLOSE_TIME_MAX: Duration = Duration::from_secs(10);
 
 settings! {
     /// The store's bounds.
@@ -56,16 +57,19 @@ settings! {
         /// How long tokens are collected before they are written to the store.
         pub commit_interval: Duration = Duration::from_millis(20)
             => setting("streams.store_interval_ms", "stream-store-interval-ms", millis(0, 10_000));
+        /// While a commit takes longer, new streams get no place and the server is not ready: the disk stalls. As long as a
+        /// worker may compute nothing, for a healthy disk takes milliseconds.
+        pub stall_time_max: Duration = Duration::from_millis(1500);
     }
 }
 
 /// Streams on disk. Dropping it commits what has come.
 pub struct StreamStore {
     epoch: Epoch,
-    changes: SyncSender<Change>,
+    handover: Arc<Handover>,
     /// Whether an earlier process kept all that it had shown.
     was_whole: bool,
-    health: Arc<Health>,
+    gate: Arc<CommitGate>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -94,34 +98,8 @@ impl WholeMark {
     }
 }
 
-/// How the store is.
-#[derive(Debug)]
-struct Health {
-    /// Whether changes are still taken: not after [`StreamStore::close`] or a failure.
-    is_open: AtomicBool,
-    /// Whether the disk, or the database on it, has failed. Set before the store is no longer open.
-    has_failed: AtomicBool,
-    /// Changes on their way.
-    num_changes: AtomicUsize,
-    /// Held to wait for fewer, and to say that there are.
-    waiting: Mutex<()>,
-    has_fewer: Condvar,
-}
-
-impl Health {
-    fn taken(&self, num_changes: usize) {
-        self.num_changes.fetch_sub(num_changes, Ordering::SeqCst);
-        self.wake();
-    }
-
-    fn wake(&self) {
-        drop(self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
-        self.has_fewer.notify_all();
-    }
-}
-
 /// What the thread is told.
-enum Change {
+pub(super) enum Change {
     Begin {
         record: Box<StreamRecord>,
         log: Weak<StreamLog>,
@@ -137,10 +115,6 @@ enum Change {
     },
     Forget {
         id: StreamId,
-    },
-    /// Dropped once what came before it is durable, or nothing will be.
-    Barrier {
-        _passed: oneshot::Sender<()>,
     },
     MakeWhole,
     Close,
@@ -165,17 +139,12 @@ impl StreamStore {
         if was_whole {
             mark.put().map_err(|e| Error::io(mark.0.display(), e))?;
         }
-        let (changes, received) = sync_channel(NUM_CHANGES_MAX);
-        let health = Arc::new(Health {
-            is_open: AtomicBool::new(true),
-            has_failed: AtomicBool::new(false),
-            num_changes: AtomicUsize::new(0),
-            waiting: Mutex::default(),
-            has_fewer: Condvar::new(),
-        });
-        let writer = writer::StoreWriter::new(database, (path, mark), limits, health.clone(), &stored);
-        let thread = Mutex::new(Some(spawn(writer, received)?));
-        Ok((Arc::new(Self { epoch, changes, was_whole, health, thread }), stored))
+        let handover = Handover::new(stored.iter().map(|s| s.record.request.id), limits.stall_time_max);
+        let gate = Arc::<CommitGate>::default();
+        let writer =
+            writer::StoreWriter::new(database, (path, mark), limits, (handover.clone(), gate.clone()), &stored);
+        let thread = Mutex::new(Some(spawn(writer)?));
+        Ok((Arc::new(Self { epoch, handover, was_whole, gate, thread }), stored))
     }
 
     /// The number under which events' ids are told from another store's. It stays for the life of the store, or until
@@ -192,84 +161,78 @@ impl StreamStore {
     /// What could not go on has ended, in what was sent before: once that is durable, the file has all that there is.
     pub fn make_whole(&self) {
         if !self.was_whole {
-            self.send(Change::MakeWhole);
+            self.handover.push(Change::MakeWhole);
         }
     }
 
-    /// Keeps a new stream: its request now, its events as they come.
-    pub fn begin(self: &Arc<Self>, record: StreamRecord, log: &Arc<StreamLog>) {
-        log.keep_in(self);
-        self.send(Change::Begin { record: Box::new(record), log: Arc::downgrade(log) });
+    /// Places for so many new streams, or for none.
+    ///
+    /// # Errors
+    /// As [`Self::check_room`].
+    pub fn reserve(&self, num_streams: usize) -> Result<Vec<StorePlace>> {
+        self.handover.reserve(num_streams)
+    }
+
+    /// Whether a new stream would get a place.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`](crate::error::ErrorKind::Unavailable) while the disk does not keep up.
+    pub fn check_room(&self) -> Result<()> {
+        self.handover.check_room()
+    }
+
+    /// Changes that wait for the disk.
+    pub fn num_waiting(&self) -> usize {
+        self.handover.num_waiting()
+    }
+
+    /// How long the commit under way has taken so far; zero between commits.
+    pub fn commit_time(&self) -> Duration {
+        self.handover.commit_time()
+    }
+
+    /// Makes the disk stall: no commit returns while what is returned lives.
+    #[doc(hidden)]
+    pub fn stall(&self) -> DiskStall {
+        self.gate.shut()
     }
 
     /// Keeps further events of a stream that is in the store.
-    pub fn follow(self: &Arc<Self>, log: &Arc<StreamLog>) {
-        log.keep_in(self);
-        self.send(Change::Follow { log: Arc::downgrade(log), id: log.id() });
+    pub fn follow(&self, log: &Arc<StreamLog>) {
+        log.keep_in(&self.handover);
+        self.handover.push(Change::Follow { log: Arc::downgrade(log), id: log.id() });
     }
 
     /// Removes a stream.
     pub fn forget(&self, id: StreamId) {
-        self.send(Change::Forget { id });
+        self.handover.push(Change::Forget { id });
     }
 
     /// Waits until what was sent before is durable, or will never be because the store has failed or is closed.
     pub async fn flushed(&self) {
-        let (_passed, passed) = oneshot::channel();
-        self.send(Change::Barrier { _passed });
-        // Nothing is ever sent: the other end is dropped when its time has come.
-        let _ = passed.await;
+        self.handover.flushed().await;
     }
 
-    /// Commits what has come and takes nothing more: what is not finished now goes on when the store is opened again.
+    /// Commits what has come and takes nothing more: what is not finished now goes on when the store is opened again. Blocks
+    /// until then, but not for longer than 10 s: a thread that waits for a disk which stalls is left behind.
     pub fn close(&self) {
-        if self.health.is_open.swap(false, Ordering::SeqCst) {
-            self.hand_over(Change::Close);
-            self.health.wake();
-        }
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread
-            && thread.join().is_err()
-        {
+        self.handover.close();
+        let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        if !self.handover.wait_ended(CLOSE_TIME_MAX) {
+            tracing::error!("the disk stalls: what the stream store has not written is left to be computed again");
+        } else if thread.join().is_err() {
             tracing::error!("the stream store's thread panicked");
         }
     }
 
     /// Whether events are kept: not after it was closed, or has failed.
     pub fn is_open(&self) -> bool {
-        self.health.is_open.load(Ordering::SeqCst)
+        self.handover.is_open()
     }
 
     /// Whether the disk, or the database on it, has failed.
     pub fn has_failed(&self) -> bool {
-        self.health.has_failed.load(Ordering::SeqCst)
-    }
-
-    /// Blocks while the disk is far behind.
-    pub(super) fn wait_for_disk(&self) {
-        let waiting = self.health.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.health.has_fewer.wait_while(waiting, |()| self.is_behind());
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
-    }
-
-    fn is_behind(&self) -> bool {
-        self.is_open() && self.health.num_changes.load(Ordering::SeqCst) > NUM_CHANGES_HIGH
-    }
-
-    pub(super) fn append(&self, id: StreamId, entry: Entry) {
-        self.send(Change::Append { id, entry });
-    }
-
-    fn send(&self, change: Change) {
-        if self.is_open() {
-            self.hand_over(change);
-        }
-    }
-
-    fn hand_over(&self, change: Change) {
-        self.health.num_changes.fetch_add(1, Ordering::SeqCst);
-        // Fails only if the thread has ended, which has said why.
-        let _ = self.changes.send(change);
+        self.handover.has_failed()
     }
 }
 
@@ -285,9 +248,9 @@ impl std::fmt::Debug for StreamStore {
     }
 }
 
-fn spawn(mut writer: writer::StoreWriter, received: Receiver<Change>) -> Result<JoinHandle<()>> {
+fn spawn(mut writer: writer::StoreWriter) -> Result<JoinHandle<()>> {
     let builder = std::thread::Builder::new().name("stream-store".to_owned());
-    builder.spawn(move || writer.run(&received)).map_err(|e| Error::io("cannot start the stream store's thread", e))
+    builder.spawn(move || writer.run()).map_err(|e| Error::io("cannot start the stream store's thread", e))
 }
 
 impl Event {

@@ -59,23 +59,23 @@ pub struct StreamTable {
     /// Of this process, whatever the streams' is: the feed does not outlive it.
     feed_epoch: Epoch,
     // A std mutex: held for map operations only, never while a log is cancelled or awaited.
-    inner: Mutex<Inner>,
+    inner: Mutex<TableState>,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct TableState {
     /// Forgets what the table forgets.
     store: Option<Arc<StreamStore>>,
     /// Streams that had not ended when the table last looked.
-    live: HashMap<StreamId, Slot>,
-    finished: HashMap<StreamId, Slot>,
+    live: HashMap<StreamId, TableSlot>,
+    finished: HashMap<StreamId, TableSlot>,
     /// Of both, as of the last look.
     holdings: Holdings,
     expired: Expired,
 }
 
 #[derive(Debug)]
-struct Slot {
+struct TableSlot {
     log: Arc<StreamLog>,
     /// Of its owner.
     weight: u32,
@@ -86,16 +86,16 @@ struct Slot {
 impl StreamTable {
     /// An empty table with an epoch of its own.
     pub fn new(limits: TableLimits) -> Self {
-        Self::make(limits, Epoch::random(), Inner::default())
+        Self::make(limits, Epoch::random(), TableState::default())
     }
 
     /// An empty table whose streams are kept in `store`, under the store's epoch.
     pub fn with_store(limits: TableLimits, store: Arc<StreamStore>) -> Self {
         let epoch = store.epoch();
-        Self::make(limits, epoch, Inner { store: Some(store), ..Inner::default() })
+        Self::make(limits, epoch, TableState { store: Some(store), ..TableState::default() })
     }
 
-    fn make(limits: TableLimits, epoch: Epoch, inner: Inner) -> Self {
+    fn make(limits: TableLimits, epoch: Epoch, inner: TableState) -> Self {
         let feed = Feed::new(limits.feed_events_max);
         Self { limits, epoch, feed, feed_epoch: Epoch::random(), inner: Mutex::new(inner) }
     }
@@ -136,7 +136,7 @@ impl StreamTable {
         log.set_num_bytes_max(self.limits.stream_bytes_max);
         log.tell(&self.feed);
         inner.holdings.begin(log.tenant(), weight);
-        inner.live.insert(log.id(), Slot { log, weight, num_bytes: 0 });
+        inner.live.insert(log.id(), TableSlot { log, weight, num_bytes: 0 });
         Ok(())
     }
 
@@ -200,8 +200,7 @@ impl StreamTable {
         inner.evict(&beyond, &self.limits);
         let grace_ms = self.limits.unread_grace_ms;
         let live = inner.live.values();
-        let abandoned: Vec<_> =
-            live.filter(|s| s.log.has_outlingered(now_ms, grace_ms)).map(|s| s.log.clone()).collect();
+        let abandoned: Vec<_> = live.filter(|s| s.log.linger_on(now_ms, grace_ms)).map(|s| s.log.clone()).collect();
         // Outside the lock: a cancel hook takes the queue's.
         drop(inner);
         for log in abandoned {
@@ -209,13 +208,13 @@ impl StreamTable {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, TableState> {
         // Every change below is a whole map operation, so a panic elsewhere leaves nothing half done.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Inner {
+impl TableState {
     fn len(&self) -> usize {
         self.live.len() + self.finished.len()
     }
@@ -278,14 +277,14 @@ impl Inner {
         }
     }
 
-    fn take(&mut self, id: StreamId) -> Option<Slot> {
+    fn take(&mut self, id: StreamId) -> Option<TableSlot> {
         let slot = self.live.remove(&id).or_else(|| self.finished.remove(&id))?;
         self.holdings.remove(slot.log.tenant(), id, slot.num_bytes);
         Some(slot)
     }
 }
 
-impl Slot {
+impl TableSlot {
     fn count(&mut self, holdings: &mut Holdings) {
         let (tenant, num_bytes) = (self.log.tenant(), self.log.num_bytes() as u64);
         if num_bytes > self.num_bytes {

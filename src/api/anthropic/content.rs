@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::api::many::{Many, PARTS_MAX};
 use crate::api::problem::Problem;
+use crate::api::{parts, tool_fields};
 use crate::error::Error;
 use crate::protocol::{ChatMessage, FunctionCall, ToolCall};
 
@@ -24,13 +25,13 @@ pub(super) struct Turn {
 #[derive(Debug)]
 pub(super) enum Content {
     Text(String),
-    Blocks(Many<Block, PARTS_MAX>),
+    Blocks(Many<ContentBlock, PARTS_MAX>),
 }
 
 /// A block with the fields of every type; which ones it must have depends on `type`. `cache_control` and `citations`
 /// are not read: prefixes are cached without being asked.
 #[derive(Debug, serde::Deserialize)]
-pub(super) struct Block {
+pub(super) struct ContentBlock {
     #[serde(rename = "type")]
     kind: Option<String>,
     text: Option<String>,
@@ -41,6 +42,8 @@ pub(super) struct Block {
     tool_use_id: Option<String>,
     content: Option<Content>,
     is_error: Option<bool>,
+    /// Of an image or a document.
+    source: Option<Value>,
 }
 
 /// The conversation, `system` first.
@@ -53,16 +56,22 @@ pub(super) fn messages(system: Option<Content>, turns: Vec<Turn>) -> Result<Vec<
     }
     let mut reading = Reading::default();
     if let Some(system) = system {
-        reading.messages.push(ChatMessage::new("system", system.into_text("system")?));
+        reading.messages.push(ChatMessage::new("system", system.into_text("system", false)?));
     }
+    // What the user asks about now; what came before it is history, in which nothing is refused.
+    let asked = turns.iter().rposition(|turn| turn.role.as_deref() == Some("user"));
     for (i, turn) in turns.into_iter().enumerate() {
         let path = format!("messages[{i}]");
         let role = required(turn.role, &path, "role")?;
         let content = required(turn.content, &path, "content")?;
         match role.as_str() {
-            "user" => reading.user(content, &format!("{path}.content"))?,
+            "user" => reading.user(content, &format!("{path}.content"), asked == Some(i))?,
             "assistant" => reading.assistant(content, &format!("{path}.content"))?,
-            _ => return Err(wrong(&format!("{path}.role"), "must be one of user, assistant", Some(&role))),
+            "system" => {
+                let text = content.into_text(&format!("{path}.content"), false)?;
+                reading.messages.push(ChatMessage::new("system", text));
+            }
+            _ => return Err(wrong(&format!("{path}.role"), "must be one of user, assistant, system", Some(&role))),
         }
     }
     Ok(reading.messages)
@@ -76,7 +85,7 @@ struct Reading {
 }
 
 impl Reading {
-    fn user(&mut self, content: Content, path: &str) -> Result<(), Problem> {
+    fn user(&mut self, content: Content, path: &str, is_asked: bool) -> Result<(), Problem> {
         let blocks = match content {
             Content::Text(text) => {
                 self.messages.push(ChatMessage::new("user", text));
@@ -91,25 +100,28 @@ impl Reading {
                 Some("text") => {
                     text.get_or_insert_default().push_str(&required(block.text, &path, "text")?);
                 }
+                // Of a search that Anthropic's servers ran; it is in their own form, for their own models.
+                Some(kind) if kind.ends_with("_tool_result") => {}
                 Some("tool_result") => {
                     self.messages.extend(text.take().map(|text| ChatMessage::new("user", text)));
                     let result = self.result(block, &path)?;
                     self.messages.push(result);
                 }
-                kind => return Err(wrong(&format!("{path}.type"), "must be one of text, tool_result", kind)),
+                Some(_) => text.get_or_insert_default().push_str(&block.foreign(&path, is_asked)?),
+                None => return required(None, &path, "type"),
             }
         }
         self.messages.extend(text.map(|text| ChatMessage::new("user", text)));
         Ok(())
     }
 
-    fn result(&self, block: Block, path: &str) -> Result<ChatMessage, Problem> {
+    fn result(&self, block: ContentBlock, path: &str) -> Result<ChatMessage, Problem> {
         let id = required(block.tool_use_id, path, "tool_use_id")?;
         let Some(name) = self.called.get(&id) else {
             return Err(wrong(&format!("{path}.tool_use_id"), "must be the id of a `tool_use` before it", Some(&id)));
         };
         let mut text = match block.content {
-            Some(content) => content.into_text(&format!("{path}.content"))?,
+            Some(content) => content.into_text(&format!("{path}.content"), false)?,
             None => String::new(),
         };
         if block.is_error.unwrap_or(false) {
@@ -139,15 +151,14 @@ impl Reading {
                 Some("tool_use") => {
                     let id = required(block.id, &path, "id")?;
                     let name = required(block.name, &path, "name")?;
-                    let arguments = required(block.input, &path, "input")?;
-                    if !arguments.is_object() {
-                        return Err(wrong_value(&format!("{path}.input"), "must be an object", &arguments));
-                    }
+                    let arguments = tool_fields::arguments(required(block.input, &path, "input")?);
                     self.called.insert(id.clone(), name.clone());
                     let function = FunctionCall { name, arguments };
                     message.tool_calls.push(ToolCall { id, kind: "function", function });
                 }
-                kind => return Err(wrong(&format!("{path}.type"), "must be one of text, thinking, tool_use", kind)),
+                // Thoughts that only Anthropic can read, and what their servers ran.
+                Some(_) => {}
+                None => return required(None, &path, "type"),
             }
         }
         self.messages.push(message);
@@ -155,9 +166,21 @@ impl Reading {
     }
 }
 
+impl ContentBlock {
+    /// What the model reads of a block that is no text: the text of a document that has one, else that there was something.
+    fn foreign(self, path: &str, is_asked: bool) -> Result<String, Problem> {
+        let source = self.source.as_ref();
+        if let Some(text) = source.filter(|source| source["type"] == "text").and_then(|source| source["data"].as_str())
+        {
+            return Ok(text.to_owned());
+        }
+        parts::foreign(self.kind.as_deref().unwrap_or_default(), &format!("{path}.type"), is_asked)
+    }
+}
+
 impl Content {
-    /// Its text, where nothing else may be in it.
-    fn into_text(self, path: &str) -> Result<String, Problem> {
+    /// Its text; a short text stands for what is none.
+    fn into_text(self, path: &str, is_asked: bool) -> Result<String, Problem> {
         let blocks = match self {
             Self::Text(text) => return Ok(text),
             Self::Blocks(blocks) => blocks.0,
@@ -167,7 +190,8 @@ impl Content {
             let path = format!("{path}[{j}]");
             match block.kind.as_deref() {
                 Some("text") => text.push_str(&required(block.text, &path, "text")?),
-                kind => return Err(wrong(&format!("{path}.type"), "must be \"text\"", kind)),
+                Some(_) => text.push_str(&block.foreign(&path, is_asked)?),
+                None => return required(None, &path, "type"),
             }
         }
         Ok(text)

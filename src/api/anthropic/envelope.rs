@@ -44,7 +44,7 @@ impl<'a> ErrorFrame<'a> {
 
 /// Gives answers on Anthropic's routes the request's id where their SDKs look for it, and errors their shape.
 /// Stands outside of everything that can refuse a request.
-pub async fn reshape(request: Request, next: Next) -> Response {
+pub(crate) async fn reshape(request: Request, next: Next) -> Response {
     let is_ours = is_anthropic(request.uri().path(), request.headers());
     let response = next.run(request).await;
     if !is_ours {
@@ -76,7 +76,7 @@ fn is_anthropic(path: &str, headers: &HeaderMap) -> bool {
 }
 
 /// Whether the caller is a client of Anthropic's: they always send their version.
-pub fn has_version(headers: &HeaderMap) -> bool {
+pub(crate) fn has_version(headers: &HeaderMap) -> bool {
     headers.contains_key("anthropic-version")
 }
 

@@ -6,11 +6,12 @@ use serde::Serialize;
 
 use super::envelope::ErrorFrame;
 use super::message::{Block, MessageObject, UsageObject, call_id, stop_reason};
-use crate::api::event_body::Dialect;
+use crate::api::event_body::{self, Dialect};
+use crate::api::fold;
 use crate::api::problem::Problem;
 use crate::api::sse::SseWriter;
 use crate::protocol::{Event, FinishReason, Usage};
-use crate::stream::Entry;
+use crate::stream::{Entry, Gap, StreamLog};
 use crate::text::{AnswerParser, Piece};
 
 /// A reader this many tokens behind gets them as one delta: catching up matters more to it than the grain.
@@ -86,7 +87,7 @@ impl Dialect for MessageEvents {
 
     fn event(&mut self, entry: &Entry, out: &mut SseWriter) {
         match &entry.event {
-            Event::Queued { .. } | Event::Prompt { .. } | Event::Embedding { .. } => {}
+            Event::Queued { .. } | Event::Prompt { .. } => {}
             Event::Started { cached_tokens, .. } => self.start(*cached_tokens, out),
             Event::Token(token) => {
                 self.start(0, out);
@@ -96,6 +97,17 @@ impl Dialect for MessageEvents {
             }
             Event::Done { finish_reason, usage, stop } => self.finish(*finish_reason, *usage, stop.as_deref(), out),
             Event::Error(info) => out.named("error", &ErrorFrame::new(&Problem::from(info), None)),
+        }
+    }
+
+    fn gap(&mut self, gap: Gap, out: &mut SseWriter) -> bool {
+        event_body::end_at_gap(self, gap, out)
+    }
+
+    /// A client of this dialect does not come back to a stream: it is told that this one ends here.
+    fn suspended(&mut self, log: &StreamLog, out: &mut SseWriter) {
+        if let Some(info) = fold::suspension(log) {
+            out.named("error", &ErrorFrame::new(&Problem::from(&info), None));
         }
     }
 

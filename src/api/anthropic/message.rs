@@ -146,11 +146,15 @@ impl Blocks {
         }
     }
 
-    /// Arguments that are no JSON, since the message was cut in them, are shown as the text that they are.
+    /// A call whose arguments are no object, since the message was cut in them, is left out: `input` must be one, here and
+    /// when the client sends the message back.
     fn end_call(&mut self) {
         if let (Some(json), Some(Block::ToolUse { input, .. })) = (self.arguments.take(), self.done.last_mut()) {
             let json = if json.trim().is_empty() { "{}" } else { json.as_str() };
-            *input = serde_json::from_str(json).unwrap_or_else(|_| Value::String(json.to_owned()));
+            match serde_json::from_str(json) {
+                Ok(object @ Value::Object(_)) => *input = object,
+                _ => drop(self.done.pop()),
+            }
         }
     }
 }
@@ -181,8 +185,8 @@ mod tests {
                 r#"{"type":"tool_use","id":"toolu_1f_1","name":"g","input":{}}]"#
             ),
         );
-        let cut = r#"[{"type":"tool_use","id":"toolu_1f_0","name":"f","input":"{\"x\""}]"#;
-        check(&[call("f"), arguments("{\"x\"")], cut);
+        let cut = r#"[{"type":"text","text":"a"}]"#;
+        check(&[Piece::Content("a".to_owned()), call("f"), arguments("{\"x\"")], cut);
     }
 
     #[test]

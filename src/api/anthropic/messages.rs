@@ -11,20 +11,35 @@ use serde::Serialize;
 use super::events::MessageEvents;
 use super::message::{MessageObject, blocks, message_id, stop_reason};
 use super::request::MessagesRequest;
-use crate::api::auth::Caller;
+use crate::api::caller::Caller;
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;
+use crate::api::words::Words;
 use crate::api::{App, answer, body, event_body, fold, head, with_stream_id};
-use crate::error::Error;
-use crate::protocol::Tenant;
+use crate::protocol::{Field, Place, Tenant};
 use crate::service::Started;
 use crate::text::AnswerParser;
+
+/// Claude Code reads the numbers out of this sentence and compacts the conversation.
+const WORDS: Words<'static> = Words {
+    name: &|field| match field {
+        // A turn of this dialect can be several messages to a template, so an index would be another's.
+        Field::Messages | Field::Message(..) | Field::Prompt | Field::Tokens(_) => "messages".to_owned(),
+        Field::Stop(index) => format!("stop_sequences{}", Place(index)),
+        Field::ToolName(index) => format!("tools[{index}].name"),
+        Field::ToolParameters(index) | Field::ToolFormat(index) => format!("tools[{index}].input_schema"),
+        Field::MaxTokens | Field::Tools | Field::ToolChoice => field.to_string(),
+    },
+    prompt_too_long: |num_tokens, num_tokens_max| {
+        format!("prompt is too long: {num_tokens} tokens > {num_tokens_max} maximum")
+    },
+};
 
 /// Handles one request.
 ///
 /// # Errors
 /// Any of the body's, the fields' and the service's.
-pub async fn create(
+pub(crate) async fn create(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
@@ -37,29 +52,29 @@ pub async fn create(
         let is_stream = message.stream.unwrap_or(false);
         Ok((message.into_generate(owner)?, is_stream))
     };
-    let ((mut generate, is_stream), held) = body.parse(&app, tenant, read).await?;
+    let (((mut generate, ignored), is_stream), held) = body.parse(&app, tenant, read).await?;
     generate.queue_timeout_ms = queue_timeout_ms;
     if let Some(policy) = policy {
         generate.on_disconnect = policy;
     }
-    let started = app.service.start(generate).await.map_err(in_own_words)?;
+    let started = app.service.start(generate).await.map_err(|e| Problem::spelled(&e, WORDS))?;
     drop(held);
     if !is_stream {
-        return whole(&app, tenant, started).await;
+        return Ok(ignored.tell(whole(&app, tenant, started).await?));
     }
     let reader = started.log.reader(0);
     head::wait(&app, [&started.log]).await?;
     let parser = AnswerParser::new(&started.format);
     let dialect = MessageEvents::new(message_id(&started.log), started.served.name(), started.prompt_tokens, parser);
     let response = event_body::respond(reader, dialect, app.config.heartbeat, &app.service.metrics().readers);
-    Ok(with_stream_id(response, started.log.id()))
+    Ok(ignored.tell(with_stream_id(response, started.log.id())))
 }
 
 /// How many tokens a request's prompt would have. Takes the same body; `max_tokens` is not needed.
 ///
 /// # Errors
 /// Any of the body's and the fields', and those of templating.
-pub async fn count_tokens(
+pub(crate) async fn count_tokens(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
@@ -67,8 +82,8 @@ pub async fn count_tokens(
     let tenant = owner.tenant;
     let body = body::read(request, &app, tenant).await?;
     let read = move |json: &[u8]| MessagesRequest::read(json)?.into_generate(owner);
-    let (generate, _held) = body.parse(&app, tenant, read).await?;
-    let tokens = app.service.prompt_tokens(generate).await.map_err(in_own_words)?;
+    let ((generate, _ignored), _held) = body.parse(&app, tenant, read).await?;
+    let tokens = app.service.prompt_tokens(generate).await.map_err(|e| Problem::spelled(&e, WORDS))?;
     Ok(Json(Count { input_tokens: tokens.len() }).into_response())
 }
 
@@ -95,16 +110,4 @@ async fn whole(app: &App, tenant: Tenant, started: Started) -> Result<Response, 
         })
     };
     Ok(with_stream_id(answer::json(app, tenant, num_bytes, make).await?, stream_id))
-}
-
-/// The service knows stop strings as `stop`; here they came as `stop_sequences`.
-fn in_own_words(e: Error) -> Error {
-    let rest = e.param().and_then(|param| param.strip_prefix("stop")).filter(|r| r.is_empty() || r.starts_with('['));
-    match rest {
-        Some(rest) => {
-            let param = format!("stop_sequences{rest}");
-            Error::new(e.kind(), e.message().replacen("`stop", "`stop_sequences", 1)).with_param(param)
-        }
-        None => e,
-    }
 }

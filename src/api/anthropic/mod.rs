@@ -9,6 +9,6 @@ mod messages;
 mod models;
 mod request;
 
-pub use envelope::{has_version, reshape};
-pub use messages::{count_tokens, create};
-pub use models::{model, models};
+pub(crate) use envelope::{has_version, reshape};
+pub(crate) use messages::{count_tokens, create};
+pub(crate) use models::{model, models};

@@ -7,7 +7,7 @@ use crate::service::Served;
 
 /// A model on the wire.
 #[derive(Debug, Serialize)]
-pub struct ModelInfo {
+pub(crate) struct ModelInfo {
     #[serde(rename = "type")]
     kind: &'static str,
     id: String,
@@ -20,7 +20,7 @@ pub struct ModelInfo {
 
 /// One page, which is all of them.
 #[derive(Debug, Serialize)]
-pub struct ModelPage {
+pub(crate) struct ModelPage {
     data: Vec<ModelInfo>,
     has_more: bool,
     first_id: String,
@@ -28,16 +28,17 @@ pub struct ModelPage {
 }
 
 /// One model.
-pub fn model(app: &App, served: &Served) -> ModelInfo {
+pub(crate) fn model(app: &App, served: &Served) -> ModelInfo {
     let name = served.name().to_owned();
     let created_at = rfc3339(app.service.created_ms() / 1000);
     let (max_input_tokens, max_tokens) = (served.context_len(), served.context_len());
     ModelInfo { kind: "model", id: name.clone(), display_name: name, created_at, max_input_tokens, max_tokens }
 }
 
-/// All models.
-pub fn models(app: &App) -> ModelPage {
-    let data: Vec<ModelInfo> = app.service.models().all().iter().map(|served| model(app, served)).collect();
+/// All models that messages can be sent to.
+pub(crate) fn models(app: &App) -> ModelPage {
+    let all = app.service.models().all().iter().filter(|served| !served.only_embeds());
+    let data: Vec<ModelInfo> = all.map(|served| model(app, served)).collect();
     let id = |model: Option<&ModelInfo>| model.map(|model| model.id.clone()).unwrap_or_default();
     let (first_id, last_id) = (id(data.first()), id(data.last()));
     ModelPage { data, has_more: false, first_id, last_id }

@@ -6,31 +6,53 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::content::{self, Content, Turn, required, wrong, wrong_value};
+use crate::api::ignored::Ignored;
 use crate::api::many::{MESSAGES_MAX, Many};
+use crate::api::numbers::Whole;
 use crate::api::problem::Problem;
-use crate::api::{body, fields};
-use crate::protocol::{Function, GenerateRequest, Owner, Prompt, SamplingParams, StopParams, Tool, ToolChoice};
+use crate::api::tool_fields::{self, Offered};
+use crate::api::{body, fields, template};
+use crate::protocol::{
+    Constraint, GenerateRequest, Owner, Prompt, PromptEnding, SamplingParams, StopParams, ToolChoice,
+};
+use crate::service::schema;
 
 /// The fields that mean something here. `metadata`, `service_tier` and `cache_control` are accepted and change nothing.
 #[derive(Debug, Deserialize)]
 pub(super) struct MessagesRequest {
     model: Option<String>,
-    max_tokens: Option<i64>,
+    max_tokens: Option<Whole>,
     messages: Option<Many<Turn, MESSAGES_MAX>>,
     system: Option<Content>,
     stop_sequences: Option<Vec<String>>,
     temperature: Option<f32>,
     top_p: Option<f32>,
-    top_k: Option<i64>,
+    top_k: Option<Whole>,
     pub(super) stream: Option<bool>,
     tools: Option<Vec<ToolFields>>,
     tool_choice: Option<ToolChoiceFields>,
     thinking: Option<Thinking>,
-    container: Option<Value>,
+    /// A hint how to shorten a long conversation; here nothing is shortened.
     context_management: Option<Value>,
+    container: Option<Value>,
     mcp_servers: Option<Value>,
-    output_config: Option<Value>,
-    output_format: Option<Value>,
+    output_config: Option<OutputConfig>,
+    /// The earlier name of `output_config.format`.
+    output_format: Option<OutputFormat>,
+}
+
+#[derive(Debug, Deserialize)]
+struct OutputConfig {
+    effort: Option<String>,
+    format: Option<OutputFormat>,
+}
+
+/// What the text must look like.
+#[derive(Debug, Deserialize)]
+struct OutputFormat {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    schema: Option<Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -41,7 +63,6 @@ struct ToolFields {
     name: Option<String>,
     description: Option<String>,
     input_schema: Option<Value>,
-    strict: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -56,6 +77,8 @@ struct ToolChoiceFields {
 struct Thinking {
     #[serde(rename = "type")]
     kind: Option<String>,
+    /// How long to think; no model here is told.
+    budget_tokens: Option<Value>,
 }
 
 impl MessagesRequest {
@@ -68,106 +91,118 @@ impl MessagesRequest {
         body::parse(json)
     }
 
-    /// The rules of a request that generates, beyond those of one that is counted.
+    /// The rule of a request that generates, beyond those of one that is counted.
     ///
     /// # Errors
-    /// 400: no `max_tokens`; a last turn of the assistant's, which templates would end rather than go on with.
+    /// 400 without `max_tokens`.
     pub(super) fn check_generation(&self) -> Result<(), Problem> {
-        let max_tokens = required(self.max_tokens, "", "max_tokens")?;
-        if max_tokens < 1 {
-            return Err(wrong_value("max_tokens", "must be at least 1", max_tokens));
-        }
-        let turns = self.messages.as_ref().map_or(&[][..], |turns| &turns.0);
-        match turns.last() {
-            Some(Turn { role: Some(role), .. }) if role == "assistant" => {
-                let param = format!("messages[{}].role", turns.len() - 1);
-                let rule = "must be \"user\" in the last message (an answer that was begun cannot be gone on with)";
-                Err(wrong(&param, rule, Some(role)))
-            }
-            _ => Ok(()),
-        }
+        required(self.max_tokens, "", "max_tokens").map(drop)
     }
 
-    /// What it asks for.
+    /// What it asks for, and what of that is left out.
     ///
     /// # Errors
     /// 400 with the path at fault.
-    pub(super) fn into_generate(self, owner: Arc<Owner>) -> Result<GenerateRequest, Problem> {
-        self.check_unsupported()?;
+    pub(super) fn into_generate(self, owner: Arc<Owner>) -> Result<(GenerateRequest, Ignored), Problem> {
+        let mut ignored = Ignored::default();
+        ignored.hint("container", self.container.as_ref());
+        ignored.hint("context_management", self.context_management.as_ref());
+        ignored.hint("mcp_servers", self.mcp_servers.as_ref());
         let temperature = self.temperature.unwrap_or(1.0);
         if !(0.0..=1.0).contains(&temperature) {
             return Err(wrong_value("temperature", "must be 0 to 1", temperature));
         }
-        let top_k = match self.top_k.unwrap_or(0) {
+        let top_k = match self.top_k.map_or(0, |k| k.0) {
             k if k < 0 => return Err(wrong_value("top_k", "must be at least 0", k)),
             k => k as usize,
         };
-        let tools = tools(self.tools.unwrap_or_default())?;
+        let mut offered = tools(self.tools.unwrap_or_default())?;
         let is_single = self.tool_choice.as_ref().and_then(|choice| choice.disable_parallel_tool_use);
-        let tool_choice = tool_choice(self.tool_choice, &tools)?;
+        let tool_choice = tool_choice(self.tool_choice, &mut offered)?;
+        ignored.extend(offered.left_out);
+        let config = self.output_config.unwrap_or(OutputConfig { effort: None, format: None });
+        let (format, param) = match config.format {
+            Some(format) => (Some(format), "output_config.format"),
+            None => (self.output_format, "output_format"),
+        };
+        let constraint = format.map(|format| constraint(format, param)).transpose()?;
         let turns = required(self.messages, "", "messages")?.0;
         let default = SamplingParams::default();
-        Ok(GenerateRequest {
+        let generate = GenerateRequest {
             model: self.model,
             sampling: SamplingParams { temperature, top_k, top_p: self.top_p.unwrap_or(default.top_p), ..default },
             stop: StopParams {
-                max_tokens: self.max_tokens.map(|n| n.max(1) as usize),
+                max_tokens: fields::ceiling("max_tokens", self.max_tokens, 1)?,
                 strings: self.stop_sequences.unwrap_or_default(),
                 ..StopParams::default()
             },
-            tools,
+            tools: offered.tools,
             tool_choice,
             parallel_tool_calls: !is_single.unwrap_or(false),
+            template_kwargs: template::kwargs(thinking(self.thinking, config.effort, &mut ignored)?),
+            ending: PromptEnding::Continue,
+            constraint,
+            constraint_param: param,
             ..GenerateRequest::new(owner, Prompt::Chat(content::messages(self.system, turns)?))
-        })
-    }
-
-    fn check_unsupported(&self) -> Result<(), Problem> {
-        let refused = [
-            ("container", &self.container),
-            ("context_management", &self.context_management),
-            ("mcp_servers", &self.mcp_servers),
-            ("output_config", &self.output_config),
-            ("output_format", &self.output_format),
-        ];
-        let asks = |value: &Value| match value {
-            Value::Array(list) => !list.is_empty(),
-            Value::Object(fields) => !fields.is_empty(),
-            _ => true,
         };
-        if let Some((name, _)) = refused.iter().find(|(_, value)| value.as_ref().is_some_and(asks)) {
-            return Err(Problem::unsupported(name, "is not supported by this server"));
+        Ok((generate, ignored))
+    }
+}
+
+/// Whether to think. `adaptive` leaves it to the model, and so does a request that says nothing.
+fn thinking(
+    thinking: Option<Thinking>,
+    effort: Option<String>,
+    ignored: &mut Ignored,
+) -> Result<template::Thinking, Problem> {
+    if effort.is_some() {
+        // Claude Code always sends one, whatever the model is: it does not say whether to think.
+        ignored.push("output_config.effort");
+    }
+    let Some(Thinking { kind, budget_tokens }) = thinking else { return Ok(template::Thinking::default()) };
+    ignored.hint("thinking.budget_tokens", budget_tokens.as_ref());
+    let is_enabled = match kind.as_deref() {
+        Some("enabled") => Some(true),
+        Some("disabled") => Some(false),
+        Some("adaptive") => None,
+        kind => return Err(wrong("thinking.type", "must be one of disabled, adaptive, enabled", kind)),
+    };
+    Ok(template::Thinking { is_enabled, ..template::Thinking::default() })
+}
+
+fn constraint(format: OutputFormat, param: &'static str) -> Result<Constraint, Problem> {
+    match (format.kind.as_deref(), format.schema) {
+        // A strict schema, as Anthropic's always are: a property that it does not name is none.
+        (Some("json_schema"), Some(mut schema @ Value::Object(_))) => {
+            schema::close(&mut schema);
+            Ok(Constraint::JsonSchema(schema.to_string()))
         }
-        match self.thinking.as_ref().map(|thinking| thinking.kind.as_deref()) {
-            // Whether to think is the model's own choice, which is what `adaptive` says.
-            None | Some(Some("disabled" | "adaptive")) => Ok(()),
-            Some(Some("enabled")) => {
-                Err(Problem::unsupported("thinking.type", "\"enabled\" is not supported by this server"))
-            }
-            Some(kind) => Err(wrong("thinking.type", "must be one of disabled, adaptive, enabled", kind)),
+        (Some("json_schema"), Some(other)) => Err(wrong_value(&format!("{param}.schema"), "must be an object", &other)),
+        (Some("json_schema"), None) => required(None, param, "schema"),
+        (kind, _) => Err(wrong(&format!("{param}.type"), "must be \"json_schema\"", kind)),
+    }
+}
+
+/// The client's own tools; others are run by Anthropic's servers.
+fn tools(fields: Vec<ToolFields>) -> Result<Offered, Problem> {
+    let mut offered = Offered::default();
+    for (i, tool) in fields.into_iter().enumerate() {
+        let path = format!("tools[{i}]");
+        if tool.kind.as_deref().is_some_and(|kind| kind != "custom") && tool.input_schema.is_none() {
+            offered.left_out.push(path);
+            continue;
         }
+        let name = required(tool.name, &path, "name")?;
+        let parameters = required(tool.input_schema, &path, "input_schema")?;
+        if !parameters.is_object() {
+            return Err(wrong_value(&format!("{path}.input_schema"), "must be an object", &parameters));
+        }
+        offered.push(path, tool_fields::function(name, tool.description, Some(parameters)));
     }
+    Ok(offered)
 }
 
-fn tools(fields: Vec<ToolFields>) -> Result<Vec<Tool>, Problem> {
-    fields.into_iter().enumerate().map(|(i, tool)| self::tool(&format!("tools[{i}]"), tool)).collect()
-}
-
-fn tool(path: &str, tool: ToolFields) -> Result<Tool, Problem> {
-    if let Some(kind) = tool.kind.as_deref().filter(|kind| *kind != "custom") {
-        return Err(wrong(&format!("{path}.type"), "must be \"custom\"", Some(kind)));
-    }
-    let name = required(tool.name, path, "name")?;
-    let parameters = required(tool.input_schema, path, "input_schema")?;
-    if !parameters.is_object() {
-        return Err(wrong_value(&format!("{path}.input_schema"), "must be an object", &parameters));
-    }
-    let strict = tool.strict.unwrap_or(false);
-    let function = Function { name, description: tool.description, parameters, strict };
-    Ok(Tool { kind: "function", function })
-}
-
-fn tool_choice(choice: Option<ToolChoiceFields>, tools: &[Tool]) -> Result<ToolChoice, Problem> {
+fn tool_choice(choice: Option<ToolChoiceFields>, offered: &mut Offered) -> Result<ToolChoice, Problem> {
     let Some(choice) = choice else { return Ok(ToolChoice::default()) };
     let choice = match choice.kind.as_deref() {
         Some("auto") => ToolChoice::Auto,
@@ -175,15 +210,13 @@ fn tool_choice(choice: Option<ToolChoiceFields>, tools: &[Tool]) -> Result<ToolC
         Some("any") => ToolChoice::Required,
         Some("tool") => {
             let name = required(choice.name, "tool_choice", "name")?;
-            if !tools.iter().any(|tool| tool.function.name == name) {
+            let is_left_out = offered.tools.is_empty() && !offered.left_out.is_empty();
+            if !is_left_out && !offered.tools.iter().any(|tool| tool.function.name == name) {
                 return Err(wrong("tool_choice.name", "must be the name of one of `tools`", Some(&name)));
             }
             ToolChoice::Named(name)
         }
         kind => return Err(wrong("tool_choice.type", "must be one of auto, any, tool, none", kind)),
     };
-    if tools.is_empty() && choice == ToolChoice::Required {
-        return Err(wrong("tool_choice.type", "must come with `tools`", Some("any")));
-    }
-    Ok(choice)
+    tool_fields::choose((choice, None), offered)
 }

@@ -26,8 +26,8 @@ fn read(bytes: &[u8], cuts: &[usize]) -> (Vec<u8>, HeadCheck) {
 fn is_refused(bytes: &[u8], cuts: &[usize]) -> bool {
     let (handed_on, check) = read(bytes, cuts);
     match check.state {
-        State::HeadRefused => handed_on.contains(&0) && handed_on.len() == bytes.len(),
-        State::BodyRefused => handed_on == bytes[..handed_on.len()] && handed_on.len() < bytes.len(),
+        HeadState::HeadRefused => handed_on.contains(&0) && handed_on.len() == bytes.len(),
+        HeadState::BodyRefused => handed_on == bytes[..handed_on.len()] && handed_on.len() < bytes.len(),
         _ => false,
     }
 }
@@ -131,12 +131,12 @@ proptest! {
         let bytes = requests.concat();
         let (handed_on, check) = read(&bytes, &cuts);
         prop_assert_eq!(String::from_utf8_lossy(&handed_on), String::from_utf8_lossy(&bytes));
-        prop_assert_eq!(check.state, State::Start, "it is not between two requests");
+        prop_assert_eq!(check.state, HeadState::Start, "it is not between two requests");
         // In step at each end, too: what is behind one request is the beginning of another one.
         let mut check = HeadCheck::default();
         for mut request in requests {
             check.follow(&mut request);
-            prop_assert_eq!(check.state, State::Start);
+            prop_assert_eq!(check.state, HeadState::Start);
         }
     }
 
@@ -163,5 +163,5 @@ fn a_body_is_skipped_by_its_length_whatever_it_holds() {
     let body = "\n\r\0 content-length: 9\r\ncontent-length: 9\r\n\r\n";
     let bytes = format!("POST / HTTP/1.1\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     let (handed_on, check) = read(bytes.as_bytes(), &[]);
-    assert_eq!((handed_on, check.state), (bytes.into_bytes(), State::Start));
+    assert_eq!((handed_on, check.state), (bytes.into_bytes(), HeadState::Start));
 }

@@ -10,7 +10,7 @@ use crate::stream::StreamLog;
 
 /// What a client has, as its last event id says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cursor {
+pub(crate) enum Cursor {
     /// Nothing yet: `<epoch>-start`, the id of the first block of a connection that starts at the beginning.
     Start(Epoch),
     /// Everything up to and with this event.

@@ -9,7 +9,7 @@ use crate::api::event_body::Dialect;
 use crate::api::problem::ErrorBody;
 use crate::api::sse::SseWriter;
 use crate::protocol::{Epoch, ErrorInfo, Event, EventId, TokenEvent, TokenId, TokenLogprob, Usage};
-use crate::stream::{Entry, Gap};
+use crate::stream::{Entry, Gap, StreamLog};
 use crate::text::Tokenizer;
 
 /// A connected reader this many tokens behind gets them as one event with the last one's id.
@@ -53,7 +53,7 @@ struct Queued {
 }
 
 #[derive(Debug, Serialize)]
-struct Started {
+struct StartedData {
     prompt_tokens: usize,
     cached_tokens: usize,
 }
@@ -126,8 +126,7 @@ impl Dialect for NativeEvents {
             Resume::From(seq) if seq > 0 => self.id(seq - 1),
             _ => Cursor::Start(self.epoch),
         };
-        out.cursor(cursor);
-        out.retry(self.retry_ms);
+        out.beginning(cursor, self.retry_ms);
         if let Resume::Gap { from, reason } = self.resume {
             self.write_gap(from, self.now_ms, reason, out);
         }
@@ -140,6 +139,9 @@ impl Dialect for NativeEvents {
     }
 
     /// Only what came while this client was connected: what it is given on resuming is what it would have been given.
+    /// Its clients come back by themselves, with the last id that they have.
+    fn suspended(&mut self, _log: &StreamLog, _out: &mut SseWriter) {}
+
     fn merge_backlog(&self) -> Option<usize> {
         (self.next_seq >= self.live_from).then_some(MERGE_BACKLOG)
     }
@@ -150,14 +152,13 @@ impl Dialect for NativeEvents {
                 self.write("queued", entry, Queued { position: *position, estimated_wait_ms: *wait_ms }, out);
             }
             Event::Started { prompt_tokens, cached_tokens } => {
-                let more = Started { prompt_tokens: *prompt_tokens, cached_tokens: *cached_tokens };
+                let more = StartedData { prompt_tokens: *prompt_tokens, cached_tokens: *cached_tokens };
                 self.write("started", entry, more, out);
             }
             Event::Prompt { logprobs } => {
                 self.write("prompt", entry, PromptData { logprobs: self.logprobs(logprobs) }, out);
             }
             // No client can follow such a stream.
-            Event::Embedding { .. } => {}
             Event::Token(token) => {
                 let first_seq = (self.next_seq < entry.seq).then_some(self.next_seq);
                 self.write("token", entry, self.token(token, first_seq), out);

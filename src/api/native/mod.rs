@@ -6,5 +6,5 @@ mod events;
 mod routes;
 
 pub(super) use cursor::Cursor;
-pub use routes::{cancel, create, follow, list};
+pub(crate) use routes::{cancel, create, follow, list};
 pub(super) use routes::{cursor_of, retry_ms};

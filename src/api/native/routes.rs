@@ -11,16 +11,17 @@ use serde::{Deserialize, Serialize};
 
 use super::cursor::{self, Cursor, Resume};
 use super::events::NativeEvents;
-use crate::api::auth::Caller;
+use crate::api::caller::Caller;
 use crate::api::disconnect::{self, LINGER_DEFAULT, OnDisconnectField};
 use crate::api::fields::{self, MessageFields};
 use crate::api::many::{MESSAGES_MAX, Many};
+use crate::api::numbers::Whole;
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;
 use crate::api::query::{self, Pairs};
 use crate::api::{App, body, event_body, sse, structured, with_stream_id};
 use crate::error::{Error, ErrorKind};
-use crate::protocol::{GenerateRequest, OnDisconnect, Owner, Prompt, StreamId, TokenId};
+use crate::protocol::{GenerateRequest, OnDisconnect, Owner, Prompt, PromptEnding, StreamId, TokenId};
 use crate::stream::StreamLog;
 
 /// Streams in one answer of the list.
@@ -33,12 +34,12 @@ struct CreateRequest {
     messages: Option<Many<MessageFields, MESSAGES_MAX>>,
     tokens: Option<Vec<TokenId>>,
     on_disconnect: Option<OnDisconnectField>,
-    priority: Option<i32>,
+    priority: Option<Whole>,
 }
 
 /// A stream on the wire.
 #[derive(Debug, Serialize)]
-pub struct StreamObject {
+pub(crate) struct StreamObject {
     id: String,
     object: &'static str,
     status: &'static str,
@@ -62,7 +63,7 @@ struct Created {
 
 /// The list on the wire.
 #[derive(Debug, Serialize)]
-pub struct StreamList {
+pub(crate) struct StreamList {
     object: &'static str,
     data: Vec<StreamObject>,
     /// Whether there are older ones than these.
@@ -73,7 +74,7 @@ pub struct StreamList {
 ///
 /// # Errors
 /// Any of the body's, the fields' and the service's.
-pub async fn create(
+pub(crate) async fn create(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
@@ -114,16 +115,24 @@ fn read(json: &[u8], owner: Arc<Owner>, header_policy: Option<OnDisconnect>) -> 
     let base = GenerateRequest {
         constraint: structured.constraint,
         constraint_param: structured.param,
+        ending: PromptEnding::Continue,
         ..GenerateRequest::new(owner, prompt)
     };
-    Ok(GenerateRequest { model: create.model, sampling, stop, on_disconnect, priority: create.priority, ..base })
+    Ok(GenerateRequest {
+        model: create.model,
+        sampling,
+        stop,
+        on_disconnect,
+        priority: create.priority.map(Whole::to_i32),
+        ..base
+    })
 }
 
 /// `GET /v1/streams`: the caller's own, newest first; `limit` of them, those older than the one named `after`.
 ///
 /// # Errors
 /// 400 for a query that breaks a rule.
-pub async fn list(
+pub(crate) async fn list(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     query: Pairs,
@@ -147,7 +156,7 @@ pub async fn list(
 ///
 /// # Errors
 /// 404, 410, and 400 for a cursor that is none.
-pub async fn follow(
+pub(crate) async fn follow(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     method: Method,
@@ -193,7 +202,7 @@ pub async fn follow(
 ///
 /// # Errors
 /// 404, 410; 503 where streams are kept and this could not be in time.
-pub async fn cancel(
+pub(crate) async fn cancel(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     id: Result<Path<String>, PathRejection>,
@@ -221,7 +230,7 @@ fn stream_id(path: Result<Path<String>, PathRejection>) -> Result<StreamId, Prob
 }
 
 /// The header wins: a browser that reconnects repeats the address, query and all, and knows better by then.
-pub fn cursor_of(
+pub(crate) fn cursor_of(
     headers: &HeaderMap,
     query: Result<Query<Vec<(String, String)>>, QueryRejection>,
 ) -> Result<Option<Cursor>, Problem> {
@@ -244,6 +253,6 @@ pub fn cursor_of(
 }
 
 /// One to two seconds.
-pub fn retry_ms() -> u64 {
+pub(crate) fn retry_ms() -> u64 {
     1000 + StreamId::random().0 as u64 % 1000
 }

@@ -17,26 +17,30 @@ use super::chat_answer::Answer;
 use super::chat_chunks::ChatChunks;
 use super::chat_types::{ChatRequest, Choice, Completion, Logprobs};
 use super::usage_sum::{UsageShown, UsageSum};
-use crate::api::auth::Caller;
+use crate::api::caller::Caller;
 use crate::api::fold::Folded;
+use crate::api::ignored::Ignored;
+use crate::api::numbers::Whole;
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;
-use crate::api::{App, answer, body, event_body, fields, fold, head, structured, tool_fields, with_stream_id};
+use crate::api::{
+    App, answer, body, event_body, fields, fold, head, structured, template, tool_fields, with_stream_id,
+};
 use crate::error::{Error, ErrorKind};
-use crate::protocol::{GenerateRequest, OnDisconnect, Owner, Prompt, Tenant, Tool, ToolChoice};
+use crate::protocol::{GenerateRequest, OnDisconnect, Owner, Prompt, Tenant};
 use crate::service::Started;
 use crate::stream::{StreamLog, StreamReader};
 
 /// A completion is named as its stream, behind this.
 const ID_PREFIX: &str = "chatcmpl-";
 /// What this dialect implements of the fields that others refuse.
-const KNOWN: &[&str] = &["chat_template_kwargs", "tool_choice", "tools"];
+const KNOWN: &[&str] = &["chat_template_kwargs", "continue_final_message", "enable_thinking", "tool_choice", "tools"];
 
 /// Handles one request.
 ///
 /// # Errors
 /// Any of the body's, the fields' and the service's.
-pub async fn create(
+pub(crate) async fn create(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
@@ -44,19 +48,20 @@ pub async fn create(
     let tenant = owner.tenant;
     let Opening { policy, queue_timeout_ms, body } = Opening::read(request, &app, tenant).await?;
     let (asked, held) = body.parse(&app, tenant, move |json| read(json, owner)).await?;
-    let Asked { generate, num_choices, stream, usage } = asked;
+    let Asked { generate, num_choices, stream, usage, ignored, custom } = asked;
     let with_logprobs = generate.sampling.top_logprobs.is_some();
     let on_disconnect = policy.unwrap_or(OnDisconnect::Cancel);
     let generate = GenerateRequest { on_disconnect, queue_timeout_ms, ..generate };
     let started = app.service.start_choices(generate, num_choices).await?;
     drop(held);
     let readers: Vec<StreamReader> = started.iter().map(|choice| choice.log.reader(0)).collect();
-    if stream {
+    let response = if stream {
         head::wait(&app, started.iter().map(|choice| &choice.log)).await?;
-        Ok(chunks(&app, &started, readers, usage, with_logprobs))
+        chunks(&app, &started, readers, usage, with_logprobs, &custom)
     } else {
-        whole(&app, tenant, started, readers, with_logprobs).await
-    }
+        whole(&app, tenant, started, readers, with_logprobs, custom).await?
+    };
+    Ok(ignored.tell(response))
 }
 
 /// What a body asks for.
@@ -65,46 +70,51 @@ struct Asked {
     num_choices: usize,
     stream: bool,
     usage: UsageShown,
+    ignored: Ignored,
+    /// Names of the tools that take free text.
+    custom: Vec<String>,
 }
 
 fn read(json: &[u8], owner: Arc<Owner>) -> Result<Asked, Problem> {
-    let fields::Shared { sampling, stop, num_choices } = fields::chat(json, KNOWN)?;
+    let fields::SharedFields { sampling, stop, num_choices } = fields::chat(json, KNOWN)?;
     let structured = structured::constraint(json)?;
     let mut chat: ChatRequest = body::parse(json)?;
     let stream = chat.stream.unwrap_or(false);
     let usage = UsageShown::asked(chat.stream_options.take(), stream)?;
-    let (tools, tool_choice) = tools(&mut chat)?;
-    let messages = chat.messages.ok_or_else(|| Error::invalid("messages", "`messages` must be given"))?;
+    let mut offered = tool_fields::tools(chat.tools.take().unwrap_or_default())?;
+    let choice = chat.tool_choice.take().map(|value| tool_fields::choice(&value)).transpose()?.unwrap_or_default();
+    let tool_choice = tool_fields::choose(choice, &mut offered)?;
+    let mut ignored = Ignored::default();
+    ignored.extend(offered.left_out);
+    ignored.hint("verbosity", chat.verbosity.as_ref());
+    ignored.hint("prediction", chat.prediction.as_ref());
+    let template_kwargs = template::kwargs(template::Thinking {
+        kwargs: chat.chat_template_kwargs.unwrap_or_default(),
+        is_enabled: chat.enable_thinking,
+        effort: chat.reasoning_effort,
+    });
+    let messages = chat.messages.ok_or_else(|| Error::invalid("messages", "`messages` must be given"))?.0;
+    let ending = template::ending(
+        chat.add_generation_prompt,
+        chat.continue_final_message.or(fields::has_prefix(&messages).then_some(true)),
+    );
     let generate = GenerateRequest {
         model: chat.model,
         sampling,
         stop,
-        priority: chat.priority,
-        tools,
+        priority: chat.priority.map(Whole::to_i32),
+        tools: offered.tools,
         tool_choice,
         parallel_tool_calls: chat.parallel_tool_calls.unwrap_or(true),
-        template_kwargs: chat.chat_template_kwargs.unwrap_or_default(),
+        template_kwargs,
+        ending,
         constraint: structured.constraint,
         constraint_param: structured.param,
-        ..GenerateRequest::new(owner, Prompt::Chat(fields::messages(messages.0)?))
+        ..GenerateRequest::new(owner, Prompt::Chat(fields::messages(messages)?))
     };
-    Ok(Asked { generate, num_choices, stream, usage })
-}
-
-/// The tools, and the choice among them. Fields about tools without any are an oversight that OpenAI refuses, too.
-fn tools(chat: &mut ChatRequest) -> Result<(Vec<Tool>, ToolChoice), Problem> {
-    let tools = tool_fields::tools(chat.tools.take().unwrap_or_default())?;
-    let choice = chat.tool_choice.take().map(|value| tool_fields::choice(&value)).transpose()?;
-    let is_given = [
-        ("tool_choice", choice.as_ref().is_some_and(|choice| *choice != ToolChoice::None)),
-        ("parallel_tool_calls", chat.parallel_tool_calls.is_some()),
-    ];
-    match is_given.iter().find(|(_, is_given)| *is_given && tools.is_empty()) {
-        Some((field, _)) => {
-            Err(Error::invalid(*field, format!("`{field}` must come with `tools`, got it without")).into())
-        }
-        None => Ok((tools, choice.unwrap_or_default())),
-    }
+    let custom = generate.tools.iter().filter(|tool| tool.function.free_text.is_some());
+    let custom = custom.map(|tool| tool.function.name.clone()).collect();
+    Ok(Asked { generate, num_choices, stream, usage, ignored, custom })
 }
 
 /// `POST /v1/chat/completions/{id}/cancel`: cancels at once; 204 also when it has ended. Takes a completion's id and
@@ -112,7 +122,7 @@ fn tools(chat: &mut ChatRequest) -> Result<(Vec<Tool>, ToolChoice), Problem> {
 ///
 /// # Errors
 /// 404, 410; 503 where streams are kept and this could not be in time.
-pub async fn cancel(
+pub(crate) async fn cancel(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     id: Result<Path<String>, PathRejection>,
@@ -136,6 +146,7 @@ fn chunks(
     readers: Vec<StreamReader>,
     usage: UsageShown,
     with_logprobs: bool,
+    custom: &[String],
 ) -> Response {
     let (log, sum) = (first(started), Arc::new(Mutex::new(UsageSum::of(started.len()))));
     let dialect = |index: usize, choice: &Started| ChatChunks {
@@ -148,7 +159,7 @@ fn chunks(
         running: usage.running(choice.prompt_tokens),
         with_logprobs,
         tokenizer: choice.served.tokenizer().clone(),
-        answer: Answer::new(&choice.format),
+        answer: Answer::new(&choice.format, custom.to_vec()),
         sum: sum.clone(),
         waiting: Vec::new(),
     };
@@ -165,22 +176,28 @@ async fn whole(
     started: Vec<Started>,
     readers: Vec<StreamReader>,
     with_logprobs: bool,
+    custom: Vec<String>,
 ) -> Result<Response, Problem> {
     let id = first(&started).id();
     let all = join_all(readers.into_iter().map(fold::to_end)).await;
     let num_bytes = all.iter().map(Folded::num_json_bytes).sum();
-    let make = move || completion(&started, all, with_logprobs);
+    let make = move || completion(&started, all, with_logprobs, &custom);
     Ok(with_stream_id(answer::json(app, tenant, num_bytes, make).await?, id))
 }
 
-fn completion(started: &[Started], all: Vec<Folded>, with_logprobs: bool) -> Result<Completion, Problem> {
+fn completion(
+    started: &[Started],
+    all: Vec<Folded>,
+    with_logprobs: bool,
+    custom: &[String],
+) -> Result<Completion, Problem> {
     let (log, mut choices, mut sum) = (first(started), Vec::with_capacity(started.len()), UsageSum::default());
     let served = &started.first().expect("at least one choice was asked for").served;
     let tokenizer = served.tokenizer();
     for (index, (folded, choice)) in all.into_iter().zip(started).enumerate() {
         let (finish_reason, usage) = folded.end.map_err(|info| Problem::from(&info))?;
         let stop_reason = folded.stop;
-        let mut answer = Answer::new(&choice.format);
+        let mut answer = Answer::new(&choice.format, custom.to_vec());
         let message = answer.message(&folded.token, tokenizer, choice.log.id());
         let logprobs = with_logprobs.then(|| Logprobs::new(&folded.token.logprobs, tokenizer));
         let finish_reason = answer.finish_reason(finish_reason);

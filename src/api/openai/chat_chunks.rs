@@ -4,15 +4,15 @@
 
 use std::sync::Arc;
 
-use super::chat_answer::{Answer, call_id};
-use super::chat_types::{CallDelta, Chunk, ChunkChoice, Delta, FunctionDelta, Logprobs, UsageObject};
+use super::chat_answer::{Answer, Part, call_id};
+use super::chat_types::{CallDelta, Chunk, ChunkChoice, CustomCalled, Delta, FunctionDelta, Logprobs, UsageObject};
 use super::usage_sum::{self, SharedSum};
-use crate::api::event_body::Dialect;
+use crate::api::event_body::{self, Dialect};
 use crate::api::fold;
 use crate::api::problem::{ErrorBody, ErrorEnvelope};
 use crate::api::sse::SseWriter;
 use crate::protocol::{Event, FinishReason, StreamId, TokenLogprob, Usage};
-use crate::stream::{Entry, StreamLog};
+use crate::stream::{Entry, Gap, StreamLog};
 use crate::text::{Piece, Tokenizer};
 
 /// A reader this many tokens behind gets them as one delta: catching up matters more to it than the grain.
@@ -48,7 +48,7 @@ impl Dialect for ChatChunks {
 
     fn event(&mut self, entry: &Entry, out: &mut SseWriter) {
         match &entry.event {
-            Event::Queued { .. } | Event::Prompt { .. } | Event::Embedding { .. } => {}
+            Event::Queued { .. } | Event::Prompt { .. } => {}
             Event::Started { prompt_tokens, cached_tokens } => {
                 if let Some(running) = &mut self.running {
                     (running.prompt_tokens, running.cached_tokens) = (*prompt_tokens, *cached_tokens);
@@ -79,6 +79,10 @@ impl Dialect for ChatChunks {
             }
             Event::Error(info) => out.data(&ErrorEnvelope { error: &ErrorBody::from(info) }),
         }
+    }
+
+    fn gap(&mut self, gap: Gap, out: &mut SseWriter) -> bool {
+        event_body::end_at_gap(self, gap, out)
     }
 
     /// A client of this dialect reads no names of events and does not reconnect: it is told in words.
@@ -116,9 +120,19 @@ impl ChatChunks {
         });
     }
 
-    fn pieces(&mut self, pieces: Vec<Piece>, out: &mut SseWriter) {
-        for piece in pieces {
+    fn pieces(&mut self, parts: Vec<Part>, out: &mut SseWriter) {
+        for part in parts {
             let logprobs = self.take_logprobs();
+            let piece = match part {
+                Part::Piece(piece) => piece,
+                Part::Custom { name, input } => {
+                    let (id, index) = (call_id(self.stream, self.answer.begin_call()), self.answer.call_index());
+                    let custom = Some(CustomCalled { name, input });
+                    let call = CallDelta { index, id: Some(id), kind: Some("custom"), function: None, custom };
+                    self.choice(Delta { tool_calls: Some([call]), ..Delta::default() }, logprobs, out);
+                    continue;
+                }
+            };
             let delta = match &piece {
                 Piece::Content(text) => Delta { content: Some(text), ..Delta::default() },
                 Piece::Reasoning(text) => Delta { reasoning_content: Some(text), ..Delta::default() },
@@ -135,7 +149,7 @@ impl ChatChunks {
     /// A delta of the call that began last.
     fn call<'a>(&self, id: Option<String>, function: FunctionDelta<'a>) -> Delta<'a> {
         let kind = id.is_some().then_some("function");
-        let call = CallDelta { index: self.answer.call_index(), id, kind, function };
+        let call = CallDelta { index: self.answer.call_index(), id, kind, function: Some(function), custom: None };
         Delta { tool_calls: Some([call]), ..Delta::default() }
     }
 

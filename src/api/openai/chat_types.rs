@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::api::fields::MessageFields;
 use crate::api::many::{MESSAGES_MAX, Many};
+use crate::api::numbers::Whole;
 use crate::api::tool_fields::ToolFields;
 use crate::protocol::{TokenId, TokenLogprob, Usage};
 use crate::text::Tokenizer;
@@ -27,7 +28,19 @@ pub(super) struct ChatRequest {
     /// Variables of the template, as vLLM names them.
     pub(super) chat_template_kwargs: Option<BTreeMap<String, Value>>,
     /// vLLM's: a lower one goes first.
-    pub(super) priority: Option<i32>,
+    pub(super) priority: Option<Whole>,
+    /// Whether the output goes on from the last message, if that is the assistant's. It does unless this says no.
+    pub(super) continue_final_message: Option<bool>,
+    /// Whether the prompt ends where an answer begins.
+    pub(super) add_generation_prompt: Option<bool>,
+    /// How hard to think: `none` turns it off, in templates that can.
+    pub(super) reasoning_effort: Option<String>,
+    /// The variable of many templates, as llama.cpp's and SGLang's users write it.
+    pub(super) enable_thinking: Option<bool>,
+    /// How much to say; no model here is told.
+    pub(super) verbosity: Option<Value>,
+    /// What the answer may be like, for speed.
+    pub(super) prediction: Option<Value>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -81,7 +94,11 @@ pub(super) struct CallDelta<'a> {
     pub(super) id: Option<String>,
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub(super) kind: Option<&'static str>,
-    pub(super) function: FunctionDelta<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) function: Option<FunctionDelta<'a>>,
+    /// Of a tool that takes free text, which comes as a whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) custom: Option<CustomCalled>,
 }
 
 #[derive(Debug, Serialize)]
@@ -125,12 +142,25 @@ pub(super) struct Message {
     pub(super) tool_calls: Vec<Call>,
 }
 
+/// A call of a tool with arguments, or of one that takes free text.
 #[derive(Debug, Serialize)]
 pub(super) struct Call {
     pub(super) id: String,
-    #[serde(rename = "type")]
-    pub(super) kind: &'static str,
-    pub(super) function: CalledFunction,
+    #[serde(flatten)]
+    pub(super) called: Called,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(super) enum Called {
+    Function { function: CalledFunction },
+    Custom { custom: CustomCalled },
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct CustomCalled {
+    pub(super) name: String,
+    pub(super) input: String,
 }
 
 #[derive(Debug, Serialize)]

@@ -1,25 +1,25 @@
 //! The stream of Completions: text chunks of every choice as they come, a finish chunk each, usage where asked for,
 //! `[DONE]` after the last. Each choice is a stream of its own with a [`CompletionChunks`] of its own; what they have
-//! in common is in [`Shared`].
+//! in common is in [`ChoicesShared`].
 
 use std::sync::Arc;
 
 use super::chat_types::UsageObject;
 use super::completion_types::{TextChoice, TextCompletion, TextLogprobs};
 use super::usage_sum::{self, SharedSum};
-use crate::api::event_body::Dialect;
+use crate::api::event_body::{self, Dialect};
 use crate::api::fold;
 use crate::api::problem::{ErrorBody, ErrorEnvelope};
 use crate::api::sse::SseWriter;
 use crate::protocol::{Event, TokenId, Usage};
-use crate::stream::{Entry, StreamLog};
+use crate::stream::{Entry, Gap, StreamLog};
 use crate::text::Tokenizer;
 
 /// A reader this many tokens behind gets them as one chunk: catching up matters more to it than the grain.
 const MERGE_BACKLOG: usize = 64;
 
 /// What the choices of one answer have in common.
-pub(super) struct Shared {
+pub(super) struct ChoicesShared {
     /// The same in every chunk.
     pub(super) id: String,
     pub(super) created: u64,
@@ -39,7 +39,7 @@ pub(super) struct Echo {
 
 /// One choice.
 pub(super) struct CompletionChunks {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<ChoicesShared>,
     pub(super) index: usize,
     pub(super) is_first_of_prompt: bool,
     /// Until it was written.
@@ -57,7 +57,7 @@ impl Dialect for CompletionChunks {
 
     fn event(&mut self, entry: &Entry, out: &mut SseWriter) {
         match &entry.event {
-            Event::Queued { .. } | Event::Embedding { .. } => {}
+            Event::Queued { .. } => {}
             Event::Started { cached_tokens, .. } => {
                 if let Some(running) = &mut self.running {
                     running.cached_tokens = *cached_tokens;
@@ -108,6 +108,10 @@ impl Dialect for CompletionChunks {
         }
     }
 
+    fn gap(&mut self, gap: Gap, out: &mut SseWriter) -> bool {
+        event_body::end_at_gap(self, gap, out)
+    }
+
     fn suspended(&mut self, log: &StreamLog, out: &mut SseWriter) {
         if let Some(info) = fold::suspension(log) {
             out.data(&ErrorEnvelope { error: &ErrorBody::from(&info) });
@@ -131,7 +135,7 @@ impl CompletionChunks {
     }
 
     fn chunk(&self, choices: Vec<TextChoice<'_>>, usage: Option<UsageObject>, out: &mut SseWriter) {
-        let Shared { id, created, model, include_usage, .. } = &*self.shared;
+        let ChoicesShared { id, created, model, include_usage, .. } = &*self.shared;
         let usage = include_usage.then(|| usage.or_else(|| self.running.map(|usage| UsageObject::new(usage, 0))));
         let (id, model) = (id.into(), model.into());
         out.data(&TextCompletion { id, object: "text_completion", created: *created, model, choices, usage });

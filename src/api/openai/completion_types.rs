@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::chat_types::{LOGPROB_MIN, StreamOptions, UsageObject};
+use crate::api::numbers::Whole;
 use crate::protocol::{Prompt, TokenId, TokenLogprob};
 use crate::text::Tokenizer;
 
@@ -16,31 +17,31 @@ use crate::text::Tokenizer;
 #[derive(Debug, Deserialize)]
 pub(super) struct CompletionRequest {
     pub(super) model: Option<String>,
-    pub(super) prompt: Option<Prompts>,
+    pub(super) prompt: Option<PromptField>,
     pub(super) echo: Option<bool>,
-    pub(super) best_of: Option<i64>,
+    pub(super) best_of: Option<Whole>,
     pub(super) stream: Option<bool>,
     pub(super) stream_options: Option<StreamOptions>,
     /// vLLM's: a lower one goes first.
-    pub(super) priority: Option<i32>,
+    pub(super) priority: Option<Whole>,
 }
 
 /// A prompt in any of the four shapes: a text, token ids, or a list of either.
 #[derive(Debug)]
-pub(super) struct Prompts(pub(super) Vec<Prompt>);
+pub(super) struct PromptField(pub(super) Vec<Prompt>);
 
-impl<'de> Deserialize<'de> for Prompts {
+impl<'de> Deserialize<'de> for PromptField {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         struct PromptsVisitor;
         impl<'de> Visitor<'de> for PromptsVisitor {
-            type Value = Prompts;
+            type Value = PromptField;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a string, a list of token ids, or a list of strings or of lists of token ids")
             }
-            fn visit_str<E>(self, text: &str) -> Result<Prompts, E> {
-                Ok(Prompts(vec![Prompt::Text(text.to_owned())]))
+            fn visit_str<E>(self, text: &str) -> Result<PromptField, E> {
+                Ok(PromptField(vec![Prompt::Text(text.to_owned())]))
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Prompts, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<PromptField, A::Error> {
                 // Ids by the hundred thousand are a list of numbers here from the first on.
                 let (mut tokens, mut prompts) = (Vec::new(), Vec::new());
                 while let Some(element) = elements.next_element()? {
@@ -52,7 +53,7 @@ impl<'de> Deserialize<'de> for Prompts {
                         return Err(serde::de::Error::custom("a list holds token ids or prompts, not both"));
                     }
                 }
-                Ok(Prompts(if prompts.is_empty() { vec![Prompt::Tokens(tokens)] } else { prompts }))
+                Ok(PromptField(if prompts.is_empty() { vec![Prompt::Tokens(tokens)] } else { prompts }))
             }
         }
         d.deserialize_any(PromptsVisitor)

@@ -11,17 +11,19 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use futures_util::future::join_all;
 
-use super::completion_chunks::{CompletionChunks, Echo, Shared};
+use super::completion_chunks::{ChoicesShared, CompletionChunks, Echo};
 use super::completion_types::{CompletionRequest, TextChoice, TextCompletion, TextLogprobs};
 use super::usage_sum::{UsageShown, UsageSum};
-use crate::api::auth::Caller;
+use crate::api::caller::Caller;
 use crate::api::fold::Folded;
+use crate::api::numbers::Whole;
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;
+use crate::api::words::Words;
 use crate::api::{App, answer, body, event_body, fields, fold, head, structured, with_stream_id};
 use crate::error::Error;
 use crate::protocol::{
-    GenerateRequest, OnDisconnect, Owner, Prompt, SamplingParams, StopParams, Tenant, TokenId, Usage,
+    Field, GenerateRequest, OnDisconnect, Owner, Place, Prompt, SamplingParams, StopParams, Tenant, TokenId, Usage,
 };
 use crate::service::{Served, Started};
 use crate::stream::{CancelCause, StreamReader};
@@ -37,7 +39,7 @@ const MAX_TOKENS_DEFAULT: usize = 16;
 const SUPPORTED: [&str; 2] = ["best_of", "echo"];
 
 /// One choice on its way.
-struct Running {
+struct RunningChoice {
     started: Started,
     /// A reader from the beginning on: a `cancel` stream lives as long as it has one.
     reader: StreamReader,
@@ -60,7 +62,7 @@ struct Wanted {
 ///
 /// # Errors
 /// Any of the body's, the fields' and the service's.
-pub async fn create(
+pub(crate) async fn create(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
@@ -107,7 +109,7 @@ fn read(json: &[u8], owner: Arc<Owner>, choices_max: usize) -> Result<Asked, Pro
         model: asked.model,
         sampling,
         stop: StopParams { max_tokens: Some(max_tokens), ..stop },
-        priority: asked.priority,
+        priority: asked.priority.map(Whole::to_i32),
         constraint: structured.constraint,
         constraint_param: structured.param,
         ..GenerateRequest::new(owner, Prompt::Tokens(Vec::new()))
@@ -121,10 +123,10 @@ async fn start(
     base: &GenerateRequest,
     prompts: Vec<Prompt>,
     wanted: &Wanted,
-) -> Result<Vec<Running>, Problem> {
-    let served = app.service.served(base.model.as_deref())?;
+) -> Result<Vec<RunningChoice>, Problem> {
+    let served = app.service.generating(base.model.as_deref())?;
     app.service.check_room(served, &base.owner, prompts.len() * wanted.best_of)?;
-    let mut all: Vec<Running> = Vec::new();
+    let mut all: Vec<RunningChoice> = Vec::new();
     for (number, prompt) in prompts.into_iter().enumerate() {
         let echoed = wanted.is_echo.then(|| prompt.clone());
         let generate = GenerateRequest { prompt, ..base.clone() };
@@ -134,10 +136,10 @@ async fn start(
                 running.started.log.cancel(CancelCause::Requested);
             }
         });
-        let started = started.map_err(named)?;
+        let started = started.map_err(|e| Problem::spelled(&e, WORDS))?;
         let first_token = started.first().and_then(|started| started.first_token);
         let echo = echoed.map(|prompt| echo(prompt, first_token, served.tokenizer()));
-        all.extend(started.into_iter().map(|started| Running {
+        all.extend(started.into_iter().map(|started| RunningChoice {
             reader: started.log.reader(0),
             started,
             prompt: number,
@@ -151,16 +153,16 @@ async fn start(
 }
 
 /// The end of the first by name is the end of all, as the choices of one prompt have it already.
-fn lead(all: &[Running]) {
+fn lead(all: &[RunningChoice]) {
     if let Some(first) = all.first() {
         let others = all.iter().filter(|running| running.prompt > 0);
         first.started.log.lead(others.map(|running| &running.started.log));
     }
 }
 
-fn wanted(asked: &CompletionRequest, shared: &fields::Shared, stream: bool) -> Result<Wanted, Problem> {
+fn wanted(asked: &CompletionRequest, shared: &fields::SharedFields, stream: bool) -> Result<Wanted, Problem> {
     let num_choices = shared.num_choices;
-    let best_of = match asked.best_of {
+    let best_of = match asked.best_of.map(|n| n.0) {
         Some(best_of) if best_of < num_choices as i64 => {
             let message = format!("`best_of` must be at least `n` ({num_choices}), got {best_of}");
             return Err(Error::invalid("best_of", message).into());
@@ -199,16 +201,15 @@ fn params(sampling: SamplingParams, wanted: &Wanted) -> SamplingParams {
     SamplingParams { prompt_logprobs, top_logprobs, ..sampling }
 }
 
-/// The service calls token ids by the field that native streams have for them.
-fn named(e: Error) -> Error {
-    match e.param().and_then(|param| param.strip_prefix("tokens")) {
-        Some(place) => {
-            let (param, message) = (format!("prompt{place}"), e.message().replacen("`tokens", "`prompt", 1));
-            Error::new(e.kind(), message).with_param(param)
-        }
-        None => e,
-    }
-}
+/// Prompts of every kind come in one field.
+const WORDS: Words<'static> = Words {
+    name: &|field| match field {
+        Field::Prompt => "prompt".to_owned(),
+        Field::Tokens(index) => format!("prompt{}", Place(index)),
+        other => other.to_string(),
+    },
+    ..Words::CHAT
+};
 
 /// An accepted prompt as text, with what the model sees first: it is no longer than the context, so spelling its tokens
 /// takes no time to speak of. It cannot fail, as generations are running already.
@@ -223,14 +224,14 @@ fn echo(prompt: Prompt, first_token: Option<TokenId>, tokenizer: &Tokenizer) -> 
 }
 
 /// The model that writes them all.
-fn served(app: &App, all: &[Running]) -> Arc<Served> {
+fn served(app: &App, all: &[RunningChoice]) -> Arc<Served> {
     let first = all.first().map(|running| &running.started.served);
     first.unwrap_or(app.service.models().default_model()).clone()
 }
 
-fn chunks(app: &App, all: Vec<Running>, wanted: &Wanted, usage: UsageShown) -> Response {
+fn chunks(app: &App, all: Vec<RunningChoice>, wanted: &Wanted, usage: UsageShown) -> Response {
     let (id, served) = (all.first().map(|r| r.started.log.id()), served(app, &all));
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(ChoicesShared {
         id: completion_id(&all),
         created: all.first().map_or(0, |r| r.started.log.created_ms() / 1000),
         model: served.name().to_owned(),
@@ -259,7 +260,7 @@ fn chunks(app: &App, all: Vec<Running>, wanted: &Wanted, usage: UsageShown) -> R
 }
 
 /// Waits for all ends. If the client goes away meanwhile, the server drops this future, and with it the readers.
-async fn whole(app: &App, tenant: Tenant, all: Vec<Running>, wanted: Wanted) -> Result<Response, Problem> {
+async fn whole(app: &App, tenant: Tenant, all: Vec<RunningChoice>, wanted: Wanted) -> Result<Response, Problem> {
     let (id, stream_id) = (completion_id(&all), all.first().map(|r| r.started.log.id()));
     let (created, served) = (all.first().map_or(0, |r| r.started.log.created_ms() / 1000), served(app, &all));
     let folding = all.into_iter().map(async |r| (r.prompt, r.echo, fold::to_end(r.reader).await));
@@ -305,7 +306,7 @@ fn completion(
 }
 
 /// One finished choice.
-struct Text {
+struct FinishedText {
     prompt: usize,
     /// Mean log-probability of its tokens, where they are ranked.
     rank: f32,
@@ -320,7 +321,7 @@ fn text(
     folded: Folded,
     wanted: &Wanted,
     tokenizer: &Tokenizer,
-) -> Result<(Text, Usage), Problem> {
+) -> Result<(FinishedText, Usage), Problem> {
     let (finish_reason, mut usage) = folded.end.map_err(|info| Problem::from(&info))?;
     let (mut text, mut offset) = (String::new(), 0);
     let mut logprobs = wanted.with_logprobs.then(TextLogprobs::default);
@@ -341,11 +342,11 @@ fn text(
             token.logprobs.iter().for_each(|l| all.push(l, tokenizer, &mut offset));
         }
     }
-    Ok((Text { prompt, rank, text, logprobs, finish_reason: finish_reason.as_str() }, usage))
+    Ok((FinishedText { prompt, rank, text, logprobs, finish_reason: finish_reason.as_str() }, usage))
 }
 
 /// The `num_choices` likeliest of each prompt, likeliest first; as they are if all are wanted.
-fn best(mut texts: Vec<Text>, num_choices: usize) -> Vec<Text> {
+fn best(mut texts: Vec<FinishedText>, num_choices: usize) -> Vec<FinishedText> {
     let num_prompts = texts.last().map_or(0, |last| last.prompt + 1);
     if texts.len() == num_prompts * num_choices {
         return texts;
@@ -360,6 +361,6 @@ fn best(mut texts: Vec<Text>, num_choices: usize) -> Vec<Text> {
     texts
 }
 
-fn completion_id(all: &[Running]) -> String {
+fn completion_id(all: &[RunningChoice]) -> String {
     all.first().map_or_else(String::new, |first| format!("{ID_PREFIX}{}", first.started.log.id()))
 }

@@ -6,8 +6,9 @@ use axum::response::Response;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use serde::{Deserialize, Serialize};
 
-use super::completion_types::Prompts;
-use crate::api::auth::Caller;
+use super::completion_types::PromptField;
+use crate::api::caller::Caller;
+use crate::api::numbers::Whole;
 use crate::api::problem::Problem;
 use crate::api::{App, answer, body, queue_timeout};
 use crate::error::Error;
@@ -21,16 +22,16 @@ const FLOAT_BYTES: usize = 16;
 #[derive(Debug, Deserialize)]
 struct EmbeddingRequest {
     model: Option<String>,
-    input: Option<Prompts>,
+    input: Option<PromptField>,
     encoding_format: Option<String>,
-    dimensions: Option<i64>,
+    dimensions: Option<Whole>,
     /// vLLM's: a lower one goes first.
-    priority: Option<i32>,
+    priority: Option<Whole>,
 }
 
 /// The answer on the wire.
 #[derive(Debug, Serialize)]
-pub struct EmbeddingList {
+pub(crate) struct EmbeddingList {
     object: &'static str,
     data: Vec<EmbeddingObject>,
     model: String,
@@ -63,7 +64,7 @@ struct EmbeddingUsage {
 /// # Errors
 /// The body's; 400 for `dimensions` and an unknown format; the service's. If the client goes away meanwhile, the server
 /// drops this future, and with it what is under way.
-pub async fn create(
+pub(crate) async fn create(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
@@ -71,11 +72,23 @@ pub async fn create(
     let (tenant, queue_timeout_ms) = (owner.tenant, queue_timeout::from_header(request.headers())?);
     let body = body::read(request, &app, tenant).await?;
     let (asked, held) = body.parse(&app, tenant, read).await?;
-    let Asked { model, inputs, priority, is_base64 } = asked;
+    let Asked { model, inputs, priority, is_base64, dimensions } = asked;
     let embedded = app.service.embed(EmbedRequest { owner, model, inputs, priority, queue_timeout_ms }).await?;
     drop(held);
+    check_dimensions(dimensions, embedded.vectors.first().map_or(0, Vec::len))?;
     let num_bytes = embedded.vectors.iter().map(|vector| vector.len() * FLOAT_BYTES).sum();
     answer::json(&app, tenant, num_bytes, move || Ok(list(embedded, is_base64))).await
+}
+
+/// A vector that was not trained to be cut says nothing when it is, so it has its own length or none.
+fn check_dimensions(asked: Option<i64>, own: usize) -> Result<(), Problem> {
+    match asked {
+        Some(dimensions) if dimensions != own as i64 => {
+            let rule = format!("must be the {own} that this model's vectors have, got {dimensions}");
+            Err(Problem::unsupported("dimensions", &rule))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What a body asks for.
@@ -84,18 +97,16 @@ struct Asked {
     inputs: Vec<Prompt>,
     priority: Option<i32>,
     is_base64: bool,
+    /// How long the vectors are to be.
+    dimensions: Option<i64>,
 }
 
 fn read(json: &[u8]) -> Result<Asked, Problem> {
     let asked: EmbeddingRequest = body::parse(json)?;
     let is_base64 = is_base64(asked.encoding_format.as_deref())?;
-    if let Some(dimensions) = asked.dimensions {
-        // A vector that was not trained to be cut says nothing when it is.
-        let rule = format!("is not supported by this model: its vectors have one length, got {dimensions}");
-        return Err(Problem::unsupported("dimensions", &rule));
-    }
     let inputs = asked.input.ok_or_else(|| Error::invalid("input", "`input` must be given"))?.0;
-    Ok(Asked { model: asked.model, inputs, priority: asked.priority, is_base64 })
+    let priority = asked.priority.map(Whole::to_i32);
+    Ok(Asked { model: asked.model, inputs, priority, is_base64, dimensions: asked.dimensions.map(|n| n.0) })
 }
 
 fn list(embedded: Embedded, is_base64: bool) -> EmbeddingList {

@@ -11,7 +11,7 @@ mod embeddings;
 mod models;
 mod usage_sum;
 
-pub use chat::{cancel, create};
-pub use completions::create as create_text;
-pub use embeddings::create as create_embeddings;
-pub use models::{change as change_model, get as get_model, list as list_models};
+pub(crate) use chat::{cancel, create};
+pub(crate) use completions::create as create_text;
+pub(crate) use embeddings::create as create_embeddings;
+pub(crate) use models::{change as change_model, get as get_model, list as list_models};

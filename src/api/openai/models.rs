@@ -1,5 +1,5 @@
-//! `GET /v1/models`: the models that are served, and the encoder beside them if there is one. Anthropic's clients ask the
-//! same route, and get their own shape. An admin may load a model before somebody asks for it, and unload one.
+//! `GET /v1/models`: the models that are served, those among them that only embed. Anthropic's clients ask the same route,
+//! and get their own shape. An admin may load a model before somebody asks for it, and unload one.
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
@@ -8,14 +8,14 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::Serialize;
 
-use crate::api::auth::{self, Caller};
+use crate::api::caller::{self, Caller};
 use crate::api::{App, anthropic, problem::Problem};
 use crate::error::{Error, ErrorKind};
-use crate::service::{Served, ServedEncoder};
+use crate::service::Served;
 
 /// A model on the wire.
 #[derive(Debug, Serialize)]
-pub struct ModelObject {
+pub(crate) struct ModelObject {
     id: String,
     object: &'static str,
     created: u64,
@@ -30,18 +30,17 @@ pub struct ModelObject {
 
 /// The list on the wire.
 #[derive(Debug, Serialize)]
-pub struct ModelList {
+pub(crate) struct ModelList {
     object: &'static str,
     data: Vec<ModelObject>,
 }
 
 /// All models.
-pub async fn list(State(app): State<App>, headers: HeaderMap) -> Response {
+pub(crate) async fn list(State(app): State<App>, headers: HeaderMap) -> Response {
     if anthropic::has_version(&headers) {
         return Json(anthropic::models(&app)).into_response();
     }
     let data = app.service.models().all().iter().map(|model| served(&app, model));
-    let data = data.chain(app.service.encoder().map(|e| encoder(&app, e)));
     Json(ModelList { object: "list", data: data.collect() }).into_response()
 }
 
@@ -49,16 +48,13 @@ pub async fn list(State(app): State<App>, headers: HeaderMap) -> Response {
 ///
 /// # Errors
 /// 404 `model_not_found`.
-pub async fn get(
+pub(crate) async fn get(
     State(app): State<App>,
     headers: HeaderMap,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Problem> {
     // A name that is no UTF-8 is unknown, not malformed.
     let name = name.map(|Path(name)| name).unwrap_or_default();
-    if let Some(found) = app.service.encoder_named(Some(&name)) {
-        return Ok(Json(encoder(&app, found)).into_response());
-    }
     let found = app.service.served(Some(&name))?;
     if anthropic::has_version(&headers) {
         return Ok(Json(anthropic::model(&app, found)).into_response());
@@ -71,7 +67,7 @@ pub async fn get(
 /// # Errors
 /// 403 without an admin key where there are keys; 404 `model_not_found`, and for any other path; 409 to unload
 /// one that is in use; 503 if it cannot be loaded.
-pub async fn change(
+pub(crate) async fn change(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     path: Result<Path<String>, PathRejection>,
@@ -80,7 +76,7 @@ pub async fn change(
     let Some((name, what)) = path.rsplit_once('/').filter(|(_, what)| matches!(*what, "load" | "unload")) else {
         return Err(Error::new(ErrorKind::NotFound, "what is posted to a model ends in `/load` or `/unload`").into());
     };
-    auth::require_admin(&owner, "loading and unloading of models")?;
+    caller::require_admin(&owner, "loading and unloading of models")?;
     let (models, found) = (app.service.models(), app.service.served(Some(name))?);
     if what == "load" {
         models.load(found).await?;
@@ -92,16 +88,13 @@ pub async fn change(
 }
 
 fn served(app: &App, model: &Served) -> ModelObject {
-    let state = model.backend().residence().as_str();
-    object(app, model.name(), (model.context_len(), model.has_template()), state)
-}
-
-/// What only embeds.
-fn encoder(app: &App, encoder: &ServedEncoder) -> ModelObject {
-    object(app, &encoder.name, (encoder.max_model_len(), false), "loaded")
-}
-
-fn object(app: &App, name: &str, (max_model_len, chat): (usize, bool), state: &'static str) -> ModelObject {
-    let created = app.service.created_ms() / 1000;
-    ModelObject { id: name.to_owned(), object: "model", created, owned_by: "tallow", max_model_len, chat, state }
+    ModelObject {
+        id: model.name().to_owned(),
+        object: "model",
+        created: app.service.created_ms() / 1000,
+        owned_by: "tallow",
+        max_model_len: model.context_len(),
+        chat: model.has_template(),
+        state: model.backend().residence().as_str(),
+    }
 }

@@ -3,13 +3,13 @@
 use serde_json::{Map, Value, json};
 
 use super::fields::FIELDS;
-use super::routes::{Body, Link, ROUTES, Route};
+use super::routes::{BodyKind, Link, ROUTES, Route};
 
-/// The whole document of a server that serves `model`, and `encoder` beside it.
+/// The whole document of a server that serves `model`, and `encoders` beside it.
 ///
 /// # Panics
 /// If a schema in the tables is no JSON; a test makes the document.
-pub fn document(model: &str, encoder: Option<&str>) -> Value {
+pub fn document(model: &str, encoders: &[&str]) -> Value {
     let mut paths = Map::new();
     for route in ROUTES {
         let path = paths.entry(route.path).or_insert_with(|| json!({}));
@@ -20,9 +20,10 @@ pub fn document(model: &str, encoder: Option<&str>) -> Value {
     schemas.insert("AnthropicError".to_owned(), anthropic_error_schema());
     schemas.insert("Message".to_owned(), message_schema());
     let names = |body| -> Vec<&str> {
-        [Some(model), encoder.filter(|_| body == Body::Embeddings)].into_iter().flatten().collect()
+        let encoders = if body == BodyKind::Embeddings { encoders } else { &[] };
+        std::iter::once(model).chain(encoders.iter().copied()).collect()
     };
-    schemas.extend(Body::ALL.map(|body| (body.name().to_owned(), body_schema(body, &names(body)))));
+    schemas.extend(BodyKind::ALL.map(|body| (body.name().to_owned(), body_schema(body, &names(body)))));
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -104,8 +105,8 @@ fn query(id: &str) -> &'static [(&'static str, &'static str)] {
 fn headers(route: &Route) -> &'static [(&'static str, &'static str)] {
     match (route.id, route.body) {
         ("followStream" | "followEvents", _) => &[("last-event-id", STRING)],
-        (_, Some(Body::Embeddings)) => &[QUEUE_TIMEOUT],
-        (_, Some(body)) if Body::GENERATING.contains(&body) => &[
+        (_, Some(BodyKind::Embeddings)) => &[QUEUE_TIMEOUT],
+        (_, Some(body)) if BodyKind::GENERATING.contains(&body) => &[
             ("x-stream-on-disconnect", r#"{"type":"string","examples":["cancel","linger","linger=30","detach"]}"#),
             QUEUE_TIMEOUT,
         ],
@@ -113,7 +114,7 @@ fn headers(route: &Route) -> &'static [(&'static str, &'static str)] {
     }
 }
 
-fn body_schema(body: Body, models: &[&str]) -> Value {
+fn body_schema(body: BodyKind, models: &[&str]) -> Value {
     let fields = FIELDS.iter().filter(|field| field.on.contains(&body));
     let properties: Map<String, Value> = fields
         .map(|field| {
@@ -128,7 +129,7 @@ fn body_schema(body: Body, models: &[&str]) -> Value {
         .collect();
     let required: Vec<String> = match body {
         // One of several.
-        Body::Streams | Body::Tokenize => Vec::new(),
+        BodyKind::Streams | BodyKind::Tokenize => Vec::new(),
         _ => body.minimum().as_object().into_iter().flat_map(|o| o.keys().cloned()).collect(),
     };
     json!({"type": "object", "properties": properties, "required": required})

@@ -1,6 +1,6 @@
 //! Every field of a request body, with its schema, the bodies that have it, and a value that is accepted.
 
-use super::routes::Body::{
+use super::routes::BodyKind::{
     self, Chat, Completions, CountTokens, Detokenize, Embeddings, Messages, Responses, Streams, Tokenize,
 };
 
@@ -10,7 +10,7 @@ pub struct Field {
     /// As it is written.
     pub name: &'static str,
     /// The bodies that have it.
-    pub on: &'static [Body],
+    pub on: &'static [BodyKind],
     /// Its JSON schema.
     pub schema: &'static str,
     /// A value that is accepted beside the least that a body must have, as JSON.
@@ -19,16 +19,16 @@ pub struct Field {
     pub summary: &'static str,
 }
 
-const ALL: &[Body] = &Body::ALL;
+const ALL: &[BodyKind] = &BodyKind::ALL;
 /// Sampled as vLLM and llama.cpp have it.
-const SAMPLED: &[Body] = &[Chat, Completions, Responses, Streams];
-const PLAIN: &[Body] = &[Chat, Completions, Streams];
-const OPENAI: &[Body] = &[Chat, Completions];
-const CHATS: &[Body] = &[Chat, Streams];
+const SAMPLED: &[BodyKind] = &[Chat, Completions, Responses, Streams];
+const PLAIN: &[BodyKind] = &[Chat, Completions, Streams];
+const OPENAI: &[BodyKind] = &[Chat, Completions];
+const CHATS: &[BodyKind] = &[Chat, Streams];
 
 const fn field(
     name: &'static str,
-    on: &'static [Body],
+    on: &'static [BodyKind],
     schema: &'static str,
     example: &'static str,
     summary: &'static str,
@@ -39,6 +39,7 @@ const fn field(
 const FLAG: &str = r#"{"type":["boolean","null"]}"#;
 const COUNT: &str = r#"{"type":["integer","null"],"minimum":0}"#;
 const POSITIVE: &str = r#"{"type":["integer","null"],"minimum":1}"#;
+const CEILING: &str = r#"{"type":["integer","null"],"minimum":-1}"#;
 const SHARE: &str = r#"{"type":["number","null"],"exclusiveMinimum":0,"maximum":1}"#;
 const PENALTY: &str = r#"{"type":["number","null"],"minimum":-2,"maximum":2}"#;
 const PRIORITY: &str = r#"{"type":["integer","null"],"minimum":-10,"maximum":10}"#;
@@ -77,7 +78,7 @@ pub const FIELDS: &[Field] = &[
         r#""base64""#,
         "`float`, or `base64` of little-endian f32",
     ),
-    field("dimensions", &[Embeddings], COUNT, "null", "Refused: no model here may be cut short"),
+    field("dimensions", &[Embeddings], COUNT, "null", "The length of the model's vectors; they cannot be cut"),
     field("instructions", &[Responses], TEXT, r#""Be brief.""#, "System prompt for this turn only"),
     field("previous_response_id", &[Responses], TEXT, "null", "The response to continue"),
     field("prompt", &[Completions], PROMPTS, "", "One text or token ids, or a list of either"),
@@ -102,16 +103,34 @@ pub const FIELDS: &[Field] = &[
     ),
     field("background", &[Responses], FLAG, "true", "Whether to answer at once and generate in the background"),
     field("store", &[Responses], FLAG, "false", "Whether the response can be retrieved later"),
-    field("max_tokens", PLAIN, POSITIVE, "8", "Maximum number of tokens to generate; may be 0 with `echo`"),
-    field("max_tokens", &[Messages], r#"{"type":"integer","minimum":1}"#, "8", "Maximum number of tokens to generate"),
+    field(
+        "max_tokens",
+        PLAIN,
+        CEILING,
+        "8",
+        "Maximum number of tokens to generate, cut to the context; -1 sets none; may be 0 with `echo`",
+    ),
+    field(
+        "max_tokens",
+        &[Messages],
+        r#"{"type":"integer","minimum":-1}"#,
+        "8",
+        "Maximum number of tokens to generate, cut to the context; -1 sets none",
+    ),
     field(
         "max_completion_tokens",
         PLAIN,
-        POSITIVE,
+        CEILING,
         "8",
         "The newer name of `max_tokens`, over which it takes precedence",
     ),
-    field("max_output_tokens", &[Responses], POSITIVE, "8", "Maximum number of tokens to generate"),
+    field(
+        "max_output_tokens",
+        &[Responses],
+        CEILING,
+        "8",
+        "Maximum number of tokens to generate, cut to the context; -1 sets none",
+    ),
     field("min_tokens", SAMPLED, COUNT, "1", "Minimum number of tokens before the text may end"),
     field("n", OPENAI, POSITIVE, "2", "Number of choices; choice i is generated with `seed` + i"),
     field(
@@ -222,6 +241,24 @@ pub const FIELDS: &[Field] = &[
         r#"{"enable_thinking":false}"#,
         "Variables for the model's chat template",
     ),
+    field("enable_thinking", &[Chat, Tokenize], FLAG, "true", "The variable of many templates, by name"),
+    field(
+        "reasoning_effort",
+        &[Chat, Tokenize],
+        TEXT,
+        r#""low""#,
+        "How hard to think; `none` not at all. Templates that read neither it nor `enable_thinking` ignore it",
+    ),
+    field(
+        "continue_final_message",
+        &[Chat, Tokenize],
+        FLAG,
+        "true",
+        "Whether the output goes on from a last message of the assistant's; it does unless told otherwise",
+    ),
+    field("add_generation_prompt", &[Chat, Tokenize], FLAG, "true", "Whether the prompt ends where an answer begins"),
+    field("tools", &[Tokenize], OBJECTS, "null", "Functions the model is told of"),
+    field("chat_template_kwargs", &[Tokenize], OBJECT, "null", "Variables for the model's chat template"),
     field(
         "response_format",
         PLAIN,
@@ -262,15 +299,34 @@ pub const FIELDS: &[Field] = &[
         r#""detach""#,
         "What happens when the last reader leaves; other routes use the header `x-stream-on-disconnect`",
     ),
-    field("reasoning", &[Responses], OBJECT, "null", "Accepted; the chat template decides whether the model thinks"),
+    field("reasoning", &[Responses], OBJECT, r#"{"effort":"low"}"#, "`effort`: how hard to think; `none` not at all"),
     field(
         "thinking",
         &[Messages, CountTokens],
         OBJECT,
         r#"{"type":"disabled"}"#,
-        "`disabled` and `adaptive`, which change nothing",
+        "`enabled`, `disabled`, or `adaptive`, which leaves it to the model",
     ),
-    field("truncation", &[Responses], TEXT, r#""disabled""#, "`disabled`: what is too long is refused"),
+    field(
+        "output_config",
+        &[Messages, CountTokens],
+        OBJECT,
+        r#"{"effort":"high"}"#,
+        "`format`: a JSON schema that the text keeps to; `effort` is ignored",
+    ),
+    field("context_management", &[Messages, CountTokens, Responses], OBJECT, "null", "Ignored, and named in a header"),
+    field("verbosity", &[Chat], ANY, r#""low""#, "Ignored, and named in a header"),
+    field("prediction", &[Chat], ANY, "null", "Ignored, and named in a header"),
+    field(
+        "repeat_penalty",
+        SAMPLED,
+        r#"{"type":["number","null"],"minimum":0.01,"maximum":100}"#,
+        "1.1",
+        "`repetition_penalty`, by another name",
+    ),
+    field("typ_p", SAMPLED, SHARE, "0.9", "`typical_p`, by another name"),
+    field("n_predict", PLAIN, CEILING, "8", "`max_tokens`, by another name"),
+    field("truncation", &[Responses], TEXT, r#""auto""#, "Accepted: a prompt that is too long is refused"),
     field("max_tool_calls", &[Responses], COUNT, "null", "Accepted: no tools run on the server"),
     field("metadata", &[Responses], OBJECT, r#"{"a":"b"}"#, "Returned with the response"),
     field("user", &[Responses], TEXT, r#""me""#, "Returned with the response"),
@@ -284,13 +340,13 @@ pub const FIELDS: &[Field] = &[
 /// The table of fields as Markdown: a row per field, a column per body that begins a generation.
 pub fn field_table() -> String {
     let mut out = "| field |".to_owned();
-    Body::GENERATING.iter().for_each(|body| out += &format!(" `{}` |", body.path().trim_start_matches("/v1")));
+    BodyKind::GENERATING.iter().for_each(|body| out += &format!(" `{}` |", body.path().trim_start_matches("/v1")));
     out += " |\n|---|";
-    Body::GENERATING.iter().for_each(|_| out += "---|");
+    BodyKind::GENERATING.iter().for_each(|_| out += "---|");
     out += "---|\n";
-    for field in FIELDS.iter().filter(|field| field.on.iter().any(|body| Body::GENERATING.contains(body))) {
+    for field in FIELDS.iter().filter(|field| field.on.iter().any(|body| BodyKind::GENERATING.contains(body))) {
         out += &format!("| `{}` |", field.name);
-        Body::GENERATING.iter().for_each(|body| out += if field.on.contains(body) { " yes |" } else { " |" });
+        BodyKind::GENERATING.iter().for_each(|body| out += if field.on.contains(body) { " yes |" } else { " |" });
         out += &format!(" {} |\n", field.summary);
     }
     out

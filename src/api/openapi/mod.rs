@@ -16,17 +16,13 @@ use axum::response::IntoResponse;
 
 pub use document::document;
 pub use fields::{FIELDS, Field, field_table};
-pub use routes::{Body, Link, ROUTES, Route};
+pub use routes::{BodyKind, Link, ROUTES, Route};
 
 use super::App;
 
 /// `GET /openapi.json`
 pub(super) async fn json(State(app): State<App>) -> impl IntoResponse {
-    (
-        [(header::CACHE_CONTROL, "no-cache")],
-        Json(document(
-            app.service.models().default_model().name(),
-            app.service.encoder().map(|encoder| encoder.name.as_str()),
-        )),
-    )
+    let models = app.service.models();
+    let encoders: Vec<&str> = models.all().iter().filter(|m| m.only_embeds()).map(|m| m.name()).collect();
+    ([(header::CACHE_CONTROL, "no-cache")], Json(document(models.default_model().name(), &encoders)))
 }

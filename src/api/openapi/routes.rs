@@ -14,7 +14,7 @@ pub struct Route {
     /// What it does, for people.
     pub summary: &'static str,
     /// The fields of its body, if it takes one.
-    pub body: Option<Body>,
+    pub body: Option<BodyKind>,
     /// What a success is: a status, and the media types it may come in.
     pub success: (&'static str, &'static [&'static str]),
     /// Further statuses that are no errors of the request, with what they mean.
@@ -34,7 +34,7 @@ pub struct Link {
 
 /// A kind of request body; its fields are the rows of the table of fields that name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Body {
+pub enum BodyKind {
     /// Chat Completions.
     Chat,
     /// Completions.
@@ -55,7 +55,7 @@ pub enum Body {
     Detokenize,
 }
 
-impl Body {
+impl BodyKind {
     /// All.
     pub const ALL: [Self; 9] = [
         Self::Chat,
@@ -152,7 +152,7 @@ const fn get(path: &'static str, id: &'static str, summary: &'static str, types:
     Route { method: "get", path, id, summary, body: None, success: ("200", types), others: &[], links: &[] }
 }
 
-const fn post(path: &'static str, id: &'static str, summary: &'static str, body: Body) -> Route {
+const fn post(path: &'static str, id: &'static str, summary: &'static str, body: BodyKind) -> Route {
     Route { method: "post", path, id, summary, body: Some(body), success: ("200", EITHER), others: &[], links: &[] }
 }
 
@@ -160,7 +160,12 @@ const fn post(path: &'static str, id: &'static str, summary: &'static str, body:
 pub const ROUTES: &[Route] = &[
     Route {
         links: CHAT_LINKS,
-        ..post("/v1/chat/completions", "createChatCompletion", "Answers a conversation, streamed or whole", Body::Chat)
+        ..post(
+            "/v1/chat/completions",
+            "createChatCompletion",
+            "Answers a conversation, streamed or whole",
+            BodyKind::Chat,
+        )
     },
     Route {
         success: CANCELLED,
@@ -169,22 +174,34 @@ pub const ROUTES: &[Route] = &[
             "/v1/chat/completions/{id}/cancel",
             "cancelChatCompletion",
             "Cancels one, at once; again is no error",
-            Body::Chat,
+            BodyKind::Chat,
         )
     },
     Route {
         links: COMPLETION_LINKS,
-        ..post("/v1/completions", "createCompletion", "Continues texts, or measures them", Body::Completions)
+        ..post("/v1/completions", "createCompletion", "Continues texts, or measures them", BodyKind::Completions)
     },
     Route {
         success: CANCELLED,
         body: None,
-        ..post("/v1/completions/{id}/cancel", "cancelCompletion", "Cancels one and its choices", Body::Completions)
+        ..post("/v1/completions/{id}/cancel", "cancelCompletion", "Cancels one and its choices", BodyKind::Completions)
     },
-    Route { success: ("200", JSON), ..post("/v1/embeddings", "createEmbedding", "Texts as vectors", Body::Embeddings) },
+    Route {
+        success: ("200", JSON),
+        ..post("/v1/embeddings", "createEmbedding", "Texts as vectors", BodyKind::Embeddings)
+    },
     Route {
         links: RESPONSE_LINKS,
-        ..post("/v1/responses", "createResponse", "Answers, and keeps the answer", Body::Responses)
+        ..post("/v1/responses", "createResponse", "Answers, and keeps the answer", BodyKind::Responses)
+    },
+    Route {
+        success: ("200", JSON),
+        ..post(
+            "/v1/responses/input_tokens",
+            "countInputTokens",
+            "How many tokens it would begin with",
+            BodyKind::Responses,
+        )
     },
     get("/v1/responses/{id}", "getResponse", "The response as it stands, or with `stream` its events", EITHER),
     Route { method: "delete", ..get("/v1/responses/{id}", "deleteResponse", "Ends and forgets it", JSON) },
@@ -195,14 +212,14 @@ pub const ROUTES: &[Route] = &[
     get("/v1/responses/{id}/input_items", "listInputItems", "What it answers", JSON),
     Route {
         links: MESSAGE_LINKS,
-        ..post("/v1/messages", "createMessage", "Anthropic's Messages, streamed or whole", Body::Messages)
+        ..post("/v1/messages", "createMessage", "Anthropic's Messages, streamed or whole", BodyKind::Messages)
     },
     Route {
         success: ("200", JSON),
-        ..post("/v1/messages/count_tokens", "countTokens", "How many tokens it would begin with", Body::CountTokens)
+        ..post("/v1/messages/count_tokens", "countTokens", "How many tokens it would begin with", BodyKind::CountTokens)
     },
-    Route { success: ("200", JSON), ..post("/tokenize", "tokenize", "A text or chat as tokens", Body::Tokenize) },
-    Route { success: ("200", JSON), ..post("/detokenize", "detokenize", "Tokens as a text", Body::Detokenize) },
+    Route { success: ("200", JSON), ..post("/tokenize", "tokenize", "A text or chat as tokens", BodyKind::Tokenize) },
+    Route { success: ("200", JSON), ..post("/detokenize", "detokenize", "Tokens as a text", BodyKind::Detokenize) },
     get("/v1/models", "listModels", "The models that are served, and where their weights are", JSON),
     get("/v1/models/{model}", "retrieveModel", "One model by name", JSON),
     Route { method: "post", ..get("/v1/models/{model}/load", "loadModel", "Loads one, for an admin", JSON) },
@@ -210,7 +227,7 @@ pub const ROUTES: &[Route] = &[
     Route {
         success: ("201", JSON),
         links: STREAM_LINKS,
-        ..post("/v1/streams", "createStream", "Starts a generation that has a name", Body::Streams)
+        ..post("/v1/streams", "createStream", "Starts a generation that has a name", BodyKind::Streams)
     },
     get("/v1/streams", "listStreams", "The caller's own streams, newest first", JSON),
     Route {
@@ -235,6 +252,8 @@ pub const ROUTES: &[Route] = &[
     },
     get("/health/live", "live", "The process answers", JSON),
     get("/health/ready", "ready", "Requests will be served", JSON),
+    get("/health", "health", "As `/health/ready`", JSON),
+    get("/version", "version", "Which program answers", JSON),
     get("/metrics", "metrics", "Counters and histograms as OpenMetrics text, for an admin's key", OPENMETRICS),
     get("/openapi.json", "openapi", "This description", JSON),
     get("/docs", "docs", "This description as a page", &["text/html"]),

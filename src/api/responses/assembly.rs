@@ -14,8 +14,10 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::described::Described;
 use super::json::{ObjectText, text};
-use super::store::Described;
+use super::tools::ToolNames;
+use crate::api::tool_fields;
 use crate::error::ErrorKind;
 use crate::protocol::{ErrorInfo, Event, FinishReason, TokenEvent, TokenLogprob, Usage};
 use crate::stream::Entry;
@@ -62,7 +64,7 @@ struct Open {
     text: String,
     /// The elements of a JSON list.
     logprobs: String,
-    /// Of a call.
+    /// Of a call: the name that the model knows the tool by.
     name: String,
     call_id: String,
 }
@@ -72,6 +74,8 @@ enum Kind {
     Message,
     Reasoning,
     Call,
+    /// A call of a tool that takes free text.
+    CustomCall,
 }
 
 impl Kind {
@@ -81,6 +85,7 @@ impl Kind {
             Self::Message => "msg",
             Self::Reasoning => "rs",
             Self::Call => "fc",
+            Self::CustomCall => "ctc",
         }
     }
 }
@@ -118,7 +123,7 @@ impl Assembly {
         }
         match &entry.event {
             // Told again while it waits; here its place is nobody's business.
-            Event::Queued { .. } | Event::Prompt { .. } | Event::Embedding { .. } => {}
+            Event::Queued { .. } | Event::Prompt { .. } => {}
             Event::Started { .. } => self.start(),
             Event::Token(token) => {
                 self.start();
@@ -163,7 +168,7 @@ impl Assembly {
     /// The response as it stands, what is being written included, as JSON.
     pub(super) fn object(&self) -> String {
         let described = &self.described;
-        let open = self.open.as_ref().map(|open| open.item("in_progress"));
+        let open = self.open.as_ref().map(|open| open.item("in_progress", &described.names));
         let output = self.output.iter().chain(&open).map(String::as_str);
         let incomplete = (self.status == "incomplete").then(|| json!({"reason": "max_output_tokens"}));
         let failure = self.failure.as_ref().filter(|_| self.status == "failed");
@@ -219,7 +224,10 @@ impl Assembly {
             }
             Piece::CallBegin { name } => self.begin_call(name),
             Piece::CallArguments(text) => {
-                self.emit_open("response.function_call_arguments.delta", |data, _| data.field("delta", &text));
+                // Free text stands within JSON; it is told once the call is whole.
+                if self.open.as_ref().is_some_and(|open| open.kind == Kind::Call) {
+                    self.emit_open("response.function_call_arguments.delta", |data, _| data.field("delta", &text));
+                }
                 self.append(&text, "");
             }
         }
@@ -242,17 +250,16 @@ impl Assembly {
     fn begin_call(&mut self, name: String) {
         let call_id = format!("call_{}_{}", self.described.id, self.num_calls);
         self.num_calls += 1;
-        self.begin(Kind::Call, name, call_id);
+        let kind = if self.described.names.is_custom(&name) { Kind::CustomCall } else { Kind::Call };
+        self.begin(kind, name, call_id);
     }
 
     fn begin(&mut self, kind: Kind, name: String, call_id: String) {
         self.close("completed");
         let id = format!("{}_{}_{}", kind.prefix(), self.described.id, self.output.len());
         let open = Open { kind, id, text: String::new(), logprobs: String::new(), name, call_id };
-        let output_index = self.output.len();
-        self.emit("response.output_item.added", |data| {
-            data.field("output_index", &output_index).joined("item", &open.bare())
-        });
+        let (output_index, item) = (self.output.len(), open.bare(&self.described.names));
+        self.emit("response.output_item.added", |data| data.field("output_index", &output_index).joined("item", &item));
         self.open = Some(open);
         self.emit_part("response.content_part.added");
     }
@@ -267,12 +274,20 @@ impl Assembly {
             Kind::Reasoning => self.emit_open("response.reasoning_text.done", |data, open| {
                 data.field("content_index", &0).field("text", &open.text)
             }),
-            Kind::Call => self.emit_open("response.function_call_arguments.done", |data, open| {
-                data.field("name", &open.name).field("arguments", &open.text)
-            }),
+            Kind::Call => {
+                let described = self.described.clone();
+                self.emit_open("response.function_call_arguments.done", |data, open| {
+                    data.field("name", described.names.of(&open.name).1).field("arguments", &open.text)
+                });
+            }
+            Kind::CustomCall => {
+                let input = |open: &Open| tool_fields::free_text(&open.text);
+                self.emit_open("response.custom_tool_call_input.delta", |data, open| data.field("delta", &input(open)));
+                self.emit_open("response.custom_tool_call_input.done", |data, open| data.field("input", &input(open)));
+            }
         }
         self.emit_part("response.content_part.done");
-        let Some(item) = self.open.take().map(|open| open.item(status)) else { return };
+        let Some(item) = self.open.take().map(|open| open.item(status, &self.described.names)) else { return };
         let output_index = self.output.len();
         self.emit("response.output_item.done", |data| data.field("output_index", &output_index).joined("item", &item));
         self.output.push(item);
@@ -319,7 +334,7 @@ impl Assembly {
 
     /// An event about the open item's part, if it has one.
     fn emit_part(&mut self, name: &'static str) {
-        if self.open.as_ref().is_some_and(|open| open.kind != Kind::Call) {
+        if self.open.as_ref().is_some_and(|open| !open.is_call()) {
             self.emit_open(name, |data, open| {
                 data.field("content_index", &0).joined("part", &open.part().unwrap_or_default())
             });
@@ -359,25 +374,30 @@ impl Assembly {
 }
 
 impl Open {
-    /// As it is first told of.
-    fn bare(&self) -> String {
-        match self.kind {
-            Kind::Call => self.item("in_progress"),
-            _ => self.with_content("in_progress", "[]"),
-        }
+    fn is_call(&self) -> bool {
+        matches!(self.kind, Kind::Call | Kind::CustomCall)
     }
 
-    fn item(&self, status: &str) -> String {
-        match self.part() {
-            Some(part) => self.with_content(status, &format!("[{part}]")),
-            None => ObjectText::new()
-                .field("id", &self.id)
-                .field("type", "function_call")
-                .field("status", status)
-                .field("call_id", &self.call_id)
-                .field("name", &self.name)
-                .field("arguments", &self.text)
-                .end(),
+    /// As it is first told of.
+    fn bare(&self, names: &ToolNames) -> String {
+        if self.is_call() { self.item("in_progress", names) } else { self.with_content("in_progress", "[]") }
+    }
+
+    fn item(&self, status: &str, names: &ToolNames) -> String {
+        if let Some(part) = self.part() {
+            return self.with_content(status, &format!("[{part}]"));
+        }
+        let (namespace, name) = names.of(&self.name);
+        let kind = if self.kind == Kind::CustomCall { "custom_tool_call" } else { "function_call" };
+        let item = ObjectText::new().field("id", &self.id).field("type", kind).field("status", status);
+        let item = item.field("call_id", &self.call_id).field("name", name);
+        let item = match namespace {
+            Some(namespace) => item.field("namespace", namespace),
+            None => item,
+        };
+        match self.kind {
+            Kind::CustomCall => item.field("input", &tool_fields::free_text(&self.text)).end(),
+            _ => item.field("arguments", &self.text).end(),
         }
     }
 
@@ -400,7 +420,7 @@ impl Open {
                 .joined("annotations", "[]")
                 .list("logprobs", elements(&self.logprobs)),
             Kind::Reasoning => ObjectText::new().field("type", "reasoning_text").field("text", &self.text),
-            Kind::Call => return None,
+            Kind::Call | Kind::CustomCall => return None,
         };
         Some(part.end())
     }

@@ -5,8 +5,9 @@ use serde_json::json;
 
 use super::assembly::Assembly;
 use crate::api::event_body::Dialect;
+use crate::api::fold;
 use crate::api::sse::SseWriter;
-use crate::stream::{Entry, Gap};
+use crate::stream::{Entry, Gap, StreamLog};
 
 /// One client's view of a generation as a response's events.
 pub(super) struct ResponseEvents {
@@ -33,5 +34,20 @@ impl Dialect for ResponseEvents {
         });
         out.named("error", &data);
         false
+    }
+
+    fn suspended(&mut self, log: &StreamLog, out: &mut SseWriter) {
+        if let Some(info) = fold::suspension(log) {
+            let number = self.assembly.next_number().max(self.from);
+            let data = json!({
+                "type": "error", "sequence_number": number, "code": "server_error", "message": info.message,
+                "param": null,
+            });
+            out.named("error", &data);
+        }
+    }
+
+    fn merge_backlog(&self) -> Option<usize> {
+        None
     }
 }

@@ -7,23 +7,36 @@ use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value, json};
 
+use super::tools;
 use crate::api::many::{MESSAGES_MAX, Many};
 use crate::api::problem::Problem;
+use crate::api::{parts, tool_fields};
 use crate::error::Error;
 use crate::protocol::{ChatMessage, FunctionCall, ToolCall};
+use crate::text::FREE_TEXT;
 
-/// The items of a request's `input`, each checked and in its listed form, yet without the ids that were not given.
+/// The items of a request's `input`, each checked and in its listed form, yet without the ids that were not given. Items that
+/// say nothing to a model that reads text are left out: what OpenAI's servers ran, and thoughts that only they can read.
 ///
 /// # Errors
-/// 400 with the path of what is wrong or not supported.
+/// 400 with the path of what is wrong.
 pub(super) fn items(input: Input) -> Result<Vec<Value>, Problem> {
     match input {
         Input::Text(text) => Ok(vec![message_item("user", &json!([{"type": "input_text", "text": text}]))]),
         Input::Items(items) => {
-            items.0.into_iter().enumerate().map(|(i, item)| self::item(item, &format!("input[{i}]"))).collect()
+            // What the user asks about now; what came before it is history, in which nothing is refused.
+            let asked = items.0.iter().rposition(|item| item["role"] == "user");
+            let items = items.0.into_iter().enumerate();
+            let items = items.map(|(i, item)| self::item(item, &format!("input[{i}]"), asked == Some(i)));
+            items.filter_map(Result::transpose).collect()
         }
         Input::Other(other) => Err(wrong("input", "a string or a list of items", &other)),
     }
+}
+
+/// The id of the item that `item` stands for, if it refers to one.
+pub(super) fn reference(item: &Value) -> Option<&str> {
+    (item["type"] == "item_reference").then(|| text_of(item, "id"))
 }
 
 /// A request's `input` as it came.
@@ -76,7 +89,7 @@ pub(super) fn messages(items: &[Value]) -> Vec<ChatMessage> {
     for item in items {
         match text_of(item, "type") {
             "reasoning" => reasoning = Some(joined(&item["content"])).filter(|text| !text.is_empty()),
-            "function_call" => {
+            "function_call" | "custom_tool_call" => {
                 let call = tool_call(item);
                 match messages.last_mut().filter(|m| m.role == "assistant" && reasoning.is_none()) {
                     // A turn that speaks and calls, or calls more than once, is one message to a template.
@@ -88,7 +101,7 @@ pub(super) fn messages(items: &[Value]) -> Vec<ChatMessage> {
                     }),
                 }
             }
-            "function_call_output" => messages.push(ChatMessage {
+            "function_call_output" | "custom_tool_call_output" => messages.push(ChatMessage {
                 tool_call_id: Some(text_of(item, "call_id").to_owned()),
                 ..ChatMessage::new("tool", output_text(&item["output"]))
             }),
@@ -103,38 +116,68 @@ pub(super) fn messages(items: &[Value]) -> Vec<ChatMessage> {
     messages
 }
 
-fn item(item: Value, path: &str) -> Result<Value, Problem> {
+fn item(item: Value, path: &str, is_asked: bool) -> Result<Option<Value>, Problem> {
     let Value::Object(fields) = item else { return Err(wrong(path, "an object", &item)) };
     let kind = match fields.get("type") {
-        None | Some(Value::Null) => "message",
+        None | Some(Value::Null) if fields.contains_key("role") => "message",
+        // OpenAI's libraries write a reference without a type.
+        None | Some(Value::Null) => "item_reference",
         Some(Value::String(kind)) => kind.as_str(),
         Some(other) => return Err(wrong(&format!("{path}.type"), "a string", other)),
     };
     let mut item = match kind {
-        "message" => message(&fields, path)?,
+        "message" => message(&fields, path, is_asked)?,
         "function_call" => json!({
-            "type": "function_call", "status": "completed", "call_id": string(&fields, "call_id", path)?,
+            "type": kind, "status": "completed", "call_id": string(&fields, "call_id", path)?,
             "name": string(&fields, "name", path)?, "arguments": string(&fields, "arguments", path)?,
         }),
-        "function_call_output" => json!({
-            "type": "function_call_output", "status": "completed", "call_id": string(&fields, "call_id", path)?,
+        "custom_tool_call" => json!({
+            "type": kind, "status": "completed", "call_id": string(&fields, "call_id", path)?,
+            "name": string(&fields, "name", path)?, "input": string(&fields, "input", path)?,
+        }),
+        "function_call_output" | "custom_tool_call_output" => json!({
+            "type": kind, "status": "completed", "call_id": string(&fields, "call_id", path)?,
             "output": output(&fields, path)?,
         }),
         "reasoning" => reasoning(&fields, path)?,
-        _ => {
-            let rule = format!(
-                "must be message, function_call, function_call_output or reasoning on this server, got {kind:?}"
-            );
-            return Err(Problem::unsupported(&format!("{path}.type"), &rule));
-        }
+        "item_reference" => return Ok(Some(json!({"type": kind, "id": string(&fields, "id", path)?}))),
+        kind => match foreign(kind, &fields) {
+            Some(item) => item,
+            None => return Ok(None),
+        },
     };
-    if let Some(Value::String(id)) = fields.get("id") {
-        item["id"] = json!(id);
+    for name in ["id", "namespace"] {
+        if let Some(Value::String(text)) = fields.get(name) {
+            item[name] = json!(text);
+        }
     }
-    Ok(item)
+    Ok(Some(item))
 }
 
-fn message(fields: &Map<String, Value>, path: &str) -> Result<Value, Problem> {
+/// An item of a tool that OpenAI's servers or its own clients have built in. A call that the client answered (it has a `call_id`)
+/// is told as a function's, named after the type, with its other fields as arguments; others are left out.
+fn foreign(kind: &str, fields: &Map<String, Value>) -> Option<Value> {
+    let call_id = fields.get("call_id")?.as_str()?;
+    if kind.ends_with("_output") {
+        let output = match fields.get("output") {
+            Some(Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+            None => String::new(),
+        };
+        return Some(json!({
+            "type": "function_call_output", "status": "completed", "call_id": call_id, "output": output,
+        }));
+    }
+    let name = kind.strip_suffix("_call")?;
+    let own = fields.iter().filter(|(field, _)| !["type", "id", "call_id", "status"].contains(&field.as_str()));
+    let arguments: Map<String, Value> = own.map(|(field, value)| (field.clone(), value.clone())).collect();
+    Some(json!({
+        "type": "function_call", "status": "completed", "call_id": call_id, "name": name,
+        "arguments": Value::Object(arguments).to_string(),
+    }))
+}
+
+fn message(fields: &Map<String, Value>, path: &str, is_asked: bool) -> Result<Value, Problem> {
     let role = string(fields, "role", path)?;
     if !["user", "assistant", "system", "developer"].contains(&role) {
         let param = format!("{path}.role");
@@ -148,7 +191,7 @@ fn message(fields: &Map<String, Value>, path: &str) -> Result<Value, Problem> {
         Some(Value::Array(parts)) => parts
             .iter()
             .enumerate()
-            .map(|(i, p)| Ok(part(own, annotated, part_text(p, &format!("{path}[{i}]"))?)))
+            .map(|(i, p)| Ok(part(own, annotated, &part_text(p, &format!("{path}[{i}]"), is_asked)?)))
             .collect::<Result<_, Problem>>()?,
         other => return Err(given(&path, "a string or a list of content parts", other)),
     };
@@ -167,14 +210,14 @@ fn part(kind: &str, annotated: bool, text: &str) -> Value {
     part
 }
 
-fn part_text<'a>(part: &'a Value, path: &str) -> Result<&'a str, Problem> {
+fn part_text(part: &Value, path: &str, is_asked: bool) -> Result<String, Problem> {
     let Value::Object(fields) = part else { return Err(wrong(path, "an object", part)) };
     match string(fields, "type", path)? {
-        "input_text" | "output_text" | "text" | "reasoning_text" => string(fields, "text", path),
-        kind => {
-            let rule = format!("must be input_text or output_text on this server, got {kind:?}");
-            Err(Problem::unsupported(&format!("{path}.type"), &rule))
+        "input_text" | "output_text" | "text" | "reasoning_text" | "summary_text" => {
+            string(fields, "text", path).map(str::to_owned)
         }
+        "refusal" => string(fields, "refusal", path).map(str::to_owned),
+        kind => parts::foreign(kind, &format!("{path}.type"), is_asked),
     }
 }
 
@@ -184,7 +227,8 @@ fn output(fields: &Map<String, Value>, path: &str) -> Result<Value, Problem> {
         Some(Value::String(text)) => Ok(json!(text)),
         Some(Value::Array(parts)) => {
             let parts = parts.iter().enumerate();
-            let parts = parts.map(|(i, p)| Ok(part("input_text", false, part_text(p, &format!("{path}[{i}]"))?)));
+            let parts =
+                parts.map(|(i, p)| Ok(part("input_text", false, &part_text(p, &format!("{path}[{i}]"), false)?)));
             Ok(parts.collect::<Result<Vec<_>, Problem>>()?.into())
         }
         other => Err(given(&path, "a string or a list of content parts", other)),
@@ -199,7 +243,7 @@ fn reasoning(fields: &Map<String, Value>, path: &str) -> Result<Value, Problem> 
         Some(Value::Array(parts)) => parts
             .iter()
             .enumerate()
-            .map(|(i, p)| Ok(part("reasoning_text", false, part_text(p, &format!("{path}[{i}]"))?)))
+            .map(|(i, p)| Ok(part("reasoning_text", false, &part_text(p, &format!("{path}[{i}]"), false)?)))
             .collect::<Result<_, Problem>>()?,
         other => return Err(given(&path, "a list of content parts", other)),
     };
@@ -208,16 +252,12 @@ fn reasoning(fields: &Map<String, Value>, path: &str) -> Result<Value, Problem> 
 }
 
 fn tool_call(item: &Value) -> ToolCall {
-    let arguments = text_of(item, "arguments");
-    let parsed = serde_json::from_str::<Value>(arguments).ok().filter(Value::is_object);
-    ToolCall {
-        id: text_of(item, "call_id").to_owned(),
-        kind: "function",
-        function: FunctionCall {
-            name: text_of(item, "name").to_owned(),
-            arguments: parsed.unwrap_or_else(|| json!(arguments)),
-        },
-    }
+    let name = tools::model_name(item["namespace"].as_str(), text_of(item, "name"));
+    let arguments = match item.get("input") {
+        Some(input) => json!({FREE_TEXT: input}),
+        None => tool_fields::arguments(json!(text_of(item, "arguments"))),
+    };
+    ToolCall { id: text_of(item, "call_id").to_owned(), kind: "function", function: FunctionCall { name, arguments } }
 }
 
 fn output_text(output: &Value) -> String {

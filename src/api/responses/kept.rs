@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::assembly::Assembly;
-use super::store::Described;
+use super::described::Described;
 use crate::protocol::StreamId;
 use crate::text::Tokenizer;
 
@@ -28,9 +28,9 @@ pub(super) type KeptCell = Arc<tokio::sync::Mutex<Kept>>;
 
 /// All of them; the last was asked for last.
 #[derive(Default)]
-pub(super) struct KeptResponses(Mutex<VecDeque<Place>>);
+pub(super) struct KeptResponses(Mutex<VecDeque<KeptPlace>>);
 
-struct Place {
+struct KeptPlace {
     id: StreamId,
     cell: KeptCell,
     num_bytes: usize,
@@ -45,7 +45,7 @@ impl KeptResponses {
             None => {
                 let assembly = Assembly::new(described.clone(), tokenizer.clone(), u64::MAX);
                 let cell = Arc::new(tokio::sync::Mutex::new(Kept { assembly, next_seq: 0 }));
-                Place { id: described.id, cell, num_bytes: 0 }
+                KeptPlace { id: described.id, cell, num_bytes: 0 }
             }
         };
         let cell = place.cell.clone();
@@ -71,7 +71,7 @@ impl KeptResponses {
         self.lock().retain(|place| place.id != id);
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Place>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<KeptPlace>> {
         // Every change is a whole one.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -6,6 +6,7 @@
 //! and an object, which `reading` does for polls and `kept` remembers; `events` puts them on the wire; `routes` ties them.
 
 mod assembly;
+mod described;
 mod events;
 mod input;
 mod json;
@@ -14,6 +15,8 @@ mod reading;
 mod request;
 mod routes;
 mod store;
+mod tools;
 
-pub use routes::{cancel, create, delete, get, input_items};
-pub use store::{ResponseLimits, ResponseStore};
+pub(crate) use routes::{cancel, create, delete, get, input_items, input_tokens};
+pub use store::ResponseLimits;
+pub(crate) use store::ResponseStore;

@@ -8,8 +8,8 @@ use axum::http::StatusCode;
 use tokio::sync::OwnedMutexGuard;
 
 use super::assembly::Assembly;
+use super::described::Described;
 use super::kept::Kept;
-use super::store::Described;
 use crate::api::App;
 use crate::api::problem::Problem;
 use crate::protocol::{Event, Tenant};

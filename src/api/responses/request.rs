@@ -1,5 +1,6 @@
 //! The body of `POST /v1/responses`: what it asks of a generation, and what every object of the response repeats.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
@@ -7,10 +8,14 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
 
 use super::input::{Input, given, wrong};
+use super::tools::{self, ToolNames};
+use crate::api::ignored::Ignored;
+use crate::api::numbers::Whole;
 use crate::api::problem::Problem;
-use crate::api::{body, fields};
+use crate::api::{body, fields, template, tool_fields};
 use crate::error::Error;
-use crate::protocol::{Constraint, Function, SamplingParams, StopParams, Tool, ToolChoice};
+use crate::protocol::{Constraint, SamplingParams, StopParams, Tool, ToolChoice};
+use crate::service::schema;
 
 /// OpenAI's bounds of `metadata`: pairs, bytes of a key, bytes of a value.
 const METADATA_MAX: (usize, usize, usize) = (16, 64, 512);
@@ -29,11 +34,9 @@ const INCLUDABLE: [&str; 8] = [
 ];
 
 /// Fields that would change the output and do not exist here. What the text must look like is said in `text.format`.
-const UNSUPPORTED: [&str; 10] = [
+const UNSUPPORTED: [&str; 8] = [
     "conversation",
     "prompt",
-    "context_management",
-    "moderation",
     "response_format",
     "guided_json",
     "guided_regex",
@@ -66,9 +69,9 @@ pub(super) struct CreateFields {
     pub(super) background: Option<bool>,
     pub(super) store: Option<bool>,
     pub(super) previous_response_id: Option<String>,
-    max_output_tokens: Option<i64>,
-    max_tool_calls: Option<i64>,
-    top_logprobs: Option<i64>,
+    max_output_tokens: Option<Whole>,
+    max_tool_calls: Option<Whole>,
+    top_logprobs: Option<Whole>,
     include: Option<Vec<String>>,
     tools: Option<Vec<Value>>,
     tool_choice: Option<Value>,
@@ -79,7 +82,9 @@ pub(super) struct CreateFields {
     user: Option<String>,
     service_tier: Option<String>,
     truncation: Option<String>,
-    pub(super) priority: Option<i32>,
+    pub(super) priority: Option<Whole>,
+    context_management: Option<Value>,
+    moderation: Option<Value>,
 }
 
 /// What is asked of the generation.
@@ -88,7 +93,13 @@ pub(super) struct Asked {
     pub(super) sampling: SamplingParams,
     pub(super) stop: StopParams,
     pub(super) tools: Vec<Tool>,
+    /// Where each tool stands in the request.
+    pub(super) paths: Vec<String>,
     pub(super) tool_choice: ToolChoice,
+    /// How calls are told of again.
+    pub(super) names: ToolNames,
+    pub(super) template_kwargs: BTreeMap<String, Value>,
+    pub(super) ignored: Ignored,
     pub(super) constraint: Option<Constraint>,
     /// The fields that every object of the response repeats.
     pub(super) echo: Map<String, Value>,
@@ -97,17 +108,17 @@ pub(super) struct Asked {
 }
 
 /// The fields of a body that have the same meaning in other dialects, and those that do not exist here.
-struct Shared(Map<String, Value>);
+struct UsualFields(Map<String, Value>);
 
-impl<'de> Deserialize<'de> for Shared {
+impl<'de> Deserialize<'de> for UsualFields {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         struct SharedVisitor;
         impl<'de> Visitor<'de> for SharedVisitor {
-            type Value = Shared;
+            type Value = UsualFields;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a map")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Shared, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UsualFields, A::Error> {
                 let mut shared = Map::new();
                 while let Some(name) = map.next_key::<String>()? {
                     if OWN.contains(&name.as_str()) {
@@ -116,7 +127,7 @@ impl<'de> Deserialize<'de> for Shared {
                         shared.insert(name, map.next_value()?);
                     }
                 }
-                Ok(Shared(shared))
+                Ok(UsualFields(shared))
             }
         }
         d.deserialize_map(SharedVisitor)
@@ -128,7 +139,7 @@ impl<'de> Deserialize<'de> for Shared {
 /// # Errors
 /// 400 with the path of what is wrong or not supported.
 pub(super) fn read(json: &[u8]) -> Result<(CreateFields, Asked), Problem> {
-    let Shared(shared) = body::parse(json)?;
+    let UsualFields(shared) = body::parse(json)?;
     let fields: CreateFields = body::parse(json)?;
     if let Some(name) = UNSUPPORTED.iter().find(|name| shared.get(**name).is_some_and(|v| !v.is_null())) {
         return Err(Problem::unsupported(name, "is not supported by this server"));
@@ -136,22 +147,54 @@ pub(super) fn read(json: &[u8]) -> Result<(CreateFields, Asked), Problem> {
     let shared = serde_json::to_vec(&shared).map_err(|e| Error::internal(e.to_string()))?;
     let (mut sampling, mut stop) = self::fields::sampling(&shared)?;
     check_words(&fields)?;
-    if let Some(n) = fields.max_output_tokens {
-        stop.max_tokens = Some(at_least("max_output_tokens", n, 1)?);
-    }
+    stop.max_tokens = self::fields::ceiling("max_output_tokens", fields.max_output_tokens, 1)?.or(stop.max_tokens);
     sampling.top_logprobs = top_logprobs(&fields)?;
-    let tools = tools(fields.tools.as_deref().unwrap_or_default())?;
-    let tool_choice = tool_choice(fields.tool_choice.as_ref(), &tools)?;
+    let (mut offered, names) = tools::read(fields.tools.as_deref().unwrap_or_default())?;
+    let choice = fields.tool_choice.as_ref().filter(|choice| !choice.is_null());
+    let choice = choice.map(tool_fields::choice).transpose()?.unwrap_or_default();
+    let tool_choice = tool_fields::choose(choice, &mut offered)?;
+    let mut ignored = Ignored::default();
+    ignored.extend(offered.left_out);
+    let effort = hints(&fields, &mut ignored);
+    let template_kwargs = template::kwargs(template::Thinking { effort, ..template::Thinking::default() });
     let constraint = constraint(fields.text.as_ref())?;
     check_metadata(fields.metadata.as_ref())?;
     let echo = echo(&fields, &sampling);
     let echo_bytes = echo.values().map(|value| value.to_string().len()).sum();
-    Ok((fields, Asked { sampling, stop, tools, tool_choice, constraint, echo, echo_bytes }))
+    let (tools, paths) = (offered.tools, offered.paths);
+    let asked = Asked {
+        sampling,
+        stop,
+        tools,
+        paths,
+        tool_choice,
+        names,
+        template_kwargs,
+        ignored,
+        constraint,
+        echo,
+        echo_bytes,
+    };
+    Ok((fields, asked))
+}
+
+/// Adds the hints that no model here can follow, and returns how hard to think, which some can.
+fn hints(fields: &CreateFields, ignored: &mut Ignored) -> Option<String> {
+    let of = |object: &Option<Map<String, Value>>, name: &str| object.as_ref().and_then(|o| o.get(name)).cloned();
+    ignored.hint("text.verbosity", of(&fields.text, "verbosity").as_ref());
+    ignored.hint("reasoning.summary", of(&fields.reasoning, "summary").as_ref());
+    ignored.hint("context_management", fields.context_management.as_ref());
+    ignored.hint("moderation", fields.moderation.as_ref());
+    if fields.max_tool_calls.is_some() {
+        // It bounds calls of tools that OpenAI's servers run.
+        ignored.push("max_tool_calls");
+    }
+    of(&fields.reasoning, "effort").and_then(|effort| effort.as_str().map(str::to_owned))
 }
 
 fn check_words(fields: &CreateFields) -> Result<(), Problem> {
-    if let Some(word) = fields.truncation.as_deref().filter(|word| *word != "disabled") {
-        return Err(Problem::unsupported("truncation", &format!("must be disabled on this server, got {word:?}")));
+    if let Some(word) = fields.truncation.as_deref().filter(|word| !["disabled", "auto"].contains(word)) {
+        return Err(wrong("truncation", "auto or disabled", &json!(word)));
     }
     if fields.stream_options.is_some() && fields.stream != Some(true) {
         let message = "`stream_options` must come with `stream: true`, got it without";
@@ -171,95 +214,25 @@ fn check_words(fields: &CreateFields) -> Result<(), Problem> {
 }
 
 fn top_logprobs(fields: &CreateFields) -> Result<Option<usize>, Problem> {
-    let num = fields.top_logprobs.map(|n| at_least("top_logprobs", n, 0)).transpose()?;
+    let num = self::fields::count("top_logprobs", fields.top_logprobs, 0)?;
     let is_included = fields.include.iter().flatten().any(|name| name == INCLUDABLE[0]);
     Ok(if is_included { Some(num.unwrap_or(0)) } else { num.filter(|n| *n > 0) })
 }
 
-fn at_least(name: &str, n: i64, min: i64) -> Result<usize, Problem> {
-    if n >= min {
-        return Ok(n as usize);
-    }
-    Err(Error::invalid(name, format!("`{name}` must be at least {min}, got {n}")).into())
-}
-
-fn tools(tools: &[Value]) -> Result<Vec<Tool>, Problem> {
-    let tool = |(i, tool): (usize, &Value)| {
-        let path = format!("tools[{i}]");
-        match &tool["type"] {
-            Value::String(kind) if kind == "function" => {}
-            Value::String(kind) => {
-                let rule = format!("must be function on this server, got {kind:?}");
-                return Err(Problem::unsupported(&format!("{path}.type"), &rule));
-            }
-            _ => return Err(given(&format!("{path}.type"), "a string", tool.get("type"))),
-        }
-        let Some(name) = tool["name"].as_str().filter(|name| !name.is_empty()) else {
-            return Err(given(&format!("{path}.name"), "a string that is not empty", tool.get("name")));
-        };
-        let parameters = match tool.get("parameters") {
-            None | Some(Value::Null) => json!({"type": "object", "properties": {}}),
-            Some(schema @ Value::Object(_)) => schema.clone(),
-            Some(other) => return Err(wrong(&format!("{path}.parameters"), "an object", other)),
-        };
-        let description = match tool.get("description") {
-            None | Some(Value::Null) => None,
-            Some(Value::String(text)) => Some(text.clone()),
-            Some(other) => return Err(wrong(&format!("{path}.description"), "a string", other)),
-        };
-        let strict = match tool.get("strict") {
-            None | Some(Value::Null) => false,
-            Some(Value::Bool(strict)) => *strict,
-            Some(other) => return Err(wrong(&format!("{path}.strict"), "a boolean", other)),
-        };
-        Ok(Tool { kind: "function", function: Function { name: name.to_owned(), description, parameters, strict } })
-    };
-    tools.iter().enumerate().map(tool).collect()
-}
-
-fn tool_choice(choice: Option<&Value>, tools: &[Tool]) -> Result<ToolChoice, Problem> {
-    let choice = match choice {
-        None | Some(Value::Null) => return Ok(ToolChoice::Auto),
-        Some(Value::String(word)) => match word.as_str() {
-            "auto" => return Ok(ToolChoice::Auto),
-            "none" => return Ok(ToolChoice::None),
-            "required" => ToolChoice::Required,
-            _ => return Err(wrong("tool_choice", "auto, none, required or a function", &json!(word))),
-        },
-        Some(Value::Object(fields)) => match (fields.get("type").and_then(Value::as_str), fields.get("name")) {
-            (Some("function"), Some(Value::String(name))) => ToolChoice::Named(name.clone()),
-            (Some("function"), name) => return Err(given("tool_choice.name", "a string", name)),
-            (Some(kind), _) => {
-                let rule = format!("must be function on this server, got {kind:?}");
-                return Err(Problem::unsupported("tool_choice.type", &rule));
-            }
-            (None, _) => return Err(given("tool_choice.type", "a string", fields.get("type"))),
-        },
-        Some(other) => return Err(wrong("tool_choice", "auto, none, required or a function", other)),
-    };
-    match &choice {
-        ToolChoice::Named(name) if tools.iter().all(|tool| tool.function.name != *name) => {
-            Err(wrong("tool_choice.name", "the name of one of `tools`", &json!(name)))
-        }
-        ToolChoice::Required if tools.is_empty() => {
-            Err(Error::invalid("tool_choice", "`tool_choice` must come with `tools`, got \"required\" without").into())
-        }
-        _ => Ok(choice),
-    }
-}
-
 fn constraint(text: Option<&Map<String, Value>>) -> Result<Option<Constraint>, Problem> {
     let Some(text) = text else { return Ok(None) };
-    // `medium` is OpenAI's default, and so asks for nothing.
-    if let Some(word) = text.get("verbosity").filter(|word| !word.is_null() && **word != "medium") {
-        return Err(Problem::unsupported("text.verbosity", &format!("must be medium on this server, got {word}")));
-    }
     let Some(format) = text.get("format").filter(|format| !format.is_null()) else { return Ok(None) };
     match format["type"].as_str() {
         Some("text") => Ok(None),
         Some("json_object") => Ok(Some(Constraint::JsonObject)),
         Some("json_schema") => match format.get("schema") {
-            Some(schema @ Value::Object(_)) => Ok(Some(Constraint::JsonSchema(schema.to_string()))),
+            Some(given @ Value::Object(_)) => {
+                let mut schema = given.clone();
+                if format["strict"] == true {
+                    schema::close(&mut schema);
+                }
+                Ok(Some(Constraint::JsonSchema(schema.to_string())))
+            }
             other => Err(given("text.format.schema", "an object", other)),
         },
         _ => Err(given("text.format.type", "text, json_object or json_schema", format.get("type"))),
@@ -292,8 +265,8 @@ fn echo(fields: &CreateFields, sampling: &SamplingParams) -> Map<String, Value> 
     let echo = json!({
         "background": fields.background.unwrap_or(false),
         "instructions": fields.instructions,
-        "max_output_tokens": fields.max_output_tokens,
-        "max_tool_calls": fields.max_tool_calls,
+        "max_output_tokens": fields.max_output_tokens.map(|n| n.0),
+        "max_tool_calls": fields.max_tool_calls.map(|n| n.0),
         "parallel_tool_calls": fields.parallel_tool_calls.unwrap_or(true),
         "previous_response_id": fields.previous_response_id,
         "reasoning": {"effort": reasoning("effort"), "summary": reasoning("summary")},
@@ -303,9 +276,9 @@ fn echo(fields: &CreateFields, sampling: &SamplingParams) -> Map<String, Value> 
         "text": text,
         "tool_choice": fields.tool_choice.clone().filter(|choice| !choice.is_null()).unwrap_or_else(|| json!("auto")),
         "tools": fields.tools.as_deref().unwrap_or_default(),
-        "top_logprobs": fields.top_logprobs.unwrap_or(0),
+        "top_logprobs": fields.top_logprobs.map_or(0, |n| n.0),
         "top_p": short(sampling.top_p),
-        "truncation": "disabled",
+        "truncation": fields.truncation.as_deref().unwrap_or("disabled"),
         "user": fields.user,
         "metadata": fields.metadata.clone().unwrap_or_default(),
     });

@@ -10,21 +10,23 @@ use axum::{Extension, Json};
 use serde_json::{Value, json};
 
 use super::assembly::Assembly;
+use super::described::{Described, ID_PREFIX};
 use super::events::ResponseEvents;
 use super::input;
 use super::reading;
 use super::request::{self, Asked, CreateFields};
-use super::store::Described;
-use crate::api::answer::Blocks;
-use crate::api::auth::Caller;
+use crate::api::answer::AnswerBlocks;
+use crate::api::caller::Caller;
 use crate::api::disconnect::{self, LINGER_DEFAULT};
+use crate::api::numbers::Whole;
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;
 use crate::api::query::{self, Pairs, broken, pairs, value};
-use crate::api::{App, answer, event_body, head, with_stream_id};
+use crate::api::words::Words;
+use crate::api::{App, answer, body, event_body, fold, head, with_stream_id};
 use crate::error::Error;
 use crate::metrics::RejectLabel;
-use crate::protocol::{ChatMessage, GenerateRequest, OnDisconnect, Prompt, Tenant};
+use crate::protocol::{ChatMessage, Field, GenerateRequest, OnDisconnect, Prompt, PromptEnding, Tenant};
 use crate::service::Started;
 use crate::stream::{StreamLog, StreamReader};
 
@@ -36,38 +38,35 @@ const ITEMS_DEFAULT: usize = 20;
 ///
 /// # Errors
 /// Any of the body's, the fields' and the service's; 404 for an earlier response that is not kept.
-pub async fn create(
+pub(crate) async fn create(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Problem> {
     let tenant = owner.tenant;
     let Opening { policy: header_policy, queue_timeout_ms, body } = Opening::read(request, &app, tenant).await?;
-    let ((fields, mut asked, own), held) = body.parse(&app, tenant, read).await?;
-    let previous = match &fields.previous_response_id {
-        Some(id) => Some(previous(&app, tenant, id).await?),
-        None => None,
-    };
-    let known = previous.as_ref().map_or(0, |previous| previous.described.num_bytes);
-    let (instructions, echo_bytes) = (fields.instructions.clone(), asked.echo_bytes);
-    let work = move || context(previous, own, instructions, echo_bytes);
-    let context = app.service.sized(tenant, held.num_bytes() + known, work).await??;
+    let ((fields, mut asked, mut own), held) = body.parse(&app, tenant, read).await?;
+    let context = prepare(&app, tenant, &fields, &mut own, asked.echo_bytes, held.num_bytes()).await?;
     let on_disconnect = policy(&fields, header_policy)?;
     let generate = GenerateRequest {
         model: fields.model.clone(),
         sampling: asked.sampling.clone(),
         stop: std::mem::take(&mut asked.stop),
         on_disconnect,
-        priority: fields.priority,
+        priority: fields.priority.map(Whole::to_i32),
         queue_timeout_ms,
         tools: std::mem::take(&mut asked.tools),
         tool_choice: std::mem::take(&mut asked.tool_choice),
         parallel_tool_calls: fields.parallel_tool_calls.unwrap_or(true),
         constraint: asked.constraint.take(),
         constraint_param: "text.format",
+        template_kwargs: std::mem::take(&mut asked.template_kwargs),
+        ending: context.ending,
         ..GenerateRequest::new(owner, Prompt::Chat(context.messages))
     };
-    let started = app.service.start(generate).await?;
+    let paths = std::mem::take(&mut asked.paths);
+    let started = app.service.start(generate).await.map_err(|e| spelled(&e, &paths))?;
+    let ignored = std::mem::take(&mut asked.ignored);
     let reader = started.log.reader(0);
     drop(held);
     let described = describe(&started, &fields, asked, context.items, context.num_bytes);
@@ -80,14 +79,79 @@ pub async fn create(
         app.service.tell_rejected(&e);
         return Err(e.into());
     }
-    answer(&app, tenant, &started, described, reader, fields.stream == Some(true)).await
+    let response = answer(&app, tenant, &started, described, reader, fields.stream == Some(true)).await?;
+    Ok(ignored.tell(response))
+}
+
+/// What the service finds wrong, in this dialect's words; `paths` are those of the tools.
+fn spelled(e: &Error, paths: &[String]) -> Problem {
+    let tool = |index: usize| paths.get(index).cloned().unwrap_or_else(|| "tools".to_owned());
+    let name = |field: Field| match field {
+        // Items become messages in a way of their own, so an index would be another's.
+        Field::Messages | Field::Message(..) | Field::Prompt | Field::Tokens(_) => "input".to_owned(),
+        Field::MaxTokens => "max_output_tokens".to_owned(),
+        Field::ToolName(index) => format!("{}.name", tool(index)),
+        Field::ToolFormat(index) => format!("{}.format", tool(index)),
+        Field::ToolParameters(index) => format!("{}.parameters", tool(index)),
+        Field::Stop(_) | Field::Tools | Field::ToolChoice => field.to_string(),
+    };
+    Problem::spelled(e, Words { name: &name, ..Words::CHAT })
+}
+
+/// `POST /v1/responses/input_tokens`: how many tokens a request's prompt would have. Takes the same body.
+///
+/// # Errors
+/// Any of the body's and the fields', and those of templating.
+pub(crate) async fn input_tokens(
+    State(app): State<App>,
+    Extension(Caller(owner)): Extension<Caller>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let tenant = owner.tenant;
+    let body = body::read(request, &app, tenant).await?;
+    let ((fields, asked, mut own), held) = body.parse(&app, tenant, read).await?;
+    let context = prepare(&app, tenant, &fields, &mut own, asked.echo_bytes, held.num_bytes()).await?;
+    let generate = GenerateRequest {
+        model: fields.model,
+        tools: asked.tools,
+        tool_choice: asked.tool_choice,
+        template_kwargs: asked.template_kwargs,
+        ending: context.ending,
+        ..GenerateRequest::new(owner, Prompt::Chat(context.messages))
+    };
+    let tokens = app.service.prompt_tokens(generate).await.map_err(|e| spelled(&e, &asked.paths))?;
+    Ok(Json(json!({"object": "response.input_tokens", "input_tokens": tokens.len()})).into_response())
+}
+
+/// Looks up what the request refers to, and makes the conversation of it.
+async fn prepare(
+    app: &App,
+    tenant: Tenant,
+    fields: &CreateFields,
+    own: &mut Option<Vec<Value>>,
+    echo_bytes: usize,
+    body_bytes: usize,
+) -> Result<Context, Problem> {
+    for item in own.iter_mut().flatten() {
+        if let Some(id) = input::reference(item) {
+            *item = referred(app, tenant, id).await?;
+        }
+    }
+    let previous = match &fields.previous_response_id {
+        Some(id) => Some(previous(app, tenant, id).await?),
+        None => None,
+    };
+    let known = previous.as_ref().map_or(0, |previous| previous.described.num_bytes);
+    let (own, instructions) = (own.take(), fields.instructions.clone());
+    let work = move || context(previous, own, instructions, echo_bytes);
+    app.service.sized(tenant, body_bytes + known, work).await?
 }
 
 /// `GET /v1/responses/{id}`: as it stands, or with `stream=true` its events after number `starting_after`.
 ///
 /// # Errors
 /// 404, and 400 for a query that breaks a rule.
-pub async fn get(
+pub(crate) async fn get(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     id: Result<Path<String>, PathRejection>,
@@ -121,7 +185,7 @@ pub async fn get(
 ///
 /// # Errors
 /// 404, and 400 for one that is not a background response.
-pub async fn cancel(
+pub(crate) async fn cancel(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     id: Result<Path<String>, PathRejection>,
@@ -141,7 +205,7 @@ pub async fn cancel(
 ///
 /// # Errors
 /// 404.
-pub async fn delete(
+pub(crate) async fn delete(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     id: Result<Path<String>, PathRejection>,
@@ -160,7 +224,7 @@ pub async fn delete(
 ///
 /// # Errors
 /// 404, and 400 for a query that breaks a rule.
-pub async fn input_items(
+pub(crate) async fn input_items(
     State(app): State<App>,
     Extension(Caller(owner)): Extension<Caller>,
     id: Result<Path<String>, PathRejection>,
@@ -211,6 +275,22 @@ fn read(json: &[u8]) -> Result<(CreateFields, Asked, Option<Vec<Value>>), Proble
     Ok((fields, asked, own))
 }
 
+/// The item of a stored response that `id` names: ids of items hold the name of their response's stream.
+async fn referred(app: &App, tenant: Tenant, id: &str) -> Result<Value, Problem> {
+    let unknown = || {
+        let message = format!("`input` must refer to an item of a stored response, got {id:?}");
+        Problem::from(Error::invalid("input", message))
+    };
+    let response = id.split('_').nth(1).map(|stream| format!("{}{stream}", ID_PREFIX)).ok_or_else(unknown)?;
+    let (described, log) = app.responses.get(&response, tenant, app.service.table()).map_err(|_| unknown())?;
+    if let Some(item) = described.items.iter().find(|item| item["id"] == id) {
+        return Ok(item.clone());
+    }
+    let wanted = id.to_owned();
+    let find = move |assembly: &Assembly| assembly.output().find(|item| item["id"] == *wanted);
+    reading::look(app, tenant, &described, &log, find).await?.ok_or_else(unknown)
+}
+
 /// A response that is gone on from.
 struct Previous {
     described: Arc<Described>,
@@ -236,6 +316,7 @@ struct Context {
     /// Those of the response before, its output, and the request's own.
     items: Vec<Value>,
     messages: Vec<ChatMessage>,
+    ending: PromptEnding,
     /// Of all items and what is repeated of the request, as JSON.
     num_bytes: usize,
 }
@@ -251,6 +332,9 @@ fn context(
         items.clone_from(&described.items);
         items.extend(output);
     }
+    // An answer of the model's own that nothing follows was ended; what a client has begun is gone on with.
+    let ending =
+        if own.as_ref().is_some_and(|own| !own.is_empty()) { PromptEnding::Continue } else { PromptEnding::Answer };
     items.extend(own.unwrap_or_default());
     if items.is_empty() {
         return Err(Error::invalid("input", "`input` must have at least one item, got none").into());
@@ -258,7 +342,7 @@ fn context(
     let instructions = instructions.map(|text| ChatMessage::new("system", text));
     let messages = instructions.into_iter().chain(input::messages(&items)).collect();
     let num_bytes = items.iter().map(|item| item.to_string().len()).sum::<usize>() + echo_bytes;
-    Ok(Context { items, messages, num_bytes })
+    Ok(Context { items, messages, ending, num_bytes })
 }
 
 /// A background response runs to its end; one that is kept waits a while for its client to come back.
@@ -288,6 +372,8 @@ fn describe(
         let prefix = match item["type"].as_str() {
             Some("function_call") => "fc",
             Some("function_call_output") => "fco",
+            Some("custom_tool_call") => "ctc",
+            Some("custom_tool_call_output") => "ctco",
             Some("reasoning") => "rs",
             _ => "msg",
         };
@@ -298,6 +384,7 @@ fn describe(
         created_s: started.log.created_ms() / 1000,
         model: started.served.name().to_owned(),
         format: started.format.clone(),
+        names: asked.names,
         with_logprobs: asked.sampling.top_logprobs.is_some(),
         is_background: fields.background.unwrap_or(false),
         echo: asked.echo,
@@ -335,7 +422,10 @@ async fn answer(
     if let Some(info) = assembly.failure() {
         return Err(Problem::from(info));
     }
-    let blocks = app.service.sized(tenant, assembly.num_bytes(), move || Blocks::of(&assembly.object())).await?;
+    if let Some(info) = fold::suspension(log).filter(|_| !assembly.is_terminal()) {
+        return Err(Problem::from(&info));
+    }
+    let blocks = app.service.sized(tenant, assembly.num_bytes(), move || AnswerBlocks::of(&assembly.object())).await?;
     Ok(with_stream_id(answer::respond(app, tenant, blocks)?, log.id()))
 }
 
@@ -364,7 +454,7 @@ async fn snapshot(
     described: &Arc<Described>,
     log: &Arc<StreamLog>,
 ) -> Result<Response, Problem> {
-    let write = |assembly: &Assembly| Blocks::of(&assembly.object());
+    let write = |assembly: &Assembly| AnswerBlocks::of(&assembly.object());
     let blocks = reading::look(app, tenant, described, log, write).await?;
     Ok(with_stream_id(answer::respond(app, tenant, blocks)?, log.id()))
 }
@@ -402,6 +492,7 @@ mod tests {
             created_s: 0,
             model: "stub".to_owned(),
             format: AnswerFormat::default(),
+            names: super::super::tools::ToolNames::default(),
             with_logprobs: false,
             is_background: false,
             echo: serde_json::Map::new(),

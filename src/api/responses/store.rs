@@ -5,18 +5,13 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use serde_json::{Map, Value};
-
+use super::described::{Described, ID_PREFIX};
 use super::kept::KeptResponses;
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{StreamId, Tenant};
 use crate::settings;
 use crate::settings::{COUNT_MAX, KIB, bytes, count, setting};
 use crate::stream::{StreamLog, StreamTable};
-use crate::text::AnswerFormat;
-
-/// A response is named as its stream, behind this.
-pub(super) const ID_PREFIX: &str = "resp_";
 
 /// How long a client is asked to wait whose responses are all live: about one short generation.
 const RETRY_AFTER_MS: u64 = 1000;
@@ -39,40 +34,17 @@ settings! {
     }
 }
 
-/// What a response is, apart from its log.
-#[derive(Debug)]
-pub(super) struct Described {
-    pub(super) id: StreamId,
-    pub(super) created_s: u64,
-    pub(super) model: String,
-    pub(super) format: AnswerFormat,
-    pub(super) with_logprobs: bool,
-    pub(super) is_background: bool,
-    /// The request's fields that its object repeats.
-    pub(super) echo: Map<String, Value>,
-    /// Everything that it answers: items of the responses before it, and its own.
-    pub(super) items: Vec<Value>,
-    /// Of items and echo, as JSON, which is near enough to what they take.
-    pub(super) num_bytes: usize,
-}
-
-impl Described {
-    pub(super) fn response_id(&self) -> String {
-        format!("{ID_PREFIX}{}", self.id)
-    }
-}
-
 /// The responses of all owners.
 #[derive(Debug, Default)]
-pub struct ResponseStore {
+pub(crate) struct ResponseStore {
     limits: ResponseLimits,
     // A std mutex: held for map operations only.
-    inner: Mutex<Inner>,
+    inner: Mutex<StoredResponses>,
     kept: KeptResponses,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct StoredResponses {
     slots: HashMap<StreamId, Slot>,
     num_since_sweep: usize,
     next_order: u64,
@@ -89,7 +61,7 @@ struct Slot {
 
 impl ResponseStore {
     /// An empty one.
-    pub fn new(limits: ResponseLimits) -> Self {
+    pub(crate) fn new(limits: ResponseLimits) -> Self {
         Self { limits, inner: Mutex::default(), kept: KeptResponses::default() }
     }
 
@@ -162,13 +134,13 @@ impl ResponseStore {
         drop(slot);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, StoredResponses> {
         // Every change is a whole map operation, so a panic elsewhere leaves nothing half done.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Inner {
+impl StoredResponses {
     fn make_room(&mut self, tenant: Tenant, more: usize, limits: ResponseLimits, table: &StreamTable) -> Result<()> {
         let own = self.slots.iter().filter(|(_, slot)| slot.tenant == tenant);
         let mut own: Vec<_> = own.map(|(id, slot)| (slot.order, *id, slot.num_bytes)).collect();

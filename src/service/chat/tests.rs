@@ -14,7 +14,7 @@ const TOOLS: &str = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in me
 fn tool(name: &str, description: &str) -> Tool {
     let parameters = json!({"type": "object", "properties": {"a": {"type": "integer"}}});
     let description = Some(description.to_owned());
-    Tool { kind: "function", function: Function { name: name.to_owned(), description, parameters, strict: false } }
+    Tool { kind: "function", function: Function { name: name.to_owned(), description, parameters, free_text: None } }
 }
 
 fn conversation() -> Vec<ChatMessage> {

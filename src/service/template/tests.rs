@@ -139,7 +139,7 @@ fn further_variables_reach_the_template() {
         ("tools".to_owned(), serde_json::json!([{"name": "f"}])),
         ("enable_thinking".to_owned(), serde_json::json!(false)),
     ]);
-    assert_eq!(template.render_with(&[], true, &extra).as_deref(), Ok(r#"[{"name": "f"}]False"#));
+    assert_eq!(template.render_here(&[], true, &extra).as_deref(), Ok(r#"[{"name": "f"}]False"#));
 }
 
 #[test]

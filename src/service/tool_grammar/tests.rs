@@ -11,7 +11,7 @@ use crate::text::{ReasoningSyntax, Scheme, TokenKind, Vocab};
 fn tool(name: &str, parameters: Value) -> Tool {
     Tool {
         kind: "function",
-        function: Function { name: name.to_owned(), description: None, parameters, strict: false },
+        function: Function { name: name.to_owned(), description: None, parameters, free_text: None },
     }
 }
 

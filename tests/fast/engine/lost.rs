@@ -19,7 +19,7 @@ fn brisk() -> EngineConfig {
 }
 
 #[track_caller]
-fn solo(request: ValidRequest) -> (String, FinishReason, usize) {
+pub(super) fn solo(request: ValidRequest) -> (String, FinishReason, usize) {
     transcript(&Server::start(EngineConfig::default(), StubConfig::default()).submit(request))
 }
 

@@ -16,7 +16,7 @@ async fn narrow(config: EngineConfig) -> (TestServer<tallow::service::LocalBacke
 }
 
 /// Waits until so many steps in all have come to the gate.
-pub async fn arrived(gate: &std::sync::Arc<StubGate>, n: u64) {
+pub(crate) async fn arrived(gate: &std::sync::Arc<StubGate>, n: u64) {
     let gate = gate.clone();
     tokio::task::spawn_blocking(move || gate.wait_arrived(n)).await.unwrap();
 }

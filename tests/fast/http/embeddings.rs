@@ -6,9 +6,7 @@ use serde_json::{Value, json};
 use tallow::engine::EngineConfig;
 use tallow::error::{Error, ErrorKind};
 use tallow::model::stub::{StubConfig, StubFaults};
-use tallow::protocol::{Event, FinishReason, Task};
 use tallow::service::{Backend, LocalBackend};
-use tallow::stream::CancelCause;
 
 use crate::http::common::{Client, Setup, TestServer, post, request};
 use crate::http::engine::start;
@@ -39,11 +37,9 @@ async fn an_answer_is_these_bytes() {
         let body = json!({"model": "stub", "input": "Say", "encoding_format": format, "user": "me"});
         let mut client = Client::connect(server.address).await;
         client.send(&request("POST", PATH, &[], &body.to_string())).await;
-        let job = server.backend.job().await;
-        assert_eq!((job.request.task, job.request.max_tokens), (Task::Embed, 0));
-        job.start();
-        job.log.append(Event::Embedding { values: vec![0.6, -0.8] });
-        job.finish(FinishReason::Stop);
+        let job = server.backend.embed_job().await;
+        assert_eq!(job.input.tokens, b"Say".map(u32::from));
+        job.answer(&[0.6, -0.8]);
         let reply = client.exchange("").await;
         assert_eq!((reply.status, reply.headers["content-type"].as_str()), (200, "application/json"));
         let expect = format!(
@@ -183,11 +179,11 @@ async fn a_failure_of_one_is_the_answer_and_ends_the_others() {
     let server = TestServer::start().await;
     let mut client = Client::connect(server.address).await;
     client.send(&request("POST", PATH, &[], &json!({"input": ["a", "b"]}).to_string())).await;
-    let (first, mut second) = (server.backend.job().await, server.backend.job().await);
+    let (first, mut second) = (server.backend.embed_job().await, server.backend.embed_job().await);
     first.fail(ErrorKind::QueueTimeout, "no worker took it in time");
     let reply = client.exchange("").await;
     assert_eq!((reply.status, &reply.json()["error"]["code"]), (503, &json!("queue_timeout")));
-    assert_eq!(second.cancelled().await, CancelCause::ReaderLeft);
+    second.cancelled().await;
 
     let faults = StubFaults { nan_on_token: Some(35), ..StubFaults::default() };
     let server = start(EngineConfig::default(), StubConfig { faults, ..StubConfig::default() }, Setup::default()).await;
@@ -201,10 +197,10 @@ async fn a_client_that_leaves_takes_its_texts_along() {
     let server = TestServer::start().await;
     let mut client = Client::connect(server.address).await;
     client.send(&request("POST", PATH, &[], &json!({"input": ["a", "b"]}).to_string())).await;
-    let mut jobs = [server.backend.job().await, server.backend.job().await];
+    let mut jobs = [server.backend.embed_job().await, server.backend.embed_job().await];
     client.close();
     for job in &mut jobs {
-        assert_eq!(job.cancelled().await, CancelCause::ReaderLeft);
+        job.cancelled().await;
     }
 }
 
@@ -213,14 +209,12 @@ async fn the_end_of_the_server_waits_for_it() {
     let mut server = TestServer::start().await;
     let mut client = Client::connect(server.address).await;
     client.send(&request("POST", PATH, &[], &json!({"input": "a"}).to_string())).await;
-    let job = server.backend.job().await;
+    let job = server.backend.embed_job().await;
     server.stop();
     // Answered while it drains, so the end has begun.
     let mut late = Client::connect(server.address).await;
     assert_eq!(late.exchange(&request("GET", "/health/ready", &[], "")).await.status, 503);
-    job.start();
-    job.log.append(Event::Embedding { values: vec![1.0] });
-    job.finish(FinishReason::Stop);
+    job.answer(&[1.0]);
     assert_eq!(client.exchange("").await.status, 200);
     server.stopped().await;
 }

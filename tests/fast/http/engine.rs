@@ -16,7 +16,7 @@ use crate::http::common::{Client, Setup, TestServer, get, post, request};
 const CHAT: &str = "/v1/chat/completions";
 const NUM_STREAMS: usize = 32;
 
-pub async fn start(config: EngineConfig, stub: StubConfig, setup: Setup) -> TestServer<LocalBackend> {
+pub(crate) async fn start(config: EngineConfig, stub: StubConfig, setup: Setup) -> TestServer<LocalBackend> {
     let metrics = Arc::new(Metrics::default());
     let factory = Arc::new(move || Ok(Box::new(StubModel::new(stub.clone())) as Box<dyn Model>));
     let engine = Engine::start(config, factory, Arc::new(Tokenizer::byte_level()), metrics.clone()).unwrap();

@@ -52,7 +52,7 @@ fn length_rules() -> Vec<Rule> {
             "`max_completion_tokens` must be at least 1, got -4",
         ),
         (json!({"max_tokens": 3, "min_tokens": 4}), "min_tokens", "`min_tokens` must be at most max_tokens (3), got 4"),
-        (json!({"stop": ["a", "b", "c", "d", "e"]}), "stop", "`stop` must have at most 4 strings, got 5"),
+        (json!({"stop": vec!["a"; 65]}), "stop", "`stop` must have at most 64 strings, got 65"),
         (json!({"stop": ["a", ""]}), "stop[1]", "`stop[1]` must have 1 to 1024 bytes, got 0"),
         (
             json!({"stop_token_ids": [1, 257]}),

@@ -10,7 +10,7 @@ use crate::http::common::{Client, Setup, TestServer, get, post, request};
 use crate::http::engine;
 
 /// Type and stream of each event, without the opening.
-pub fn happenings(text: &str) -> Vec<(String, Option<String>)> {
+pub(crate) fn happenings(text: &str) -> Vec<(String, Option<String>)> {
     let events = SseParser::parse(text).events;
     let of = |data: Value| {
         assert!(data["source"].as_str().unwrap().starts_with("tallow/") && data["time"].is_u64(), "{data}");
@@ -88,7 +88,7 @@ async fn what_is_no_longer_kept_is_a_gap() {
 }
 
 /// The value of a line of the metrics.
-pub async fn metric<B>(server: &TestServer<B>, name: &str) -> f64 {
+pub(crate) async fn metric<B>(server: &TestServer<B>, name: &str) -> f64 {
     let text = get(server.address, "/metrics", &[]).await.body;
     let line = text.lines().find(|line| line.split(' ').next() == Some(name));
     line.unwrap_or_else(|| panic!("no {name} in\n{text}")).rsplit_once(' ').unwrap().1.parse().unwrap()

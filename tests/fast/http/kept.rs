@@ -12,7 +12,8 @@ use crate::http::common::{TestServer, get};
 use crate::http::native::{create, follow_from_far_ahead};
 
 fn open(dir: &Path) -> (Arc<StreamStore>, Vec<StoredStream>) {
-    let limits = StoreLimits { commit_interval: Duration::from_millis(1), num_bytes_max: 1 << 20 };
+    let (commit_interval, stall_time_max) = (Duration::from_millis(1), Duration::from_secs(3600));
+    let limits = StoreLimits { commit_interval, num_bytes_max: 1 << 20, stall_time_max };
     StreamStore::open(dir, limits).unwrap()
 }
 

@@ -259,7 +259,7 @@ fn field_rules() -> Vec<Rule> {
         (json!({"top_p": 0}), "`top_p` must be > 0 and <= 1, got 0"),
         (json!({"top_k": -1}), "`top_k` must be at least 0, got -1"),
         (json!({"stop_sequences": [""]}), "`stop_sequences[0]` must have 1 to 1024 bytes, got 0"),
-        (json!({"stop_sequences": ["a", "b", "c", "d", "e"]}), "`stop_sequences` must have at most 4 strings, got 5"),
+        (json!({"stop_sequences": vec!["a"; 65]}), "`stop_sequences` must have at most 64 strings, got 65"),
         (json!({"stream": 1}), "`stream` is wrong"),
         (json!({"thinking": {"type": "enabled"}}), "`thinking.type` \"enabled\" is not supported by this server"),
         (json!({"thinking": {"type": "x"}}), "`thinking.type` must be one of disabled, adaptive, enabled, got \"x\""),

@@ -1,9 +1,10 @@
 //! The HTTP wires over real sockets, with a backend that the tests control; `engine` uses the
 //! real one on the stub model.
 
-pub mod common;
+pub(crate) mod common;
 
 mod admission;
+mod as_they_come;
 mod backpressure;
 mod chat;
 mod completions;
@@ -32,6 +33,7 @@ mod responses_rules;
 mod resume;
 mod session;
 mod shutdown;
+mod stalled;
 mod structured;
 mod tokens;
 mod tools;

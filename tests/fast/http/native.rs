@@ -11,7 +11,7 @@ use crate::http::common::sse::{SseEvent, SseParser};
 use crate::http::common::{Client, Job, Reply, TestServer, get, post, request};
 
 /// Posts a stream and returns its path and job.
-pub async fn create(server: &TestServer, on_disconnect: Value) -> (String, Job) {
+pub(crate) async fn create(server: &TestServer, on_disconnect: Value) -> (String, Job) {
     let body = json!({"prompt": "hi", "on_disconnect": on_disconnect});
     let reply = post(server.address, "/v1/streams", &body).await;
     assert_eq!(reply.status, 201, "{}", reply.body);
@@ -209,7 +209,7 @@ async fn a_cursor_that_cannot_be_honoured_gets_a_gap_and_everything() {
 }
 
 /// Comes to a live stream with cursors that it is far from: each reader is told so, and gets everything, to the end.
-pub async fn follow_from_far_ahead(server: &TestServer) {
+pub(crate) async fn follow_from_far_ahead(server: &TestServer) {
     let (path, job) = create(server, json!("detach")).await;
     job.start();
     job.say("before ");

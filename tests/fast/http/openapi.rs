@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use tallow::api::openapi::{Body, FIELDS, ROUTES, document};
+use tallow::api::openapi::{BodyKind, FIELDS, ROUTES, document};
 use tallow::engine::EngineConfig;
 use tallow::model::stub::StubConfig;
 
@@ -33,13 +33,13 @@ async fn every_route_is_described_and_every_description_is_a_route() {
             assert!(path.contains("0000"), "{} {}", route.method, route.path);
         }
     }
-    assert_eq!(get(server.address, "/openapi.json", &[]).await.json(), document("stub", None));
+    assert_eq!(get(server.address, "/openapi.json", &[]).await.json(), document("stub", &[]));
 }
 
 #[tokio::test]
 async fn every_field_is_accepted_and_no_other_that_would_matter() {
     let server = start(EngineConfig::default(), StubConfig::default(), Setup::default()).await;
-    for body in Body::ALL {
+    for body in BodyKind::ALL {
         let names: BTreeSet<&str> = FIELDS.iter().filter(|f| f.on.contains(&body)).map(|f| f.name).collect();
         for field in FIELDS.iter().filter(|f| f.on.contains(&body) && !f.example.is_empty()) {
             let mut asked = body.minimum();
@@ -47,7 +47,7 @@ async fn every_field_is_accepted_and_no_other_that_would_matter() {
                 asked[bound] = json!(4);
             }
             match (field.name, body) {
-                ("top_logprobs", Body::Responses) => asked["include"] = json!(["message.output_text.logprobs"]),
+                ("top_logprobs", BodyKind::Responses) => asked["include"] = json!(["message.output_text.logprobs"]),
                 ("top_logprobs", _) => asked["logprobs"] = json!(true),
                 _ => {}
             }
@@ -62,7 +62,7 @@ async fn every_field_is_accepted_and_no_other_that_would_matter() {
                 assert_eq!(reply.status, 400, "{asked} on {}", body.path());
             }
         }
-        let is_checked = Body::GENERATING.contains(&body) || body == Body::CountTokens;
+        let is_checked = BodyKind::GENERATING.contains(&body) || body == BodyKind::CountTokens;
         let others = ["suffix", "best_of", "echo", "bad_words", "use_beam_search", "truncate_prompt_tokens"];
         for name in others.into_iter().filter(|name| is_checked && !names.contains(name)) {
             let mut asked = body.minimum();
@@ -75,8 +75,8 @@ async fn every_field_is_accepted_and_no_other_that_would_matter() {
 
 #[test]
 fn values_outside_the_schema_are_the_ones_that_are_refused() {
-    let document = document("stub", None);
-    for body in Body::ALL {
+    let document = document("stub", &[]);
+    for body in BodyKind::ALL {
         let schema = json!({
             "$ref": format!("#/components/schemas/{}", body.name()),
             "components": document["components"],
@@ -89,7 +89,7 @@ fn values_outside_the_schema_are_the_ones_that_are_refused() {
         }
         let mut hot = body.minimum();
         hot["temperature"] = json!(3);
-        assert_eq!(validator.is_valid(&hot), !Body::GENERATING.contains(&body), "{hot}");
+        assert_eq!(validator.is_valid(&hot), !BodyKind::GENERATING.contains(&body), "{hot}");
         assert!(!validator.is_valid(&json!(7)));
     }
 }
@@ -109,7 +109,7 @@ fn references_lead_somewhere() {
             _ => {}
         }
     }
-    let document = document("stub", None);
+    let document = document("stub", &[]);
     check(&document, &document);
     let ids: BTreeSet<&str> = ROUTES.iter().map(|route| route.id).collect();
     assert_eq!(ids.len(), ROUTES.len(), "operation ids are unique");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use tallow::api::ApiKey;
 use tallow::error::{Error, ErrorKind};
-use tallow::protocol::{Event, FinishReason, Owner, OwnerLimits, Tenant};
+use tallow::protocol::{Owner, OwnerLimits, Tenant};
 
 use crate::http::common::{Client, Reply, TestServer, request};
 
@@ -177,11 +177,9 @@ async fn texts_that_were_embedded_before_one_is_refused_stay_spent() {
     .await;
     let mut client = Client::connect(server.address).await;
     client.send(&request("POST", EMBEDDINGS, &[], &json!({"input": ["ab", "c", "d"]}).to_string())).await;
-    let job = server.backend.job().await;
+    let job = server.backend.embed_job().await;
     server.backend.refuse_next(Error::overloaded("the queue is full", 1500));
-    job.start();
-    job.log.append(Event::Embedding { values: vec![1.0] });
-    job.finish(FinishReason::Stop);
+    job.answer(&[1.0]);
     check(&client.exchange("").await, 429, "4");
 }
 
@@ -191,6 +189,6 @@ async fn texts_that_fail_once_they_are_accepted_stay_spent() {
     let server = keyed(FEW).await;
     let mut client = Client::connect(server.address).await;
     client.send(&request("POST", EMBEDDINGS, &[("x-api-key", KEY)], &json!({"input": "ab"}).to_string())).await;
-    server.backend.job().await.fail(ErrorKind::Internal, "the worker failed");
+    server.backend.embed_job().await.fail(ErrorKind::Internal, "the worker failed");
     check(&client.exchange("").await, 500, "4");
 }

@@ -8,15 +8,15 @@ use tallow::stream::CancelCause;
 use crate::http::common::sse::{SseEvent, SseParser};
 use crate::http::common::{Client, Job, Reply, TestServer, get, post, request};
 
-pub const PATH: &str = "/v1/responses";
+pub(crate) const PATH: &str = "/v1/responses";
 
-pub fn asking(more: &Value) -> Value {
+pub(crate) fn asking(more: &Value) -> Value {
     let mut body = json!({"model": "stub", "input": "hi"});
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     body
 }
 
-pub fn path_of(job: &Job) -> String {
+pub(crate) fn path_of(job: &Job) -> String {
     format!("{PATH}/resp_{}", job.log.id())
 }
 
@@ -31,7 +31,7 @@ async fn send(server: &TestServer, method: &str, path: &str) -> Reply {
 }
 
 /// Opens a stream, runs it, and returns its bytes and its job.
-pub async fn streamed(server: &TestServer, more: &Value, run: impl FnOnce(&Job)) -> (String, Job) {
+pub(crate) async fn streamed(server: &TestServer, more: &Value, run: impl FnOnce(&Job)) -> (String, Job) {
     let mut body = asking(&json!({"stream": true}));
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let (mut client, head) = Client::open_post(server.address, PATH, &body).await;
@@ -44,7 +44,7 @@ pub async fn streamed(server: &TestServer, more: &Value, run: impl FnOnce(&Job))
 }
 
 /// Asks without `stream`, and runs it.
-pub async fn whole(server: &TestServer, more: &Value, pieces: &[&str]) -> (Reply, Job) {
+pub(crate) async fn whole(server: &TestServer, more: &Value, pieces: &[&str]) -> (Reply, Job) {
     let body = asking(more);
     tokio::join!(post(server.address, PATH, &body), async {
         let job = server.backend.job().await;

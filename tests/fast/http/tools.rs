@@ -308,7 +308,7 @@ fn tool_rules() -> Vec<Rule> {
             "tools[1].function.name",
             "must be the only tool of this name, got \"weather\" again",
         ),
-        (json!({"tools": vec![weather(); 129]}), "tools", "`tools` must have at most 128 tools, got 129"),
+        (json!({"tools": vec![weather(); 513]}), "tools", "`tools` must have at most 512 tools, got 513"),
     ]
 }
 

@@ -13,7 +13,7 @@ use super::schedule::Random;
 /// Later than any retention.
 const FAR_MS: u64 = 1 << 40;
 
-pub struct Audience {
+pub(crate) struct Audience {
     random: Random,
     table: StreamTable,
     time_ms: Arc<AtomicU64>,
@@ -41,7 +41,7 @@ struct Reader {
 }
 
 impl Audience {
-    pub fn new(seed: u64, time_ms: Arc<AtomicU64>) -> Self {
+    pub(crate) fn new(seed: u64, time_ms: Arc<AtomicU64>) -> Self {
         let mut random = Random::new(seed ^ 0x5eed_0f7e_ade2_5000);
         let limits = TableLimits {
             num_streams_max: random.pick(4..20),
@@ -54,7 +54,7 @@ impl Audience {
     }
 
     /// A log for a request, in the table; `None` if that is full of live streams.
-    pub fn open(&mut self, id: StreamId, tenant: Tenant) -> Option<Arc<StreamLog>> {
+    pub(crate) fn open(&mut self, id: StreamId, tenant: Tenant) -> Option<Arc<StreamLog>> {
         let policy = match self.random.pick(0..6) {
             0 => OnDisconnect::Cancel,
             1 | 2 => OnDisconnect::Linger { grace_ms: self.random.pick(0..30) as u64 },
@@ -72,7 +72,7 @@ impl Audience {
     }
 
     /// The queue took the request (or not) whose log this is.
-    pub fn settle(&mut self, log: &Arc<StreamLog>, is_accepted: bool) {
+    pub(crate) fn settle(&mut self, log: &Arc<StreamLog>, is_accepted: bool) {
         if is_accepted {
             let log = log.clone();
             self.streams.push(Watched { log, num_readers: 0, was_read: false, orphaned_at_ms: None, is_left: false });
@@ -82,12 +82,12 @@ impl Audience {
     }
 
     /// Whether it was cancelled because everybody left, as it should have been.
-    pub fn has_left(&self, log: &StreamLog) -> bool {
+    pub(crate) fn has_left(&self, log: &StreamLog) -> bool {
         self.streams.iter().any(|w| w.log.id() == log.id() && w.is_left)
     }
 
     /// Something happens, mostly little.
-    pub fn act(&mut self) {
+    pub(crate) fn act(&mut self) {
         for _ in 0..self.random.pick(0..4) {
             match self.random.pick(0..9) {
                 0 => self.join(),
@@ -209,7 +209,7 @@ impl Audience {
     }
 
     /// Everything has ended: whoever still reads gets all of it, and nothing is left behind.
-    pub fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         self.check();
         for mut reader in std::mem::take(&mut self.readers) {
             let log = &self.streams[reader.stream].log;

@@ -17,7 +17,7 @@ use super::schedule::Schedule;
 const STEPS_OWED_MAX: usize = 2;
 
 #[derive(Default)]
-pub struct Fairness {
+pub(crate) struct Fairness {
     /// By worker and owner.
     num_steps_owed: HashMap<(usize, Tenant), usize>,
     pub seen: Vec<&'static str>,
@@ -25,7 +25,7 @@ pub struct Fairness {
 
 impl Fairness {
     /// To be called before a worker's step. Gives the requests of which one must begin in it.
-    pub fn owed(
+    pub(crate) fn owed(
         &mut self,
         worker: usize,
         schedule: &Schedule,
@@ -51,7 +51,13 @@ impl Fairness {
     }
 
     /// To be called after it.
-    pub fn check(&mut self, worker: usize, owed: &[Vec<usize>], schedule: &Schedule, logs: &[Option<Arc<StreamLog>>]) {
+    pub(crate) fn check(
+        &mut self,
+        worker: usize,
+        owed: &[Vec<usize>],
+        schedule: &Schedule,
+        logs: &[Option<Arc<StreamLog>>],
+    ) {
         let waiting = waiting(logs);
         for own in owed {
             let tenant = schedule.requests[own[0]].request.tenant;

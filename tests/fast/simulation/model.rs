@@ -12,7 +12,7 @@ use tallow::model::{Batch, Model, ModelSpec};
 
 /// A defect, as the model would see it, or whoever waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mutation {
+pub(crate) enum Mutation {
     /// A token's keys and values go to the slot beside its own.
     WrongSlot,
     /// A token is not written at all: it shows what the slot held before.
@@ -32,7 +32,7 @@ pub enum Mutation {
 }
 
 impl Mutation {
-    pub const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::WrongSlot,
         Self::LostWrite,
         Self::WrongBlock,
@@ -45,7 +45,7 @@ impl Mutation {
 }
 
 /// The engine's handle on the model.
-pub struct Observed {
+pub(crate) struct Observed {
     pub stub: Arc<Mutex<StubModel>>,
     pub spec: ModelSpec,
     pub limits: SchedulerLimits,
@@ -107,7 +107,7 @@ impl Observed {
     }
 }
 
-pub fn lock(stub: &Arc<Mutex<StubModel>>) -> MutexGuard<'_, StubModel> {
+pub(crate) fn lock(stub: &Arc<Mutex<StubModel>>) -> MutexGuard<'_, StubModel> {
     // The stub panics where a schedule says so; its memory is thrown away then.
     stub.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

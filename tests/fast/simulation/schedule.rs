@@ -5,18 +5,18 @@ use std::time::Duration;
 use tallow::engine::queue::QueueLimits;
 use tallow::engine::scheduler::{Scheduler, SchedulerLimits};
 use tallow::protocol::{
-    Constraint, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Task, Tenant, TokenId, ValidRequest,
+    Constraint, OnDisconnect, QueueTerms, SamplingParams, StopParams, StreamId, Tenant, TokenId, ValidRequest,
 };
 use tallow::sampling::random_u64;
 
 /// In a prompt, makes the stub panic when it computes it.
-pub const PANIC_TOKEN: TokenId = 1;
+pub(crate) const PANIC_TOKEN: TokenId = 1;
 /// In a prompt, makes the sequence's logits NaN.
-pub const NAN_TOKEN: TokenId = 2;
+pub(crate) const NAN_TOKEN: TokenId = 2;
 
 /// The engine's size and everything that will happen to it.
 #[derive(Debug)]
-pub struct Schedule {
+pub(crate) struct Schedule {
     pub seed: u64,
     pub limits: SchedulerLimits,
     pub queue: QueueLimits,
@@ -32,7 +32,7 @@ pub struct Schedule {
 
 /// A request and its fate.
 #[derive(Debug)]
-pub struct Arrival {
+pub(crate) struct Arrival {
     pub request: ValidRequest,
     /// Before this step.
     pub at: usize,
@@ -41,23 +41,23 @@ pub struct Arrival {
 }
 
 /// Random numbers from a seed.
-pub struct Random {
+pub(crate) struct Random {
     seed: u64,
     position: u64,
 }
 
 impl Random {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self { seed, position: 0 }
     }
 
     /// From `range`.
-    pub fn pick(&mut self, range: std::ops::Range<usize>) -> usize {
+    pub(crate) fn pick(&mut self, range: std::ops::Range<usize>) -> usize {
         self.position += 1;
         range.start + (random_u64(self.seed, self.position) % (range.end - range.start) as u64) as usize
     }
 
-    pub fn one_in(&mut self, n: usize) -> bool {
+    pub(crate) fn one_in(&mut self, n: usize) -> bool {
         self.pick(0..n) == 0
     }
 
@@ -67,7 +67,7 @@ impl Random {
 }
 
 impl Schedule {
-    pub fn random(seed: u64) -> Self {
+    pub(crate) fn random(seed: u64) -> Self {
         let mut r = Random::new(seed);
         let max_num_seqs = r.pick(1..7);
         let limits = SchedulerLimits {
@@ -126,7 +126,6 @@ fn arrival(r: &mut Random, id: usize, num_blocks: usize, last_at: usize, weights
         constraint: constraint(id + at),
         leader: None,
         resumed: None,
-        task: Task::Generate,
         id: StreamId(id as u128),
         tenant: Tenant(owner as u64),
         prompt,

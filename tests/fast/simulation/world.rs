@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use tallow::cache::{BLOCK_SIZE, BlockId, HashChain};
 use tallow::engine::MaskWait;
-use tallow::engine::core::{CoreParts, EngineCore, Step};
+use tallow::engine::core::{EngineCore, Step};
+use tallow::engine::parts::CoreParts;
 use tallow::engine::queue::{Queue, QueueLimits};
 use tallow::engine::scheduler::SchedulerLimits;
 use tallow::error::ErrorKind;
@@ -31,24 +32,24 @@ const NUM_STEPS_MAX: usize = 5000;
 
 /// What happened, over all schedules: a simulation in which nothing happens proves nothing.
 #[derive(Debug, Default, Clone)]
-pub struct Coverage(HashMap<&'static str, u64>);
+pub(crate) struct Coverage(HashMap<&'static str, u64>);
 
 impl Coverage {
     fn count(&mut self, what: &'static str, n: u64) {
         *self.0.entry(what).or_default() += n;
     }
 
-    pub fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         for (what, n) in &other.0 {
             self.count(what, *n);
         }
     }
 
-    pub fn count_of(&self, what: &str) -> u64 {
+    pub(crate) fn count_of(&self, what: &str) -> u64 {
         self.0.get(what).copied().unwrap_or_default()
     }
 
-    pub fn assert_everything_happened(&self) {
+    pub(crate) fn assert_everything_happened(&self) {
         let all = [
             "cancelled in decode",
             "cancelled in prefill",
@@ -86,7 +87,7 @@ impl Coverage {
     }
 }
 
-pub struct World {
+pub(crate) struct World {
     schedule: Schedule,
     mutation: Option<Mutation>,
     metrics: Arc<Metrics>,
@@ -109,7 +110,7 @@ struct Worker {
 }
 
 impl World {
-    pub fn new(schedule: Schedule, mutation: Option<Mutation>) -> Self {
+    pub(crate) fn new(schedule: Schedule, mutation: Option<Mutation>) -> Self {
         let (metrics, time_ms) = (Arc::new(Metrics::default()), Arc::new(AtomicU64::new(0)));
         let parts = parts(schedule.limits, schedule.queue, metrics.clone(), time_ms.clone());
         let parts = CoreParts { mask_wait: MaskWait::Drawn(schedule.seed), ..parts };
@@ -132,7 +133,7 @@ impl World {
     }
 
     /// Plays the schedule to its end.
-    pub fn run(mut self) -> Coverage {
+    pub(crate) fn run(mut self) -> Coverage {
         for step in 0.. {
             assert!(step < NUM_STEPS_MAX, "stands still after {step} steps");
             self.time_ms.fetch_add(1, Ordering::Relaxed);

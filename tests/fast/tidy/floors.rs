@@ -4,7 +4,7 @@ use crate::tidy::Finding;
 use crate::tidy::source::{Source, is_test_file};
 
 /// Rooms from the ground up; the tens are the floors of ARCHITECTURE.md, the units order what shares one.
-pub const FLOORS: &[(&str, u32)] = &[
+pub(crate) const FLOORS: &[(&str, u32)] = &[
     ("error", 0),
     ("settings", 1),
     ("protocol", 2),
@@ -63,7 +63,7 @@ const DIALECT_TEXTS: &[&str] = &[
 ];
 
 /// The room of a file: its first folder, or its own name; in a crate, the crate or one of its rooms.
-pub fn room(path: &str) -> Option<&str> {
+pub(crate) fn room(path: &str) -> Option<&str> {
     let (krate, inside) = match path.strip_prefix("crates/") {
         Some(path) => path.split_once("/src/").map(|(krate, inside)| (Some(krate), inside))?,
         None => (None, path.strip_prefix("src/")?),
@@ -85,7 +85,7 @@ fn floor(room: &str) -> Option<u32> {
 }
 
 /// Imports go down, or stay in the folder.
-pub fn imports_go_down(source: &Source) -> Vec<Finding> {
+pub(crate) fn imports_go_down(source: &Source) -> Vec<Finding> {
     let Some(room) = room(&source.path) else { return Vec::new() };
     let Some(own) = floor(room) else {
         return vec![Finding::new(source, 0, format!("`{room}` has no floor; give it one in tests/tidy/floors.rs"))];
@@ -117,7 +117,7 @@ pub fn imports_go_down(source: &Source) -> Vec<Finding> {
 }
 
 /// Dependencies in a crate's manifest that are not below it. Its tests may use any.
-pub fn dependencies_go_down(own: &str, manifest: &str) -> Vec<String> {
+pub(crate) fn dependencies_go_down(own: &str, manifest: &str) -> Vec<String> {
     let manifest = manifest.split("[dev-dependencies]").next().unwrap_or("");
     let others = manifest.lines().filter_map(|line| line.strip_prefix("tallow-")?.split_once([' ', '.', '=']));
     let above = others.map(|(other, _)| other).filter(|other| floor(other) >= floor(own));
@@ -178,7 +178,7 @@ fn supers_stay_inside(source: &Source) -> Vec<Finding> {
 }
 
 /// Frameworks and dialects stay in their rooms.
-pub fn words_stay_in_their_rooms(source: &Source) -> Vec<Finding> {
+pub(crate) fn words_stay_in_their_rooms(source: &Source) -> Vec<Finding> {
     let Some(room) = room(&source.path) else { return Vec::new() };
     let mut findings = Vec::new();
     for (word, rooms, why) in ROOM_WORDS.iter().filter(|(_, rooms, _)| !rooms.contains(&room)) {
@@ -196,7 +196,7 @@ pub fn words_stay_in_their_rooms(source: &Source) -> Vec<Finding> {
 }
 
 /// Below the service nothing is async, except that a reader of a stream can wait. Tests may be.
-pub fn no_async_below_the_service(source: &Source) -> Vec<Finding> {
+pub(crate) fn no_async_below_the_service(source: &Source) -> Vec<Finding> {
     let Some(room) = room(&source.path).filter(|room| *room != "stream") else { return Vec::new() };
     if is_test_file(&source.path) || floor(room).is_none_or(|floor| floor >= 50) {
         return Vec::new();

@@ -1,10 +1,12 @@
 //! The house rules as a test: floors, rooms, sizes, `unsafe`, channels, leftovers. Each rule is a function from
 //! sources to findings, run over the tree, and run over a bad snippet to show that it can fail.
 
+mod circles;
 mod floors;
 mod licences;
 mod rules;
 mod source;
+mod words;
 
 use std::path::Path;
 use std::process::Command;
@@ -107,6 +109,12 @@ const SRC_RULES: &[(&str, Rule, Example, Example)] = &[
         ("src/engine/a.rs", "let (a, b) = mpsc::unbounded_channel();"),
         ("src/engine/a.rs", "// nothing here is unbounded"),
     ),
+    (
+        "questions change nothing",
+        rules::questions_change_nothing,
+        ("src/api/a.rs", "async fn is_over(&'a mut self) -> bool { true }"),
+        ("src/api/a.rs", "fn is_over(&self, with: &mut Self) {}\nfn take(&mut self) {}\ntype F = fn(&mut A);"),
+    ),
 ];
 
 type Example = (&'static str, &'static str);
@@ -189,6 +197,20 @@ fn src_keeps_the_rules() {
 }
 
 #[test]
+fn files_of_a_folder_do_not_go_in_circles() {
+    let sources = sources(&["src/", "crates/"]);
+    assert_none("circles", &circles::circles(&sources));
+    assert_none("circles that the rule excuses", &circles::broken_circles(&sources));
+}
+
+#[test]
+fn a_name_of_a_type_leads_to_one_place() {
+    let sources = sources(&["src/", "crates/"]);
+    assert_none("names of types", &words::names_are_unique(&sources));
+    assert_none("names that the rule excuses", &words::excuses_are_needed(&sources));
+}
+
+#[test]
 fn all_rust_files_keep_the_rules() {
     let sources = sources(&["src/", "crates/", "tests/", "benches/"]);
     for (name, rule) in ALL_RULES {
@@ -259,9 +281,10 @@ fn rules_can_fail_and_can_pass() {
 
 #[test]
 fn sizes_are_counted() {
-    let long = |n: usize| Source::new("src/a.rs", &"//! x\n".repeat(n));
-    assert!(rules::file_is_short(&long(500)).is_empty());
-    assert_eq!(rules::file_is_short(&long(501)).len(), 1);
+    let num_found = |path: &str, n: usize| rules::file_is_short(&Source::new(path, &"//! x\n".repeat(n))).len();
+    assert_eq!([500, 501].map(|n| num_found("src/a.rs", n)), [0, 1]);
+    let (listed, _) = rules::LONG_FILES[0];
+    assert_eq!([500, 501, 700, 701].map(|n| num_found(listed, n)), [1, 0, 0, 1], "{listed}");
     let function =
         |n: usize| Source::new("src/a.rs", &format!("type F = fn(u8);\nfn f() {{{}}}\n", "\n".repeat(n - 1)));
     assert!(rules::functions_are_short(&function(70)).is_empty());

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 /// One source file, by its path from the top, and the same text with comments and literals blanked out.
-pub struct Source {
+pub(crate) struct Source {
     pub path: String,
     pub text: String,
     /// As long as `text`, byte for byte; comments and the insides of literals are spaces, line ends stay.
@@ -12,16 +12,16 @@ pub struct Source {
 }
 
 impl Source {
-    pub fn new(path: &str, text: &str) -> Self {
+    pub(crate) fn new(path: &str, text: &str) -> Self {
         Self { path: path.to_owned(), text: text.to_owned(), code: blank_out(text) }
     }
 
-    pub fn line_of(&self, offset: usize) -> usize {
+    pub(crate) fn line_of(&self, offset: usize) -> usize {
         self.text.as_bytes()[..offset].iter().filter(|b| **b == b'\n').count() + 1
     }
 
     /// Places where `word` stands in the code as a whole identifier (or path, or macro name with its `!`).
-    pub fn words<'a>(&'a self, word: &'a str) -> impl Iterator<Item = usize> + 'a {
+    pub(crate) fn words<'a>(&'a self, word: &'a str) -> impl Iterator<Item = usize> + 'a {
         let bytes = self.code.as_bytes();
         let is_part = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_');
         let whole = move |at: usize| {
@@ -33,7 +33,7 @@ impl Source {
     }
 
     /// From the `{` at or after `from` to its `}`, both included; `None` if a `;` comes first.
-    pub fn block_after(&self, from: usize) -> Option<Range<usize>> {
+    pub(crate) fn block_after(&self, from: usize) -> Option<Range<usize>> {
         let bytes = self.code.as_bytes();
         let mut nested = 0usize;
         let open = (from..bytes.len()).find(|&i| {
@@ -63,7 +63,7 @@ impl Source {
     }
 
     /// The innermost block around `at`.
-    pub fn block_around(&self, at: usize) -> Option<Range<usize>> {
+    pub(crate) fn block_around(&self, at: usize) -> Option<Range<usize>> {
         let mut depth = 0usize;
         let open = self.code.as_bytes()[..at].iter().rposition(|byte| match byte {
             b'}' => {
@@ -80,12 +80,12 @@ impl Source {
     }
 
     /// The insides of `mod name { ... }` blocks.
-    pub fn inline_modules(&self) -> Vec<Range<usize>> {
+    pub(crate) fn inline_modules(&self) -> Vec<Range<usize>> {
         self.words("mod").filter_map(|at| self.block_after(at)).collect()
     }
 
     /// The file without its `#[cfg(test)]` modules, same length.
-    pub fn without_tests(&self) -> String {
+    pub(crate) fn without_tests(&self) -> String {
         let mut code = self.code.clone();
         let attribute = "#[cfg(test)]";
         for (at, _) in self.code.match_indices(attribute) {
@@ -105,7 +105,7 @@ impl Source {
 }
 
 /// Whether a path is a test of its own, or tests of a module kept in a file of their own.
-pub fn is_test_file(path: &str) -> bool {
+pub(crate) fn is_test_file(path: &str) -> bool {
     path.starts_with("tests/") || path.ends_with("/tests.rs") || path.contains("/tests/")
 }
 

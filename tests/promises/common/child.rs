@@ -14,7 +14,7 @@ const VARIABLE: &str = "TALLOW_PROMISES_CHILD";
 /// Before its address, on a line of standard output.
 const MARK: &str = "child listens on ";
 
-pub struct ChildServer {
+pub(crate) struct ChildServer {
     child: Child,
     pub address: SocketAddr,
     /// Closed by dropping, which ends the child.
@@ -22,7 +22,7 @@ pub struct ChildServer {
 }
 
 impl ChildServer {
-    pub fn start(options: &Options) -> Self {
+    pub(crate) fn start(options: &Options) -> Self {
         memory::raise_open_files();
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "common::child::a_child_process_serves", "--nocapture"])
@@ -38,17 +38,17 @@ impl ChildServer {
         Self { child, address: address.expect("the child says where it listens"), _lifeline }
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn terminate(&self) {
+    pub(crate) fn terminate(&self) {
         let status = Command::new("kill").arg("-TERM").arg(self.pid().to_string()).status().unwrap();
         assert!(status.success());
     }
 
     /// Waits for it to end by itself.
-    pub async fn ended(mut self) -> ExitStatus {
+    pub(crate) async fn ended(mut self) -> ExitStatus {
         tokio::task::spawn_blocking(move || self.child.wait().unwrap()).await.unwrap()
     }
 }

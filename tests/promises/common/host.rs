@@ -25,14 +25,14 @@ use tokio::task::JoinHandle;
 use super::{Reply, http};
 
 /// ChatML, as the stub's template.
-pub const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+pub(crate) const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
                             {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
-pub const CHAT: &str = "/v1/chat/completions";
-pub const STREAMS: &str = "/v1/streams";
+pub(crate) const CHAT: &str = "/v1/chat/completions";
+pub(crate) const STREAMS: &str = "/v1/streams";
 
 /// What a proof may want otherwise; goes to a child process as JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Options {
+pub(crate) struct Options {
     pub max_num_seqs: usize,
     pub max_num_batched_tokens: usize,
     pub queue_requests_max: usize,
@@ -141,13 +141,13 @@ impl Options {
 }
 
 /// A model that is not the stub.
-pub struct OtherModel {
+pub(crate) struct OtherModel {
     pub factory: ModelFactory,
     pub tokenizer: Arc<Tokenizer>,
 }
 
 /// A server in this process.
-pub struct Host {
+pub(crate) struct Host {
     pub address: SocketAddr,
     pub service: Arc<Service>,
     /// Of the stub, if it is gated.
@@ -157,12 +157,12 @@ pub struct Host {
 }
 
 impl Host {
-    pub async fn start(options: &Options) -> Self {
+    pub(crate) async fn start(options: &Options) -> Self {
         Self::on("127.0.0.1:0", options).await
     }
 
     /// With a model that waits at the given gate by itself.
-    pub async fn with_model(options: &Options, model: OtherModel, gate: Arc<StubGate>) -> Self {
+    pub(crate) async fn with_model(options: &Options, model: OtherModel, gate: Arc<StubGate>) -> Self {
         Self::build("127.0.0.1:0", options, model, gate).await
     }
 
@@ -183,7 +183,7 @@ impl Host {
     }
 
     /// Around a backend under the test's control.
-    pub async fn around(options: &Options, backend: Arc<dyn Backend>) -> Self {
+    pub(crate) async fn around(options: &Options, backend: Arc<dyn Backend>) -> Self {
         let Options { max_model_len, num_blocks, .. } = *options;
         let spec = ModelSpec { vocab_size: 257, max_model_len, num_blocks, attention_span: usize::MAX };
         let service = service(options, Arc::new(Tokenizer::byte_level()), spec, backend, Arc::default());
@@ -204,29 +204,29 @@ impl Host {
         Self { address, service, gate, stop: Some(stop), serving }
     }
 
-    pub fn metrics(&self) -> &Metrics {
+    pub(crate) fn metrics(&self) -> &Metrics {
         self.service.metrics()
     }
 
     /// Waits until that many steps in all have come to the gate.
-    pub async fn arrived(&self, num_steps: u64) {
+    pub(crate) async fn arrived(&self, num_steps: u64) {
         let gate = self.gate.clone();
         tokio::task::spawn_blocking(move || gate.wait_arrived(num_steps)).await.unwrap();
     }
 
     /// Waits until every generation has ended and its client has been told; then nothing may be held any more.
-    pub async fn idle(&self) {
+    pub(crate) async fn idle(&self) {
         self.service.drained().await;
         let m = self.metrics();
         assert_eq!([m.num_running.get(), m.num_waiting.get(), m.kv_blocks_used.get()], [0; 3], "leaked");
     }
 
     /// Asks it to stop.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.stop.take().expect("stopped once").send(()).unwrap();
     }
 
-    pub async fn stopped(self) {
+    pub(crate) async fn stopped(self) {
         self.serving.await.unwrap().unwrap();
     }
 }
@@ -250,26 +250,26 @@ fn service(
 }
 
 /// A native stream's request.
-pub fn native(max_tokens: usize, seed: u64, on_disconnect: &Value) -> Value {
+pub(crate) fn native(max_tokens: usize, seed: u64, on_disconnect: &Value) -> Value {
     let prompt = format!("stream {seed}");
     json!({"prompt": prompt, "max_tokens": max_tokens, "seed": seed, "on_disconnect": on_disconnect})
 }
 
 /// A chat's request.
-pub fn chat(prompt: &str, max_tokens: usize, stream: bool) -> Value {
+pub(crate) fn chat(prompt: &str, max_tokens: usize, stream: bool) -> Value {
     let messages = [json!({"role": "user", "content": prompt})];
     json!({"messages": messages, "max_tokens": max_tokens, "seed": 1, "stream": stream, "ignore_eos": true})
 }
 
 /// Starts a native stream; gives its path.
-pub async fn create(to: SocketAddr, request: &Value) -> String {
+pub(crate) async fn create(to: SocketAddr, request: &Value) -> String {
     let reply: Reply = http(to, "POST", STREAMS, &[], &request.to_string()).await.unwrap();
     assert_eq!(reply.status, 201, "{}", String::from_utf8_lossy(&reply.body));
     reply.headers["location"].clone()
 }
 
 /// One metric by its name on the wire.
-pub async fn metric(of: SocketAddr, name: &str) -> f64 {
+pub(crate) async fn metric(of: SocketAddr, name: &str) -> f64 {
     let text = http(of, "GET", "/metrics", &[], "").await.unwrap().text();
     let line = text.lines().find(|line| line.split([' ', '{']).next() == Some(name));
     line.unwrap_or_else(|| panic!("no metric {name} in\n{text}")).rsplit_once(' ').unwrap().1.parse().unwrap()

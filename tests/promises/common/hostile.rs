@@ -21,7 +21,7 @@ const BODY_BYTES: usize = (4 << 20) - 4096;
 
 /// How a request is sent and its answer read.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Manner {
+pub(crate) enum Manner {
     /// As anybody would.
     Plain,
     /// The body in chunks of a byte.
@@ -33,7 +33,7 @@ pub enum Manner {
 }
 
 #[derive(Clone)]
-pub struct Attack {
+pub(crate) struct Attack {
     pub name: &'static str,
     pub path: &'static str,
     pub body: Arc<str>,
@@ -75,7 +75,7 @@ fn honest(attack: Attack) -> Attack {
 }
 
 /// All of them.
-pub fn attacks() -> Vec<Attack> {
+pub(crate) fn attacks() -> Vec<Attack> {
     let long_text = "word ".repeat(780);
     let texts: Vec<&str> = vec![&long_text; 1000];
     let unicode = format!("({})", r"[\p{Lu}\p{Nd}]?".repeat(3400));
@@ -204,7 +204,7 @@ pub fn attacks() -> Vec<Attack> {
 
 /// What came of one shot.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     Answered(u16),
     /// Too slow, or the server closed the connection.
     Cut,
@@ -212,7 +212,7 @@ pub enum Outcome {
 
 impl Attack {
     /// The honest work that it is compared with.
-    pub fn twin(&self) -> Self {
+    pub(crate) fn twin(&self) -> Self {
         let body = self.twin.clone().unwrap_or_else(|| self.text_of_the_same_length().into());
         Self { body, manner: Manner::Plain, ..self.clone() }
     }
@@ -232,7 +232,7 @@ impl Attack {
     }
 
     /// Sends it once.
-    pub async fn shoot(&self, to: SocketAddr, key: (&str, &str)) -> Outcome {
+    pub(crate) async fn shoot(&self, to: SocketAddr, key: (&str, &str)) -> Outcome {
         let shot = timeout(shot_time_max(), self.exchange(to, key)).await;
         shot.ok().and_then(Result::ok).map_or(Outcome::Cut, Outcome::Answered)
     }

@@ -1,22 +1,22 @@
 //! What the kernel says of a process.
 
 /// Resident memory in bytes.
-pub fn resident(pid: u32) -> u64 {
+pub(crate) fn resident(pid: u32) -> u64 {
     status(pid, "VmRSS:") * 1024
 }
 
 /// Threads.
-pub fn threads(pid: u32) -> u64 {
+pub(crate) fn threads(pid: u32) -> u64 {
     status(pid, "Threads:")
 }
 
 /// Open files, sockets among them.
-pub fn open_files(pid: u32) -> usize {
+pub(crate) fn open_files(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }
 
 /// What the kernel holds for each connection of this local port that the other end has not taken, in bytes.
-pub fn send_queues(port: u16) -> Vec<u64> {
+pub(crate) fn send_queues(port: u16) -> Vec<u64> {
     let text = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let of = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
@@ -28,7 +28,7 @@ pub fn send_queues(port: u16) -> Vec<u64> {
 }
 
 /// Raises this process's bound on open files, and its children's, as far as it may; returns what it came to.
-pub fn raise_open_files() -> u64 {
+pub(crate) fn raise_open_files() -> u64 {
     rlimit::increase_nofile_limit(u64::MAX).unwrap()
 }
 

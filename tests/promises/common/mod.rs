@@ -1,18 +1,18 @@
 //! What the proofs share: a server, a client that hides nothing, a parser by the letter, a proxy that breaks things.
 
-pub mod child;
-pub mod host;
-pub mod hostile;
-pub mod memory;
-pub mod proxy;
-pub mod random;
-pub mod sse;
-pub mod wire;
+pub(crate) mod child;
+pub(crate) mod host;
+pub(crate) mod hostile;
+pub(crate) mod memory;
+pub(crate) mod proxy;
+pub(crate) mod random;
+pub(crate) mod sse;
+pub(crate) mod wire;
 
-pub use crate::record::{Figure, is_long, quantile, scale};
-pub use child::ChildServer;
-pub use host::{Host, Options};
-pub use proxy::{Fault, Proxy};
-pub use random::Random;
-pub use sse::{SseEvent, SseParser};
-pub use wire::{Reply, Wire, http};
+pub(crate) use crate::record::{Figure, is_long, quantile, scale};
+pub(crate) use child::ChildServer;
+pub(crate) use host::{Host, Options};
+pub(crate) use proxy::{Fault, Proxy};
+pub(crate) use random::Random;
+pub(crate) use sse::{SseEvent, SseParser};
+pub(crate) use wire::{Reply, Wire, http};

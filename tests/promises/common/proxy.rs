@@ -12,7 +12,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 /// What happens to one connection, to the bytes from the server.
 #[derive(Debug, Clone, Copy)]
-pub struct Fault {
+pub(crate) struct Fault {
     /// After this many bytes it is cut; `None` never.
     pub cut_at: Option<usize>,
     /// By a reset, else by an ordinary close.
@@ -24,11 +24,11 @@ pub struct Fault {
 }
 
 impl Fault {
-    pub const NONE: Self = Self { cut_at: None, by_reset: false, stall_at: None, is_trickle: false };
+    pub(crate) const NONE: Self = Self { cut_at: None, by_reset: false, stall_at: None, is_trickle: false };
 }
 
 /// One running proxy; ends when dropped.
-pub struct Proxy {
+pub(crate) struct Proxy {
     pub address: SocketAddr,
     num_cuts: Arc<AtomicUsize>,
     accepting: AbortHandle,
@@ -36,7 +36,7 @@ pub struct Proxy {
 
 impl Proxy {
     /// In front of `server`; `plan` says what happens to the next connection.
-    pub async fn start(server: SocketAddr, mut plan: impl FnMut() -> Fault + Send + 'static) -> Self {
+    pub(crate) async fn start(server: SocketAddr, mut plan: impl FnMut() -> Fault + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let num_cuts = Arc::new(AtomicUsize::new(0));
@@ -59,7 +59,7 @@ impl Proxy {
     }
 
     /// Connections cut so far.
-    pub fn num_cuts(&self) -> usize {
+    pub(crate) fn num_cuts(&self) -> usize {
         self.num_cuts.load(Ordering::Relaxed)
     }
 }

@@ -5,7 +5,7 @@
 
 /// One dispatched event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SseEvent {
+pub(crate) struct SseEvent {
     /// Its type; `message` where none is given.
     pub name: String,
     pub data: String,
@@ -14,23 +14,23 @@ pub struct SseEvent {
 }
 
 impl SseEvent {
-    pub fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.data).unwrap_or_else(|e| panic!("{e}: {:?}", self.data))
     }
 
     /// Whether it is a native stream's last.
-    pub fn is_terminal(&self) -> bool {
+    pub(crate) fn is_terminal(&self) -> bool {
         matches!(self.name.as_str(), "done" | "error")
     }
 
     /// Its number in the stream, as its id has it.
-    pub fn seq(&self) -> u64 {
+    pub(crate) fn seq(&self) -> u64 {
         self.id.rsplit_once('-').and_then(|(_, seq)| seq.parse().ok()).unwrap_or_else(|| panic!("id {:?}", self.id))
     }
 }
 
 #[derive(Debug, Default)]
-pub struct SseParser {
+pub(crate) struct SseParser {
     line: Vec<u8>,
     is_after_cr: bool,
     is_begun: bool,
@@ -48,12 +48,12 @@ pub struct SseParser {
 
 impl SseParser {
     /// Goes on after a reconnection: the cursor stays, half a block is lost.
-    pub fn resumed(last_id: &str) -> Self {
+    pub(crate) fn resumed(last_id: &str) -> Self {
         Self { id_buffer: last_id.to_owned(), last_id: last_id.to_owned(), ..Self::default() }
     }
 
     /// All events of a whole stream.
-    pub fn parse(bytes: &[u8]) -> Vec<SseEvent> {
+    pub(crate) fn parse(bytes: &[u8]) -> Vec<SseEvent> {
         let mut parser = Self::default();
         let events = parser.push(bytes);
         assert!(parser.is_between_blocks(), "ends within a block");
@@ -62,11 +62,11 @@ impl SseParser {
     }
 
     /// Takes bytes, cut anywhere; gives what they complete.
-    pub fn push(&mut self, bytes: &[u8]) -> Vec<SseEvent> {
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Vec<SseEvent> {
         bytes.iter().filter_map(|&byte| self.push_byte(byte)).collect()
     }
 
-    pub fn push_byte(&mut self, byte: u8) -> Option<SseEvent> {
+    pub(crate) fn push_byte(&mut self, byte: u8) -> Option<SseEvent> {
         let was_after_cr = std::mem::replace(&mut self.is_after_cr, byte == b'\r');
         match byte {
             b'\n' if was_after_cr => None,
@@ -82,7 +82,7 @@ impl SseParser {
         }
     }
 
-    pub fn is_between_blocks(&self) -> bool {
+    pub(crate) fn is_between_blocks(&self) -> bool {
         self.line.is_empty() && !self.has_data && self.event_type.is_empty()
     }
 

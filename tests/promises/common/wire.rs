@@ -11,7 +11,7 @@ use tokio::net::{TcpSocket, TcpStream};
 const READ_BYTES_MIN: usize = 4 << 10;
 
 /// One connection.
-pub struct Wire {
+pub(crate) struct Wire {
     pub stream: TcpStream,
     received: Vec<u8>,
     body: Body,
@@ -33,51 +33,57 @@ enum Body {
 
 /// The head of a response.
 #[derive(Debug)]
-pub struct Head {
+pub(crate) struct Head {
     pub status: u16,
     pub headers: BTreeMap<String, String>,
 }
 
 /// A whole response.
 #[derive(Debug)]
-pub struct Reply {
+pub(crate) struct Reply {
     pub status: u16,
     pub headers: BTreeMap<String, String>,
     pub body: Vec<u8>,
 }
 
 impl Reply {
-    pub fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|e| panic!("{e}: {} {:?}", self.status, String::from_utf8_lossy(&self.body)))
     }
 
-    pub fn text(self) -> String {
+    pub(crate) fn text(self) -> String {
         String::from_utf8(self.body).unwrap()
     }
 }
 
 /// A request on a connection of its own.
-pub async fn http(to: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> io::Result<Reply> {
+pub(crate) async fn http(
+    to: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> io::Result<Reply> {
     Wire::connect(to).await?.exchange(method, path, headers, body).await
 }
 
 impl Wire {
-    pub async fn connect(to: SocketAddr) -> io::Result<Self> {
+    pub(crate) async fn connect(to: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(to).await?;
         stream.set_nodelay(true)?;
         Ok(Self { stream, received: Vec::new(), body: Body::Over })
     }
 
     /// With a receive buffer of about this size, so that not reading is felt at the other end soon.
-    pub async fn connect_narrow(to: SocketAddr, num_bytes: u32) -> io::Result<Self> {
+    pub(crate) async fn connect_narrow(to: SocketAddr, num_bytes: u32) -> io::Result<Self> {
         let socket = TcpSocket::new_v4()?;
         socket.set_recv_buffer_size(num_bytes)?;
         Ok(Self { stream: socket.connect(to).await?, received: Vec::new(), body: Body::Over })
     }
 
     /// Connects, asks, and returns with the head of the answer.
-    pub async fn open(
+    pub(crate) async fn open(
         to: SocketAddr,
         method: &str,
         path: &str,
@@ -90,7 +96,13 @@ impl Wire {
         Ok((wire, head))
     }
 
-    pub async fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> io::Result<()> {
+    pub(crate) async fn send(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> io::Result<()> {
         let mut text = format!("{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n");
         for (name, value) in headers {
             text.push_str(&format!("{name}: {value}\r\n"));
@@ -103,7 +115,7 @@ impl Wire {
         self.stream.write_all(text.as_bytes()).await
     }
 
-    pub async fn exchange(
+    pub(crate) async fn exchange(
         &mut self,
         method: &str,
         path: &str,
@@ -116,7 +128,7 @@ impl Wire {
     }
 
     /// The next response's head.
-    pub async fn head(&mut self) -> io::Result<Head> {
+    pub(crate) async fn head(&mut self) -> io::Result<Head> {
         let end = loop {
             if let Some(at) = self.received.windows(4).position(|w| w == b"\r\n\r\n") {
                 break at;
@@ -143,7 +155,7 @@ impl Wire {
     ///
     /// # Errors
     /// If the connection ends before the body does.
-    pub async fn some(&mut self) -> io::Result<Option<Vec<u8>>> {
+    pub(crate) async fn some(&mut self) -> io::Result<Option<Vec<u8>>> {
         loop {
             let bytes = self.decode();
             if !bytes.is_empty() {
@@ -157,7 +169,7 @@ impl Wire {
     }
 
     /// The rest of the body.
-    pub async fn rest(&mut self) -> io::Result<Vec<u8>> {
+    pub(crate) async fn rest(&mut self) -> io::Result<Vec<u8>> {
         let mut all = Vec::new();
         while let Some(bytes) = self.some().await? {
             all.extend(bytes);
@@ -166,14 +178,14 @@ impl Wire {
     }
 
     /// Closes in the ordinary way, also when there is something unread, of which the kernel would make a reset.
-    pub fn close(self) {
+    pub(crate) fn close(self) {
         let stream = self.stream.into_std().expect("a socket");
         // Fails only if the other end was faster.
         let _ = stream.shutdown(std::net::Shutdown::Write);
     }
 
     /// Closes with a reset, like a killed machine that comes back.
-    pub fn reset(self) {
+    pub(crate) fn reset(self) {
         self.stream.set_zero_linger().expect("a socket");
     }
 

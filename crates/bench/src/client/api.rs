@@ -46,7 +46,7 @@ pub struct ChatParams {
 
 /// What arrives.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Piece {
+pub enum ReplyPiece {
     /// Text of the answer.
     Text(String),
     /// Text that the model thinks before it answers.
@@ -94,7 +94,7 @@ impl ChatClient {
     ///
     /// # Errors
     /// If the server cannot be reached, refuses, or has none.
-    pub async fn first_model(&self) -> Result<String> {
+    pub(crate) async fn first_model(&self) -> Result<String> {
         let response = self.send(self.http.get(format!("{}/models", self.base))).await?;
         let body = read_body(response).await.map_err(|e| self.transport(&e))?;
         let list: Value = serde_json::from_slice(&body).unwrap_or_default();
@@ -131,7 +131,12 @@ impl ChatClient {
             let message = format!("{} answered with {content_type}, not with an event stream", self.base);
             return Err(Error::new(ErrorKind::Io, message));
         }
-        Ok(ReplyStream { client: self.clone(), response, parser: SseParser::new(EVENT_BYTES_MAX), state: State::Open })
+        Ok(ReplyStream {
+            client: self.clone(),
+            response,
+            parser: SseParser::new(EVENT_BYTES_MAX),
+            state: ReplyState::Open,
+        })
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response> {
@@ -220,11 +225,11 @@ pub struct ReplyStream {
     client: ChatClient,
     response: Response,
     parser: SseParser,
-    state: State,
+    state: ReplyState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum ReplyState {
     Open,
     /// A finish reason came, so that a missing `[DONE]` is forgiven.
     Finished,
@@ -236,18 +241,18 @@ impl ReplyStream {
     ///
     /// # Errors
     /// If the server reports a failure, the connection breaks, or the stream ends in the middle.
-    pub async fn next(&mut self) -> Result<Option<Vec<Piece>>> {
+    pub async fn next(&mut self) -> Result<Option<Vec<ReplyPiece>>> {
         loop {
             while let Some(event) = self.parser.next_event() {
                 if event.data == "[DONE]" {
-                    self.state = State::Closed;
+                    self.state = ReplyState::Closed;
                 }
-                if self.state == State::Closed {
+                if self.state == ReplyState::Closed {
                     return Ok(None);
                 }
                 let pieces = pieces(&event.data)?;
-                if pieces.iter().any(|piece| matches!(piece, Piece::Finish(_))) {
-                    self.state = State::Finished;
+                if pieces.iter().any(|piece| matches!(piece, ReplyPiece::Finish(_))) {
+                    self.state = ReplyState::Finished;
                 }
                 if !pieces.is_empty() {
                     return Ok(Some(pieces));
@@ -257,18 +262,18 @@ impl ReplyStream {
                 (Ok(Some(bytes)), _) => {
                     self.parser.push(&bytes).map_err(|e| Error::new(ErrorKind::Io, e.to_string()))?;
                 }
-                (Ok(None), State::Open) => {
+                (Ok(None), ReplyState::Open) => {
                     return Err(Error::new(ErrorKind::Io, "the stream ended in the middle of the answer"));
                 }
-                (Ok(None) | Err(_), State::Finished | State::Closed) => return Ok(None),
-                (Err(e), State::Open) => return Err(self.client.transport(&e)),
+                (Ok(None) | Err(_), ReplyState::Finished | ReplyState::Closed) => return Ok(None),
+                (Err(e), ReplyState::Open) => return Err(self.client.transport(&e)),
             }
         }
     }
 }
 
 /// What one chunk says. Unknown fields are nobody's business; a chunk that is no JSON is an error.
-fn pieces(data: &str) -> Result<Vec<Piece>> {
+fn pieces(data: &str) -> Result<Vec<ReplyPiece>> {
     if data.is_empty() {
         return Ok(Vec::new());
     }
@@ -280,16 +285,16 @@ fn pieces(data: &str) -> Result<Vec<Piece>> {
     let text = |pointer: &str| chunk.pointer(pointer).and_then(Value::as_str).filter(|s| !s.is_empty());
     let mut pieces = Vec::new();
     if let Some(reasoning) = text("/choices/0/delta/reasoning_content") {
-        pieces.push(Piece::Reasoning(reasoning.to_owned()));
+        pieces.push(ReplyPiece::Reasoning(reasoning.to_owned()));
     }
     if let Some(content) = text("/choices/0/delta/content") {
-        pieces.push(Piece::Text(content.to_owned()));
+        pieces.push(ReplyPiece::Text(content.to_owned()));
     }
     if let Some(reason) = text("/choices/0/finish_reason") {
-        pieces.push(Piece::Finish(reason.to_owned()));
+        pieces.push(ReplyPiece::Finish(reason.to_owned()));
     }
     if let Some(tokens) = chunk.pointer("/usage/completion_tokens").and_then(Value::as_u64) {
-        pieces.push(Piece::CompletionTokens(tokens));
+        pieces.push(ReplyPiece::CompletionTokens(tokens));
     }
     Ok(pieces)
 }

@@ -11,7 +11,7 @@ mod terminal;
 #[cfg(test)]
 mod tests;
 
-pub use api::{ChatClient, ChatParams, Piece, ReplyStream};
-pub use session::{Session, TurnEnd, TurnStats};
+pub use api::{ChatClient, ChatParams, ReplyPiece, ReplyStream};
+pub use session::{ChatSession, TurnEnd, TurnStats};
 pub use sse::{EventTooLong, SseEvent, SseParser};
 pub use terminal::{ChatEnd, ChatOptions, run};

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use super::api::{ChatClient, ChatParams, Piece, ReplyStream};
+use super::api::{ChatClient, ChatParams, ReplyPiece, ReplyStream};
 use tallow_stream::error::{Error, ErrorKind, Result};
 use tallow_stream::protocol::ChatMessage;
 
@@ -19,7 +19,7 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 /// A conversation with one server.
 #[derive(Debug)]
-pub struct Session {
+pub struct ChatSession {
     client: ChatClient,
     params: ChatParams,
     system: Option<String>,
@@ -41,7 +41,7 @@ pub struct TurnStats {
     /// Tokens, as the server counted them; else pieces of text.
     pub num_tokens: u64,
     /// From sending to the first piece.
-    pub first_piece: Duration,
+    pub(crate) first_piece: Duration,
     /// From the first piece to the last.
     pub streaming: Duration,
     /// The server's word, empty if stopped.
@@ -56,7 +56,7 @@ impl TurnStats {
     }
 }
 
-impl Session {
+impl ChatSession {
     /// An empty conversation.
     pub fn new(client: ChatClient, params: ChatParams, system: Option<String>) -> Self {
         Self { client, params, system, history: Vec::new() }
@@ -68,7 +68,7 @@ impl Session {
     }
 
     /// Sets the system message; an empty one removes it.
-    pub fn set_system(&mut self, text: &str) {
+    pub(crate) fn set_system(&mut self, text: &str) {
         self.system = Some(text.to_owned()).filter(|text| !text.is_empty());
     }
 
@@ -94,7 +94,8 @@ impl Session {
         messages.extend(self.history.iter().cloned());
         messages.push(message("user", text));
 
-        let mut answer = Answer { started: Instant::now(), first: None, last: None, text: String::new(), pieces: 0 };
+        let mut answer =
+            AnswerSoFar { started: Instant::now(), first: None, last: None, text: String::new(), pieces: 0 };
         let mut stats = TurnStats::default();
         let stopped = {
             let mut stop = pin!(stop);
@@ -118,14 +119,14 @@ impl Session {
         messages: &[ChatMessage],
         out: &mut dyn Write,
         notice: &mut dyn FnMut(&str),
-        answer: &mut Answer,
+        answer: &mut AnswerSoFar,
         stats: &mut TurnStats,
     ) -> Result<()> {
         let mut reply = self.open(messages, notice).await?;
         while let Some(pieces) = reply.next().await? {
             for piece in pieces {
                 match piece {
-                    Piece::Text(text) => {
+                    ReplyPiece::Text(text) => {
                         answer.arrived();
                         answer.text.push_str(&text);
                         write(out, &text)?;
@@ -134,12 +135,12 @@ impl Session {
                             return Err(Error::new(ErrorKind::Io, message));
                         }
                     }
-                    Piece::Reasoning(text) => {
+                    ReplyPiece::Reasoning(text) => {
                         answer.arrived();
                         write(out, &text)?;
                     }
-                    Piece::Finish(reason) => stats.finish_reason = reason,
-                    Piece::CompletionTokens(n) => stats.num_tokens = n,
+                    ReplyPiece::Finish(reason) => stats.finish_reason = reason,
+                    ReplyPiece::CompletionTokens(n) => stats.num_tokens = n,
                 }
             }
         }
@@ -178,7 +179,7 @@ fn write(out: &mut dyn Write, text: &str) -> Result<()> {
 }
 
 /// The answer as far as it has come.
-struct Answer {
+struct AnswerSoFar {
     started: Instant,
     first: Option<Instant>,
     last: Option<Instant>,
@@ -186,7 +187,7 @@ struct Answer {
     pieces: u64,
 }
 
-impl Answer {
+impl AnswerSoFar {
     fn arrived(&mut self) {
         let now = Instant::now();
         self.first.get_or_insert(now);

@@ -37,7 +37,7 @@ pub struct SseParser {
 #[error("an event of the stream is longer than {event_bytes_max} bytes")]
 pub struct EventTooLong {
     /// The bound.
-    pub event_bytes_max: usize,
+    pub(crate) event_bytes_max: usize,
 }
 
 impl SseParser {

@@ -6,7 +6,7 @@ use std::io::{IsTerminal, Read, Write};
 use rustyline::error::ReadlineError;
 
 use super::api::{ChatClient, ChatParams};
-use super::session::{Session, TurnEnd, TurnStats};
+use super::session::{ChatSession, TurnEnd, TurnStats};
 use tallow_model::text::{printable, printable_line};
 use tallow_stream::error::{Error, Result};
 
@@ -68,7 +68,7 @@ pub fn run(options: ChatOptions) -> Result<ChatEnd> {
     };
     let ChatOptions { temperature, max_tokens, seed, system, .. } = options;
     let params = ChatParams { model, temperature, max_tokens, seed };
-    let session = Session::new(client, params.clone(), system);
+    let session = ChatSession::new(client, params.clone(), system);
     let mut terminal = Terminal { runtime, session, style: Style::of_terminal() };
     match question {
         Some(question) => match terminal.answer(&question)? {
@@ -98,7 +98,7 @@ fn read_stdin() -> Result<String> {
 
 struct Terminal {
     runtime: tokio::runtime::Runtime,
-    session: Session,
+    session: ChatSession,
     style: Style,
 }
 
@@ -119,13 +119,13 @@ impl Terminal {
             }
             // Losing a line of history is no reason to end a conversation.
             let _ = editor.add_history_entry(line);
-            match Command::parse(line) {
-                Command::Exit => return Ok(ChatEnd::Finished),
-                Command::Reset => self.session.reset(),
-                Command::System(text) => self.session.set_system(text),
-                Command::Help => println!("{}", self.style.dim(HELP)),
-                Command::Unknown(name) => println!("no command {name}; there are:\n{}", self.style.dim(HELP)),
-                Command::Say(text) => {
+            match LineCommand::parse(line) {
+                LineCommand::Exit => return Ok(ChatEnd::Finished),
+                LineCommand::Reset => self.session.reset(),
+                LineCommand::System(text) => self.session.set_system(text),
+                LineCommand::Help => println!("{}", self.style.dim(HELP)),
+                LineCommand::Unknown(name) => println!("no command {name}; there are:\n{}", self.style.dim(HELP)),
+                LineCommand::Say(text) => {
                     if let Err(e) = self.answer(text) {
                         eprintln!("tallow: {}", printable(e.message()));
                     }
@@ -169,7 +169,7 @@ fn summary(stats: &TurnStats) -> String {
 
 /// What a line asks for.
 #[derive(Debug, PartialEq, Eq)]
-enum Command<'a> {
+enum LineCommand<'a> {
     Exit,
     Reset,
     Help,
@@ -178,7 +178,7 @@ enum Command<'a> {
     Say(&'a str),
 }
 
-impl<'a> Command<'a> {
+impl<'a> LineCommand<'a> {
     fn parse(line: &'a str) -> Self {
         let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         match word {
@@ -256,13 +256,13 @@ mod tests {
 
     #[test]
     fn lines_are_commands_or_talk() {
-        assert_eq!(Command::parse("/exit"), Command::Exit);
-        assert_eq!(Command::parse("/system  be brief "), Command::System("be brief"));
-        assert_eq!(Command::parse("/system"), Command::System(""));
-        assert_eq!(Command::parse("/sytem x"), Command::Unknown("/sytem"));
-        assert_eq!(Command::parse("/etc/hosts is what?"), Command::Say("/etc/hosts is what?"));
-        assert_eq!(Command::parse("/ is a slash"), Command::Say("/ is a slash"));
-        assert_eq!(Command::parse("hello"), Command::Say("hello"));
+        assert_eq!(LineCommand::parse("/exit"), LineCommand::Exit);
+        assert_eq!(LineCommand::parse("/system  be brief "), LineCommand::System("be brief"));
+        assert_eq!(LineCommand::parse("/system"), LineCommand::System(""));
+        assert_eq!(LineCommand::parse("/sytem x"), LineCommand::Unknown("/sytem"));
+        assert_eq!(LineCommand::parse("/etc/hosts is what?"), LineCommand::Say("/etc/hosts is what?"));
+        assert_eq!(LineCommand::parse("/ is a slash"), LineCommand::Say("/ is a slash"));
+        assert_eq!(LineCommand::parse("hello"), LineCommand::Say("hello"));
     }
 
     #[test]

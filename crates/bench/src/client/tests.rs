@@ -97,13 +97,17 @@ const FINISH: &str = "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_rea
 const USAGE: &str = "data: {\"choices\":[],\"usage\":{\"completion_tokens\":7}}\n\n";
 const DONE: &str = "data: [DONE]\n\n";
 
-fn session(url: &str) -> Session {
+fn session(url: &str) -> ChatSession {
     let client = ChatClient::new(url, Some("sesame".to_owned())).expect("a good address");
-    Session::new(client, ChatParams { model: "m".into(), seed: Some(3), ..Default::default() }, Some("be brief".into()))
+    ChatSession::new(
+        client,
+        ChatParams { model: "m".into(), seed: Some(3), ..Default::default() },
+        Some("be brief".into()),
+    )
 }
 
 /// A turn that nobody stops: its end, the text it wrote, and what it told of waits.
-async fn turn(session: &mut Session, text: &str) -> (Result<TurnEnd, Error>, String, Vec<String>) {
+async fn turn(session: &mut ChatSession, text: &str) -> (Result<TurnEnd, Error>, String, Vec<String>) {
     let (mut out, mut notices) = (Vec::new(), Vec::new());
     let mut notice = |text: &str| notices.push(text.to_owned());
     let end = session.turn(text, &mut out, &mut notice, std::future::pending()).await;

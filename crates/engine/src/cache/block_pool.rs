@@ -23,14 +23,14 @@ use tallow_stream::protocol::{Tenant, TokenId};
 /// All KV blocks of one worker.
 #[derive(Debug)]
 pub struct BlockPool {
-    blocks: Vec<Block>,
+    blocks: Vec<PoolBlock>,
     /// `[num_blocks, BLOCK_SIZE]`, what named blocks hold.
     tokens: Vec<TokenId>,
     by_hash: HashMap<BlockHash, BlockId>,
     /// Next to be taken.
-    head: Link,
+    head: BlockLink,
     /// Last to be taken.
-    tail: Link,
+    tail: BlockLink,
     /// Length of the list: free and cached blocks.
     num_listed: usize,
     /// Of those, named ones.
@@ -43,16 +43,16 @@ pub struct PrefixHit {
     /// Blocks found, from the first on.
     pub num_blocks: usize,
     /// Of those, how many nobody references: taking them makes [`BlockPool::num_available`] smaller.
-    pub num_unreferenced: usize,
+    pub(crate) num_unreferenced: usize,
 }
 
-type Link = Option<BlockId>;
+type BlockLink = Option<BlockId>;
 
 #[derive(Debug, Clone, Default)]
-struct Block {
+struct PoolBlock {
     ref_count: u32,
-    prev: Link,
-    next: Link,
+    prev: BlockLink,
+    next: BlockLink,
     name: Option<Name>,
 }
 
@@ -67,7 +67,7 @@ impl BlockPool {
     /// A pool of `num_blocks` free blocks; the first to be taken is block 0.
     pub fn new(num_blocks: usize) -> Self {
         let mut pool = Self {
-            blocks: vec![Block::default(); num_blocks],
+            blocks: vec![PoolBlock::default(); num_blocks],
             tokens: vec![0; num_blocks * BLOCK_SIZE],
             by_hash: HashMap::with_capacity(num_blocks),
             head: None,
@@ -92,7 +92,7 @@ impl BlockPool {
     }
 
     /// Blocks that nobody references and that can be found again.
-    pub fn num_cached(&self) -> usize {
+    pub(crate) fn num_cached(&self) -> usize {
         self.num_cached
     }
 
@@ -103,7 +103,7 @@ impl BlockPool {
 
     /// Takes the block that has been unused for longest; its content, and its name if it had one, are gone. `None`
     /// when all are referenced.
-    pub fn allocate(&mut self) -> Option<BlockId> {
+    pub(crate) fn allocate(&mut self) -> Option<BlockId> {
         let id = self.head?;
         self.unlink(id);
         if let Some(name) = self.block_mut(id).name.take() {
@@ -136,7 +136,7 @@ impl BlockPool {
 
     /// Gives up a sequence's table and empties it. The end goes first, so that of a cached prefix the beginning,
     /// without which the rest cannot be found, lives longest.
-    pub fn release_all(&mut self, table: &mut Vec<BlockId>) {
+    pub(crate) fn release_all(&mut self, table: &mut Vec<BlockId>) {
         while let Some(id) = table.pop() {
             self.release(id);
         }
@@ -144,7 +144,7 @@ impl BlockPool {
 
     /// How much of the beginning of `tokens` is here. The last token is never covered: its logits are wanted, so it
     /// must be computed. `chain` names the full blocks of `tokens`.
-    pub fn find_prefix(&self, tenant: Tenant, tokens: &[TokenId], chain: &HashChain) -> PrefixHit {
+    pub(crate) fn find_prefix(&self, tenant: Tenant, tokens: &[TokenId], chain: &HashChain) -> PrefixHit {
         let mut hit = PrefixHit::default();
         for id in self.prefix(tenant, tokens, chain) {
             hit.num_blocks += 1;
@@ -154,7 +154,7 @@ impl BlockPool {
     }
 
     /// Takes a reference to every block of [`BlockPool::find_prefix`] and appends them to `table`; returns how many.
-    pub fn take_prefix(
+    pub(crate) fn take_prefix(
         &mut self,
         tenant: Tenant,
         tokens: &[TokenId],
@@ -192,12 +192,12 @@ impl BlockPool {
     }
 
     /// How many of a sequence's blocks nobody else holds, so that they would be available without it.
-    pub fn num_held_alone(&self, table: &[BlockId]) -> usize {
+    pub(crate) fn num_held_alone(&self, table: &[BlockId]) -> usize {
         table.iter().filter(|id| self.block(**id).ref_count == 1).count()
     }
 
     /// Whether a sequence that holds it may write into the block: it has it alone, and it has no name.
-    pub fn is_writable(&self, id: BlockId) -> bool {
+    pub(crate) fn is_writable(&self, id: BlockId) -> bool {
         let block = self.block(id);
         block.ref_count == 1 && block.name.is_none()
     }
@@ -259,11 +259,11 @@ impl BlockPool {
         })
     }
 
-    fn block(&self, id: BlockId) -> &Block {
+    fn block(&self, id: BlockId) -> &PoolBlock {
         &self.blocks[id.0 as usize]
     }
 
-    fn block_mut(&mut self, id: BlockId) -> &mut Block {
+    fn block_mut(&mut self, id: BlockId) -> &mut PoolBlock {
         &mut self.blocks[id.0 as usize]
     }
 
@@ -277,7 +277,7 @@ impl BlockPool {
         self.link(None, id, after);
     }
 
-    fn link(&mut self, prev: Link, id: BlockId, next: Link) {
+    fn link(&mut self, prev: BlockLink, id: BlockId, next: BlockLink) {
         let block = self.block_mut(id);
         (block.prev, block.next) = (prev, next);
         match prev {
@@ -292,7 +292,7 @@ impl BlockPool {
     }
 
     fn unlink(&mut self, id: BlockId) {
-        let Block { prev, next, .. } = *self.block(id);
+        let PoolBlock { prev, next, .. } = *self.block(id);
         match prev {
             Some(prev) => self.block_mut(prev).next = next,
             None => self.head = next,

@@ -1,15 +1,15 @@
 //! The part of a step that embeds: takes the hidden states of the sequences that want them, and tells the vectors of
 //! those that are complete.
 
-use super::{End, EngineCore};
-use tallow_stream::protocol::{Event, FinishReason};
+use super::{EngineCore, SequenceEnd};
+use tallow_stream::protocol::FinishReason;
 
 impl EngineCore {
     /// Adds the states of the step just computed.
     pub(super) fn embed(&mut self) {
         for (index, planned) in self.scheduler.plan().iter().enumerate() {
             let generation = self.generations[planned.slot].as_mut().expect("a planned sequence is alive");
-            let Some(pooling) = &mut generation.pooling else { continue };
+            let Some((pooling, vector)) = &mut generation.embedded else { continue };
             self.lease.work_for(Some(planned.slot));
             let rows = self.batch.rows(index);
             let first = self.batch.positions[rows.start] as usize;
@@ -19,7 +19,7 @@ impl EngineCore {
             if !new.is_empty() {
                 // What fails for one input is that one's failure.
                 if let Err(e) = self.model.hidden_states(&self.batch, new.clone(), &mut self.states) {
-                    self.ended.push((planned.slot, End::Failed(e.kind(), e.message().to_owned())));
+                    self.ended.push((planned.slot, SequenceEnd::Failed(e.kind(), e.message().to_owned())));
                     continue;
                 }
                 pooling.add(&self.states, new.len());
@@ -31,10 +31,10 @@ impl EngineCore {
                 Ok(values) => {
                     self.parts.metrics.embeddings.inc();
                     self.parts.metrics.embedding_tokens.inc_by(pooling.num_tokens() as u64);
-                    generation.writer.append(Event::Embedding { values });
-                    End::Done(FinishReason::Stop)
+                    vector.fill(values);
+                    SequenceEnd::Done(FinishReason::Stop)
                 }
-                Err(e) => End::Failed(e.kind(), e.message().to_owned()),
+                Err(e) => SequenceEnd::Failed(e.kind(), e.message().to_owned()),
             };
             self.ended.push((planned.slot, end));
         }

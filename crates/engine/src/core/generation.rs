@@ -3,16 +3,17 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::CoreParts;
-use crate::constrain::{self, Answer, Constrained, Question};
+use crate::constrain::{self, Constrained, LaneAnswer, Question};
+use crate::embedding::Vector;
+use crate::held::SETTLED_TOKENS;
 use crate::masks::Masks;
 use crate::metrics::Metrics;
 use crate::output::Output;
+use crate::parts::CoreParts;
 use crate::pooling::Pooling;
 use crate::sampling::grammar::Next;
 use crate::sampling::{Draw, Sampled, Sampler, SeenTokens, TokenMask};
 use crate::scheduler::{Planned, Scheduler};
-use crate::takeover::SETTLED_TOKENS;
 use crate::writer::Writer;
 use tallow_stream::error::{Error, ErrorKind, Result};
 use tallow_stream::protocol::{Event, FinishReason, SamplingParams, Tenant, TokenId, TokenLogprob};
@@ -49,8 +50,8 @@ pub(super) struct Generation {
     pub(super) last_token_at: Option<Duration>,
     /// Of the prompt's tokens so far, where they were asked for.
     pub(super) prompt_logprobs: Vec<TokenLogprob>,
-    /// Of what is embedded.
-    pub(super) pooling: Option<Pooling>,
+    /// Of what is embedded: its states so far, and where its vector goes.
+    pub(super) embedded: Option<(Pooling, Vector)>,
 }
 
 /// Logits whose mask is late.
@@ -62,7 +63,7 @@ pub(super) struct HeldRow {
 }
 
 /// What a sequence needs to take its next token.
-pub(super) struct Turn<'a> {
+pub(super) struct TokenTurn<'a> {
     pub(super) planned: Planned,
     pub(super) sampler: &'a mut Sampler,
     pub(super) scheduler: &'a mut Scheduler,
@@ -74,7 +75,7 @@ pub(super) struct Turn<'a> {
 
 /// How a sequence ends.
 #[derive(Debug)]
-pub(super) enum End {
+pub(super) enum SequenceEnd {
     Done(FinishReason),
     Cancelled,
     Failed(ErrorKind, String),
@@ -87,14 +88,14 @@ impl Generation {
         rows: impl Iterator<Item = &'a [f32]>,
         tokens: impl Iterator<Item = TokenId>,
         sampler: &mut Sampler,
-    ) -> Option<End> {
+    ) -> Option<SequenceEnd> {
         let num_top = self.sampling.prompt_logprobs?;
         // All rows are taken, whatever is in them: the next sequence's follow.
         let measured: Vec<_> = rows.zip(tokens).map(|(row, token)| sampler.measure(row, token, num_top)).collect();
         for logprob in measured {
             match logprob {
                 Ok(logprob) => self.prompt_logprobs.push(logprob),
-                Err(e) => return Some(End::Failed(e.kind(), e.message().to_owned())),
+                Err(e) => return Some(SequenceEnd::Failed(e.kind(), e.message().to_owned())),
             }
         }
         None
@@ -137,7 +138,7 @@ impl Generation {
     }
 
     /// Its end, if its masks are late beyond all bounds.
-    pub(super) fn check_late(&self, now: Duration) -> Option<End> {
+    pub(super) fn check_late(&self, now: Duration) -> Option<SequenceEnd> {
         let late_time = self.late_time + now.saturating_sub(self.held.as_ref()?.since?);
         let num_tokens = u32::try_from(self.output.num_tokens()).unwrap_or(u32::MAX);
         (late_time > LATE_TIME_MAX + LATE_TIME_PER_TOKEN * num_tokens).then(|| {
@@ -146,13 +147,13 @@ impl Generation {
                 "the grammar of this request is too expensive: its {num_tokens} tokens have waited {seconds} s for what may \
                  come next"
             );
-            End::Failed(ErrorKind::InvalidRequest, message)
+            SequenceEnd::Failed(ErrorKind::InvalidRequest, message)
         })
     }
 
     /// Takes the next token, and what its grammar forces behind it. With a slow grammar it only samples, and keeps the row
     /// until the lane has accepted the token.
-    pub(super) fn sample(&mut self, row: &mut [f32], turn: &mut Turn<'_>) -> Option<End> {
+    pub(super) fn sample(&mut self, row: &mut [f32], turn: &mut TokenTurn<'_>) -> Option<SequenceEnd> {
         if self.sampling.prompt_logprobs.take().is_some() {
             self.writer.append(Event::Prompt { logprobs: std::mem::take(&mut self.prompt_logprobs) });
         }
@@ -161,20 +162,20 @@ impl Generation {
             self.writer.append(Event::Token(event));
         }
         match taken {
-            Ok(reason) => reason.map(End::Done),
-            Err(e) => Some(End::Failed(e.kind(), e.message().to_owned())),
+            Ok(reason) => reason.map(SequenceEnd::Done),
+            Err(e) => Some(SequenceEnd::Failed(e.kind(), e.message().to_owned())),
         }
     }
 
-    fn take(&mut self, row: &mut [f32], turn: &mut Turn<'_>) -> Result<Option<FinishReason>> {
+    fn take(&mut self, row: &mut [f32], turn: &mut TokenTurn<'_>) -> Result<Option<FinishReason>> {
         let Some(constrained) = &mut self.constrained else {
             let sampled = self.draw(row, None, turn)?;
             return Ok(self.push(sampled, turn));
         };
         match constrained.take_next()? {
-            Answer::Next(Next::Complete) => Ok(Some(self.output.close())),
-            Answer::Next(Next::Forced(tokens)) => Ok(self.force(&tokens, turn)),
-            Answer::Next(Next::Sample(mask)) => {
+            LaneAnswer::Next(Next::Complete) => Ok(Some(self.output.close())),
+            LaneAnswer::Next(Next::Forced(tokens)) => Ok(self.force(&tokens, turn)),
+            LaneAnswer::Next(Next::Sample(mask)) => {
                 let mask = constrain::without(mask, self.output.banned_with(&turn.parts.end_of_generation));
                 let sampled = self.draw(row, Some(&mask), turn)?;
                 let accepted =
@@ -186,7 +187,7 @@ impl Generation {
                 self.hold(row, turn.now);
                 Ok(None)
             }
-            Answer::Accepted(forced) => {
+            LaneAnswer::Accepted(forced) => {
                 let sampled = self.sampled.take();
                 let sampled = sampled.ok_or_else(|| Error::internal("a token was accepted that was not sampled"))?;
                 Ok(self.push_accepted(sampled, &forced, turn))
@@ -194,7 +195,7 @@ impl Generation {
         }
     }
 
-    fn draw(&self, row: &mut [f32], allowed: Option<&TokenMask>, turn: &mut Turn<'_>) -> Result<Sampled> {
+    fn draw(&self, row: &mut [f32], allowed: Option<&TokenMask>, turn: &mut TokenTurn<'_>) -> Result<Sampled> {
         let draw = Draw {
             params: &self.sampling,
             seen: &self.seen,
@@ -208,7 +209,12 @@ impl Generation {
     }
 
     /// Appends a token that the grammar has accepted, and what it forces behind it.
-    fn push_accepted(&mut self, sampled: Sampled, forced: &[TokenId], turn: &mut Turn<'_>) -> Option<FinishReason> {
+    fn push_accepted(
+        &mut self,
+        sampled: Sampled,
+        forced: &[TokenId],
+        turn: &mut TokenTurn<'_>,
+    ) -> Option<FinishReason> {
         let reason = self.push(sampled, turn);
         let is_complete = forced.is_empty() && self.constrained.as_ref().is_some_and(Constrained::is_complete);
         match constrain::end(reason, is_complete, &mut self.output) {
@@ -218,7 +224,7 @@ impl Generation {
     }
 
     /// Appends a sampled token.
-    fn push(&mut self, sampled: Sampled, turn: &mut Turn<'_>) -> Option<FinishReason> {
+    fn push(&mut self, sampled: Sampled, turn: &mut TokenTurn<'_>) -> Option<FinishReason> {
         let token = sampled.token;
         self.count_token(&turn.parts.metrics, turn.now);
         self.seen.push(token);
@@ -227,7 +233,7 @@ impl Generation {
     }
 
     /// Appends tokens that must come.
-    fn force(&mut self, tokens: &[TokenId], turn: &mut Turn<'_>) -> Option<FinishReason> {
+    fn force(&mut self, tokens: &[TokenId], turn: &mut TokenTurn<'_>) -> Option<FinishReason> {
         let parts = turn.parts;
         for (index, &token) in tokens.iter().enumerate() {
             self.writer.usage.completion_tokens += 1;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::State;
+use super::QueueState;
 use crate::fair::Ticket;
 use tallow_stream::protocol::Event;
 
@@ -13,7 +13,7 @@ const PLACES_TOLD_MAX: usize = 4096;
 /// the number of such events grows with the logarithm of that.
 const NOTE_PAUSE_PART: u32 = 8;
 
-impl State {
+impl QueueState {
     /// Tells a newcomer where it stands.
     pub(super) fn tell_first_place(&mut self, ticket: Ticket, num_running: usize, now: Duration) {
         let order = self.waiting.order(PLACES_TOLD_MAX);
@@ -39,7 +39,9 @@ impl State {
             let num_own = entry.request.num_tokens_max();
             let wait_ms = self.rate.wait_ms(num_ahead + if is_full { num_own } else { 0 }, now);
             num_ahead += num_own;
-            if entry.position != position && now >= entry.next_note_at && entry.tells_places() {
+            // While the disk is far behind, there is no room for news that can wait (`stream/store/handover`).
+            let is_held_up = || entry.writer.log().is_held_up();
+            if entry.position != position && now >= entry.next_note_at && entry.tells_places() && !is_held_up() {
                 let pause = interval.max(now.saturating_sub(entry.accepted_at) / NOTE_PAUSE_PART);
                 (entry.position, entry.next_note_at) = (position, now + pause);
                 entry.writer.append(Event::Queued { position, wait_ms });

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use super::{OWNER_SHARE, Phase, QueueLimits, State};
+use super::{OWNER_SHARE, QueueLimits, QueuePhase, QueueState};
 use crate::fair::Load;
 use tallow_stream::error::{Error, ErrorKind, Result};
 use tallow_stream::protocol::Tenant;
 
-impl State {
+impl QueueState {
     /// Whether the last of `coming` would be let in behind the others, which is the strictest question.
     pub(super) fn admit(&self, limits: &QueueLimits, tenant: Tenant, coming: Load, now: Duration) -> Result<()> {
-        if let Phase::Closed(message) | Phase::Stopped(message) = &self.phase {
+        if let QueuePhase::Closed(message) | QueuePhase::Stopped(message) = &self.phase {
             return Err(Error::new(ErrorKind::Unavailable, message.clone()));
         }
         let excess = self.excess(limits, coming).or_else(|| self.excess_of(tenant, limits, coming));

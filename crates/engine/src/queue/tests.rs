@@ -7,7 +7,7 @@ use super::*;
 const ONE: Load = Load { requests: 1, tokens: 1 };
 
 use tallow_stream::CancelCause;
-use tallow_stream::protocol::{Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, Task, Tenant};
+use tallow_stream::protocol::{Event, OnDisconnect, QueueTerms, SamplingParams, StopParams, Tenant};
 
 struct Bench {
     queue: Arc<Queue>,
@@ -41,7 +41,6 @@ impl Bench {
             constraint: None,
             leader: None,
             resumed: None,
-            task: Task::Generate,
             id: log.id(),
             tenant: log.tenant(),
             prompt: vec![1; 10],
@@ -54,7 +53,7 @@ impl Bench {
         self.queue.submit(request, None, log)
     }
 
-    fn pull(&self) -> Option<Box<Entry>> {
+    fn pull(&self) -> Option<Box<QueueEntry>> {
         match self.queue.pull(|_, _| true) {
             Pulled::Entry(entry) => Some(entry),
             Pulled::Nothing => None,

@@ -1,7 +1,7 @@
 //! The tokens that can still be drawn, with integer weights, in order of id, and the filters that drop some.
 
 use super::math::ln_f32;
-use super::weights::{Row, draw_at, weight};
+use super::weights::{LogitRow, draw_at, weight};
 use tallow_stream::protocol::TokenId;
 
 /// What the filters so far have left.
@@ -43,13 +43,13 @@ impl Candidate {
 
 impl Candidates {
     /// Takes every token that weighs something.
-    pub(super) fn take_all(&mut self, row: &Row<'_>) {
+    pub(super) fn take_all(&mut self, row: &LogitRow<'_>) {
         self.take_near(row, f32::INFINITY);
         self.total = self.sum();
     }
 
     /// Takes those of `top` that weigh something.
-    pub(super) fn take_top(&mut self, row: &Row<'_>, top: &mut [(f32, TokenId)]) {
+    pub(super) fn take_top(&mut self, row: &LogitRow<'_>, top: &mut [(f32, TokenId)]) {
         top.sort_unstable_by_key(|&(_, id)| id);
         let candidates = top.iter().map(|&(logit, id)| {
             let distance = row.distance(logit);
@@ -61,7 +61,7 @@ impl Candidates {
     }
 
     /// Takes all that [`Self::keep_top_p`] may keep: most often a few near the top are enough.
-    pub(super) fn take_for_top_p(&mut self, row: &Row<'_>, top_p: f32) {
+    pub(super) fn take_for_top_p(&mut self, row: &LogitRow<'_>, top_p: f32) {
         self.total = row.total();
         let target = part_of(self.total, top_p);
         for distance_max in [3.0, 8.0, f32::INFINITY] {
@@ -73,13 +73,13 @@ impl Candidates {
     }
 
     /// Takes all that [`Self::keep_min_p`] may keep.
-    pub(super) fn take_for_min_p(&mut self, row: &Row<'_>, min_p: f32) {
+    pub(super) fn take_for_min_p(&mut self, row: &LogitRow<'_>, min_p: f32) {
         // Weights of `min_p` are at this distance but for rounding, which one more is far beyond.
         self.take_near(row, 1.0 - ln_f32(min_p));
     }
 
     /// Takes every token that weighs something and is within `distance_max`.
-    fn take_near(&mut self, row: &Row<'_>, distance_max: f32) {
+    fn take_near(&mut self, row: &LogitRow<'_>, distance_max: f32) {
         self.list.clear();
         row.for_each_near(distance_max, |id, distance, weight| {
             if weight > 0 {

@@ -11,7 +11,7 @@ pub struct TokenMask {
 
 impl TokenMask {
     /// From words of 32 ids each, the lowest bit first.
-    pub fn from_words(words: Vec<u32>) -> Self {
+    pub(crate) fn from_words(words: Vec<u32>) -> Self {
         Self { words }
     }
 

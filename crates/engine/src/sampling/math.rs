@@ -15,7 +15,7 @@ const LN_2_LO: f32 = 1.428_606_8e-6;
 
 /// `e^x`. Zero below -87.33 (where results would be subnormal), infinity above 88.72; NaN stays NaN.
 #[inline]
-pub fn exp_f32(x: f32) -> f32 {
+pub(crate) fn exp_f32(x: f32) -> f32 {
     // Adding 1.5 * 2^23 pushes the fraction out of the significand, rounding to nearest, and leaves the integer in
     // the low bits: unlike a cast, that is a vector operation everywhere.
     const ROUND: f32 = 12_582_912.0;
@@ -40,7 +40,7 @@ pub fn exp_f32(x: f32) -> f32 {
 
 /// The natural logarithm. Minus infinity for zero, NaN below; infinity and NaN stay.
 #[inline]
-pub fn ln_f32(x: f32) -> f32 {
+pub(crate) fn ln_f32(x: f32) -> f32 {
     if x.is_nan() || x < 0.0 {
         return f32::NAN;
     }

@@ -31,7 +31,7 @@ use filter::Candidates;
 pub use mask::TokenMask;
 pub use philox::random_u64;
 pub use seen::SeenTokens;
-use weights::Row;
+use weights::LogitRow;
 
 use tallow_stream::error::{Error, ErrorKind, Result};
 use tallow_stream::protocol::{SamplingParams, TokenId, TokenLogprob};
@@ -122,7 +122,7 @@ impl Sampler {
         if params.temperature == 0.0 {
             return Ok(first_of(row, max));
         }
-        let row = Row { logits: row, max, temperature: params.temperature };
+        let row = LogitRow { logits: row, max, temperature: params.temperature };
         let random = random_u64(draw.seed, draw.position);
         let candidates = &mut self.candidates;
         // The first filter looks at the row itself, so that little more than it leaves becomes a list.
@@ -153,7 +153,7 @@ impl Sampler {
     /// Log-probabilities before temperature and filters, from the raw row.
     fn logprob(&mut self, row: &[f32], token: TokenId, num_top: usize) -> TokenLogprob {
         let max = max(row);
-        let sum = Row { logits: row, max, temperature: 1.0 }.total();
+        let sum = LogitRow { logits: row, max, temperature: 1.0 }.total();
         let ln_sum = math::ln_f32((sum as f64 / weights::WEIGHT_ONE) as f32);
         let logprob = |logit: f32| (logit - max) - ln_sum;
         top::select_top(row, num_top, &mut self.top);

@@ -21,7 +21,7 @@ const CHUNK: usize = 64;
 
 /// A row of logits, to be weighed.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Row<'a> {
+pub(super) struct LogitRow<'a> {
     pub(super) logits: &'a [f32],
     /// The largest of them; finite.
     pub(super) max: f32,
@@ -29,7 +29,7 @@ pub(super) struct Row<'a> {
     pub(super) temperature: f32,
 }
 
-impl Row<'_> {
+impl LogitRow<'_> {
     /// How far a logit is below the largest, divided by the temperature.
     pub(super) fn distance(&self, logit: f32) -> f32 {
         (self.max - logit) / self.temperature
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn a_chunk_of_the_largest_weights_does_not_overflow() {
         for len in [1, CHUNK - 1, CHUNK, 5 * CHUNK + 7] {
-            let row = Row { logits: &vec![3.0; len], max: 3.0, temperature: 1.0 };
+            let row = LogitRow { logits: &vec![3.0; len], max: 3.0, temperature: 1.0 };
             assert_eq!(row.total(), len as u64 * WEIGHT_ONE as u64);
         }
     }

@@ -46,7 +46,7 @@ impl Scheduler {
     }
 
     /// Whether a newcomer can take part in the step being planned, at the cost of others where these must make way.
-    pub fn admits(&self, newcomer: Newcomer<'_>) -> bool {
+    pub(crate) fn admits(&self, newcomer: Newcomer<'_>) -> bool {
         let Newcomer { share, prompt, chain } = newcomer;
         if self.prefill_budget == 0
             || self.running.len() + self.waiting.len() >= self.num_in_flight_max()
@@ -61,11 +61,11 @@ impl Scheduler {
 
     /// Whether a newcomer may pass the next of the queue, which cannot begin now: if its owner has less. The other one
     /// has a place then, so nobody is passed who has nothing.
-    pub fn may_pass(&self, newcomer: Share, next: Share) -> bool {
+    pub(crate) fn may_pass(&self, newcomer: Share, next: Share) -> bool {
         self.places.claim(newcomer) < self.places.claim(next)
     }
 
-    /// Takes a newcomer (see [`Scheduler::admits`]) into the step being planned; returns how many of its tokens the
+    /// Takes a newcomer (see `Scheduler::admits`) into the step being planned; returns how many of its tokens the
     /// prefix cache had.
     pub fn admit(&mut self, mut sequence: Sequence) -> usize {
         let num_blocks = sequence.num_blocks_needed(&self.pool);
@@ -76,7 +76,7 @@ impl Scheduler {
     }
 
     /// Takes the next preempted sequence into the step being planned; false if there is none, or no room for it.
-    pub fn readmit(&mut self) -> bool {
+    pub(crate) fn readmit(&mut self) -> bool {
         let Some(index) = self.next_waiting().filter(|_| self.prefill_budget > 0) else { return false };
         let next = &self.waiting[index];
         let Some(way) = self.way(next.share(), next.num_blocks_needed(&self.pool)) else { return false };

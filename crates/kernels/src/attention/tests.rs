@@ -3,6 +3,7 @@
 use super::*;
 use crate::Activations;
 use crate::kv_write::clamped_f16;
+use crate::{DistinctSlots, Memory, QkNorm, RopePairs};
 
 /// Not random, but irregular.
 fn value(i: usize) -> f32 {
@@ -80,7 +81,7 @@ impl Case {
         let mut out = vec![f32::NAN; positions.len() * out_width];
         let (mut bytes, mut expected) = (Activations::default(), Activations::default());
         let mut pool = Pool::new(num_threads);
-        let to = Output { x: &mut out, quantized: Some(&mut bytes) };
+        let to = StageOutput { x: &mut out, quantized: Some(&mut bytes) };
         attention(isa, &mut pool, &self.shape, &batch, kv, &mut qkv, to);
         expected.quantize(isa, &mut pool, &out, out_width);
         assert_eq!(format!("{bytes:?}"), format!("{expected:?}"), "{isa}: outputs in bytes");

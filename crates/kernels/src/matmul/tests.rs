@@ -44,8 +44,8 @@ impl Case {
         let mut quantized = Activations::default();
         quantized.quantize(isa, &mut pool, x, self.k);
         let mut out = vec![0.0; num_tokens * self.n];
-        let part = Part { weights: &weights, bias: Some(&self.bias), column: 0 };
-        let input = Input { x, quantized: self.quantize.then_some(&quantized), num_tokens };
+        let part = MatrixPart { weights: &weights, bias: Some(&self.bias), column: 0 };
+        let input = MatrixInput { x, quantized: self.quantize.then_some(&quantized), num_tokens };
         linear(isa, &mut pool, &[part], &input, false, &mut out);
         out
     }
@@ -120,14 +120,14 @@ fn parts_residual_and_gate_land_in_their_columns() {
     let weights = Packed::pack(case.format, 20, k, &case.bytes, &mut Memory::default(), &mut pool).unwrap();
     let mut quantized = Activations::default();
     quantized.quantize(isa, &mut pool, &x, k);
-    let input = Input { x: &x, quantized: Some(&quantized), num_tokens: tokens };
+    let input = MatrixInput { x: &x, quantized: Some(&quantized), num_tokens: tokens };
     let residual = floats(tokens * 50);
     let mut out = residual.clone();
-    let part = Part { weights: &weights, bias: None, column: 0 };
-    let parts = [part, Part { column: 25, ..part }];
+    let part = MatrixPart { weights: &weights, bias: None, column: 0 };
+    let parts = [part, MatrixPart { column: 25, ..part }];
     linear(isa, &mut pool, &parts, &input, true, &mut out);
     let mut gate = vec![0.0; tokens * 20];
-    let to = Output { x: &mut gate, quantized: None };
+    let to = StageOutput { x: &mut gate, quantized: None };
     gated(isa, &mut pool, &weights, &weights, Activation::Silu, &input, to);
     for t in 0..tokens {
         for i in 0..20 {
@@ -168,10 +168,10 @@ fn a_gate_leaves_in_bytes_what_quantising_its_outputs_would() {
             let x = floats(tokens * k);
             let mut quantized = Activations::default();
             quantized.quantize(isa, &mut pool, &x, k);
-            let input = Input { x: &x, quantized: Some(&quantized), num_tokens: tokens };
+            let input = MatrixInput { x: &x, quantized: Some(&quantized), num_tokens: tokens };
             let (mut out, mut bytes, mut expected) =
                 (vec![0.0; tokens * n], Activations::default(), Activations::default());
-            let to = Output { x: &mut out, quantized: Some(&mut bytes) };
+            let to = StageOutput { x: &mut out, quantized: Some(&mut bytes) };
             gated(isa, &mut pool, &weights, &weights, Activation::Silu, &input, to);
             expected.quantize(isa, &mut pool, &out, n);
             assert_eq!(format!("{bytes:?}"), format!("{expected:?}"), "{isa} n {n} tokens {tokens}");

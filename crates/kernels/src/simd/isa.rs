@@ -10,10 +10,10 @@ use crate::{Error, Result};
 
 /// The proof that this CPU has an instruction set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Isa(Level);
+pub struct Isa(IsaLevel);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Level {
+pub(crate) enum IsaLevel {
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(Avx512<true>),
     #[cfg(target_arch = "x86_64")]
@@ -51,7 +51,7 @@ impl Isa {
 
     /// Plain loops.
     pub fn portable() -> Self {
-        Self(Level::Portable)
+        Self(IsaLevel::Portable)
     }
 
     /// Every set of this CPU, the widest first; [`Isa::portable`] is always the last.
@@ -59,16 +59,16 @@ impl Isa {
         let mut all = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            all.extend(Avx512::<true>::detect().map(|s| Self(Level::Avx512Vnni(s))));
-            all.extend(Avx512::<false>::detect().map(|s| Self(Level::Avx512(s))));
-            all.extend(Avx2::<true>::detect().map(|s| Self(Level::AvxVnni(s))));
-            all.extend(Avx2::<false>::detect().map(|s| Self(Level::Avx2(s))));
+            all.extend(Avx512::<true>::detect().map(|s| Self(IsaLevel::Avx512Vnni(s))));
+            all.extend(Avx512::<false>::detect().map(|s| Self(IsaLevel::Avx512(s))));
+            all.extend(Avx2::<true>::detect().map(|s| Self(IsaLevel::AvxVnni(s))));
+            all.extend(Avx2::<false>::detect().map(|s| Self(IsaLevel::Avx2(s))));
         }
         #[cfg(target_arch = "aarch64")]
         {
-            all.extend(NeonI8mm::detect().map(|s| Self(Level::NeonI8mm(s))));
-            all.extend(NeonDotprod::detect().map(|s| Self(Level::NeonDotprod(s))));
-            all.extend(NeonWidening::detect().map(|s| Self(Level::Neon(s))));
+            all.extend(NeonI8mm::detect().map(|s| Self(IsaLevel::NeonI8mm(s))));
+            all.extend(NeonDotprod::detect().map(|s| Self(IsaLevel::NeonDotprod(s))));
+            all.extend(NeonWidening::detect().map(|s| Self(IsaLevel::Neon(s))));
         }
         all.push(Self::portable());
         all
@@ -82,7 +82,7 @@ impl Isa {
         })
     }
 
-    pub(crate) fn level(self) -> Level {
+    pub(crate) fn level(self) -> IsaLevel {
         self.0
     }
 }
@@ -91,20 +91,20 @@ impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512Vnni(_) => "avx512-vnni",
+            IsaLevel::Avx512Vnni(_) => "avx512-vnni",
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512(_) => "avx512",
+            IsaLevel::Avx512(_) => "avx512",
             #[cfg(target_arch = "x86_64")]
-            Level::AvxVnni(_) => "avx-vnni",
+            IsaLevel::AvxVnni(_) => "avx-vnni",
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2(_) => "avx2",
+            IsaLevel::Avx2(_) => "avx2",
             #[cfg(target_arch = "aarch64")]
-            Level::NeonI8mm(_) => "neon-i8mm",
+            IsaLevel::NeonI8mm(_) => "neon-i8mm",
             #[cfg(target_arch = "aarch64")]
-            Level::NeonDotprod(_) => "neon-dotprod",
+            IsaLevel::NeonDotprod(_) => "neon-dotprod",
             #[cfg(target_arch = "aarch64")]
-            Level::Neon(_) => "neon",
-            Level::Portable => "portable",
+            IsaLevel::Neon(_) => "neon",
+            IsaLevel::Portable => "portable",
         })
     }
 }

@@ -12,7 +12,7 @@ mod portable;
 mod x86;
 
 pub use isa::Isa;
-pub(crate) use isa::Level;
+pub(crate) use isa::IsaLevel;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::{NeonDotprod, NeonI8mm, NeonWidening};
 pub(crate) use portable::Portable;
@@ -20,7 +20,7 @@ pub(crate) use portable::Portable;
 pub(crate) use x86::{Avx2, Avx512};
 
 /// Virtual lanes: f32 values in one [`Simd::F`], i32 values in one [`Simd::I`].
-pub const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// An instruction set, seen as sixteen lanes. A value of an implementing type exists only on a CPU that has the set.
 ///
@@ -146,14 +146,14 @@ macro_rules! simd_kernel {
                 }
                 match isa.level() {
                     // SAFETY: a token of this type exists only if the CPU has the shell's features.
-                    $crate::simd::Level::Avx512Vnni(s) => return unsafe { avx512_vnni(s, $($arg),*) },
+                    $crate::simd::IsaLevel::Avx512Vnni(s) => return unsafe { avx512_vnni(s, $($arg),*) },
                     // SAFETY: as above.
-                    $crate::simd::Level::Avx512(s) => return unsafe { avx512(s, $($arg),*) },
+                    $crate::simd::IsaLevel::Avx512(s) => return unsafe { avx512(s, $($arg),*) },
                     // SAFETY: as above.
-                    $crate::simd::Level::AvxVnni(s) => return unsafe { avx_vnni(s, $($arg),*) },
+                    $crate::simd::IsaLevel::AvxVnni(s) => return unsafe { avx_vnni(s, $($arg),*) },
                     // SAFETY: as above.
-                    $crate::simd::Level::Avx2(s) => return unsafe { avx2(s, $($arg),*) },
-                    $crate::simd::Level::Portable => {}
+                    $crate::simd::IsaLevel::Avx2(s) => return unsafe { avx2(s, $($arg),*) },
+                    $crate::simd::IsaLevel::Portable => {}
                 }
             }
             #[cfg(target_arch = "aarch64")]
@@ -173,16 +173,16 @@ macro_rules! simd_kernel {
                 }
                 match isa.level() {
                     // SAFETY: a token of this type exists only if the CPU has the shell's features.
-                    $crate::simd::Level::NeonI8mm(s) => return unsafe { neon_i8mm(s, $($arg),*) },
+                    $crate::simd::IsaLevel::NeonI8mm(s) => return unsafe { neon_i8mm(s, $($arg),*) },
                     // SAFETY: as above.
-                    $crate::simd::Level::NeonDotprod(s) => return unsafe { neon_dotprod(s, $($arg),*) },
+                    $crate::simd::IsaLevel::NeonDotprod(s) => return unsafe { neon_dotprod(s, $($arg),*) },
                     // SAFETY: as above.
-                    $crate::simd::Level::Neon(s) => return unsafe { neon(s, $($arg),*) },
-                    $crate::simd::Level::Portable => {}
+                    $crate::simd::IsaLevel::Neon(s) => return unsafe { neon(s, $($arg),*) },
+                    $crate::simd::IsaLevel::Portable => {}
                 }
             }
             #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-            let $crate::simd::Level::Portable = isa.level();
+            let $crate::simd::IsaLevel::Portable = isa.level();
             $body($crate::simd::Portable, $($arg),*)
         }
     };

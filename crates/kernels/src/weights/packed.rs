@@ -14,7 +14,7 @@ use half::f16;
 
 use super::WeightFormat;
 use super::planes::{Planes, pack_codes};
-use super::unpack::{Block, unpack};
+use super::unpack::{UnpackedBlock, unpack};
 use crate::memory::{Memory, Region};
 use crate::pool::{Pool, SharedMut};
 use crate::simd::LANES;
@@ -216,7 +216,7 @@ fn pack_row(layout: Layout, k: usize, bytes: &[u8], lane: usize, tile: &mut [u8]
     let format = layout.format;
     let (codes, scales) = tile.split_at_mut(layout.tile_code_bytes(k));
     let code_bytes = layout.planes.num_bytes();
-    let mut block = Block::new();
+    let mut block = UnpackedBlock::new();
     for (i, bytes) in bytes.chunks_exact(format.block_bytes()).enumerate() {
         unpack(format, bytes, &mut block);
         for j in 0..layout.blocks_per_scale {

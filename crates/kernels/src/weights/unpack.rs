@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use super::WeightFormat;
 
 /// One block, unpacked. Only the first `block_len` codes and `block_len / group_len` groups count.
-pub(super) struct Block {
+pub(super) struct UnpackedBlock {
     pub(super) codes: [u8; 256],
     pub(super) scale: f32,
     /// Subtracted; where the format has none, nobody looks at the value.
@@ -17,7 +17,7 @@ pub(super) struct Block {
     pub(super) sub_mins: [i8; 16],
 }
 
-impl Block {
+impl UnpackedBlock {
     pub(super) fn new() -> Self {
         Self { codes: [0; 256], scale: 0.0, min: 0.0, sub_scales: [1; 16], sub_mins: [1; 16] }
     }
@@ -54,7 +54,7 @@ fn f16_at(bytes: &[u8], at: usize) -> f32 {
 }
 
 /// Unpacks one block of a quantised format.
-pub(super) fn unpack(format: WeightFormat, bytes: &[u8], out: &mut Block) {
+pub(super) fn unpack(format: WeightFormat, bytes: &[u8], out: &mut UnpackedBlock) {
     match format {
         WeightFormat::Q4_0 => legacy(bytes, 2, None, out),
         WeightFormat::Q4_1 => legacy(bytes, 4, None, out),
@@ -77,7 +77,7 @@ pub(super) fn unpack(format: WeightFormat, bytes: &[u8], out: &mut Block) {
 
 /// d, then m where the format has one, then the fifth bits (32 of them), then 16 bytes of nibbles: the low nibbles
 /// are weights 0..16, the high ones 16..32.
-fn legacy(bytes: &[u8], nibbles_at: usize, fifth_bits_at: Option<usize>, out: &mut Block) {
+fn legacy(bytes: &[u8], nibbles_at: usize, fifth_bits_at: Option<usize>, out: &mut UnpackedBlock) {
     out.scale = f16_at(bytes, 0);
     // The file adds m, we subtract it. Without a min these two bytes are something else.
     out.min = -f16_at(bytes, 2);
@@ -92,7 +92,7 @@ fn legacy(bytes: &[u8], nibbles_at: usize, fifth_bits_at: Option<usize>, out: &m
 
 /// scales 16 x (4-bit scale, 4-bit min), 64 bytes of 2-bit codes, d, dmin. Each 32 bytes hold 128 weights: bits 2j of
 /// byte l are weight 32j + l.
-fn q2_k(bytes: &[u8], out: &mut Block) {
+fn q2_k(bytes: &[u8], out: &mut UnpackedBlock) {
     (out.scale, out.min) = (f16_at(bytes, 80), f16_at(bytes, 82));
     for g in 0..16 {
         out.sub_scales[g] = (bytes[g] & 15) as i8;
@@ -110,7 +110,7 @@ fn two_bits(bytes: &[u8], i: usize) -> u8 {
 }
 
 /// 32 bytes of third bits (bit j of byte l: weight 32j + l), 64 bytes of 2-bit codes, 12 bytes of 6-bit scales, d.
-fn q3_k(bytes: &[u8], out: &mut Block) {
+fn q3_k(bytes: &[u8], out: &mut UnpackedBlock) {
     let (high, low, packed) = (&bytes[0..32], &bytes[32..96], &bytes[96..108]);
     out.scale = f16_at(bytes, 108);
     for g in 0..16 {
@@ -126,7 +126,7 @@ fn q3_k(bytes: &[u8], out: &mut Block) {
 
 /// d, dmin, 12 bytes of 6-bit scales and mins for 8 groups of 32, for Q5_K 32 bytes of fifth bits, 128 bytes of
 /// nibbles: each 32 bytes hold group 2j in their low nibbles and group 2j + 1 in their high ones.
-fn q4_k_or_q5_k(bytes: &[u8], fifth_bits: Option<&[u8]>, nibbles: &[u8], out: &mut Block) {
+fn q4_k_or_q5_k(bytes: &[u8], fifth_bits: Option<&[u8]>, nibbles: &[u8], out: &mut UnpackedBlock) {
     (out.scale, out.min) = (f16_at(bytes, 0), f16_at(bytes, 2));
     let packed = &bytes[4..16];
     for g in 0..8 {
@@ -146,7 +146,7 @@ fn q4_k_or_q5_k(bytes: &[u8], fifth_bits: Option<&[u8]>, nibbles: &[u8], out: &m
 
 /// 128 bytes of low nibbles, 64 bytes of high pairs, 16 signed scales, d. Half h (128 weights): weight 32j + l takes
 /// nibble j / 2 of byte l + 32 (j % 2) and bits 2j of byte l.
-fn q6_k(bytes: &[u8], out: &mut Block) {
+fn q6_k(bytes: &[u8], out: &mut UnpackedBlock) {
     let (low, high, scales) = (&bytes[0..128], &bytes[128..192], &bytes[192..208]);
     out.scale = f16_at(bytes, 208);
     for g in 0..16 {
@@ -183,7 +183,7 @@ pub fn dequantize_row(format: WeightFormat, bytes: &[u8], out: &mut [f32]) {
             }
         }
         _ => {
-            let mut block = Block::new();
+            let mut block = UnpackedBlock::new();
             let zero = f32::from(format.zero());
             let blocks = bytes.chunks_exact(format.block_bytes());
             for (out, bytes) in out.chunks_exact_mut(format.block_len()).zip(blocks) {

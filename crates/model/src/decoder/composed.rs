@@ -7,17 +7,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
-use candle_core::{D, DType, Device, Module, Tensor};
+use candle_core::{D, DType, Device, Module, Result, Tensor};
 use candle_nn::ops::{rms_norm, silu, softmax_last_dim};
 use candle_nn::rotary_emb::{rope, rope_i};
 
 use super::weights::{LayerTensors, Matrix, Tensors};
 use crate::Batch;
 use crate::config::ModelConfig;
+use crate::device::OrDevice;
 use crate::gguf::Gguf;
 use tallow_kernels::BLOCK_SIZE;
 use tallow_kernels::{Activation, RopePairs, WeightFormat};
-use tallow_stream::error::Result;
 
 /// A model's weights as candle tensors; shared by all workers.
 pub(super) struct Weights {
@@ -79,7 +79,7 @@ fn candle_dtype(format: WeightFormat) -> GgmlDType {
 
 fn qtensor(m: Matrix<'_>, device: &Device) -> Result<QTensor> {
     let storage = QStorage::from_data(m.bytes.into(), device, candle_dtype(m.format))?;
-    Ok(QTensor::new(storage, (m.n, m.k))?)
+    QTensor::new(storage, (m.n, m.k))
 }
 
 fn matmul(m: Matrix<'_>, device: &Device) -> Result<QMatMul> {
@@ -88,17 +88,22 @@ fn matmul(m: Matrix<'_>, device: &Device) -> Result<QMatMul> {
 }
 
 fn vector(values: &[f32], device: &Device) -> Result<Tensor> {
-    Ok(Tensor::from_slice(values, values.len(), device)?)
+    Tensor::from_slice(values, values.len(), device)
 }
 
 impl Weights {
-    pub(super) fn load(gguf: &Arc<Gguf>, config: &Arc<ModelConfig>, device: &Device) -> Result<Self> {
+    pub(super) fn load(
+        gguf: &Arc<Gguf>,
+        config: &Arc<ModelConfig>,
+        device: &Device,
+    ) -> tallow_stream::error::Result<Self> {
         let tensors = Tensors::new(gguf, config);
-        let embeddings = qtensor(tensors.embeddings()?, device)?.dequantize(device)?;
-        let layers = (0..config.layers.len()).map(|i| Layer::load(config, i, &tensors.layer(i)?, device));
-        let layers = layers.collect::<Result<Vec<_>>>()?;
-        let final_norm = vector(&tensors.final_norm()?, device)?;
-        let head = matmul(tensors.head()?, device)?;
+        let embeddings = tensors.embeddings()?;
+        let embeddings = qtensor(embeddings, device).and_then(|tensor| tensor.dequantize(device)).or_device()?;
+        let layers = (0..config.layers.len()).map(|i| Layer::load(config, i, &tensors.layer(i)?, device).or_device());
+        let layers = layers.collect::<tallow_stream::error::Result<Vec<_>>>()?;
+        let final_norm = vector(&tensors.final_norm()?, device).or_device()?;
+        let head = matmul(tensors.head()?, device).or_device()?;
         tensors.finish()?;
         Ok(Self { embeddings, layers, final_norm, head, config: config.clone(), device: device.clone() })
     }
@@ -222,7 +227,7 @@ fn contexts(batch: &Batch, tables: &[u32], device: &Device) -> Result<Vec<Tensor
             let block_size = BLOCK_SIZE as u32;
             let slots: Vec<u32> =
                 (0..len).map(|p| table[(p / block_size) as usize] * block_size + p % block_size).collect();
-            Ok(Tensor::from_vec(slots, len as usize, device)?)
+            Tensor::from_vec(slots, len as usize, device)
         })
         .collect()
 }
@@ -241,7 +246,7 @@ impl Layer {
         let num_tokens = batch.num_tokens();
         let heads = |start: usize, num: usize| -> Result<Tensor> {
             let part = qkv.narrow(1, start * c.head_dim, num * c.head_dim)?;
-            Ok(part.contiguous()?.reshape((num_tokens, num, c.head_dim))?)
+            part.contiguous()?.reshape((num_tokens, num, c.head_dim))
         };
         let mut q = heads(0, c.num_heads)?;
         let mut k = heads(c.num_heads, c.num_kv_heads)?;
@@ -259,7 +264,7 @@ impl Layer {
             let rows = batch.rows(seq);
             let gather = |memory: &Tensor| -> Result<Tensor> {
                 let all = memory.index_select(context, 0)?.transpose(0, 1)?.contiguous()?;
-                Ok(repeat_heads(&all, c.num_heads / c.num_kv_heads)?)
+                repeat_heads(&all, c.num_heads / c.num_kv_heads)
             };
             let q = q.narrow(0, rows.start, rows.len())?.transpose(0, 1)?.contiguous()?;
             let scores = q.matmul(&gather(keys)?.transpose(1, 2)?.contiguous()?)?;
@@ -268,7 +273,7 @@ impl Layer {
             let seen = p.matmul(&gather(values)?)?.transpose(0, 1)?.contiguous()?;
             out.push(seen.reshape((rows.len(), c.num_heads * c.head_dim))?);
         }
-        Ok(Tensor::cat(&out, 0)?)
+        Tensor::cat(&out, 0)
     }
 
     /// `[num_queries, context]`: 0 where the query sees the position, else minus infinity.
@@ -279,12 +284,12 @@ impl Layer {
             let first = self.window.map_or(0, |w| (position + 1).saturating_sub(w));
             mask.extend((0..context).map(|p| if (first..=position).contains(&p) { 0.0 } else { f32::NEG_INFINITY }));
         }
-        Ok(Tensor::from_vec(mask, (positions.len(), context), device)?)
+        Tensor::from_vec(mask, (positions.len(), context), device)
     }
 }
 
 /// `[heads, len, dim] -> [heads * times, len, dim]`, each head followed by its copies.
-fn repeat_heads(x: &Tensor, times: usize) -> candle_core::Result<Tensor> {
+fn repeat_heads(x: &Tensor, times: usize) -> Result<Tensor> {
     let (heads, len, dim) = x.dims3()?;
     x.unsqueeze(1)?.expand((heads, times, len, dim))?.reshape((heads * times, len, dim))
 }
@@ -303,7 +308,7 @@ fn rotate(c: &ModelConfig, x: &Tensor, (cos, sin): &(Tensor, Tensor)) -> Result<
         let rest = x.narrow(D::Minus1, c.rope_dim, c.head_dim - c.rope_dim)?.contiguous()?;
         Tensor::cat(&[&turned, &rest], D::Minus1)?
     };
-    Ok(x.squeeze(0)?.transpose(0, 1)?.contiguous()?)
+    x.squeeze(0)?.transpose(0, 1)?.contiguous()
 }
 
 /// Copies each token's row to its slot, runs of neighbouring slots at once.

@@ -13,10 +13,11 @@ use super::weights::{LayerTensors, Matrix, Tensors};
 use super::{ActivationType, kernel_error};
 use crate::Batch;
 use crate::config::ModelConfig;
+use crate::device::OrDevice;
 use crate::gguf::Gguf;
 use tallow_kernels::{
-    Activations, AttentionShape, DistinctSlots, Input, Isa, KvLayer, KvStore, Memory, Norm, Output, Packed, Part, Pool,
-    QkNorm, Ragged, add_rms_norm, attention, dequantize_row, gated, linear, rms_norm,
+    Activations, AttentionShape, DistinctSlots, Isa, KvLayer, KvStore, MatrixInput, MatrixPart, Memory, Norm, Packed,
+    Pool, QkNorm, Ragged, StageOutput, add_rms_norm, attention, dequantize_row, gated, linear, rms_norm,
 };
 use tallow_stream::error::Result;
 
@@ -51,8 +52,8 @@ struct Projection {
 }
 
 impl Projection {
-    fn part(&self) -> Part<'_> {
-        Part { weights: &self.weights, bias: self.bias.as_deref(), column: self.column }
+    fn part(&self) -> MatrixPart<'_> {
+        MatrixPart { weights: &self.weights, bias: self.bias.as_deref(), column: self.column }
     }
 }
 
@@ -76,7 +77,7 @@ impl Weights {
 }
 
 /// Weights that the next stage reads.
-type Ahead = [Range<*const u8>; 2];
+type AheadRanges = [Range<*const u8>; 2];
 
 fn nothing() -> Range<*const u8> {
     std::ptr::null()..std::ptr::null()
@@ -164,7 +165,7 @@ impl Cpu {
         &mut self,
         x: &[f32],
         norm: Norm<'_>,
-        f: impl FnOnce(Isa, &mut Pool, &Input<'_>, Option<&mut Activations>),
+        f: impl FnOnce(Isa, &mut Pool, &MatrixInput<'_>, Option<&mut Activations>),
     ) {
         let Self { isa, pool, scratch, quantized, .. } = self;
         let (isa, num_tokens) = (*isa, x.len() / norm.weight.len());
@@ -179,14 +180,14 @@ impl Cpu {
                 (None, None)
             }
         };
-        f(isa, pool, &Input { x: normed, quantized, num_tokens }, branch);
+        f(isa, pool, &MatrixInput { x: normed, quantized, num_tokens }, branch);
     }
 
     /// `h += norm(projection(x))`, the norm where there is one; `x` is what attention or the gate made.
-    fn project(&mut self, p: &Projection, x: &[f32], norm: Option<Norm<'_>>, next: Ahead, h: &mut [f32]) {
+    fn project(&mut self, p: &Projection, x: &[f32], norm: Option<Norm<'_>>, next: AheadRanges, h: &mut [f32]) {
         let Self { isa, pool, scratch, quantized, .. } = self;
         let quantized = quantized.as_ref().map(|quantized| &quantized.branch);
-        let input = Input { x, quantized, num_tokens: x.len() / p.weights.k() };
+        let input = MatrixInput { x, quantized, num_tokens: x.len() / p.weights.k() };
         pool.set_ahead(next);
         let Some(norm) = norm else {
             return linear(*isa, pool, &[p.part()], &input, true, h);
@@ -270,22 +271,18 @@ impl Fused {
         let states = match states {
             Some(states) if num_tokens <= states.h.dims()[0] => states,
             // The largest batch so far; the scheduler bounds how large they get.
-            _ => states.insert(States::new(&weights.config, num_tokens)?),
+            _ => states.insert(States::new(&weights.config, num_tokens).or_device()?),
         };
-        let states = states.rows(num_tokens)?;
+        let states = states.rows(num_tokens).or_device()?;
         for (from, to) in &batch.copies {
             kv.layers.iter_mut().for_each(|layer| layer.copy_block(from.0 as usize, to.0 as usize));
         }
         let slots = DistinctSlots::new(&batch.slot_mapping);
-        let step = Step { config: &weights.config, batch, slots, angles, tables, states, cpu: RefCell::new(cpu) };
+        let step = LayerStep { config: &weights.config, batch, slots, angles, tables, states, cpu: RefCell::new(cpu) };
         weights.embed(batch, &step.states.h)?;
         for (i, (layer, kv)) in weights.layers.iter().zip(&mut kv.layers).enumerate() {
             let next = weights.layers.get(i + 1).map_or(weights.head.addresses(), Layer::qkv_addresses);
-            step.norm_qkv(layer)?;
-            step.attention(layer, kv)?;
-            step.attn_output(layer)?;
-            step.norm_gate_up(layer)?;
-            step.down(layer, next)?;
+            step.run(layer, kv, next).or_device()?;
         }
         weights.logits(&step.states.h, batch, step.cpu.into_inner(), logits)
     }
@@ -297,7 +294,7 @@ impl Fused {
         let (storage, layout) = left.h.storage_and_layout();
         let Storage::Cpu(storage) = &*storage else { unreachable!("fused stages run on the CPU") };
         let hidden = weights.config.hidden_size;
-        let h = &floats(storage, layout)?[rows.start * hidden..rows.end * hidden];
+        let h = &floats(storage, layout).or_device()?[rows.start * hidden..rows.end * hidden];
         let norm = Norm { weight: &weights.final_norm, eps: weights.config.norm_eps };
         states.resize(h.len(), 0.0);
         rms_norm(cpu.isa, &mut cpu.pool, h, norm, states);
@@ -306,7 +303,7 @@ impl Fused {
 }
 
 /// One step's inputs and states, and a layer's stages over them.
-struct Step<'a> {
+struct LayerStep<'a> {
     config: &'a ModelConfig,
     batch: &'a Batch,
     slots: DistinctSlots<'a>,
@@ -316,14 +313,23 @@ struct Step<'a> {
     cpu: RefCell<&'a mut Cpu>,
 }
 
-impl Step<'_> {
+impl LayerStep<'_> {
     fn norm<'w>(&self, weight: &'w [f32]) -> Norm<'w> {
         Norm { weight, eps: self.config.norm_eps }
     }
 
+    /// All stages of a layer; `next` is what the layer after it reads first.
+    fn run(&self, layer: &Layer, kv: &mut KvLayer, next: Range<*const u8>) -> CandleResult<()> {
+        self.norm_qkv(layer)?;
+        self.attention(layer, kv)?;
+        self.attn_output(layer)?;
+        self.norm_gate_up(layer)?;
+        self.down(layer, next)
+    }
+
     /// `h -> qkv`
     fn norm_qkv(&self, layer: &Layer) -> CandleResult<()> {
-        let parts: Vec<Part<'_>> = layer.qkv.iter().map(Projection::part).collect();
+        let parts: Vec<MatrixPart<'_>> = layer.qkv.iter().map(Projection::part).collect();
         let run = |out: &mut [f32], x: &[f32]| {
             self.cpu.borrow_mut().with_normed(x, self.norm(&layer.attn_norm), |isa, pool, input, _| {
                 pool.set_ahead([layer.attn_output.weights.addresses(), nothing()]);
@@ -349,7 +355,7 @@ impl Step<'_> {
         let run = |qkv: &mut [f32]| {
             let Cpu { isa, pool, attended, quantized, .. } = &mut **self.cpu.borrow_mut();
             let x = resized(attended, batch.positions.len() * self.config.num_heads * self.config.head_dim);
-            let out = Output { x, quantized: quantized.as_mut().map(|quantized| &mut quantized.branch) };
+            let out = StageOutput { x, quantized: quantized.as_mut().map(|quantized| &mut quantized.branch) };
             attention(*isa, pool, &layer.attention, &batch, *kv.borrow_mut(), qkv, out);
         };
         self.states.qkv.inplace_op1(&Stage { name: "rope-attention", run })
@@ -374,7 +380,7 @@ impl Step<'_> {
         let run = |out: &mut [f32], x: &[f32]| {
             self.cpu.borrow_mut().with_normed(x, self.norm(&layer.ffn_norm), |isa, pool, input, quantized| {
                 pool.set_ahead([layer.down.weights.addresses(), nothing()]);
-                let out = Output { x: out, quantized };
+                let out = StageOutput { x: out, quantized };
                 gated(isa, pool, &layer.gate, &layer.up, self.config.activation, input, out);
             });
         };
@@ -405,7 +411,7 @@ impl Weights {
                 }
             }
         };
-        Ok(h.inplace_op1(&Stage { name: "embed", run })?)
+        h.inplace_op1(&Stage { name: "embed", run }).or_device()
     }
 
     /// Only the wanted rows go through the last norm and the head.
@@ -418,12 +424,12 @@ impl Weights {
         let hidden = self.config.hidden_size;
         let (storage, layout) = h.storage_and_layout();
         let Storage::Cpu(storage) = &*storage else { unreachable!("fused stages run on the CPU") };
-        let h = floats(storage, layout)?;
+        let h = floats(storage, layout).or_device()?;
         let mut rows = Vec::with_capacity(batch.logits_indices.len() * hidden);
         for index in &batch.logits_indices {
             rows.extend_from_slice(&h[*index as usize * hidden..][..hidden]);
         }
-        let part = Part { weights: &self.head, bias: None, column: 0 };
+        let part = MatrixPart { weights: &self.head, bias: None, column: 0 };
         let norm = Norm { weight: &self.final_norm, eps: self.config.norm_eps };
         cpu.with_normed(&rows, norm, |isa, pool, input, _| {
             pool.set_ahead([self.layers[0].qkv_addresses(), nothing()]);

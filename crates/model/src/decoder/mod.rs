@@ -13,8 +13,8 @@ use std::sync::atomic::AtomicU64;
 
 use candle_core::Device;
 
-pub(super) use self::weights::floats;
 use super::config::ModelConfig;
+use super::device::OrDevice;
 use super::gguf::Gguf;
 use super::{Batch, Model, ModelSpec};
 use rope::Rope;
@@ -79,7 +79,7 @@ impl DecoderOptions {
 }
 
 /// What is known of a model without its weights.
-pub struct Described {
+pub struct DescribedModel {
     /// The architecture's description.
     pub config: Arc<ModelConfig>,
     /// What the engine must know.
@@ -109,13 +109,13 @@ impl DecoderWeights {
     ///
     /// # Errors
     /// If the architecture is not supported, or the KV memory cannot hold one block.
-    pub fn describe(gguf: &Arc<Gguf>, options: &DecoderOptions) -> Result<Described> {
+    pub fn describe(gguf: &Arc<Gguf>, options: &DecoderOptions) -> Result<DescribedModel> {
         let config = ModelConfig::from_gguf(gguf, options.max_model_len)?;
         let spec = spec(&config, options)?;
         // Once more with what the KV memory really allows: rope factors may depend on it.
         let config = Arc::new(ModelConfig::from_gguf(gguf, Some(spec.max_model_len))?);
         let isa = Isa::from_env().map_err(kernel_error)?;
-        Ok(Described { config, spec, isa })
+        Ok(DescribedModel { config, spec, isa })
     }
 
     /// Loads a file's weights.
@@ -123,7 +123,7 @@ impl DecoderWeights {
     /// # Errors
     /// As [`Self::describe`], and if a tensor is missing or misshapen (the message names it).
     pub fn load(gguf: &Arc<Gguf>, options: &DecoderOptions) -> Result<Self> {
-        let Described { config, spec, isa } = Self::describe(gguf, options)?;
+        let DescribedModel { config, spec, isa } = Self::describe(gguf, options)?;
         let loaded = match &options.compute {
             Compute::Cpu { num_threads, .. } => {
                 let mut pool = Pool::new(*num_threads);
@@ -159,7 +159,9 @@ impl DecoderWeights {
             (Loaded::Fused(weights), Compute::Cpu { num_threads, activations }) => Stages::Fused(Box::new(
                 fused::Fused::new(weights.clone(), num_blocks, self.isa, Pool::new(*num_threads), *activations)?,
             )),
-            (Loaded::Composed(weights), _) => Stages::Composed(composed::Composed::new(weights.clone(), num_blocks)?),
+            (Loaded::Composed(weights), _) => {
+                Stages::Composed(composed::Composed::new(weights.clone(), num_blocks).or_device()?)
+            }
             (Loaded::Fused(_), Compute::Composed(_)) => unreachable!("weights are loaded for their engine"),
         };
         let ropes: Vec<Rope> = self.config.ropes.iter().map(|r| Rope::new(r, self.config.rope_dim)).collect();
@@ -246,7 +248,9 @@ impl Model for Decoder {
         self.tables.extend(batch.block_tables.iter().map(|block| block.0));
         match &mut self.stages {
             Stages::Fused(stages) => stages.forward(batch, &self.angles, &self.tables, logits),
-            Stages::Composed(stages) => stages.forward(batch, &self.angles, &self.tables, &self.beat, logits),
+            Stages::Composed(stages) => {
+                stages.forward(batch, &self.angles, &self.tables, &self.beat, logits).or_device()
+            }
         }
     }
 
@@ -254,7 +258,7 @@ impl Model for Decoder {
         assert!(rows.end <= batch.num_tokens(), "a row outside the batch");
         match &mut self.stages {
             Stages::Fused(stages) => stages.hidden_states(rows, states),
-            Stages::Composed(stages) => stages.hidden_states(rows, states),
+            Stages::Composed(stages) => stages.hidden_states(rows, states).or_device(),
         }
     }
 }

@@ -6,18 +6,8 @@ use std::sync::Arc;
 
 use crate::config::ModelConfig;
 use crate::gguf::{Gguf, TensorView};
-use tallow_kernels::{WeightFormat, dequantize_row};
+use tallow_kernels::WeightFormat;
 use tallow_stream::error::{Error, Result};
-
-/// A whole tensor as f32: norms, biases, rope factors.
-pub(crate) fn floats(tensor: &TensorView<'_>) -> Result<Vec<f32>> {
-    let mut out = vec![0.0; tensor.info.num_elements()];
-    dequantize_row(tensor.info.dtype, tensor.data, &mut out);
-    if let Some(bad) = out.iter().find(|x| !x.is_finite()) {
-        return Err(Error::bad_model(format!("tensor `{}` holds {bad}", tensor.info.name)));
-    }
-    Ok(out)
-}
 
 /// A matrix `[n, k]` as it lies in the file.
 #[derive(Debug, Clone, Copy)]
@@ -161,7 +151,7 @@ impl<'a> Tensors<'a> {
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
-        floats(&self.get(name, &[len])?)
+        self.get(name, &[len])?.floats()
     }
 
     fn opt_vector(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>> {

@@ -11,7 +11,7 @@ pub(crate) struct Builder {
     pub(crate) alignment: usize,
     /// Key, and the bytes of type and value.
     pub(super) entries: Vec<(Vec<u8>, Vec<u8>)>,
-    pub(super) tensors: Vec<RawTensor>,
+    pub(super) tensors: Vec<BuiltTensor>,
     /// Replaces the true count, to lie about it.
     pub(crate) num_entries: Option<u64>,
     /// Replaces the true count, to lie about it.
@@ -19,7 +19,7 @@ pub(crate) struct Builder {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct RawTensor {
+pub(super) struct BuiltTensor {
     name: Vec<u8>,
     innermost_first: Vec<u64>,
     type_id: u32,
@@ -94,7 +94,7 @@ impl Builder {
     /// A tensor as described, right or wrong. `dims` are outermost first.
     pub(crate) fn raw_tensor(mut self, name: &[u8], dims: &[u64], type_id: u32, offset: u64, data: Vec<u8>) -> Self {
         let innermost_first = dims.iter().rev().copied().collect();
-        self.tensors.push(RawTensor { name: name.to_vec(), innermost_first, type_id, offset, data });
+        self.tensors.push(BuiltTensor { name: name.to_vec(), innermost_first, type_id, offset, data });
         self
     }
 

@@ -5,12 +5,12 @@ use tallow_stream::error::{Error, Result};
 
 /// Reads little-endian values from front to back.
 #[derive(Debug)]
-pub(super) struct Cursor<'a> {
+pub(super) struct ByteCursor<'a> {
     data: &'a [u8],
     position: usize,
 }
 
-impl<'a> Cursor<'a> {
+impl<'a> ByteCursor<'a> {
     pub(super) fn new(data: &'a [u8]) -> Self {
         Self { data, position: 0 }
     }

@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::cursor::Cursor;
+use super::cursor::ByteCursor;
 use super::limits::{ALIGNMENT_MAX, DIMS_MAX, KEY_BYTES_MAX, METADATA_ENTRIES_MAX, TENSOR_NAME_BYTES_MAX, TENSORS_MAX};
 use super::metadata::Metadata;
 use super::types::{self, unsupported_name};
@@ -42,7 +42,7 @@ pub struct TensorInfo {
     pub name: String,
     /// Its shape, outermost dimension first (the file lists them innermost first). One to four, none zero; the last
     /// is a whole number of blocks.
-    pub dims: Vec<usize>,
+    pub(crate) dims: Vec<usize>,
     /// Type of its elements.
     pub dtype: WeightFormat,
     /// Where its data begins in the file.
@@ -52,7 +52,7 @@ pub struct TensorInfo {
 
 impl TensorInfo {
     /// Number of elements.
-    pub fn num_elements(&self) -> usize {
+    pub(crate) fn num_elements(&self) -> usize {
         self.dims.iter().product()
     }
 
@@ -67,7 +67,7 @@ impl TensorInfo {
     }
 
     /// Where its data lies in the file.
-    pub fn data_range(&self) -> Range<usize> {
+    pub(crate) fn data_range(&self) -> Range<usize> {
         self.start..self.start + self.num_bytes
     }
 }
@@ -78,7 +78,7 @@ impl Header {
     /// # Errors
     /// If a rule of the format is broken or a tensor's type is not supported.
     pub(super) fn parse(data: &[u8]) -> Result<Self> {
-        let mut cursor = Cursor::new(data);
+        let mut cursor = ByteCursor::new(data);
         check_magic_and_version(&mut cursor)?;
         let num_tensors = cursor.u64("the number of tensors")?;
         let num_entries = cursor.u64("the number of metadata entries")?;
@@ -106,7 +106,7 @@ impl Header {
     }
 }
 
-fn check_magic_and_version(cursor: &mut Cursor<'_>) -> Result<()> {
+fn check_magic_and_version(cursor: &mut ByteCursor<'_>) -> Result<()> {
     let magic: [u8; 4] = cursor.array("the magic number")?;
     if &magic != b"GGUF" {
         return Err(Error::bad_model(format!(
@@ -123,7 +123,7 @@ fn check_magic_and_version(cursor: &mut Cursor<'_>) -> Result<()> {
     }
 }
 
-fn check_count(what: &str, count: u64, max: u64, bytes_min: u64, cursor: &Cursor<'_>) -> Result<()> {
+fn check_count(what: &str, count: u64, max: u64, bytes_min: u64, cursor: &ByteCursor<'_>) -> Result<()> {
     if count > max {
         return Err(Error::bad_model(format!("the number of {what} must be at most {max}, is {count}")));
     }
@@ -136,7 +136,7 @@ fn check_count(what: &str, count: u64, max: u64, bytes_min: u64, cursor: &Cursor
     Ok(())
 }
 
-fn read_metadata(cursor: &mut Cursor<'_>, num_entries: u64) -> Result<Metadata> {
+fn read_metadata(cursor: &mut ByteCursor<'_>, num_entries: u64) -> Result<Metadata> {
     let mut metadata = Metadata::default();
     let mut last = "none";
     for index in 0..num_entries {
@@ -183,7 +183,7 @@ struct RawTensor {
     offset: u64,
 }
 
-fn read_tensor(cursor: &mut Cursor<'_>, index: u64) -> Result<RawTensor> {
+fn read_tensor(cursor: &mut ByteCursor<'_>, index: u64) -> Result<RawTensor> {
     let name =
         cursor.str(TENSOR_NAME_BYTES_MAX, "the name").map_err(|e| e.context(format!("tensor number {index}")))?;
     if name.is_empty() {
@@ -192,7 +192,7 @@ fn read_tensor(cursor: &mut Cursor<'_>, index: u64) -> Result<RawTensor> {
     read_shape_and_place(cursor, name).map_err(|e| e.context(format!("tensor `{name}`")))
 }
 
-fn read_shape_and_place(cursor: &mut Cursor<'_>, name: &str) -> Result<RawTensor> {
+fn read_shape_and_place(cursor: &mut ByteCursor<'_>, name: &str) -> Result<RawTensor> {
     let num_dims = cursor.u32("the number of dimensions")?;
     if !(1..=DIMS_MAX).contains(&num_dims) {
         return Err(Error::bad_model(format!("must have 1 to {DIMS_MAX} dimensions, has {num_dims}")));

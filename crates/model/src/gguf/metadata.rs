@@ -87,7 +87,7 @@ impl Metadata {
     ///
     /// # Errors
     /// If the key is missing or holds something else.
-    pub fn get_str(&self, key: &str) -> Result<&str> {
+    pub(crate) fn get_str(&self, key: &str) -> Result<&str> {
         self.opt_str(key)?.ok_or_else(|| missing(key))
     }
 
@@ -95,7 +95,7 @@ impl Metadata {
     ///
     /// # Errors
     /// If the key holds something else.
-    pub fn opt_str(&self, key: &str) -> Result<Option<&str>> {
+    pub(crate) fn opt_str(&self, key: &str) -> Result<Option<&str>> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Str(s)) => Ok(Some(s)),
@@ -103,44 +103,12 @@ impl Metadata {
         }
     }
 
-    /// The integer under `key`.
-    ///
-    /// # Errors
-    /// If the key is missing, holds something else or a value that does not fit.
-    pub fn get_u32(&self, key: &str) -> Result<u32> {
-        self.opt_u32(key)?.ok_or_else(|| missing(key))
-    }
-
     /// The integer under `key`, if there is one.
     ///
     /// # Errors
     /// If the key holds something else or a value that does not fit.
-    pub fn opt_u32(&self, key: &str) -> Result<Option<u32>> {
+    pub(crate) fn opt_u32(&self, key: &str) -> Result<Option<u32>> {
         self.integer(key, "an integer from 0 to 4294967295")
-    }
-
-    /// The integer under `key`.
-    ///
-    /// # Errors
-    /// If the key is missing, holds something else or a value that does not fit.
-    pub fn get_u64(&self, key: &str) -> Result<u64> {
-        self.opt_u64(key)?.ok_or_else(|| missing(key))
-    }
-
-    /// The integer under `key`, if there is one.
-    ///
-    /// # Errors
-    /// If the key holds something else or a value that does not fit.
-    pub fn opt_u64(&self, key: &str) -> Result<Option<u64>> {
-        self.integer(key, "an integer of at least 0")
-    }
-
-    /// The number under `key`.
-    ///
-    /// # Errors
-    /// If the key is missing, holds something else, or is not finite.
-    pub fn get_f32(&self, key: &str) -> Result<f32> {
-        self.opt_f32(key)?.ok_or_else(|| missing(key))
     }
 
     /// The number under `key`, if there is one. A number that is not finite is an error: nothing that a model is
@@ -148,7 +116,7 @@ impl Metadata {
     ///
     /// # Errors
     /// If the key holds something else, or is not finite.
-    pub fn opt_f32(&self, key: &str) -> Result<Option<f32>> {
+    pub(crate) fn opt_f32(&self, key: &str) -> Result<Option<f32>> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Float(f)) if (*f as f32).is_finite() => Ok(Some(*f as f32)),
@@ -156,19 +124,11 @@ impl Metadata {
         }
     }
 
-    /// The boolean under `key`.
-    ///
-    /// # Errors
-    /// If the key is missing or holds something else.
-    pub fn get_bool(&self, key: &str) -> Result<bool> {
-        self.opt_bool(key)?.ok_or_else(|| missing(key))
-    }
-
     /// The boolean under `key`, if there is one.
     ///
     /// # Errors
     /// If the key holds something else.
-    pub fn opt_bool(&self, key: &str) -> Result<Option<bool>> {
+    pub(crate) fn opt_bool(&self, key: &str) -> Result<Option<bool>> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Bool(b)) => Ok(Some(*b)),
@@ -188,7 +148,7 @@ impl Metadata {
     ///
     /// # Errors
     /// If the key holds something else.
-    pub fn opt_strings(&self, key: &str) -> Result<Option<&Strings>> {
+    pub(crate) fn opt_strings(&self, key: &str) -> Result<Option<&Strings>> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Array(Array::Strings(s))) => Ok(Some(s)),
@@ -200,7 +160,7 @@ impl Metadata {
     ///
     /// # Errors
     /// If the key holds something else.
-    pub fn opt_f32s(&self, key: &str) -> Result<Option<Vec<f32>>> {
+    pub(crate) fn opt_f32s(&self, key: &str) -> Result<Option<Vec<f32>>> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Array(Array::F32s(a))) => Ok(Some(a.clone())),
@@ -209,32 +169,12 @@ impl Metadata {
         }
     }
 
-    /// The booleans under `key`, if there are any.
-    ///
-    /// # Errors
-    /// If the key holds something else.
-    pub fn opt_bools(&self, key: &str) -> Result<Option<Vec<bool>>> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::Array(Array::Bools(a))) => Ok(Some(a.clone())),
-            Some(v) => Err(wrong(key, "an array of booleans", v)),
-        }
-    }
-
     /// The integers under `key`, if there are any.
     ///
     /// # Errors
     /// If the key holds something else, or an element does not fit.
-    pub fn opt_i32s(&self, key: &str) -> Result<Option<Vec<i32>>> {
+    pub(crate) fn opt_i32s(&self, key: &str) -> Result<Option<Vec<i32>>> {
         self.integers(key, "an array of integers of 32 bits")
-    }
-
-    /// The integers under `key`, if there are any.
-    ///
-    /// # Errors
-    /// If the key holds something else, or an element does not fit.
-    pub fn opt_u32s(&self, key: &str) -> Result<Option<Vec<u32>>> {
-        self.integers(key, "an array of integers from 0 to 4294967295")
     }
 
     fn integer<T: TryFrom<u64> + TryFrom<i64>>(&self, key: &str, expected: &str) -> Result<Option<T>> {

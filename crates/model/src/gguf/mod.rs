@@ -32,28 +32,29 @@ pub use header::TensorInfo;
 pub use metadata::{Array, Metadata, Strings, Value};
 
 use header::Header;
+use tallow_kernels::dequantize_row;
 use tallow_stream::error::{Error, Result};
 
 /// What a file may ask of us. Real files stay far below; a file that does not is damaged or hostile.
 pub mod limits {
     /// Metadata entries in a file. Real models have about 40.
-    pub const METADATA_ENTRIES_MAX: u64 = 65_536;
+    pub(crate) const METADATA_ENTRIES_MAX: u64 = 65_536;
     /// Tensors in a file. The largest published mixtures have a few thousand.
-    pub const TENSORS_MAX: u64 = 65_536;
+    pub(crate) const TENSORS_MAX: u64 = 65_536;
     /// Bytes of a key: the format's own limit.
-    pub const KEY_BYTES_MAX: u64 = 65_535;
+    pub(crate) const KEY_BYTES_MAX: u64 = 65_535;
     /// Bytes of a tensor name. The format says 64; some writers exceed it.
-    pub const TENSOR_NAME_BYTES_MAX: u64 = 255;
+    pub(crate) const TENSOR_NAME_BYTES_MAX: u64 = 255;
     /// Bytes of one string value. Embedded tokenizer files reach some tens of MB.
-    pub const STRING_BYTES_MAX: u64 = 64 << 20;
+    pub(crate) const STRING_BYTES_MAX: u64 = 64 << 20;
     /// Elements of one array, nested ones included. The largest vocabularies have about 262,144 tokens.
-    pub const ARRAY_ELEMENTS_MAX: u64 = 1 << 24;
+    pub(crate) const ARRAY_ELEMENTS_MAX: u64 = 1 << 24;
     /// How deep arrays may nest.
-    pub const ARRAY_DEPTH_MAX: usize = 4;
+    pub(crate) const ARRAY_DEPTH_MAX: usize = 4;
     /// Largest `general.alignment`, in bytes.
-    pub const ALIGNMENT_MAX: u32 = 1 << 20;
+    pub(crate) const ALIGNMENT_MAX: u32 = 1 << 20;
     /// Dimensions of a tensor.
-    pub const DIMS_MAX: u32 = 4;
+    pub(crate) const DIMS_MAX: u32 = 4;
 }
 
 /// An open, mapped and validated GGUF file.
@@ -71,6 +72,21 @@ pub struct TensorView<'a> {
     pub info: &'a TensorInfo,
     /// The raw blocks, exactly [`TensorInfo::num_bytes`] of them.
     pub data: &'a [u8],
+}
+
+impl TensorView<'_> {
+    /// All its numbers as f32: of norms, biases, rope factors.
+    ///
+    /// # Errors
+    /// If one of them is not finite.
+    pub(crate) fn floats(&self) -> Result<Vec<f32>> {
+        let mut out = vec![0.0; self.info.num_elements()];
+        dequantize_row(self.info.dtype, self.data, &mut out);
+        if let Some(bad) = out.iter().find(|x| !x.is_finite()) {
+            return Err(Error::bad_model(format!("tensor `{}` holds {bad}", self.info.name)));
+        }
+        Ok(out)
+    }
 }
 
 impl Gguf {
@@ -102,7 +118,7 @@ impl Gguf {
     ///
     /// # Errors
     /// If the system refuses the map, or the file has changed its length.
-    pub fn mapped_afresh(&self) -> Result<Self> {
+    pub(crate) fn mapped_afresh(&self) -> Result<Self> {
         let file = self.file.try_clone().map_err(|e| Error::io("cannot open again", e))?;
         let map = map_file(&file).map_err(|e| Error::io("cannot map", e))?;
         if map.len() != self.map.len() {
@@ -125,7 +141,7 @@ impl Gguf {
     ///
     /// # Errors
     /// If the file has none; the message names it.
-    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
+    pub(crate) fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
         self.opt_tensor(name).ok_or_else(|| Error::bad_model(format!("tensor `{name}` is missing")))
     }
 

@@ -1,12 +1,12 @@
 //! Values of metadata entries. The type ids and layouts are the format's; arrays may nest.
 
-use super::cursor::Cursor;
+use super::cursor::ByteCursor;
 use super::limits::{ARRAY_DEPTH_MAX, ARRAY_ELEMENTS_MAX, STRING_BYTES_MAX};
 use super::metadata::{Array, Strings, Value};
 use tallow_stream::error::{Error, Result};
 
 /// Reads a type id and the value of that type. Errors say what is wrong; the caller names the key.
-pub(super) fn read_value(cursor: &mut Cursor<'_>) -> Result<Value> {
+pub(super) fn read_value(cursor: &mut ByteCursor<'_>) -> Result<Value> {
     let type_id = cursor.u32("the value type")?;
     let what = "the value";
     Ok(match type_id {
@@ -28,7 +28,7 @@ pub(super) fn read_value(cursor: &mut Cursor<'_>) -> Result<Value> {
 }
 
 /// Reads an array. `budget` is how many elements it and all arrays within may still have together.
-fn read_array(cursor: &mut Cursor<'_>, depth: usize, budget: &mut u64) -> Result<Array> {
+fn read_array(cursor: &mut ByteCursor<'_>, depth: usize, budget: &mut u64) -> Result<Array> {
     let type_id = cursor.u32("the element type")?;
     let len = cursor.u64("the number of elements")?;
     if len > *budget {
@@ -56,7 +56,7 @@ fn read_array(cursor: &mut Cursor<'_>, depth: usize, budget: &mut u64) -> Result
 }
 
 /// Numbers of `N` bytes each. Their bytes are taken first, so the vector is never longer than the file allows.
-fn numbers<const N: usize, T>(cursor: &mut Cursor<'_>, len: u64, from_le: fn([u8; N]) -> T) -> Result<Vec<T>> {
+fn numbers<const N: usize, T>(cursor: &mut ByteCursor<'_>, len: u64, from_le: fn([u8; N]) -> T) -> Result<Vec<T>> {
     // `len` is at most ARRAY_ELEMENTS_MAX, so the product cannot wrap.
     let bytes = cursor.take(len * N as u64, "the array")?;
     Ok(bytes.as_chunks::<N>().0.iter().map(|&b| from_le(b)).collect())
@@ -75,7 +75,7 @@ fn boolean(byte: u8) -> Result<bool> {
     }
 }
 
-fn strings(cursor: &mut Cursor<'_>, len: u64) -> Result<Strings> {
+fn strings(cursor: &mut ByteCursor<'_>, len: u64) -> Result<Strings> {
     check_room(cursor, len, 8)?;
     let mut out = Strings::with_capacity(len as usize);
     for i in 0..len {
@@ -85,7 +85,7 @@ fn strings(cursor: &mut Cursor<'_>, len: u64) -> Result<Strings> {
     Ok(out)
 }
 
-fn nested(cursor: &mut Cursor<'_>, len: u64, depth: usize, budget: &mut u64) -> Result<Vec<Array>> {
+fn nested(cursor: &mut ByteCursor<'_>, len: u64, depth: usize, budget: &mut u64) -> Result<Vec<Array>> {
     if depth >= ARRAY_DEPTH_MAX {
         return Err(Error::bad_model(format!("arrays nest deeper than {ARRAY_DEPTH_MAX}")));
     }
@@ -98,7 +98,7 @@ fn nested(cursor: &mut Cursor<'_>, len: u64, depth: usize, budget: &mut u64) -> 
 }
 
 /// Refuses a count that the rest of the file cannot hold, before memory is reserved for it.
-fn check_room(cursor: &Cursor<'_>, len: u64, bytes_min: u64) -> Result<()> {
+fn check_room(cursor: &ByteCursor<'_>, len: u64, bytes_min: u64) -> Result<()> {
     if len * bytes_min > cursor.remaining() {
         return Err(Error::bad_model(format!(
             "an array of {len} elements cannot fit into the {} bytes that are left",

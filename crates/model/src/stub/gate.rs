@@ -12,12 +12,12 @@ const BEAT: Duration = Duration::from_millis(50);
 /// A door that steps wait at. New ones are shut.
 #[derive(Debug, Default)]
 pub struct StubGate {
-    state: Mutex<State>,
+    state: Mutex<GateState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct GateState {
     num_arrived: u64,
     num_allowed: u64,
 }
@@ -69,7 +69,7 @@ impl StubGate {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, GateState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

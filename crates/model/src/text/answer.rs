@@ -14,10 +14,10 @@ mod count;
 mod format;
 mod scan;
 
-use call::{Accept, CallReader, Progress};
+use call::{Accept, CallProgress, CallReader};
 pub use count::ReasoningCount;
 pub(in crate::text) use format::MARKERS;
-pub use format::{AnswerFormat, CallFormat, CallSyntax, ReasoningFormat, ReasoningSyntax};
+pub use format::{AnswerFormat, CallFormat, CallSyntax, FREE_TEXT, ReasoningFormat, ReasoningSyntax};
 
 /// Longest name before the arguments of Mistral's newer form; what is longer is none.
 const NAME_BYTES_MAX: usize = 256;
@@ -42,7 +42,7 @@ pub enum Piece {
 #[derive(Debug)]
 pub struct AnswerParser {
     format: AnswerFormat,
-    state: State,
+    state: AnswerState,
     /// What has come and is not understood yet.
     held: String,
     num_calls: usize,
@@ -52,7 +52,7 @@ pub struct AnswerParser {
 }
 
 #[derive(Debug)]
-enum State {
+enum AnswerState {
     /// Nothing but space has come.
     Start,
     /// Within the reasoning; its leading space is dropped.
@@ -69,6 +69,8 @@ enum State {
     Call { raw: String, reader: Box<CallReader>, is_item: bool },
     /// Behind a call.
     AfterCall { is_item: bool },
+    /// Within an answer that is one tool's input as a whole.
+    Whole,
 }
 
 /// Whether a text begins with a marker.
@@ -85,10 +87,12 @@ impl AnswerParser {
     pub fn new(format: &AnswerFormat) -> Self {
         let is_bare = format.calls.as_ref().is_some_and(|calls| calls.syntax == CallSyntax::Llama3);
         let (state, reasoning_end) = match format.reasoning {
-            Some(reasoning) if reasoning.is_open => (State::Reasoning { is_empty: true }, None),
-            Some(_) => (State::Start, None),
-            None if is_bare => (State::Start, Some(0)),
-            None => (State::Content { is_after_call: false }, Some(0)),
+            Some(reasoning) if reasoning.is_open => (AnswerState::Reasoning { is_empty: true }, None),
+            Some(_) => (AnswerState::Start, None),
+            None if is_bare || format.calls.as_ref().is_some_and(|calls| calls.whole.is_some()) => {
+                (AnswerState::Start, Some(0))
+            }
+            None => (AnswerState::Content { is_after_call: false }, Some(0)),
         };
         let format = format.clone();
         Self { format, state, held: String::new(), num_calls: 0, num_bytes: 0, reasoning_end, pieces: Vec::new() }
@@ -106,13 +110,14 @@ impl AnswerParser {
     pub fn finish(&mut self) -> Vec<Piece> {
         while self.step(true) {}
         let held = std::mem::take(&mut self.held);
-        match std::mem::replace(&mut self.state, State::Content { is_after_call: false }) {
-            State::Reasoning { .. } => {
+        match std::mem::replace(&mut self.state, AnswerState::Content { is_after_call: false }) {
+            AnswerState::Reasoning { .. } => {
                 self.reasoning_end.get_or_insert(self.num_bytes);
             }
-            State::Call { raw, reader, .. } if !reader.is_begun() => self.content(&(raw + &held)),
-            State::Opened { raw } | State::Item { raw } => self.content(&(raw + &held)),
-            State::Content { is_after_call: true } | State::AfterCall { .. } if held.trim().is_empty() => {}
+            AnswerState::Call { raw, reader, .. } if !reader.is_begun() => self.content(&(raw + &held)),
+            AnswerState::Opened { raw } | AnswerState::Item { raw } => self.content(&(raw + &held)),
+            AnswerState::Content { is_after_call: true } | AnswerState::AfterCall { .. } if held.trim().is_empty() => {}
+            AnswerState::Whole => self.pieces.push(Piece::CallArguments("\"}".to_owned())),
             _ => self.content(&held),
         }
         self.reasoning_end.get_or_insert(0);
@@ -126,24 +131,25 @@ impl AnswerParser {
 
     /// How many bytes of the text are reasoning, its markers included, once that is known: after its end, or after the
     /// first characters of an answer without it.
-    pub fn reasoning_bytes(&self) -> Option<usize> {
+    pub(crate) fn reasoning_bytes(&self) -> Option<usize> {
         self.reasoning_end
     }
 
     /// Understands some of what is held; `false` if more text must come first.
     fn step(&mut self, is_end: bool) -> bool {
         match &mut self.state {
-            State::Start => self.step_start(is_end),
-            State::Reasoning { .. } => self.step_reasoning(is_end),
-            State::Thought => {
+            AnswerState::Start => self.step_start(is_end),
+            AnswerState::Reasoning { .. } => self.step_reasoning(is_end),
+            AnswerState::Thought => {
                 drop_space(&mut self.held);
                 !self.held.is_empty() && self.begin_content()
             }
-            State::Content { .. } => self.step_content(is_end),
-            State::Opened { .. } => self.step_opened(is_end),
-            State::Item { .. } => self.step_item(),
-            State::Call { .. } => self.step_call(),
-            State::AfterCall { .. } => self.step_after_call(is_end),
+            AnswerState::Content { .. } => self.step_content(is_end),
+            AnswerState::Opened { .. } => self.step_opened(is_end),
+            AnswerState::Item { .. } => self.step_item(),
+            AnswerState::Call { .. } => self.step_call(),
+            AnswerState::AfterCall { .. } => self.step_after_call(is_end),
+            AnswerState::Whole => self.step_whole(),
         }
     }
 
@@ -157,7 +163,7 @@ impl AnswerParser {
                 Look::Perhaps if !is_end => return false,
                 Look::Here => {
                     self.held = text[reasoning.syntax.opening().len()..].to_owned();
-                    self.state = State::Reasoning { is_empty: true };
+                    self.state = AnswerState::Reasoning { is_empty: true };
                     return true;
                 }
                 Look::Perhaps | Look::Not => {}
@@ -170,17 +176,32 @@ impl AnswerParser {
     /// The first characters of what is said are there; they may be a call without a marker.
     fn begin_content(&mut self) -> bool {
         match &self.format.calls {
+            Some(CallFormat { whole: Some(name), .. }) => {
+                self.num_calls += 1;
+                self.pieces.push(Piece::CallBegin { name: name.clone() });
+                self.pieces.push(Piece::CallArguments(format!("{{\"{FREE_TEXT}\": \"")));
+                self.state = AnswerState::Whole;
+            }
             Some(calls) if calls.syntax == CallSyntax::Llama3 && self.held.trim_start().starts_with('{') => {
                 self.state = bare_call(calls, String::new());
             }
-            _ => self.state = State::Content { is_after_call: false },
+            _ => self.state = AnswerState::Content { is_after_call: false },
         }
         true
     }
 
+    /// The text as the value of a JSON string.
+    fn step_whole(&mut self) -> bool {
+        if !self.held.is_empty() {
+            let quoted = serde_json::Value::from(std::mem::take(&mut self.held)).to_string();
+            self.pieces.push(Piece::CallArguments(quoted[1..quoted.len() - 1].to_owned()));
+        }
+        false
+    }
+
     fn step_reasoning(&mut self, is_end: bool) -> bool {
         let Some(reasoning) = self.format.reasoning else { return false };
-        let State::Reasoning { is_empty } = &mut self.state else { return false };
+        let AnswerState::Reasoning { is_empty } = &mut self.state else { return false };
         if *is_empty {
             drop_space(&mut self.held);
             // Some models open again what the prompt has opened.
@@ -210,7 +231,7 @@ impl AnswerParser {
         drop_front(&mut self.held, found.map_or(len, |at| at + closing.len()));
         if found.is_some() {
             self.reasoning_end = Some(self.num_bytes - self.held.len());
-            self.state = State::Thought;
+            self.state = AnswerState::Thought;
         }
         found.is_some()
     }
@@ -218,10 +239,10 @@ impl AnswerParser {
     fn step_content(&mut self, is_end: bool) -> bool {
         let Some(marker) = self.next_marker() else {
             // Behind the only call there may be, space is still the format's.
-            if matches!(self.state, State::Content { is_after_call: true }) && self.held.trim().is_empty() {
+            if matches!(self.state, AnswerState::Content { is_after_call: true }) && self.held.trim().is_empty() {
                 return false;
             }
-            self.state = State::Content { is_after_call: false };
+            self.state = AnswerState::Content { is_after_call: false };
             let held = std::mem::take(&mut self.held);
             self.content(&held);
             return false;
@@ -232,7 +253,7 @@ impl AnswerParser {
             let text = self.held[..len].to_owned();
             drop_front(&mut self.held, at + marker.len());
             self.content(&text);
-            self.state = State::Opened { raw };
+            self.state = AnswerState::Opened { raw };
             return true;
         }
         let len = if is_end { 0 } else { safe_len(&self.held, marker) };
@@ -240,37 +261,37 @@ impl AnswerParser {
             let text = self.held[..len].to_owned();
             drop_front(&mut self.held, len);
             self.content(&text);
-            self.state = State::Content { is_after_call: false };
+            self.state = AnswerState::Content { is_after_call: false };
         }
         false
     }
 
     fn step_opened(&mut self, is_end: bool) -> bool {
-        let State::Opened { raw } = &mut self.state else { return false };
+        let AnswerState::Opened { raw } = &mut self.state else { return false };
         move_space(&mut self.held, raw);
         let Some(first) = self.held.chars().next() else { return false };
         let raw = std::mem::take(raw);
         if first == '{' {
-            self.state = State::Call { raw, reader: Box::new(CallReader::object(Accept::Any)), is_item: false };
+            self.state = AnswerState::Call { raw, reader: Box::new(CallReader::object(Accept::Any)), is_item: false };
             return true;
         }
         let is_mistral = self.format.calls.as_ref().is_some_and(|calls| calls.syntax == CallSyntax::Mistral);
         if is_mistral && first == '[' {
             drop_front(&mut self.held, 1);
-            self.state = State::Item { raw: raw + "[" };
+            self.state = AnswerState::Item { raw: raw + "[" };
             return true;
         }
         let named = if is_mistral { named_call(&self.held) } else { Named::Not };
         match named {
             Named::Perhaps if !is_end => {
-                self.state = State::Opened { raw };
+                self.state = AnswerState::Opened { raw };
                 false
             }
             Named::Here { name_len, head_len } => {
                 let reader = Box::new(CallReader::arguments(self.held[..name_len].to_owned()));
                 let raw = raw + &self.held[..head_len];
                 drop_front(&mut self.held, head_len);
-                self.state = State::Call { raw, reader, is_item: false };
+                self.state = AnswerState::Call { raw, reader, is_item: false };
                 true
             }
             Named::Perhaps | Named::Not => self.give_back(&raw),
@@ -278,23 +299,23 @@ impl AnswerParser {
     }
 
     fn step_item(&mut self) -> bool {
-        let State::Item { raw } = &mut self.state else { return false };
+        let AnswerState::Item { raw } = &mut self.state else { return false };
         move_space(&mut self.held, raw);
         match self.held.chars().next() {
             None => false,
             Some('{') if self.may_call() => {
-                let State::Item { raw } = &mut self.state else { return false };
+                let AnswerState::Item { raw } = &mut self.state else { return false };
                 let reader = Box::new(CallReader::object(Accept::Any));
-                self.state = State::Call { raw: std::mem::take(raw), reader, is_item: true };
+                self.state = AnswerState::Call { raw: std::mem::take(raw), reader, is_item: true };
                 true
             }
             Some(']') if self.num_calls > 0 => {
                 drop_front(&mut self.held, 1);
-                self.state = State::Content { is_after_call: true };
+                self.state = AnswerState::Content { is_after_call: true };
                 true
             }
             Some(_) => {
-                let State::Item { raw } = &mut self.state else { return false };
+                let AnswerState::Item { raw } = &mut self.state else { return false };
                 let raw = std::mem::take(raw);
                 self.give_back(&raw)
             }
@@ -302,13 +323,13 @@ impl AnswerParser {
     }
 
     fn step_call(&mut self) -> bool {
-        let State::Call { raw, reader, is_item } = &mut self.state else { return false };
+        let AnswerState::Call { raw, reader, is_item } = &mut self.state else { return false };
         let is_item = *is_item;
         let (len, progress) = reader.read(&self.held);
         let (name, arguments, is_begun) = (reader.take_name(), reader.take_arguments(), reader.is_begun());
         raw.push_str(&self.held[..len]);
         // Still to be given back, or not needed any more.
-        let raw = if is_begun || progress == Progress::Wrong { std::mem::take(raw) } else { String::new() };
+        let raw = if is_begun || progress == CallProgress::Wrong { std::mem::take(raw) } else { String::new() };
         drop_front(&mut self.held, len);
         if let Some(name) = name {
             self.num_calls += 1;
@@ -318,23 +339,23 @@ impl AnswerParser {
             self.pieces.push(Piece::CallArguments(arguments));
         }
         match progress {
-            Progress::Unfinished => false,
-            Progress::Wrong if !is_begun => self.give_back(&raw),
-            Progress::Done | Progress::Wrong => {
-                self.state = State::AfterCall { is_item };
+            CallProgress::Unfinished => false,
+            CallProgress::Wrong if !is_begun => self.give_back(&raw),
+            CallProgress::Done | CallProgress::Wrong => {
+                self.state = AnswerState::AfterCall { is_item };
                 true
             }
         }
     }
 
     fn step_after_call(&mut self, is_end: bool) -> bool {
-        let State::AfterCall { is_item } = self.state else { return false };
+        let AnswerState::AfterCall { is_item } = self.state else { return false };
         let Some(calls) = &self.format.calls else { return false };
         let text = self.held.trim_start();
         if text.is_empty() {
             return false;
         }
-        let mut next = State::Content { is_after_call: true };
+        let mut next = AnswerState::Content { is_after_call: true };
         match calls.syntax {
             CallSyntax::Hermes => match look(text, "</tool_call>") {
                 Look::Perhaps if !is_end => return false,
@@ -357,7 +378,7 @@ impl AnswerParser {
                 let raw = self.held[..self.held.len() - text.len()].to_owned();
                 let has_comma = text.starts_with(',');
                 self.held = text[usize::from(has_comma)..].to_owned();
-                next = State::Item { raw: raw + if has_comma { "," } else { "" } };
+                next = AnswerState::Item { raw: raw + if has_comma { "," } else { "" } };
             }
             CallSyntax::Llama3 | CallSyntax::Mistral => {}
         }
@@ -378,7 +399,7 @@ impl AnswerParser {
     /// It was no call: its text is content, and what follows is looked at anew.
     fn give_back(&mut self, raw: &str) -> bool {
         self.content(raw);
-        self.state = State::Content { is_after_call: false };
+        self.state = AnswerState::Content { is_after_call: false };
         true
     }
 
@@ -392,9 +413,9 @@ impl AnswerParser {
 }
 
 /// Reading a call that no marker precedes.
-fn bare_call(calls: &CallFormat, raw: String) -> State {
+fn bare_call(calls: &CallFormat, raw: String) -> AnswerState {
     let reader = CallReader::object(Accept::Known(calls.names.clone()));
-    State::Call { raw, reader: Box::new(reader), is_item: false }
+    AnswerState::Call { raw, reader: Box::new(reader), is_item: false }
 }
 
 /// A name with what stands between it and its arguments.

@@ -32,7 +32,7 @@ impl Bpe {
     ///
     /// # Errors
     /// [`tallow_stream::error::ErrorKind::BadModel`] for an unknown `pre` or a merge that is not two pieces.
-    pub fn new(vocab: &Vocab, pre: &str, merges: &[String]) -> Result<Self> {
+    pub(crate) fn new(vocab: &Vocab, pre: &str, merges: &[String]) -> Result<Self> {
         let rules = rules_of(pre)?;
         let mut ids = BpeVocab::with_capacity(vocab.tokens.len());
         for (id, (token, kind)) in vocab.tokens.iter().zip(&vocab.kinds).enumerate() {
@@ -67,7 +67,7 @@ impl Bpe {
     ///
     /// # Errors
     /// For a word that is too long.
-    pub fn encode(&self, text: &str, ids: &mut Vec<TokenId>) -> Result<()> {
+    pub(crate) fn encode(&self, text: &str, ids: &mut Vec<TokenId>) -> Result<()> {
         let mut parts = vec![text];
         for split in &self.splits {
             parts = split.isolate(&parts);

@@ -41,11 +41,6 @@ impl Detokenizer {
         std::mem::take(&mut self.text)
     }
 
-    /// Whether bytes wait for the rest of their character.
-    pub fn is_mid_character(&self) -> bool {
-        !self.partial.is_empty()
-    }
-
     /// Forgets the beginning of a character that will not become whole.
     pub fn forget_partial(&mut self) {
         self.partial.clear();
@@ -102,12 +97,10 @@ mod tests {
         let mut detokenizer = Detokenizer::new();
         detokenizer.push(b"a\xF0\x9F");
         assert_eq!(detokenizer.take(), "a");
-        assert!(detokenizer.is_mid_character());
         detokenizer.push(b"\x98");
         assert_eq!(detokenizer.take(), "");
         detokenizer.push(b"\x80b");
         assert_eq!(detokenizer.take(), "😀b");
-        assert!(!detokenizer.is_mid_character());
         assert_eq!(detokenizer.finish(), "");
     }
 

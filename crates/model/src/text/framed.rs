@@ -6,15 +6,18 @@ use tokenizers::Tokenizer as Library;
 use tallow_stream::error::{Error, Result};
 use tallow_stream::protocol::TokenId;
 
+/// The longest word that such a tokenizer looks at: WordPiece has 100 characters, longer ones are one unknown token.
+pub(super) const WORD_BYTES_MAX: usize = 400;
+
 /// Texts to the tokens of an encoder.
-pub struct FramedTokenizer(Library);
+pub(super) struct FramedTokenizer(Library);
 
 impl FramedTokenizer {
     /// Reads the file.
     ///
     /// # Errors
     /// If it is no such file.
-    pub fn from_json(json: &[u8]) -> Result<Self> {
+    pub(super) fn from_json(json: &[u8]) -> Result<Self> {
         let unreadable = |e: tokenizers::Error| Error::bad_model(format!("tokenizer.json cannot be read: {e}"));
         let mut library = Library::from_bytes(json).map_err(unreadable)?;
         // Files tell how they were trained: cut and filled up. A text that is too long is refused here, not cut in silence,
@@ -30,13 +33,13 @@ impl FramedTokenizer {
     ///
     /// # Errors
     /// If the library fails.
-    pub fn encode(&self, text: &str) -> Result<Vec<TokenId>> {
+    pub(super) fn encode(&self, text: &str) -> Result<Vec<TokenId>> {
         let encoding = self.0.encode_fast(text, true);
         Ok(encoding.map_err(|e| Error::internal(format!("tokenising failed: {e}")))?.get_ids().to_vec())
     }
 
     /// Tokens there are.
-    pub fn vocab_size(&self) -> usize {
+    pub(super) fn vocab_size(&self) -> usize {
         self.0.get_vocab_size(true)
     }
 }

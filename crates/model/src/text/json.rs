@@ -55,7 +55,7 @@ impl std::fmt::Debug for JsonModel {
 
 impl JsonModel {
     /// Reads the file.
-    pub fn new(json: &[u8]) -> Result<Self> {
+    pub(crate) fn new(json: &[u8]) -> Result<Self> {
         let library =
             Library::from_bytes(json).map_err(|e| Error::bad_model(format!("tokenizer.json cannot be read: {e}")))?;
         let mut plain_added = library.get_added_vocabulary().clone();
@@ -64,7 +64,7 @@ impl JsonModel {
     }
 
     /// Appends the ids of `text`.
-    pub fn encode(&self, text: &str, parse_special: bool, ids: &mut Vec<TokenId>) -> Result<()> {
+    pub(crate) fn encode(&self, text: &str, parse_special: bool, ids: &mut Vec<TokenId>) -> Result<()> {
         let added = if parse_special { self.library.get_added_vocabulary() } else { &self.plain_added };
         let mut words = added.extract_and_normalize(self.library.get_normalizer(), text);
         if let Some(splitter) = self.library.get_pre_tokenizer() {
@@ -90,7 +90,7 @@ impl JsonModel {
     ///
     /// # Errors
     /// [`tallow_stream::error::ErrorKind::BadModel`] if an id is absurdly large: gaps are filled, so it would cost memory.
-    pub fn pieces(&self) -> Result<Pieces> {
+    pub(crate) fn pieces(&self) -> Result<Pieces> {
         let decoder = self.library.get_decoder().and_then(|decoder| serde_json::to_string(decoder).ok());
         let is_byte_level = decoder.is_some_and(|decoder| decoder.contains("ByteLevel"));
         let added = self.library.get_added_tokens_decoder();
@@ -120,12 +120,12 @@ impl JsonModel {
     }
 
     /// How the added tokens are written.
-    pub fn special_spellings(&self) -> HashMap<TokenId, String> {
+    pub(crate) fn special_spellings(&self) -> HashMap<TokenId, String> {
         self.library.get_added_tokens_decoder().into_iter().map(|(id, token)| (id, token.content)).collect()
     }
 
     /// What can be known about the ends of text.
-    pub fn facts(&self) -> JsonFacts {
+    pub(crate) fn facts(&self) -> JsonFacts {
         let added = self.library.get_added_tokens_decoder();
         let first = self.library.encode_fast("", true).ok().and_then(|encoding| encoding.get_ids().first().copied());
         let bos = first.filter(|id| added.get(id).is_some_and(|token| token.special));

@@ -17,10 +17,10 @@ mod vocab;
 mod words;
 
 pub use answer::{
-    AnswerFormat, AnswerParser, CallFormat, CallSyntax, Piece, ReasoningCount, ReasoningFormat, ReasoningSyntax,
+    AnswerFormat, AnswerParser, CallFormat, CallSyntax, FREE_TEXT, Piece, ReasoningCount, ReasoningFormat,
+    ReasoningSyntax,
 };
 pub use detokenizer::Detokenizer;
-pub use framed::FramedTokenizer;
 pub use stop::{StopOutcome, StopStrings};
 pub use tallow_stream::{excerpt, printable, printable_json, printable_line};
 pub use tokenizer::Tokenizer;

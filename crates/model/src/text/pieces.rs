@@ -16,14 +16,14 @@ pub(super) struct Pieces {
 
 impl Pieces {
     /// Appends the next id's bytes.
-    pub fn push(&mut self, bytes: &[u8]) {
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
         self.ends.push(self.bytes.len());
         self.longest = self.longest.max(bytes.len());
     }
 
     /// The bytes of `token`; empty for ids beyond the last.
-    pub fn get(&self, token: TokenId) -> &[u8] {
+    pub(crate) fn get(&self, token: TokenId) -> &[u8] {
         let index = token as usize;
         let Some(&end) = self.ends.get(index) else { return &[] };
         let start = if index == 0 { 0 } else { self.ends[index - 1] };
@@ -31,12 +31,12 @@ impl Pieces {
     }
 
     /// Bytes of the longest token.
-    pub fn longest(&self) -> usize {
+    pub(crate) fn longest(&self) -> usize {
         self.longest
     }
 
     /// Number of ids.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.ends.len()
     }
 }
@@ -54,7 +54,7 @@ const EMPTY: TokenId = TokenId::MAX;
 
 impl PieceIndex {
     /// Indexes the tokens `ids` of `pieces`. Of two tokens with the same bytes the first given wins.
-    pub fn new(pieces: &Pieces, ids: impl Iterator<Item = TokenId>) -> Self {
+    pub(crate) fn new(pieces: &Pieces, ids: impl Iterator<Item = TokenId>) -> Self {
         let mut index = Self { slots: vec![EMPTY; (pieces.len() * 2).next_power_of_two()], piece_bytes_max: 0 };
         for id in ids {
             let bytes = pieces.get(id);
@@ -68,7 +68,7 @@ impl PieceIndex {
     }
 
     /// The token with exactly these bytes.
-    pub fn get(&self, pieces: &Pieces, bytes: &[u8]) -> Option<TokenId> {
+    pub(crate) fn get(&self, pieces: &Pieces, bytes: &[u8]) -> Option<TokenId> {
         if bytes.len() > self.piece_bytes_max {
             return None;
         }

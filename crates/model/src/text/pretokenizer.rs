@@ -16,7 +16,7 @@ pub(super) struct Rules {
     /// Expressions, applied one after another.
     pub expressions: &'static [&'static str],
     /// A word that is a token as a whole becomes that token, even where merges would not lead there.
-    pub ignore_merges: bool,
+    pub(crate) ignore_merges: bool,
 }
 
 /// The rules of `pre`.

@@ -43,7 +43,7 @@ pub(super) struct SentencePiece {
 
 impl SentencePiece {
     /// Sets up the model of a checked vocabulary whose bytes are in `pieces`.
-    pub fn new(vocab: &Vocab, scores: &[f32], pieces: &Pieces) -> Self {
+    pub(crate) fn new(vocab: &Vocab, scores: &[f32], pieces: &Pieces) -> Self {
         let ids_of = |kind| (0..).zip(&vocab.kinds).filter(move |(_, k)| **k == kind).map(|(id, _): (TokenId, _)| id);
         let mergeable = (0..).zip(&vocab.kinds).filter(|(_, k)| matches!(k, TokenKind::Normal | TokenKind::Unused));
         let mut byte_tokens = vec![None; 256];
@@ -64,7 +64,7 @@ impl SentencePiece {
     }
 
     /// Whether a space goes in front of text at the beginning and behind special tokens.
-    pub fn adds_space_prefix(&self) -> bool {
+    pub(crate) fn adds_space_prefix(&self) -> bool {
         self.add_space_prefix
     }
 
@@ -72,7 +72,7 @@ impl SentencePiece {
     ///
     /// # Errors
     /// For a text that is too long; if a character is no piece and the vocabulary has neither byte nor unknown tokens.
-    pub fn encode(&self, pieces: &Pieces, text: &str, at_start: bool, ids: &mut Vec<TokenId>) -> Result<()> {
+    pub(crate) fn encode(&self, pieces: &Pieces, text: &str, at_start: bool, ids: &mut Vec<TokenId>) -> Result<()> {
         words::check(text, words::STRETCH_BYTES_MAX)?;
         let mut text = Cow::Borrowed(text);
         if text.contains(SPACE_MARK) {
@@ -142,7 +142,7 @@ struct Merger<'a> {
     pieces: &'a Pieces,
     text: &'a [u8],
     symbols: Vec<Symbol>,
-    heap: BinaryHeap<Candidate>,
+    heap: BinaryHeap<PieceCandidate>,
     /// Where an unused piece was joined, to take it apart again.
     unused_cuts: HashMap<TokenId, usize>,
 }
@@ -157,7 +157,7 @@ struct Symbol {
 }
 
 /// Two neighbours whose joint spelling is a piece.
-struct Candidate {
+struct PieceCandidate {
     score: f32,
     left: usize,
     right: usize,
@@ -188,7 +188,7 @@ impl<'a> Merger<'a> {
         for right in 1..self.symbols.len() {
             self.consider(right - 1, right);
         }
-        while let Some(Candidate { left, right, len, .. }) = self.heap.pop() {
+        while let Some(PieceCandidate { left, right, len, .. }) = self.heap.pop() {
             let (a, b) = (self.symbols[left], self.symbols[right]);
             if a.len == 0 || b.len == 0 || a.len + b.len != len {
                 continue;
@@ -213,29 +213,29 @@ impl<'a> Merger<'a> {
         if self.model.unused.binary_search(&id).is_ok() {
             self.unused_cuts.insert(id, a.len);
         }
-        self.heap.push(Candidate { score: self.model.scores[id as usize], left, right, len });
+        self.heap.push(PieceCandidate { score: self.model.scores[id as usize], left, right, len });
     }
 }
 
-impl Ord for Candidate {
+impl Ord for PieceCandidate {
     fn cmp(&self, other: &Self) -> Ordering {
         self.score.total_cmp(&other.score).then_with(|| other.left.cmp(&self.left))
     }
 }
 
-impl PartialOrd for Candidate {
+impl PartialOrd for PieceCandidate {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl PartialEq for Candidate {
+impl PartialEq for PieceCandidate {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other) == Ordering::Equal
     }
 }
 
-impl Eq for Candidate {}
+impl Eq for PieceCandidate {}
 
 /// The bytes that a token of a SentencePiece vocabulary stands for, in text and in output.
 pub(super) fn token_bytes(token: &str, kind: TokenKind) -> Vec<u8> {

@@ -15,7 +15,7 @@ use tallow_stream::protocol::TokenId;
 const MARKS: std::ops::RangeInclusive<char> = '\u{FDD0}'..='\u{FDEF}';
 
 /// A stretch of a rendered prompt.
-enum Part {
+enum PromptPart {
     Text(String),
     Token(TokenId),
 }
@@ -67,29 +67,29 @@ impl Tokenizer {
         let mut at_start = true;
         for part in parts {
             match &part {
-                Part::Token(id) => ids.push(*id),
-                Part::Text(text) => self.encode_words(text, at_start, &mut ids)?,
+                PromptPart::Token(id) => ids.push(*id),
+                PromptPart::Text(text) => self.encode_words(text, at_start, &mut ids)?,
             }
-            at_start = matches!(part, Part::Token(_));
+            at_start = matches!(part, PromptPart::Token(_));
         }
         Ok(ids)
     }
 
-    fn push_parts(&self, text: &str, parts: &mut Vec<Part>) {
+    fn push_parts(&self, text: &str, parts: &mut Vec<PromptPart>) {
         for segment in self.special().split(text) {
             match segment {
                 Segment::Text(text) => push_text(text, parts),
-                Segment::Token(id) => parts.push(Part::Token(id)),
+                Segment::Token(id) => parts.push(PromptPart::Token(id)),
             }
         }
     }
 }
 
 /// Text next to text is one stretch, so that words are cut as if nothing had been marked.
-fn push_text(text: &str, parts: &mut Vec<Part>) {
+fn push_text(text: &str, parts: &mut Vec<PromptPart>) {
     match parts.last_mut() {
-        Some(Part::Text(last)) => last.push_str(text),
-        _ => parts.push(Part::Text(text.to_owned())),
+        Some(PromptPart::Text(last)) => last.push_str(text),
+        _ => parts.push(PromptPart::Text(text.to_owned())),
     }
 }
 

@@ -30,7 +30,7 @@ pub(super) struct SpecialTokens {
 
 impl SpecialTokens {
     /// Collects spellings; empty ones are left out, and of two equal ones the first wins.
-    pub fn new<'a>(spellings: impl Iterator<Item = (TokenId, &'a str)>) -> Self {
+    pub(crate) fn new<'a>(spellings: impl Iterator<Item = (TokenId, &'a str)>) -> Self {
         let mut trie = Self { edges: HashMap::new(), tokens: vec![None], first: vec![false; 256] };
         for (token, spelling) in spellings.filter(|(_, spelling)| !spelling.is_empty()) {
             trie.first[spelling.as_bytes()[0] as usize] = true;
@@ -48,7 +48,7 @@ impl SpecialTokens {
     }
 
     /// Cuts `text` into words and special tokens, in order.
-    pub fn split<'a>(&self, text: &'a str) -> Vec<Segment<'a>> {
+    pub(crate) fn split<'a>(&self, text: &'a str) -> Vec<Segment<'a>> {
         let bytes = text.as_bytes();
         let mut segments = Vec::new();
         let (mut start, mut at) = (0, 0);

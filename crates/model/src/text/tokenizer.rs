@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use super::answer::MARKERS;
 use super::bpe::{self, Bpe};
+use super::framed::{FramedTokenizer, WORD_BYTES_MAX};
 use super::json::JsonModel;
 use super::pieces::Pieces;
 use super::sentencepiece::{self, SPACE_MARK, SentencePiece};
@@ -20,7 +21,7 @@ use tallow_stream::protocol::TokenId;
 pub struct Tokenizer {
     /// Bytes of each token; empty for control tokens.
     pieces: Pieces,
-    scheme: Encoder,
+    scheme: PieceEncoder,
     /// Spellings that are tokens in text a template rendered: control, unknown and user-defined.
     all_special: SpecialTokens,
     /// Spellings that are tokens in any text: user-defined.
@@ -38,11 +39,12 @@ pub struct Tokenizer {
 }
 
 #[derive(Debug)]
-enum Encoder {
+enum PieceEncoder {
     Bytes,
     Bpe(Box<Bpe>),
     SentencePiece(SentencePiece),
     Json(Box<JsonModel>),
+    Framed(Box<FramedTokenizer>),
 }
 
 impl Tokenizer {
@@ -53,7 +55,7 @@ impl Tokenizer {
             pieces.push(&[byte]);
         }
         pieces.push(&[]);
-        Self::plain(pieces, Encoder::Bytes).with_ends(None, Some(256), Vec::new())
+        Self::plain(pieces, PieceEncoder::Bytes).with_ends(None, Some(256), Vec::new())
     }
 
     /// Builds the tokenizer a vocabulary describes.
@@ -71,8 +73,10 @@ impl Tokenizer {
             });
         }
         let encoder = match &vocab.scheme {
-            Scheme::Bpe { pre, merges } => Encoder::Bpe(Box::new(Bpe::new(&vocab, pre, merges)?)),
-            Scheme::SentencePiece { scores } => Encoder::SentencePiece(SentencePiece::new(&vocab, scores, &pieces)),
+            Scheme::Bpe { pre, merges } => PieceEncoder::Bpe(Box::new(Bpe::new(&vocab, pre, merges)?)),
+            Scheme::SentencePiece { scores } => {
+                PieceEncoder::SentencePiece(SentencePiece::new(&vocab, scores, &pieces))
+            }
         };
         let mut tokenizer = Self::plain(pieces, encoder);
         tokenizer.add_bos = vocab.add_bos;
@@ -103,7 +107,7 @@ impl Tokenizer {
             }
         }
         let spellings = model.special_spellings();
-        let mut tokenizer = Self::plain(pieces, Encoder::Json(Box::new(model)));
+        let mut tokenizer = Self::plain(pieces, PieceEncoder::Json(Box::new(model)));
         tokenizer = match vocab {
             Some(vocab) => {
                 tokenizer.add_bos = vocab.add_bos;
@@ -122,6 +126,18 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
+    /// Reads the `tokenizer.json` of an encoder, whose texts stand between tokens of their own. Its tokens are never spelled
+    /// back, so none has bytes.
+    ///
+    /// # Errors
+    /// [`tallow_stream::error::ErrorKind::BadModel`] if the file is damaged.
+    pub fn framed(json: &[u8]) -> Result<Self> {
+        let model = FramedTokenizer::from_json(json)?;
+        let mut pieces = Pieces::default();
+        (0..model.vocab_size()).for_each(|_| pieces.push(&[]));
+        Ok(Self::plain(pieces, PieceEncoder::Framed(Box::new(model))))
+    }
+
     /// Ids of `text`. With `parse_special`, the spelling of a control token in the text becomes that token (for text
     /// that a template rendered); without, it stays text (for text that a user wrote). Adds nothing of its own:
     /// a prompt goes through [`Tokenizer::begin`] then.
@@ -130,9 +146,12 @@ impl Tokenizer {
     /// If the text cannot be spelled in this vocabulary.
     pub fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<TokenId>> {
         let mut ids = Vec::new();
-        if let Encoder::Json(model) = &self.scheme {
+        if let PieceEncoder::Json(model) = &self.scheme {
             model.encode(text, parse_special, &mut ids)?;
             return Ok(ids);
+        }
+        if let PieceEncoder::Framed(model) = &self.scheme {
+            return model.encode(text);
         }
         let special = if parse_special { &self.all_special } else { &self.user_defined };
         let mut at_start = true;
@@ -201,7 +220,8 @@ impl Tokenizer {
     /// No token stands for more bytes of a text. Without a bound where a normaliser may take any number of bytes away.
     pub fn token_bytes_max(&self) -> usize {
         match &self.scheme {
-            Encoder::Json(_) => usize::MAX,
+            PieceEncoder::Json(_) => usize::MAX,
+            PieceEncoder::Framed(_) => WORD_BYTES_MAX,
             _ => self.spellings.values().map(String::len).fold(self.pieces.longest(), usize::max),
         }
     }
@@ -249,17 +269,18 @@ impl Tokenizer {
 
     pub(super) fn encode_words(&self, text: &str, at_start: bool, ids: &mut Vec<TokenId>) -> Result<()> {
         match &self.scheme {
-            Encoder::Bytes => ids.extend(text.bytes().map(TokenId::from)),
-            Encoder::Bpe(model) => model.encode(text, ids)?,
-            Encoder::SentencePiece(model) => model.encode(&self.pieces, text, at_start, ids)?,
-            Encoder::Json(model) => model.encode(text, false, ids)?,
+            PieceEncoder::Bytes => ids.extend(text.bytes().map(TokenId::from)),
+            PieceEncoder::Bpe(model) => model.encode(text, ids)?,
+            PieceEncoder::SentencePiece(model) => model.encode(&self.pieces, text, at_start, ids)?,
+            PieceEncoder::Json(model) => model.encode(text, false, ids)?,
+            PieceEncoder::Framed(model) => ids.extend(model.encode(text)?),
         }
         Ok(())
     }
 
     /// Without special tokens and ends.
-    fn plain(pieces: Pieces, scheme: Encoder) -> Self {
-        let adds_space_prefix = matches!(&scheme, Encoder::SentencePiece(model) if model.adds_space_prefix());
+    fn plain(pieces: Pieces, scheme: PieceEncoder) -> Self {
+        let adds_space_prefix = matches!(&scheme, PieceEncoder::SentencePiece(model) if model.adds_space_prefix());
         Self {
             pieces,
             scheme,

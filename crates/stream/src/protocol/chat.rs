@@ -3,6 +3,8 @@
 
 use serde_json::Value;
 
+use super::Constraint;
+
 /// One message of a chat.
 #[derive(Debug, Clone, PartialEq, Default, serde::Serialize)]
 pub struct ChatMessage {
@@ -82,9 +84,16 @@ pub struct Function {
     pub description: Option<String>,
     /// The JSON schema of its arguments.
     pub parameters: Value,
-    /// Whether arguments must keep the schema even where a call is the model's own choice.
+    /// What its one argument must look like, for a tool that takes free text in place of arguments.
     #[serde(skip)]
-    pub strict: bool,
+    pub free_text: Option<FreeText>,
+}
+
+/// The input of a tool that takes free text.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FreeText {
+    /// The rule that it keeps, where a call must come.
+    pub grammar: Option<Constraint>,
 }
 
 /// Whether the model may call tools, or must.

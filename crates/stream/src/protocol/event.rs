@@ -40,12 +40,6 @@ pub enum Event {
     },
     /// Terminal: the generation was cancelled or failed.
     Error(ErrorInfo),
-    /// The vector of a text that is to be embedded, of length 1; all that such a stream has to tell. Last here, because
-    /// the store writes the others by their place, and never this one.
-    Embedding {
-        /// As many as the model's hidden size.
-        values: Vec<f32>,
-    },
 }
 
 impl Event {
@@ -133,4 +127,25 @@ pub struct ErrorInfo {
     pub message: String,
     /// What was spent until then.
     pub usage: Usage,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The store writes an event by its place among them: another order is another format on disk.
+    #[test]
+    fn events_have_the_places_that_stores_hold() {
+        let info = ErrorInfo { kind: ErrorKind::Internal, message: String::new(), usage: Usage::default() };
+        let all = [
+            Event::Queued { position: 0, wait_ms: None },
+            Event::Started { prompt_tokens: 1, cached_tokens: 0 },
+            Event::Prompt { logprobs: Vec::new() },
+            Event::Token(TokenEvent::default()),
+            Event::Done { finish_reason: FinishReason::Stop, usage: Usage::default(), stop: None },
+            Event::Error(info),
+        ];
+        let places = all.map(|event| postcard::to_stdvec(&event).expect("it encodes")[0]);
+        assert_eq!(places, [0, 1, 2, 3, 4, 5]);
+    }
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::chat::{ChatMessage, Tool, ToolChoice};
 use super::constraint::Constraint;
+use super::field::Field;
 use super::ids::{StreamId, Tenant, TokenId};
 use super::owner::{Owner, QueueTerms};
 
@@ -38,10 +39,14 @@ pub struct GenerateRequest {
     pub parallel_tool_calls: bool,
     /// Further variables for the chat template.
     pub template_kwargs: BTreeMap<String, Value>,
+    /// How a chat's prompt ends.
+    pub ending: PromptEnding,
     /// What the text must look like, whatever the model would rather say.
     pub constraint: Option<Constraint>,
     /// The field that it came in, for errors.
     pub constraint_param: &'static str,
+    /// Where the constraint was made of tools, the rule of each with its field: one of them is to blame if it is none.
+    pub constraint_tools: Vec<(Field, Constraint)>,
 }
 
 impl GenerateRequest {
@@ -60,10 +65,25 @@ impl GenerateRequest {
             tool_choice: ToolChoice::Auto,
             parallel_tool_calls: true,
             template_kwargs: BTreeMap::new(),
+            ending: PromptEnding::Answer,
             constraint: None,
             constraint_param: "response_format",
+            constraint_tools: Vec::new(),
         }
     }
+}
+
+/// How a chat's prompt ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PromptEnding {
+    /// Where the assistant's answer begins.
+    #[default]
+    Answer,
+    /// Behind the last message, if that is the assistant's within its text: the output goes on from there. Else where an
+    /// answer begins.
+    Continue,
+    /// Behind the last message, with no answer begun.
+    Messages,
 }
 
 /// What to go on from.
@@ -162,9 +182,9 @@ pub struct ValidRequest {
     pub id: StreamId,
     /// Whose work it is.
     pub tenant: Tenant,
-    /// At least one token, and shorter than the context, or as long where nothing is sampled.
+    /// At least one token, and shorter than the context.
     pub prompt: Vec<TokenId>,
-    /// At least 1, or 0 if nothing is to be sampled; prompt plus this many fits the context.
+    /// At least 1; prompt plus this many fits the context.
     pub max_tokens: usize,
     /// Checked, its `seed` present.
     pub sampling: SamplingParams,
@@ -180,19 +200,20 @@ pub struct ValidRequest {
     pub leader: Option<StreamId>,
     /// Where it stands, if it is not new.
     pub resumed: Option<Resumed>,
-    /// What is to be made of the prompt. Not stored: only texts are.
-    #[serde(skip)]
-    pub task: Task,
 }
 
-/// What is made of a prompt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Task {
-    /// The text that goes on from it.
-    #[default]
-    Generate,
-    /// One vector that stands for it. `max_tokens` is 0 then: nothing is sampled.
-    Embed,
+/// A text to embed that keeps every rule: tokenised, within the context. Only `service::validate` makes them. Nothing is
+/// sampled from it and nothing of it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ValidInput {
+    /// Tells it from every other text and stream.
+    pub id: StreamId,
+    /// Whose work it is.
+    pub tenant: Tenant,
+    /// At least one token, and at most as many as the context has.
+    pub tokens: Vec<TokenId>,
+    /// On which terms it waits.
+    pub queue: QueueTerms,
 }
 
 /// Where a request stands that goes on after the end of the process that it came to.

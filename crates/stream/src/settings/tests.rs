@@ -15,7 +15,7 @@ words! {
 settings! {
     /// All kinds.
     #[derive(Debug, PartialEq, Eq)]
-    pub struct Room {
+    pub(crate) struct Room {
         /// Most sequences
         /// in a step.
         ///

@@ -6,7 +6,7 @@ use std::path::Path;
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-use super::super::log::Entry;
+use super::super::entry::Entry;
 use crate::error::{Error, Result};
 use crate::protocol::{Epoch, StreamId, ValidRequest};
 use xxhash_rust::xxh3::Xxh3;

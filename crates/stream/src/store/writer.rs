@@ -4,16 +4,14 @@ use std::collections::HashMap;
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use redb::Database;
-use tokio::sync::oneshot;
 
 use super::records::{EVENTS, STREAMS, StoredStream, seal};
-use super::{Change, Health, StoreLimits, WholeMark};
+use super::stall::CommitGate;
+use super::{Change, Handover, StoreLimits, WholeMark};
 use crate::StreamLog;
 use crate::holdings::Holdings;
 use crate::protocol::{StreamId, Tenant};
@@ -27,7 +25,8 @@ pub(super) struct StoreWriter {
     /// It goes with a failure.
     mark: WholeMark,
     limits: StoreLimits,
-    health: Arc<Health>,
+    handover: Arc<Handover>,
+    gate: Arc<CommitGate>,
     /// Live streams, to be told what is durable.
     logs: HashMap<StreamId, Weak<StreamLog>>,
     streams: HashMap<StreamId, Stored>,
@@ -53,8 +52,6 @@ struct Commit {
     ended: Vec<StreamId>,
     /// Events that readers wait for.
     awaited: Vec<(StreamId, u64)>,
-    /// Dropped with this, when it is written.
-    barriers: Vec<oneshot::Sender<()>>,
     num_changes: usize,
     makes_whole: bool,
     is_last: bool,
@@ -65,11 +62,12 @@ impl StoreWriter {
         database: Database,
         (path, mark): (PathBuf, WholeMark),
         limits: StoreLimits,
-        health: Arc<Health>,
+        (handover, gate): (Arc<Handover>, Arc<CommitGate>),
         stored: &[StoredStream],
     ) -> Self {
         let (streams, holdings) = (HashMap::new(), Holdings::default());
-        let mut writer = Self { database, path, mark, limits, health, logs: HashMap::new(), streams, holdings };
+        let logs = HashMap::new();
+        let mut writer = Self { database, path, mark, limits, handover, gate, logs, streams, holdings };
         let mut ended = Vec::new();
         for stream in stored {
             let request = &stream.record.request;
@@ -84,47 +82,39 @@ impl StoreWriter {
     }
 
     /// Commits until the store is closed, or fails.
-    pub(super) fn run(&mut self, changes: &Receiver<Change>) {
+    pub(super) fn run(&mut self) {
         // Damage that opening did not find can show in an assertion of redb's.
-        match catch_unwind(AssertUnwindSafe(|| self.commit_all(changes))) {
+        match catch_unwind(AssertUnwindSafe(|| self.commit_all())) {
             Ok(Ok(())) => {}
-            Ok(Err(e)) => self.fail(&e, changes),
-            Err(_panic) => self.fail(&"the database is damaged, or has a defect", changes),
+            Ok(Err(e)) => self.fail(&e),
+            Err(_panic) => self.fail(&"the database is damaged, or has a defect"),
         }
+        self.handover.end();
     }
 
-    fn commit_all(&mut self, changes: &Receiver<Change>) -> Result<(), redb::Error> {
+    fn commit_all(&mut self) -> Result<(), String> {
         loop {
-            let mut commit = self.gather(changes);
-            self.health.taken(commit.num_changes);
-            self.write(&mut commit)?;
+            let mut commit = self.gather();
+            self.handover.begin_commit()?;
+            self.write(&mut commit).map_err(|e| e.to_string())?;
             self.tell(&commit);
+            self.handover.end_commit();
             if commit.is_last {
                 return Ok(());
             }
         }
     }
 
-    /// Waits for a change, then takes what comes within the interval, or until a reader waits.
-    fn gather(&mut self, changes: &Receiver<Change>) -> Commit {
+    /// Waits for a change, then takes what comes within the interval, or until somebody waits for what was taken.
+    fn gather(&mut self) -> Commit {
         let mut commit = Commit::default();
-        let Ok(first) = changes.recv() else {
-            commit.is_last = true;
-            return commit;
-        };
+        let first = self.handover.next(None);
         let deadline = Instant::now() + self.limits.commit_interval;
-        self.take(first, &mut commit);
+        first.into_iter().for_each(|change| self.take(change, &mut commit));
         while !commit.is_last && commit.num_changes < NUM_CHANGES_PER_COMMIT_MAX {
-            let next = if commit.awaited.is_empty() && commit.barriers.is_empty() {
-                changes.recv_timeout(deadline.saturating_duration_since(Instant::now()))
-            } else {
-                changes.try_recv().map_err(|_| RecvTimeoutError::Timeout)
-            };
-            match next {
-                Ok(change) => self.take(change, &mut commit),
-                Err(RecvTimeoutError::Timeout) => break,
-                Err(RecvTimeoutError::Disconnected) => commit.is_last = true,
-            }
+            let deadline = if commit.awaited.is_empty() { deadline } else { Instant::now() };
+            let Some(next) = self.handover.next(Some(deadline)) else { break };
+            self.take(next, &mut commit);
         }
         self.forget_beyond_bound(&mut commit);
         commit
@@ -163,7 +153,6 @@ impl StoreWriter {
             // Forgotten meanwhile.
             Change::Append { id, entry } => commit.awaited.push((id, entry.seq)),
             Change::Forget { id } => self.forget(id, commit),
-            Change::Barrier { _passed } => commit.barriers.push(_passed),
             Change::MakeWhole => commit.makes_whole = true,
             Change::Close => commit.is_last = true,
             #[cfg(test)]
@@ -225,6 +214,7 @@ impl StoreWriter {
                 events.insert((id.0, *first), bytes.as_slice())?;
             }
         }
+        self.gate.pass();
         transaction.commit()?;
         Ok(())
     }
@@ -256,14 +246,11 @@ impl StoreWriter {
 
     /// Nothing will be durable any more: readers get everything there is. First what is on disk is said not to be all:
     /// the next process must not take it for what readers have seen.
-    fn fail(&mut self, reason: &dyn Display, changes: &Receiver<Change>) {
+    fn fail(&mut self, reason: &dyn Display) {
         let path = self.path.display();
         tracing::error!("{path}: {reason}; streams go on in memory alone and will not outlive the process");
         let removed = self.mark.remove();
-        self.health.has_failed.store(true, Ordering::SeqCst);
-        self.health.is_open.store(false, Ordering::SeqCst);
-        self.health.wake();
-        for change in changes.try_iter() {
+        for change in self.handover.fail() {
             match change {
                 Change::Begin { log, record } => drop(self.logs.insert(record.request.id, log)),
                 Change::Follow { log, id } => drop(self.logs.insert(id, log)),

@@ -6,18 +6,20 @@ use std::sync::{Arc, Mutex};
 use tallow::engine::Load;
 use tallow::error::{Error, ErrorKind, Result};
 use tallow::protocol::{
-    ErrorInfo, Event, FinishReason, Tenant, TokenEvent, TokenId, TokenLogprob, Usage, ValidRequest,
+    ErrorInfo, Event, FinishReason, Tenant, TokenEvent, TokenId, TokenLogprob, Usage, ValidInput, ValidRequest,
 };
-use tallow::service::{Backend, Readiness};
+use tallow::service::{Backend, Embedding, Readiness};
 use tallow::stream::{CancelCause, StreamLog};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// More than any test has waiting.
 const NUM_JOBS_MAX: usize = 64;
 
-pub struct GatedBackend {
+pub(crate) struct GatedBackend {
     jobs: mpsc::Sender<Job>,
     received: tokio::sync::Mutex<mpsc::Receiver<Job>>,
+    texts: mpsc::Sender<EmbedJob>,
+    received_texts: tokio::sync::Mutex<mpsc::Receiver<EmbedJob>>,
     state: Mutex<State>,
 }
 
@@ -29,40 +31,69 @@ struct State {
 }
 
 /// One accepted request.
-pub struct Job {
+pub(crate) struct Job {
     pub request: ValidRequest,
     pub log: Arc<StreamLog>,
     cancelled: watch::Receiver<Option<CancelCause>>,
 }
 
+/// One text to embed.
+pub(crate) struct EmbedJob {
+    pub input: ValidInput,
+    vector: oneshot::Sender<Result<Vec<f32>>>,
+}
+
+impl EmbedJob {
+    pub(crate) fn answer(self, vector: &[f32]) {
+        self.vector.send(Ok(vector.to_vec())).expect("somebody waits for it");
+    }
+
+    pub(crate) fn fail(self, kind: ErrorKind, message: &str) {
+        self.vector.send(Err(Error::new(kind, message))).expect("somebody waits for it");
+    }
+
+    /// Waits until nobody wants the vector any more.
+    pub(crate) async fn cancelled(&mut self) {
+        self.vector.closed().await;
+    }
+}
+
 impl GatedBackend {
-    pub fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         let (jobs, received) = mpsc::channel(NUM_JOBS_MAX);
+        let (texts, received_texts) = mpsc::channel(NUM_JOBS_MAX);
         let state = State { readiness: Readiness::Ready, refusal: None, panics: false, live: Vec::new() };
-        Arc::new(Self { jobs, received: received.into(), state: Mutex::new(state) })
+        let (received, received_texts) = (received.into(), received_texts.into());
+        Arc::new(Self { jobs, received, texts, received_texts, state: Mutex::new(state) })
     }
 
     /// The next accepted request.
-    pub async fn job(&self) -> Job {
+    pub(crate) async fn job(&self) -> Job {
         self.received.lock().await.recv().await.expect("the backend lives")
     }
 
-    /// Whether no request is waiting to be taken by the test.
-    pub async fn has_no_job(&self) -> bool {
-        self.received.lock().await.try_recv().is_err()
+    /// The next accepted text to embed.
+    pub(crate) async fn embed_job(&self) -> EmbedJob {
+        self.received_texts.lock().await.recv().await.expect("the backend lives")
     }
 
-    pub fn set_readiness(&self, readiness: Readiness) {
+    /// Whether no request is waiting to be taken by the test.
+    pub(crate) async fn has_no_job(&self) -> bool {
+        let has_text = self.received_texts.lock().await.try_recv().is_ok();
+        !has_text && self.received.lock().await.try_recv().is_err()
+    }
+
+    pub(crate) fn set_readiness(&self, readiness: Readiness) {
         self.state.lock().unwrap().readiness = readiness;
     }
 
     /// Panics on the next request.
-    pub fn panic_next(&self) {
+    pub(crate) fn panic_next(&self) {
         self.state.lock().unwrap().panics = true;
     }
 
     /// Refuses the next request.
-    pub fn refuse_next(&self, error: Error) {
+    pub(crate) fn refuse_next(&self, error: Error) {
         self.state.lock().unwrap().refusal = Some(error);
     }
 }
@@ -98,6 +129,16 @@ impl Backend for GatedBackend {
         Ok(())
     }
 
+    fn embed(&self, input: ValidInput) -> Result<Embedding> {
+        if let Some(error) = self.state.lock().unwrap().refusal.take() {
+            return Err(error);
+        }
+        let (vector, answer) = oneshot::channel();
+        let sent = self.texts.try_send(EmbedJob { input, vector });
+        assert!(sent.is_ok(), "more than {NUM_JOBS_MAX} texts that the test has not taken");
+        Ok(Box::pin(async move { answer.await.expect("the test answers what it takes") }))
+    }
+
     fn check_room(&self, _tenant: Tenant, _coming: Load) -> Result<()> {
         Ok(())
     }
@@ -125,12 +166,12 @@ impl Backend for GatedBackend {
 }
 
 impl Job {
-    pub fn start(&self) {
+    pub(crate) fn start(&self) {
         self.log.append(Event::Started { prompt_tokens: self.request.prompt.len(), cached_tokens: 2 });
     }
 
     /// One byte-level token per byte.
-    pub fn say(&self, text: &str) {
+    pub(crate) fn say(&self, text: &str) {
         let tokens: Vec<TokenId> = text.bytes().map(TokenId::from).collect();
         let logprob = |&token: &TokenId| TokenLogprob { token, logprob: -0.5, top: vec![(token, -0.5), (33, -1.25)] };
         let logprobs = match self.request.sampling.top_logprobs {
@@ -140,12 +181,12 @@ impl Job {
         self.log.append(Event::Token(TokenEvent { text: text.to_owned(), tokens, logprobs }));
     }
 
-    pub fn finish(&self, finish_reason: FinishReason) {
+    pub(crate) fn finish(&self, finish_reason: FinishReason) {
         self.end(finish_reason, None);
     }
 
     /// Ends the text as the stop string `stop` does.
-    pub fn stop_at(&self, stop: &str) {
+    pub(crate) fn stop_at(&self, stop: &str) {
         self.end(FinishReason::Stop, Some(stop.to_owned()));
     }
 
@@ -154,12 +195,12 @@ impl Job {
         self.log.append(Event::Done { finish_reason, usage, stop });
     }
 
-    pub fn fail(&self, kind: ErrorKind, message: &str) {
+    pub(crate) fn fail(&self, kind: ErrorKind, message: &str) {
         self.log.append(Event::Error(failure(kind, message)));
     }
 
     /// Runs the whole generation.
-    pub fn run(&self, pieces: &[&str]) {
+    pub(crate) fn run(&self, pieces: &[&str]) {
         self.start();
         for piece in pieces {
             self.say(piece);
@@ -168,7 +209,7 @@ impl Job {
     }
 
     /// Waits for the cancellation and says what caused it.
-    pub async fn cancelled(&mut self) -> CancelCause {
+    pub(crate) async fn cancelled(&mut self) -> CancelCause {
         let cause = self.cancelled.wait_for(Option::is_some).await.expect("it ended without being cancelled");
         cause.expect("just checked")
     }

@@ -6,34 +6,34 @@ use std::net::SocketAddr;
 use tokio::net::{TcpSocket, TcpStream};
 
 /// One connection.
-pub struct Client {
+pub(crate) struct Client {
     stream: Option<TcpStream>,
     received: Vec<u8>,
 }
 
 /// The head of a response.
 #[derive(Debug)]
-pub struct Head {
+pub(crate) struct Head {
     pub status: u16,
     pub headers: BTreeMap<String, String>,
 }
 
 /// A whole response.
 #[derive(Debug)]
-pub struct Reply {
+pub(crate) struct Reply {
     pub status: u16,
     pub headers: BTreeMap<String, String>,
     pub body: String,
 }
 
 impl Reply {
-    pub fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {:?}", self.body))
     }
 }
 
 /// The text of a request.
-pub fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> String {
+pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> String {
     let mut text = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n");
     for (name, value) in headers {
         text.push_str(&format!("{name}: {value}\r\n"));
@@ -44,28 +44,28 @@ pub fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &str) -
     text + "\r\n" + body
 }
 
-pub async fn get(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Reply {
+pub(crate) async fn get(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Reply {
     Client::connect(address).await.exchange(&request("GET", path, headers, "")).await
 }
 
-pub async fn post(address: SocketAddr, path: &str, body: &serde_json::Value) -> Reply {
+pub(crate) async fn post(address: SocketAddr, path: &str, body: &serde_json::Value) -> Reply {
     Client::connect(address).await.exchange(&request("POST", path, &[], &body.to_string())).await
 }
 
 impl Client {
-    pub async fn connect(address: SocketAddr) -> Self {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
         Self { stream: Some(TcpStream::connect(address).await.unwrap()), received: Vec::new() }
     }
 
     /// Connects with a receive buffer as small as the system allows, so that not reading is soon felt.
-    pub async fn connect_narrow(address: SocketAddr) -> Self {
+    pub(crate) async fn connect_narrow(address: SocketAddr) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(2048).unwrap();
         Self { stream: Some(socket.connect(address).await.unwrap()), received: Vec::new() }
     }
 
     /// Sends a GET and returns with the head of the answer.
-    pub async fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> (Self, Head) {
+    pub(crate) async fn open(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> (Self, Head) {
         let mut client = Self::connect(address).await;
         client.send(&request("GET", path, headers, "")).await;
         let head = client.head().await;
@@ -73,18 +73,18 @@ impl Client {
     }
 
     /// Sends a POST and returns with the head of the answer.
-    pub async fn open_post(address: SocketAddr, path: &str, body: &serde_json::Value) -> (Self, Head) {
+    pub(crate) async fn open_post(address: SocketAddr, path: &str, body: &serde_json::Value) -> (Self, Head) {
         let mut client = Self::connect(address).await;
         client.send(&request("POST", path, &[], &body.to_string())).await;
         let head = client.head().await;
         (client, head)
     }
 
-    pub async fn send(&mut self, text: &str) {
+    pub(crate) async fn send(&mut self, text: &str) {
         self.send_bytes(text.as_bytes()).await;
     }
 
-    pub async fn send_bytes(&mut self, bytes: &[u8]) {
+    pub(crate) async fn send_bytes(&mut self, bytes: &[u8]) {
         let stream = self.stream.as_ref().unwrap();
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -98,12 +98,12 @@ impl Client {
     }
 
     /// Closes in the ordinary way.
-    pub fn close(mut self) {
+    pub(crate) fn close(mut self) {
         self.stream = None;
     }
 
     /// Closes the sending half only.
-    pub fn close_sending(&mut self) -> &mut Self {
+    pub(crate) fn close_sending(&mut self) -> &mut Self {
         let std_stream = self.stream.take().unwrap().into_std().unwrap();
         std_stream.shutdown(std::net::Shutdown::Write).unwrap();
         self.stream = Some(TcpStream::from_std(std_stream).unwrap());
@@ -111,11 +111,11 @@ impl Client {
     }
 
     /// Closes with a reset, like a killed machine that comes back.
-    pub fn reset(mut self) {
+    pub(crate) fn reset(mut self) {
         self.stream.take().unwrap().set_zero_linger().unwrap();
     }
 
-    pub async fn exchange(&mut self, text: &str) -> Reply {
+    pub(crate) async fn exchange(&mut self, text: &str) -> Reply {
         self.send(text).await;
         let Head { status, headers } = self.head().await;
         let body = if text.starts_with("HEAD ") || status == 204 { String::new() } else { self.body(&headers).await };
@@ -123,12 +123,12 @@ impl Client {
     }
 
     /// The next response's head.
-    pub async fn head(&mut self) -> Head {
+    pub(crate) async fn head(&mut self) -> Head {
         self.any_head().await.expect("a response")
     }
 
     /// The same; `None` if the connection ends without one.
-    pub async fn any_head(&mut self) -> Option<Head> {
+    pub(crate) async fn any_head(&mut self) -> Option<Head> {
         let text = self.take_through("\r\n\r\n").await?;
         let mut lines = text.trim_end().split("\r\n");
         let status = lines.next().and_then(|l| l.split(' ').nth(1)?.parse().ok()).expect("a status line");
@@ -140,7 +140,7 @@ impl Client {
     }
 
     /// The body that follows a head with these headers.
-    pub async fn body(&mut self, headers: &BTreeMap<String, String>) -> String {
+    pub(crate) async fn body(&mut self, headers: &BTreeMap<String, String>) -> String {
         let Some(len) = headers.get("content-length") else { return self.rest().await };
         let len: usize = len.parse().unwrap();
         while self.received.len() < len {
@@ -150,7 +150,7 @@ impl Client {
     }
 
     /// The next chunk of a chunked body; `None` after the last, and when the connection ends without one.
-    pub async fn chunk(&mut self) -> Option<String> {
+    pub(crate) async fn chunk(&mut self) -> Option<String> {
         self.any_chunk().await.filter(|chunk| !chunk.is_empty())
     }
 
@@ -169,7 +169,7 @@ impl Client {
     }
 
     /// Chunks until `text` has come.
-    pub async fn until(&mut self, text: &str) -> String {
+    pub(crate) async fn until(&mut self, text: &str) -> String {
         let mut all = String::new();
         while !all.contains(text) {
             all.push_str(&self.chunk().await.unwrap_or_else(|| panic!("ended before {text:?}: {all:?}")));
@@ -178,7 +178,7 @@ impl Client {
     }
 
     /// The rest of a chunked body.
-    pub async fn rest(&mut self) -> String {
+    pub(crate) async fn rest(&mut self) -> String {
         let mut all = String::new();
         while let Some(chunk) = self.chunk().await {
             all.push_str(&chunk);
@@ -187,7 +187,7 @@ impl Client {
     }
 
     /// The rest of a chunked body that must end as a whole one does.
-    pub async fn whole_rest(&mut self) -> String {
+    pub(crate) async fn whole_rest(&mut self) -> String {
         let mut all = String::new();
         loop {
             let chunk = self.any_chunk().await.unwrap_or_else(|| panic!("the body was cut after {all:?}"));
@@ -199,7 +199,7 @@ impl Client {
     }
 
     /// Whether the server closes the connection; anything it still sends is dropped.
-    pub async fn closed(&mut self) {
+    pub(crate) async fn closed(&mut self) {
         while self.fill().await {}
     }
 

@@ -17,11 +17,11 @@ use tokio::task::JoinHandle;
 use super::GatedBackend;
 
 /// ChatML, as the stub's template.
-pub const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+pub(crate) const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
                             {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
 /// A server around any backend; the default is the one under the test's control.
-pub struct TestServer<B = GatedBackend> {
+pub(crate) struct TestServer<B = GatedBackend> {
     pub address: SocketAddr,
     pub service: Arc<Service>,
     pub backend: Arc<B>,
@@ -30,7 +30,7 @@ pub struct TestServer<B = GatedBackend> {
 }
 
 /// What a test may want otherwise.
-pub struct Setup {
+pub(crate) struct Setup {
     pub api: ApiConfig,
     pub table: TableLimits,
     /// Where streams are kept, if not in memory alone.
@@ -59,11 +59,11 @@ impl Default for Setup {
 }
 
 impl TestServer {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(|_| {}).await
     }
 
-    pub async fn with(change: impl FnOnce(&mut Setup)) -> Self {
+    pub(crate) async fn with(change: impl FnOnce(&mut Setup)) -> Self {
         let mut setup = Setup::default();
         change(&mut setup);
         Self::around(GatedBackend::new(), setup, Arc::new(Metrics::default())).await
@@ -71,7 +71,7 @@ impl TestServer {
 }
 
 impl<B: Backend + 'static> TestServer<B> {
-    pub async fn around(backend: Arc<B>, setup: Setup, metrics: Arc<Metrics>) -> Self {
+    pub(crate) async fn around(backend: Arc<B>, setup: Setup, metrics: Arc<Metrics>) -> Self {
         let service = service(&setup, backend.clone(), metrics);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -87,11 +87,11 @@ impl<B: Backend + 'static> TestServer<B> {
     }
 
     /// Asks it to stop; [`Self::stopped`] waits.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.stop.take().expect("stopped once").send(()).unwrap();
     }
 
-    pub async fn stopped(self) {
+    pub(crate) async fn stopped(self) {
         self.serving.await.unwrap();
     }
 }

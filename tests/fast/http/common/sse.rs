@@ -3,7 +3,7 @@
 
 /// One dispatched event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SseEvent {
+pub(crate) struct SseEvent {
     pub name: String,
     pub data: String,
     /// The client's cursor after it.
@@ -11,13 +11,13 @@ pub struct SseEvent {
 }
 
 impl SseEvent {
-    pub fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.data).unwrap_or_else(|e| panic!("{e}: {:?}", self.data))
     }
 }
 
 #[derive(Debug, Default)]
-pub struct SseParser {
+pub(crate) struct SseParser {
     line: Vec<u8>,
     name: String,
     data: Vec<String>,
@@ -30,7 +30,7 @@ pub struct SseParser {
 
 impl SseParser {
     /// Everything of a finished stream.
-    pub fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let mut parser = Self::default();
         for &byte in text.as_bytes() {
             parser.push(byte);
@@ -39,7 +39,7 @@ impl SseParser {
         parser
     }
 
-    pub fn push(&mut self, byte: u8) {
+    pub(crate) fn push(&mut self, byte: u8) {
         assert!(byte != b'\r' && byte != 0, "a byte that has no place in a stream");
         if byte != b'\n' {
             self.line.push(byte);

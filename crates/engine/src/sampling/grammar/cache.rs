@@ -13,11 +13,11 @@ use tallow_stream::protocol::{Constraint, Tenant};
 #[derive(Debug, Default)]
 pub(super) struct Cache {
     /// Least recently used first.
-    entries: Vec<Entry>,
+    entries: Vec<CachedGrammar>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct CachedGrammar {
     owner: Tenant,
     constraint: Constraint,
     grammar: Arc<Grammar>,
@@ -46,7 +46,7 @@ impl Cache {
         CacheBounds { num_max, bytes_max }: CacheBounds,
     ) {
         if self.get(&constraint).is_none() {
-            self.entries.push(Entry { owner, constraint, grammar });
+            self.entries.push(CachedGrammar { owner, constraint, grammar });
         }
         while self.entries.len() > num_max || self.num_bytes() > bytes_max {
             let Some(index) = self.next_to_drop() else { return };
@@ -61,7 +61,7 @@ impl Cache {
         for entry in &self.entries {
             *held.entry(entry.owner).or_default() += ENTRY_BYTES + entry.grammar.num_bytes();
         }
-        let is_unused = |entry: &Entry| Arc::strong_count(&entry.grammar) == 1;
+        let is_unused = |entry: &CachedGrammar| Arc::strong_count(&entry.grammar) == 1;
         let droppable = self.entries.iter().enumerate().filter(|(_, entry)| is_unused(entry));
         // Of equal owners the one that comes first, which has the entry that was not used for longest.
         droppable.rev().max_by_key(|(_, entry)| held[&entry.owner]).map(|(index, _)| index)

@@ -33,6 +33,7 @@ use llguidance::ParserFactory;
 use self::cache::{Cache, CacheBounds};
 pub use self::matcher::{Matcher, Next};
 use self::parser::Parser;
+pub use self::source::neutral;
 use self::source::wrong;
 use crate::metrics::Metrics;
 use crate::threads::spawn_background;
@@ -83,7 +84,7 @@ impl Grammar {
     }
 
     /// Notes that one of its masks was slow.
-    pub fn mark_slow(&self) {
+    pub(crate) fn mark_slow(&self) {
         self.is_slow.store(true, Ordering::Relaxed);
     }
 

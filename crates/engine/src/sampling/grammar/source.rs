@@ -5,7 +5,7 @@ use llguidance::api::TopLevelGrammar;
 use serde_json::Value;
 
 use super::shape::regex::NESTING_MAX;
-use super::shape::{self, Budget};
+use super::shape::{self, ShapeBudget};
 use tallow_stream::error::{Error, ErrorKind, Result};
 use tallow_stream::protocol::Constraint;
 
@@ -26,18 +26,19 @@ pub(super) fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar> {
     match constraint {
         Constraint::JsonObject => json(serde_json::json!({"type": "object"})),
         Constraint::JsonSchema(text) => {
-            let schema = serde_json::from_str(text).map_err(|e| wrong(format!("the schema must be JSON: {e}")))?;
-            shape::schema::check(&schema, &mut Budget::default()).map_err(wrong)?;
+            let mut schema = serde_json::from_str(text).map_err(|e| wrong(format!("the schema must be JSON: {e}")))?;
+            neutral(&mut schema);
+            shape::schema::check(&schema, &mut ShapeBudget::default()).map_err(wrong)?;
             json(schema)
         }
         Constraint::Regex(text) => {
             let cost = shape::regex::cost(text).map_err(wrong)?;
-            Budget::default().spend(&cost, &"it").map_err(wrong)?;
+            ShapeBudget::default().spend(&cost, &"it").map_err(wrong)?;
             Ok(TopLevelGrammar::from_regex(text))
         }
         Constraint::Lark(text) => {
             check_nesting(text)?;
-            shape::lark::check(text, &mut Budget::default()).map_err(wrong)?;
+            shape::lark::check(text, &mut ShapeBudget::default()).map_err(wrong)?;
             Ok(TopLevelGrammar::from_lark(text.clone()))
         }
         Constraint::Choice(choices) => Ok(TopLevelGrammar::from_lark(choice(choices))),
@@ -61,6 +62,39 @@ fn json(schema: Value) -> Result<TopLevelGrammar> {
     // In place of any that the schema brings: it could ask for more than its keywords say, or less.
     options.apply_to(&mut schema);
     Ok(TopLevelGrammar::from_json_schema(schema))
+}
+
+/// Takes out keywords that ask for nothing and that the compiler does not know: a schema made from types in a program has
+/// them (`z.record` writes `propertyNames`).
+pub fn neutral(schema: &mut Value) {
+    match schema {
+        Value::Array(schemas) => schemas.iter_mut().for_each(neutral),
+        Value::Object(keywords) => {
+            // Every name of a property is a text.
+            let is_any_name = keywords.get("propertyNames").is_some_and(|names| {
+                *names == serde_json::json!({"type": "string"}) || *names == serde_json::json!({}) || *names == true
+            });
+            if is_any_name {
+                keywords.shift_remove("propertyNames");
+            }
+            if keywords.get("uniqueItems").is_some_and(|unique| *unique == false) {
+                keywords.shift_remove("uniqueItems");
+            }
+            if keywords.get("additionalProperties").is_some_and(|more| *more == false) {
+                keywords.shift_remove("unevaluatedProperties");
+            }
+            for (keyword, below) in keywords.iter_mut() {
+                match (keyword.as_str(), below) {
+                    ("const" | "default" | "enum" | "examples", _) => {}
+                    ("properties" | "$defs" | "definitions" | "patternProperties", Value::Object(named)) => {
+                        named.values_mut().for_each(neutral);
+                    }
+                    (_, below) => neutral(below),
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 /// One terminal, so that of two choices of which one begins the other, both can be told.

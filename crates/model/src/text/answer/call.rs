@@ -14,7 +14,7 @@ pub(super) enum Accept {
 
 /// How far reading came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Progress {
+pub(super) enum CallProgress {
     /// All was read, and more must come.
     Unfinished,
     /// The call is whole.
@@ -47,14 +47,14 @@ enum At {
     Open,
     KeyOrEnd,
     Key,
-    Colon(Field),
-    ValueStart(Field),
-    Value(Field),
+    Colon(CallField),
+    ValueStart(CallField),
+    Value(CallField),
     CommaOrEnd,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Field {
+enum CallField {
     Name,
     Arguments,
     Other,
@@ -80,20 +80,20 @@ impl CallReader {
 
     /// Reads the arguments of `name`.
     pub(super) fn arguments(name: String) -> Self {
-        let at = At::ValueStart(Field::Arguments);
+        let at = At::ValueStart(CallField::Arguments);
         Self { at, name: Some(name), is_bare_value: true, ..Self::object(Accept::Any) }
     }
 
     /// Reads on; returns how many bytes of `text` belong to the call.
-    pub(super) fn read(&mut self, text: &str) -> (usize, Progress) {
+    pub(super) fn read(&mut self, text: &str) -> (usize, CallProgress) {
         for (at, c) in text.char_indices() {
             match self.push(c) {
-                Progress::Unfinished => {}
-                Progress::Done => return (at + c.len_utf8(), Progress::Done),
-                Progress::Wrong => return (at, Progress::Wrong),
+                CallProgress::Unfinished => {}
+                CallProgress::Done => return (at + c.len_utf8(), CallProgress::Done),
+                CallProgress::Wrong => return (at, CallProgress::Wrong),
             }
         }
-        (text.len(), Progress::Unfinished)
+        (text.len(), CallProgress::Unfinished)
     }
 
     /// The function, once: as soon as it is sure that this is a call.
@@ -111,15 +111,15 @@ impl CallReader {
         self.is_begun
     }
 
-    fn push(&mut self, c: char) -> Progress {
+    fn push(&mut self, c: char) -> CallProgress {
         let is_space = matches!(c, ' ' | '\n' | '\r' | '\t');
         match self.at {
             At::Key => self.push_key(c),
             At::Value(field) => self.push_value(field, c),
-            _ if is_space => Progress::Unfinished,
+            _ if is_space => CallProgress::Unfinished,
             At::ValueStart(field) => {
-                if field == Field::Arguments && c != '{' && (self.is_bare_value || self.must_be_known()) {
-                    return Progress::Wrong;
+                if field == CallField::Arguments && c != '{' && (self.is_bare_value || self.must_be_known()) {
+                    return CallProgress::Wrong;
                 }
                 (self.scan, self.at) = (JsonScan::default(), At::Value(field));
                 self.text.clear();
@@ -134,61 +134,61 @@ impl CallReader {
             At::Colon(field) if c == ':' => self.go(At::ValueStart(field)),
             At::CommaOrEnd if c == ',' => self.go(At::KeyOrEnd),
             At::KeyOrEnd | At::CommaOrEnd if c == '}' => self.end(),
-            At::Open | At::KeyOrEnd | At::Colon(_) | At::CommaOrEnd => Progress::Wrong,
+            At::Open | At::KeyOrEnd | At::Colon(_) | At::CommaOrEnd => CallProgress::Wrong,
         }
     }
 
-    fn go(&mut self, at: At) -> Progress {
+    fn go(&mut self, at: At) -> CallProgress {
         self.at = at;
-        Progress::Unfinished
+        CallProgress::Unfinished
     }
 
     fn must_be_known(&self) -> bool {
         matches!(self.accept, Accept::Known(_))
     }
 
-    fn push_key(&mut self, c: char) -> Progress {
+    fn push_key(&mut self, c: char) -> CallProgress {
         self.text.push(c);
         match self.scan.push(c) {
-            Scanned::Inner => Progress::Unfinished,
+            Scanned::Inner => CallProgress::Unfinished,
             Scanned::Last => {
                 let field = match text_of(&self.text).as_deref() {
-                    Some("name") => Field::Name,
-                    Some("arguments" | "parameters") => Field::Arguments,
-                    Some(_) => Field::Other,
-                    None => return Progress::Wrong,
+                    Some("name") => CallField::Name,
+                    Some("arguments" | "parameters") => CallField::Arguments,
+                    Some(_) => CallField::Other,
+                    None => return CallProgress::Wrong,
                 };
                 let is_again = match field {
-                    Field::Name => self.name.is_some(),
-                    Field::Arguments => self.has_arguments,
-                    Field::Other => false,
+                    CallField::Name => self.name.is_some(),
+                    CallField::Arguments => self.has_arguments,
+                    CallField::Other => false,
                 };
-                if is_again { Progress::Wrong } else { self.go(At::Colon(field)) }
+                if is_again { CallProgress::Wrong } else { self.go(At::Colon(field)) }
             }
-            Scanned::Behind | Scanned::Wrong => Progress::Wrong,
+            Scanned::Behind | Scanned::Wrong => CallProgress::Wrong,
         }
     }
 
-    fn push_value(&mut self, field: Field, c: char) -> Progress {
+    fn push_value(&mut self, field: CallField, c: char) -> CallProgress {
         let scanned = self.scan.push(c);
         match scanned {
-            Scanned::Wrong => return Progress::Wrong,
+            Scanned::Wrong => return CallProgress::Wrong,
             Scanned::Behind => {}
             Scanned::Inner | Scanned::Last => self.append(field, c),
         }
         if scanned == Scanned::Inner {
-            return Progress::Unfinished;
+            return CallProgress::Unfinished;
         }
         self.at = At::CommaOrEnd;
         match self.end_value(field) {
-            Progress::Unfinished if scanned == Scanned::Behind => self.push(c),
+            CallProgress::Unfinished if scanned == Scanned::Behind => self.push(c),
             progress => progress,
         }
     }
 
-    fn append(&mut self, field: Field, c: char) {
+    fn append(&mut self, field: CallField, c: char) {
         let is_first = self.text.is_empty();
-        if field == Field::Arguments && self.name.is_some() && (is_first && c == '{' || self.is_begun) {
+        if field == CallField::Arguments && self.name.is_some() && (is_first && c == '{' || self.is_begun) {
             self.begin();
             self.arguments.push(c);
         } else {
@@ -202,13 +202,15 @@ impl CallReader {
         }
     }
 
-    fn end_value(&mut self, field: Field) -> Progress {
+    fn end_value(&mut self, field: CallField) -> CallProgress {
         match field {
-            Field::Other => {}
-            Field::Name => {
-                let Some(name) = text_of(&self.text).filter(|name| !name.is_empty()) else { return Progress::Wrong };
+            CallField::Other => {}
+            CallField::Name => {
+                let Some(name) = text_of(&self.text).filter(|name| !name.is_empty()) else {
+                    return CallProgress::Wrong;
+                };
                 if matches!(&self.accept, Accept::Known(names) if !names.contains(&name)) {
-                    return Progress::Wrong;
+                    return CallProgress::Wrong;
                 }
                 self.name = Some(name);
                 if let Some(arguments) = self.waiting.take() {
@@ -216,7 +218,7 @@ impl CallReader {
                     self.arguments.push_str(&arguments);
                 }
             }
-            Field::Arguments => {
+            CallField::Arguments => {
                 self.has_arguments = true;
                 if !self.is_begun {
                     let arguments = arguments_of(&self.text);
@@ -228,24 +230,24 @@ impl CallReader {
                     }
                 }
                 if self.is_bare_value {
-                    return Progress::Done;
+                    return CallProgress::Done;
                 }
             }
         }
-        Progress::Unfinished
+        CallProgress::Unfinished
     }
 
-    fn end(&mut self) -> Progress {
+    fn end(&mut self) -> CallProgress {
         if self.is_begun {
-            return Progress::Done;
+            return CallProgress::Done;
         }
         // A name without arguments: a call where a marker said so.
         if self.name.is_none() || self.must_be_known() {
-            return Progress::Wrong;
+            return CallProgress::Wrong;
         }
         self.begin();
         self.arguments.push_str("{}");
-        Progress::Done
+        CallProgress::Done
     }
 }
 

@@ -94,7 +94,13 @@ pub struct CallFormat {
     pub names: Vec<String>,
     /// Whether there may be several; what looks like a second call is content otherwise.
     pub is_parallel: bool,
+    /// The tool whose input is the whole answer, without a call around it: a grammar of free text does not survive JSON's
+    /// escapes, so a call that must come of such a tool is asked for bare.
+    pub whole: Option<String>,
 }
+
+/// The one argument of a tool that takes free text.
+pub const FREE_TEXT: &str = "input";
 
 /// Where reasoning is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

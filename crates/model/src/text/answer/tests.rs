@@ -6,7 +6,7 @@ use super::*;
 
 fn calling(syntax: CallSyntax) -> AnswerFormat {
     let names = vec!["f".to_owned(), "g".to_owned()];
-    AnswerFormat { calls: Some(CallFormat { syntax, names, is_parallel: true }), reasoning: None }
+    AnswerFormat { calls: Some(CallFormat { syntax, names, is_parallel: true, whole: None }), reasoning: None }
 }
 
 fn thinking(is_open: bool) -> AnswerFormat {

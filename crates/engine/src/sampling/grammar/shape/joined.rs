@@ -37,7 +37,7 @@ impl AddAssign for Parts {
     }
 }
 
-struct Count<'a> {
+struct PieceCount<'a> {
     root: &'a Value,
     num_steps: usize,
 }
@@ -52,7 +52,7 @@ pub(super) fn check(
     property_pairs: &mut usize,
     place: &impl fmt::Display,
 ) -> Result<(), String> {
-    let mut count = Count { root, num_steps: 0 };
+    let mut count = PieceCount { root, num_steps: 0 };
     let parts = count.of_keywords(keywords, 0);
     if parts.num_patterns > PATTERNS_MAX || count.num_steps > STEPS_MAX {
         let got = if parts.num_patterns > PATTERNS_MAX {
@@ -76,7 +76,7 @@ pub(super) fn check(
     Ok(())
 }
 
-impl Count<'_> {
+impl PieceCount<'_> {
     fn parts(&mut self, value: &Value, depth: usize) -> Parts {
         self.num_steps += 1;
         match value {

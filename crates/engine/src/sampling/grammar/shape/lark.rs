@@ -10,9 +10,9 @@ mod tokens;
 
 use std::collections::HashMap;
 
-use self::tokens::Token;
+use self::tokens::LarkToken;
 use super::regex::{self, CHARACTER, Cost, EMPTY};
-use super::{Budget, schema};
+use super::{ShapeBudget, schema};
 
 /// Nested `%lark` and definitions that name one another in turn.
 const DEPTH_MAX: usize = 64;
@@ -21,10 +21,10 @@ const DEPTH_MAX: usize = 64;
 ///
 /// # Errors
 /// A sentence with the terminal or keyword, the bound and the value.
-pub(in super::super) fn check(text: &str, budget: &mut Budget) -> Result<(), String> {
+pub(in super::super) fn check(text: &str, budget: &mut ShapeBudget) -> Result<(), String> {
     let tokens = tokens::read(text)?;
     for token in &tokens {
-        if let Token::Schema(schema) = token {
+        if let LarkToken::Schema(schema) = token {
             schema::check(schema, budget)?;
         }
     }
@@ -39,11 +39,11 @@ pub(in super::super) fn check(text: &str, budget: &mut Budget) -> Result<(), Str
 type Definitions<'a> = HashMap<&'a str, Vec<(usize, usize)>>;
 
 /// From each line that begins a definition or a statement to the next.
-fn sections(tokens: &[Token<'_>]) -> Vec<(usize, usize)> {
+fn sections(tokens: &[LarkToken<'_>]) -> Vec<(usize, usize)> {
     let mut starts = vec![0];
     for (at, token) in tokens.iter().enumerate() {
         // A nested grammar's first definition may stand behind its bracket.
-        if matches!(token, Token::Line | Token::Open('{')) && begins(&tokens[at + 1..]) {
+        if matches!(token, LarkToken::Line | LarkToken::Open('{')) && begins(&tokens[at + 1..]) {
             starts.push(at + 1);
         }
     }
@@ -52,27 +52,27 @@ fn sections(tokens: &[Token<'_>]) -> Vec<(usize, usize)> {
 }
 
 /// Whether a definition or a statement begins here.
-fn begins(tokens: &[Token<'_>]) -> bool {
-    matches!(tokens.first(), Some(Token::Statement)) || body_of(tokens).is_some()
+fn begins(tokens: &[LarkToken<'_>]) -> bool {
+    matches!(tokens.first(), Some(LarkToken::Statement)) || body_of(tokens).is_some()
 }
 
 /// A definition's name, and how many tokens stand before its body: `NAME.2[stop="x"]: ...`.
-fn body_of<'a>(tokens: &[Token<'a>]) -> Option<(&'a str, usize)> {
-    let Some(Token::Name(name)) = tokens.first() else { return None };
+fn body_of<'a>(tokens: &[LarkToken<'a>]) -> Option<(&'a str, usize)> {
+    let Some(LarkToken::Name(name)) = tokens.first() else { return None };
     let mut depth = 0usize;
     for (at, token) in tokens.iter().enumerate().skip(1) {
         match token {
-            Token::Open(_) => depth += 1,
-            Token::Close(_) => depth = depth.checked_sub(1)?,
-            Token::Colon if depth == 0 => return Some((name, at + 1)),
-            Token::Line | Token::Or => return None,
+            LarkToken::Open(_) => depth += 1,
+            LarkToken::Close(_) => depth = depth.checked_sub(1)?,
+            LarkToken::Colon if depth == 0 => return Some((name, at + 1)),
+            LarkToken::Line | LarkToken::Or => return None,
             _ => {}
         }
     }
     None
 }
 
-fn definitions<'a>(tokens: &[Token<'a>]) -> Definitions<'a> {
+fn definitions<'a>(tokens: &[LarkToken<'a>]) -> Definitions<'a> {
     let mut bodies = Definitions::new();
     for (start, end) in sections(tokens) {
         if let Some((name, skip)) = body_of(&tokens[start..end]) {
@@ -83,11 +83,11 @@ fn definitions<'a>(tokens: &[Token<'a>]) -> Definitions<'a> {
 }
 
 struct Reader<'a, 'b> {
-    tokens: &'a [Token<'a>],
+    tokens: &'a [LarkToken<'a>],
     definitions: Definitions<'a>,
     /// `None` while it is being worked out: a terminal that names itself is refused by the compiler.
     costs: HashMap<&'a str, Option<Cost>>,
-    budget: &'b mut Budget,
+    budget: &'b mut ShapeBudget,
 }
 
 impl<'a> Reader<'a, '_> {
@@ -101,7 +101,7 @@ impl<'a> Reader<'a, '_> {
                 let head = &self.tokens[start..start + skip];
                 let cost = self.expansions(start + skip, end, 0)?.check().map_err(|e| format!("rule `{name}`: {e}"))?;
                 // With a bracket behind its name, a rule can be one terminal; else its parts are.
-                let is_one = head.iter().any(|token| matches!(token, Token::Open('[')));
+                let is_one = head.iter().any(|token| matches!(token, LarkToken::Open('[')));
                 let parts = self.parts(start + skip, end)?;
                 self.budget.spend(if is_one { &cost } else { &parts }, &format_args!("rule `{name}`"))
             }
@@ -136,7 +136,7 @@ impl<'a> Reader<'a, '_> {
     fn parts(&mut self, start: usize, end: usize) -> Result<Cost, String> {
         let mut sum = EMPTY;
         for at in start..end {
-            if !matches!(self.tokens[at], Token::Name(_)) {
+            if !matches!(self.tokens[at], LarkToken::Name(_)) {
                 let cost = self.atom(at, 0)?;
                 sum.steps = sum.steps.saturating_add(cost.steps);
                 sum.classes = sum.classes.saturating_add(cost.classes);
@@ -151,11 +151,11 @@ impl<'a> Reader<'a, '_> {
         let (mut any, mut all, mut sequence) = (None::<Cost>, None::<Cost>, Vec::new());
         loop {
             let token = (at < end).then(|| &self.tokens[at]);
-            if matches!(token, None | Some(Token::Or | Token::And)) {
+            if matches!(token, None | Some(LarkToken::Or | LarkToken::And)) {
                 // From behind, for the heads of all that follows.
                 let behind = sequence.drain(..).rev().fold(EMPTY, |behind, part: Cost| part.then(behind));
                 all = Some(all.map_or(behind, |all| all.and(behind)));
-                if !matches!(token, Some(Token::And)) {
+                if !matches!(token, Some(LarkToken::And)) {
                     let branch = all.take().unwrap_or(EMPTY);
                     any = Some(any.map_or(branch, |any| any.or(branch)));
                 }
@@ -176,12 +176,12 @@ impl<'a> Reader<'a, '_> {
         if depth > 2 * DEPTH_MAX {
             return Err(format!("it must nest at most {DEPTH_MAX} brackets and names"));
         }
-        let is_not = matches!(self.tokens[start], Token::Tilde);
+        let is_not = matches!(self.tokens[start], LarkToken::Tilde);
         let mut at = start + usize::from(is_not);
         if at >= end {
             return Ok((EMPTY, end));
         }
-        let mut cost = if let Token::Open(kind) = self.tokens[at] {
+        let mut cost = if let LarkToken::Open(kind) = self.tokens[at] {
             let close = tokens::close(self.tokens, at, end);
             let inside = self.expansions(at + 1, close, depth + 1)?;
             at = close;
@@ -200,12 +200,12 @@ impl<'a> Reader<'a, '_> {
 
     fn atom(&mut self, at: usize, depth: usize) -> Result<Cost, String> {
         match &self.tokens[at] {
-            Token::Name(name) if is_terminal(name) => self.terminal(name, depth),
-            Token::Text(num_chars) => Ok(Cost::literal(*num_chars)),
-            Token::Regex(pattern) => {
+            LarkToken::Name(name) if is_terminal(name) => self.terminal(name, depth),
+            LarkToken::Text(num_chars) => Ok(Cost::literal(*num_chars)),
+            LarkToken::Regex(pattern) => {
                 regex::cost(pattern).map_err(|e| format!("`/{}/`: {e}", pattern.chars().take(60).collect::<String>()))
             }
-            Token::Chunks(num_chars) => Ok(Cost::part_of(*num_chars)),
+            LarkToken::Chunks(num_chars) => Ok(Cost::part_of(*num_chars)),
             _ => Ok(EMPTY),
         }
     }

@@ -15,7 +15,7 @@ use std::fmt::Display;
 
 /// Expressions of one constraint may come to this together; each on its own as well.
 #[derive(Debug, Default)]
-pub(super) struct Budget {
+pub(super) struct ShapeBudget {
     steps: u64,
     classes: u64,
 }
@@ -25,7 +25,7 @@ pub(super) const STEPS_MAX: u64 = 250_000;
 /// Unicode classes (`\w`, `\p{..}`) in all expressions. Each becomes several hundred ranges of bytes.
 pub(super) const UNICODE_CLASSES_MAX: u64 = 512;
 
-impl Budget {
+impl ShapeBudget {
     /// Adds an expression's cost.
     ///
     /// # Errors

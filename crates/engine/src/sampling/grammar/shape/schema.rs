@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
-use super::{Budget, joined, regex};
+use super::{ShapeBudget, joined, regex};
 
 /// A multiple is told by its remainder, which is a state of its own. One digit at a time, each state has ten more.
 const MULTIPLE_OF_MAX: u64 = 10_000;
@@ -30,27 +30,27 @@ const APPLICATORS: [&str; 6] = ["$ref", "allOf", "anyOf", "oneOf", "enum", "cons
 ///
 /// # Errors
 /// A sentence with the keyword, its place, the bound and the value.
-pub(in super::super) fn check(schema: &Value, budget: &mut Budget) -> Result<(), String> {
-    let mut walk = Walk { budget, root: schema, tally: Tally::default(), property_pairs: 0 };
-    walk.subschema(schema, &Place::ROOT)?;
+pub(in super::super) fn check(schema: &Value, budget: &mut ShapeBudget) -> Result<(), String> {
+    let mut walk = SchemaWalk { budget, root: schema, tally: SchemaTally::default(), property_pairs: 0 };
+    walk.subschema(schema, &KeywordPlace::ROOT)?;
     walk.tally.check()
 }
 
 /// Where a keyword stands.
-struct Place<'a> {
-    parent: Option<&'a Place<'a>>,
+struct KeywordPlace<'a> {
+    parent: Option<&'a KeywordPlace<'a>>,
     name: &'a str,
 }
 
-impl Place<'_> {
-    const ROOT: Place<'static> = Place { parent: None, name: "#" };
+impl KeywordPlace<'_> {
+    const ROOT: KeywordPlace<'static> = KeywordPlace { parent: None, name: "#" };
 
-    fn then<'a>(&'a self, name: &'a str) -> Place<'a> {
-        Place { parent: Some(self), name }
+    fn then<'a>(&'a self, name: &'a str) -> KeywordPlace<'a> {
+        KeywordPlace { parent: Some(self), name }
     }
 }
 
-impl fmt::Display for Place<'_> {
+impl fmt::Display for KeywordPlace<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.parent {
             Some(parent) => write!(f, "{parent}/{}", self.name),
@@ -60,7 +60,7 @@ impl fmt::Display for Place<'_> {
 }
 
 #[derive(Debug, Default)]
-struct Tally {
+struct SchemaTally {
     num_schemas: usize,
     /// Alternatives of `enum`, `anyOf`, `oneOf` and `type`.
     num_alternatives: usize,
@@ -74,7 +74,7 @@ struct Tally {
     multiple: Option<(u64, u32)>,
 }
 
-impl Tally {
+impl SchemaTally {
     fn check(&self) -> Result<(), String> {
         let product = if self.num_joined > 0 { self.num_schemas * self.num_alternatives } else { 0 };
         if product > PRODUCT_MAX {
@@ -118,17 +118,17 @@ impl Tally {
     }
 }
 
-struct Walk<'a> {
-    budget: &'a mut Budget,
+struct SchemaWalk<'a> {
+    budget: &'a mut ShapeBudget,
     /// The whole document.
     root: &'a Value,
-    tally: Tally,
+    tally: SchemaTally,
     property_pairs: usize,
 }
 
-impl Walk<'_> {
+impl SchemaWalk<'_> {
     /// A schema, or anything that can have one inside.
-    fn subschema(&mut self, value: &Value, place: &Place<'_>) -> Result<(), String> {
+    fn subschema(&mut self, value: &Value, place: &KeywordPlace<'_>) -> Result<(), String> {
         match value {
             Value::Object(keywords) => self.object(keywords, place),
             Value::Array(items) => {
@@ -138,7 +138,7 @@ impl Walk<'_> {
         }
     }
 
-    fn object(&mut self, keywords: &Map<String, Value>, place: &Place<'_>) -> Result<(), String> {
+    fn object(&mut self, keywords: &Map<String, Value>, place: &KeywordPlace<'_>) -> Result<(), String> {
         self.tally.num_schemas += 1;
         let applied = keywords.keys().filter(|name| APPLICATORS.contains(&name.as_str())).count();
         let others = keywords.keys().any(|name| {
@@ -163,7 +163,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn keyword(&mut self, name: &str, value: &Value, place: &Place<'_>) -> Result<(), String> {
+    fn keyword(&mut self, name: &str, value: &Value, place: &KeywordPlace<'_>) -> Result<(), String> {
         match (name, value) {
             ("multipleOf", Value::Number(number)) => self.multiple_of(number, place),
             ("pattern" | "whitespace_pattern", Value::String(pattern)) => self.pattern(pattern, place).map(|_| ()),
@@ -220,13 +220,13 @@ impl Walk<'_> {
     }
 
     /// Steps of the pattern.
-    fn pattern(&mut self, pattern: &str, place: &Place<'_>) -> Result<u64, String> {
+    fn pattern(&mut self, pattern: &str, place: &KeywordPlace<'_>) -> Result<u64, String> {
         let cost = regex::cost(pattern).map_err(|e| format!("`{place}`: {e}"))?;
         self.budget.spend(&cost, &format_args!("`{place}`"))?;
         Ok(cost.steps)
     }
 
-    fn multiple_of(&mut self, number: &serde_json::Number, place: &Place<'_>) -> Result<(), String> {
+    fn multiple_of(&mut self, number: &serde_json::Number, place: &KeywordPlace<'_>) -> Result<(), String> {
         let Some((digits, decimals)) = number.as_f64().and_then(decimal) else {
             return Err(format!(
                 "`{place}` must have at most {DECIMALS_MAX} decimals, and those in a form that binary fractions hold, \

@@ -1,9 +1,19 @@
-//! What events take in memory, roughly.
+//! An event as a log has it: with its place and its time. And what it takes in memory, roughly.
 
 use std::mem::size_of;
 
-use crate::log::Entry;
 use crate::protocol::{Event, TokenLogprob};
+
+/// One event with its place and time, as readers get it.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Entry {
+    /// Its place in the log, from 0.
+    pub seq: u64,
+    /// When it was appended, by the log's clock.
+    pub ts_ms: u64,
+    /// What happened.
+    pub event: Event,
+}
 
 /// An entry of the log with all that it holds.
 pub(crate) fn event_bytes(event: &Event) -> usize {
@@ -15,7 +25,6 @@ pub(crate) fn payload_bytes(event: &Event) -> usize {
     match event {
         Event::Token(t) => t.text.len() + 4 * t.tokens.len() + logprobs_bytes(&t.logprobs),
         Event::Prompt { logprobs } => logprobs_bytes(logprobs),
-        Event::Embedding { values } => size_of_val(values.as_slice()),
         Event::Error(info) => info.message.len(),
         Event::Queued { .. } | Event::Started { .. } | Event::Done { .. } => 0,
     }
