@@ -15,4 +15,4 @@ pub use tallow_kernels as kernels;
 pub use tallow_model as model;
 pub use tallow_model::text;
 pub use tallow_stream as stream;
-pub use tallow_stream::{error, protocol};
+pub use tallow_stream::{error, protocol, settings};

@@ -10,9 +10,33 @@ use tracing_subscriber::field::{MakeVisitor, VisitFmt, VisitOutput};
 use tracing_subscriber::fmt::format::{DefaultVisitor, Writer};
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::config::{LogConfig, LogFormat};
 use crate::error::{Error, Result};
+use crate::settings;
+use crate::settings::{Kind, common, words};
 use crate::text::{printable, printable_json, printable_line};
+
+words! {
+    /// Shape of the log.
+    pub enum LogFormat {
+        /// Lines for people.
+        Text = "text",
+        /// One JSON object a line.
+        Json = "json",
+    }
+}
+
+settings! {
+    /// The log.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct LogConfig {
+        /// error, warn, info, debug, trace, or a filter like tallow::api=debug.
+        pub level: String = "info".to_owned() => common("log.level", "log-level", Kind::NonEmpty);
+        /// Whether the level was typed; if not, `RUST_LOG` may say otherwise.
+        pub level_given: bool = false;
+        /// Format of the log on standard error.
+        pub format: LogFormat = LogFormat::Text => common("log.format", "log-format", Kind::OneOf(LogFormat::WORDS));
+    }
+}
 
 /// Starts the log. A typed level wins over `RUST_LOG`, which wins over the default.
 ///
@@ -131,7 +155,7 @@ mod tests {
     use super::*;
 
     fn config(level: &str, level_given: bool) -> LogConfig {
-        LogConfig { level: level.to_owned(), format: LogFormat::Text, prompts: false, level_given }
+        LogConfig { level: level.to_owned(), format: LogFormat::Text, level_given }
     }
 
     #[test]

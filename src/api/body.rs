@@ -16,6 +16,12 @@ use crate::protocol::Tenant;
 /// The first buffer of a body that says that it is longer.
 const FIRST_BYTES: usize = 64 << 10;
 
+/// Deepest nesting in a body: no schema of a tool nests half as deep, and the parser's own bound is 128.
+const JSON_DEPTH_MAX: usize = 64;
+/// Most texts, arrays and objects in a body. Each takes tens of bytes of memory whatever it takes in the body; numbers, of which
+/// a prompt of tokens has many, are not counted.
+const JSON_VALUES_MAX: usize = 65_536;
+
 /// A body that has arrived and was not looked into yet.
 pub(crate) struct Body {
     json: Bytes,
@@ -87,10 +93,9 @@ impl Body {
         read: impl FnOnce(&[u8]) -> Result<T, Problem> + Send + 'static,
     ) -> Result<(T, HeldBytes), Problem> {
         let Self { json, held } = self;
-        let (depth_max, values_max) = (app.config.json_depth_max, app.config.json_values_max);
         let num_bytes = json.len();
         let work = move || {
-            check_shape(&json, depth_max, values_max)?;
+            check_shape(&json, JSON_DEPTH_MAX, JSON_VALUES_MAX)?;
             read(&json)
         };
         let parsed = app.service.sized(tenant, num_bytes, work).await;

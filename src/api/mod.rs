@@ -10,6 +10,7 @@ mod auth;
 mod body;
 mod budget;
 mod caller;
+mod config;
 mod disconnect;
 mod event_body;
 mod feed;
@@ -48,7 +49,6 @@ mod words;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
@@ -58,6 +58,7 @@ use axum::routing::{get, post};
 use tower_http::decompression::RequestDecompressionLayer;
 
 pub use auth::ApiKey;
+pub use config::ApiConfig;
 pub use responses::ResponseLimits;
 pub use server::serve;
 pub(crate) use server::serve_while;
@@ -72,87 +73,6 @@ use places::Places;
 use problem::Problem;
 use responses::ResponseStore;
 use session::Sessions;
-
-/// Bounds and habits of the HTTP server.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ApiConfig {
-    /// Silence on an event stream after which a heartbeat is sent.
-    pub heartbeat: Duration,
-    /// How long the head of an OpenAI stream waits for the first token, so that what fails before has a status.
-    pub head_wait: Duration,
-    /// Origins whose pages may call from a browser; `*` is any. Empty: only the server's own page.
-    pub cors_origins: Vec<String>,
-    /// Further names by which the server may be called, if it listens on loopback or if there are any.
-    pub allowed_hosts: Vec<String>,
-    /// The keys, one of which every request must bring. Empty: everybody is one anonymous owner.
-    pub keys: Vec<ApiKey>,
-    /// Most requests of one key at once, streams that it follows too; 0 is no bound.
-    pub open_requests_max: usize,
-    /// What one owner's stored responses may hold beside their streams.
-    pub responses: ResponseLimits,
-    /// Longest request body.
-    pub body_bytes_max: usize,
-    /// Deepest nesting of arrays and objects in a request body.
-    pub json_depth_max: usize,
-    /// Most texts, arrays and objects in a request body.
-    pub json_values_max: usize,
-    /// Most bytes of all bodies that are being read or prepared; one key may have half.
-    pub bodies_bytes_max: usize,
-    /// Most bytes of all answers that wait to be read, event streams apart; one key may have half.
-    pub answers_bytes_max: usize,
-    /// How long a request body may take to arrive.
-    pub body_read_timeout: Duration,
-    /// How long a request head may take to arrive, and how long an idle connection is kept.
-    pub header_read_timeout: Duration,
-    /// Longest request head; no more than about this is held for a response that waits to be written either.
-    pub header_bytes_max: usize,
-    /// Most header lines of a request.
-    pub headers_max: usize,
-    /// How long a write may make no progress before its connection ends.
-    pub write_stall_timeout: Duration,
-    /// The kernel's buffer for a connection that is slow to read.
-    pub send_buffer_bytes: usize,
-    /// Most connections at once; more wait in the kernel's backlog.
-    pub connections_max: usize,
-    /// Most connections of one address, but for loopback's; 0 is no bound.
-    pub connections_per_address_max: usize,
-    /// How often retention and lingering are looked at.
-    pub sweep_interval: Duration,
-    /// How long running generations may go on after the signal to stop.
-    pub drain_timeout: Duration,
-    /// How long connections may take to hear the end after that.
-    pub close_timeout: Duration,
-}
-
-impl Default for ApiConfig {
-    fn default() -> Self {
-        Self {
-            heartbeat: Duration::from_secs(15),
-            head_wait: Duration::from_secs(15),
-            cors_origins: Vec::new(),
-            allowed_hosts: Vec::new(),
-            keys: Vec::new(),
-            open_requests_max: 1024,
-            responses: ResponseLimits::default(),
-            body_bytes_max: 4 << 20,
-            json_depth_max: 64,
-            json_values_max: 65_536,
-            bodies_bytes_max: 256 << 20,
-            answers_bytes_max: 256 << 20,
-            body_read_timeout: Duration::from_secs(30),
-            header_read_timeout: Duration::from_secs(60),
-            header_bytes_max: 16 << 10,
-            headers_max: 100,
-            write_stall_timeout: Duration::from_secs(30),
-            send_buffer_bytes: 64 << 10,
-            connections_max: 4096,
-            connections_per_address_max: 1024,
-            sweep_interval: Duration::from_millis(250),
-            drain_timeout: Duration::from_secs(30),
-            close_timeout: Duration::from_secs(5),
-        }
-    }
-}
 
 /// What every route has at hand.
 #[derive(Clone)]

@@ -33,6 +33,9 @@ use crate::service::Service;
 /// What is left at the deadline is told this.
 const SHUTDOWN_MESSAGE: &str = "the server is shutting down";
 
+/// Most header lines of a request: clients send about ten and proxies add as many. hyper keeps a place for each.
+const HEADERS_MAX: usize = 100;
+
 /// hyper's least buffer.
 const BUFFER_BYTES_MIN: usize = 8 << 10;
 
@@ -133,7 +136,7 @@ fn http(config: &ApiConfig) -> http1::Builder {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(config.header_read_timeout)
-        .max_headers(config.headers_max)
+        .max_headers(HEADERS_MAX)
         .max_header_size(config.header_bytes_max)
         // For reading and for writing: beyond it, a response body is not asked for more. At least what hyper insists on.
         .max_buf_size(config.header_bytes_max.max(BUFFER_BYTES_MIN))

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 
+use super::decoder::decoder;
 use super::progress::FetchProgress;
-use super::{pull, sections};
+use super::pull;
 use crate::bench::offline::{self, Layers, OfflineWorkload, Subject};
 use crate::config::{Typed, setting};
 use crate::telemetry;
@@ -83,15 +84,11 @@ pub(super) fn run(args: OfflineArgs, shared: SharedFlags) -> anyhow::Result<Exit
     telemetry::start(&config.log).map_err(super::UsageError)?;
 
     let progress = FetchProgress::new();
-    let file = pull::registry(&config.registry)?.resolve(&config.model.name, &|event| progress.hear(event));
+    let file = pull::registry(&config.process)?.resolve(&config.model.name, &|event| progress.hear(event));
     progress.end();
     let file = file?;
-    let subject = Subject {
-        name: file.name,
-        path: file.path,
-        options: sections::decoder(&config, &config.model)?,
-        engine: sections::engine(&config),
-    };
+    let subject =
+        Subject { name: file.name, path: file.path, options: decoder(&config, &config.model)?, engine: config.engine };
     let report = offline::run(&subject, &work, &|line| eprintln!("{line}"))?;
     match &shared.json {
         None => super::print(&report.to_string())?,

@@ -19,7 +19,7 @@ pub(super) struct ModelsArgs {
 
 pub(super) fn run(args: ModelsArgs) -> anyhow::Result<ExitCode> {
     let config = super::resolve(args.flags.0)?;
-    let listed = registry(&config.registry)?.list()?;
+    let listed = registry(&config.process)?.list()?;
     super::print(&table(&listed))?;
     Ok(ExitCode::SUCCESS)
 }

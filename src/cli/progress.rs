@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::config::show_bytes;
 use crate::hub::ProgressEvent;
+use crate::settings::show_bytes;
 use crate::text::printable;
 
 /// Shows one step of a fetch at a time on standard error.

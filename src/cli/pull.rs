@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::flags::ToolFlags;
 use super::progress::FetchProgress;
-use crate::config::RegistryConfig;
+use crate::config::ProcessConfig;
 use crate::hub::{CacheDir, Registry};
 
 #[derive(Debug, Args)]
@@ -19,7 +19,7 @@ pub(super) struct PullArgs {
 
 pub(super) fn run(args: PullArgs) -> anyhow::Result<ExitCode> {
     let config = super::resolve(args.flags.0)?;
-    let registry = registry(&config.registry)?;
+    let registry = registry(&config.process)?;
     let progress = FetchProgress::new();
     let pulled = registry.pull(&args.name, &|event| progress.hear(event));
     progress.end();
@@ -28,6 +28,6 @@ pub(super) fn run(args: PullArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// The registry as configured; the hub's address and token come from its own variables (`HF_ENDPOINT`, `HF_TOKEN`).
-pub(super) fn registry(config: &RegistryConfig) -> crate::error::Result<Registry> {
+pub(super) fn registry(config: &ProcessConfig) -> crate::error::Result<Registry> {
     Registry::from_env(CacheDir::new(&config.cache_dir), config.models_dir.as_deref())
 }

@@ -6,7 +6,6 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
@@ -16,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 use super::flags::ServeFlags;
 use super::progress::FetchProgress;
 use super::signals::Signals;
-use super::{UsageError, open_files, sections, start};
+use super::{UsageError, open_files, start};
 use crate::api;
-use crate::config::{Config, ServerConfig, setting};
+use crate::config::{Config, ProcessConfig, setting};
 use crate::telemetry;
 
 #[derive(Debug, Args)]
@@ -38,7 +37,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     }
     let config = super::resolve(typed)?;
     telemetry::start(&config.log).map_err(UsageError)?;
-    open_files::raise(config.server.connections_max);
+    open_files::raise(config.api.connections_max);
     super::print(&config.changes().to_string())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no async runtime")?;
     let result = runtime.block_on(serve(&config));
@@ -49,11 +48,11 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
 
 async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::listen().context("signals cannot be heard")?;
-    let listener = bind(&config.server).await?;
+    let listener = bind(&config.process).await?;
     let address = listener.local_addr().context("the listener has no address")?;
     super::print(&format!("listening on http://{address}\n"))?;
 
-    let api = sections::api(config);
+    let api = config.api.clone();
     if api.keys.is_empty() && !address.ip().is_loopback() {
         tracing::warn!("without --api-keys or --api-keys-file everybody who reaches {address} may use the server");
     }
@@ -82,7 +81,7 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
         result = &mut served => return Ok(result.map(|()| ExitCode::SUCCESS)?),
         _ = signals.next() => {}
     }
-    let timeout = Duration::from_millis(config.server.drain_timeout_ms);
+    let timeout = config.api.drain_timeout;
     tracing::info!("draining: running streams have {timeout:?}; another signal ends at once");
     stop.cancel();
     tokio::select! {
@@ -91,8 +90,8 @@ async fn serve(config: &Config) -> anyhow::Result<ExitCode> {
     }
 }
 
-async fn bind(server: &ServerConfig) -> anyhow::Result<TcpListener> {
-    let ServerConfig { host, port, .. } = server;
+async fn bind(config: &ProcessConfig) -> anyhow::Result<TcpListener> {
+    let ProcessConfig { host, port, .. } = config;
     let listener = TcpListener::bind((host.as_str(), *port)).await;
     listener.with_context(|| format!("cannot listen on {host}:{port} (--host, --port)"))
 }

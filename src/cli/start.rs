@@ -1,22 +1,21 @@
 //! Everything behind the wires, built from the configuration: fetch, open, load, start the workers, take up stored streams.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use super::{pull, sections};
+use super::decoder::decoder;
+use super::pull;
 use crate::config::{Config, ModelSection};
-use crate::engine::encoder::{EncoderPool, StatesOf};
-use crate::engine::{Engine, Turns};
+use crate::engine::encoder::{EncoderLimits, EncoderPool, StatesOf};
+use crate::engine::{Engine, PRIORITY_STEP_TOKENS, Turns};
 use crate::error::{Error, Result};
 use crate::hub::{ModelFile, ModelKind, Progress};
 use crate::metrics::Metrics;
 use crate::model::encoder::{self, OpenEncoder};
 use crate::model::load::{OpenModel, open};
 use crate::model::stub;
-use crate::service::{
-    ChatTemplate, EncoderBackend, LocalBackend, ModelLimits, Models, Residence, Served, ServedConfig, Service,
-};
+use crate::service::{ChatTemplate, EncoderBackend, LocalBackend, Models, Residence, Served, ServedConfig, Service};
 use crate::stream::{StoredStream, StreamStore, StreamTable};
+use crate::text::{CallSyntax, ReasoningSyntax};
 
 /// A model, and what it is called.
 struct Found {
@@ -55,24 +54,19 @@ pub(super) fn service(config: &Config, progress: Progress<'_>) -> Result<Arc<Ser
     if let (Some(encoder), Some(metrics)) = (encoder, by_model.last()) {
         models.push(Arc::new(served_encoder(config, encoder, &models, metrics)?));
     }
-    let limits = ModelLimits {
-        memory_bytes_max: config.models.memory_max,
-        idle_unload: config.models.idle_unload_ms.map(Duration::from_millis),
-        stay_min: Duration::from_millis(config.models.stay_min_ms),
-    };
-    let models = Models::new(models, limits)?;
+    let models = Models::new(models, config.models)?;
     // An encoder has no section: it is loaded at start.
     let is_wanted = |index: usize| sections.get(index).is_none_or(|section| section.preload);
     let wanted = models.all().iter().enumerate().filter(|(index, _)| is_wanted(*index));
     let wanted: Vec<&Arc<Served>> = wanted.map(|(_, served)| served).collect();
     let bytes: u64 = wanted.iter().map(|served| served.backend().memory_bytes()).sum();
-    if let Some(max) = config.models.memory_max.filter(|max| bytes > *max) {
+    if let Some(max) = config.models.memory_bytes_max.filter(|max| bytes > *max) {
         let message =
             format!("--memory-max must hold the models that are loaded at start, about {bytes} bytes, got {max}");
         return Err(Error::invalid("model.memory_max", message));
     }
     wanted.into_iter().try_for_each(|served| preload(served))?;
-    let service = Service::new(sections::service(config), models, Arc::new(table), metrics)?;
+    let service = Service::new(config.service.clone(), models, Arc::new(table), metrics)?;
     let num_stored = stored.len();
     if num_stored > 0 {
         let restored = service.restore(stored);
@@ -94,11 +88,11 @@ fn served(
     let template = template.map(|source| ChatTemplate::new(&source, &model.bos_text, &model.eos_text)).transpose();
     let template = template.map_err(|e| e.context(format!("chat template of {name}")))?;
     // Only a stored stream asks for it, and it takes the reading of the whole file.
-    let fingerprint = if config.streams.store.is_some() { fingerprint(&model, &name)? } else { 0 };
-    let served_config = ServedConfig { aliases, fingerprint, ..sections::served(section, &name) };
+    let fingerprint = if config.process.store.is_some() { fingerprint(&model, &name)? } else { 0 };
+    let served_config = ServedConfig { aliases, fingerprint, ..served_config(section, &name) };
     tracing::info!("{name}: {}", model.description);
     let engine = Engine::open(
-        sections::engine(config),
+        config.engine.clone(),
         model.spec.clone(),
         model.tokenizer.clone(),
         metrics.clone(),
@@ -107,6 +101,26 @@ fn served(
     let backend = LocalBackend::on_demand(engine, &name, model.loader.clone(), model.memory_bytes);
     let OpenModel { tokenizer, spec, .. } = model;
     Ok(Served::new(served_config, tokenizer, template, spec, Arc::new(backend), metrics.clone()))
+}
+
+/// What one model is called, and how its answers are read.
+fn served_config(section: &ModelSection, name: &str) -> ServedConfig {
+    ServedConfig {
+        is_pinned: section.pinned,
+        call_syntax: match section.call_format.as_str() {
+            "hermes" => Some(CallSyntax::Hermes),
+            "llama3" => Some(CallSyntax::Llama3),
+            "mistral" => Some(CallSyntax::Mistral),
+            _ => None,
+        },
+        reasoning_syntax: match section.reasoning_format.as_str() {
+            "none" => Some(None),
+            "think" => Some(Some(ReasoningSyntax::Think)),
+            "bracket" => Some(Some(ReasoningSyntax::Bracket)),
+            _ => None,
+        },
+        ..ServedConfig::named(name)
+    }
 }
 
 /// Several stubs have no weights that tell them apart, but names.
@@ -131,8 +145,8 @@ fn preload(served: &Served) -> Result<()> {
 
 /// The encoder, if one is to be served.
 fn find_encoder(config: &Config, progress: Progress<'_>) -> Result<Option<FoundEncoder>> {
-    let Some(spec) = &config.embeddings.model else { return Ok(None) };
-    let ModelFile { name, path, manifest } = pull::registry(&config.registry)?.resolve(spec, progress)?;
+    let Some(spec) = &config.process.embedding_model else { return Ok(None) };
+    let ModelFile { name, path, manifest } = pull::registry(&config.process)?.resolve(spec, progress)?;
     if manifest.as_ref().is_some_and(|m| m.kind != ModelKind::Encoder) {
         let message = format!("--embedding-model must be an encoder; {name} embeds as it is served, with --model");
         return Err(Error::invalid("embeddings.model", message));
@@ -162,21 +176,24 @@ fn served_encoder(
         return Err(Error::invalid("embeddings.model", message));
     }
     let OpenEncoder { spec, tokenizer, loader, memory_bytes, .. } = model;
-    let pool = EncoderPool::open(sections::encoder(config), metrics.clone());
+    let limits =
+        EncoderLimits { queue_max: config.process.embedding_queue_max, priority_step_tokens: PRIORITY_STEP_TOKENS };
+    let pool = EncoderPool::open(limits, metrics.clone());
     let loader = move || -> Result<StatesOf> {
         let encoder = loader()?;
         Ok(Box::new(move |tokens| encoder.hidden_states(tokens)))
     };
     let backend = EncoderBackend::new(pool, &name, Arc::new(loader), memory_bytes);
-    let served_config = ServedConfig { aliases, is_pinned: config.embeddings.pinned, ..ServedConfig::named(&name) };
+    let served_config =
+        ServedConfig { aliases, is_pinned: config.process.embedding_pinned, ..ServedConfig::named(&name) };
     Ok(Served::encoder(served_config, tokenizer, spec, Arc::new(backend), metrics.clone()))
 }
 
 /// An empty table, and what its store has.
 fn streams(config: &Config) -> Result<(StreamTable, Vec<StoredStream>)> {
-    let limits = sections::streams(config);
-    let Some((dir, store_limits)) = sections::store(config) else { return Ok((StreamTable::new(limits), Vec::new())) };
-    let (store, stored) = StreamStore::open(&dir, store_limits)?;
+    let limits = config.streams;
+    let Some(dir) = &config.process.store else { return Ok((StreamTable::new(limits), Vec::new())) };
+    let (store, stored) = StreamStore::open(dir, config.store)?;
     Ok((StreamTable::with_store(limits, store), stored))
 }
 
@@ -189,12 +206,12 @@ fn find(config: &Config, section: &ModelSection, progress: Progress<'_>) -> Resu
     if let Some(model) = stub::from_spec(&section.name)? {
         return Ok(Found { model, name: own_name(STUB.to_owned()), aliases: aliases(Vec::new()), chat_template: None });
     }
-    let file = pull::registry(&config.registry)?.resolve(&section.name, progress)?;
+    let file = pull::registry(&config.process)?.resolve(&section.name, progress)?;
     if file.manifest.as_ref().is_some_and(|m| m.kind != ModelKind::Decoder) {
         let message = format!("--model must go on from texts; {} only embeds them, with --embedding-model", file.name);
         return Err(Error::invalid("model.name", message));
     }
-    let model = open(&file.path, &sections::decoder(config, section)?)?;
+    let model = open(&file.path, &decoder(config, section)?)?;
     let (chat_template, more) = file.manifest.map_or((None, Vec::new()), |m| (m.chat_template, m.aliases));
     Ok(Found { model, name: own_name(file.name), aliases: aliases(more), chat_template })
 }

@@ -1,7 +1,9 @@
 //! Rules between settings, and the defaults that depend on other values or on the machine.
 
-use super::{Config, DeviceKind, Origin, Value, setting};
+use super::house::{Config, Origin, setting};
+use super::process::DeviceKind;
 use crate::error::{Error, Result};
+use crate::settings::Value;
 
 /// Fills in what depends on other values, then checks the settings against each other.
 pub(super) fn together(mut config: Config) -> Result<Config> {
@@ -19,35 +21,13 @@ pub(super) fn together(mut config: Config) -> Result<Config> {
         );
         return Err(Error::invalid("engine.prefill_tokens_per_step_max", message));
     }
-    if let Some(threads) = engine.threads
+    if let Some(threads) = config.process.threads
         && threads < engine.num_workers
     {
         return Err(pair("engine.threads", threads, "engine.num_workers", engine.num_workers));
     }
-    let requests = &config.requests;
-    if requests.queue_timeout_ms > requests.queue_timeout_ms_max {
-        let message = format!(
-            "--queue-timeout-ms must be at most --queue-timeout-ms-max ({}), got {}",
-            requests.queue_timeout_ms_max, requests.queue_timeout_ms
-        );
-        return Err(Error::invalid("requests.queue_timeout_ms", message));
-    }
-    if engine.worker_backoff_max_ms < engine.worker_backoff_min_ms {
-        let message = format!(
-            "--worker-backoff-max-ms must be at least --worker-backoff-min-ms ({}), got {}",
-            engine.worker_backoff_min_ms, engine.worker_backoff_max_ms
-        );
-        return Err(Error::invalid("engine.worker_backoff_max_ms", message));
-    }
-    device(config.model.device)?;
-    for required in ["server.host", "model.name", "log.level"] {
-        let empty =
-            config.resolved.iter().any(|(s, value, _)| s.key == required && *value == Value::Text(String::new()));
-        if empty {
-            return Err(Error::invalid(required, format!("--{} must not be empty", setting(required).flag)));
-        }
-    }
-    config.server.cors_origins.iter().try_for_each(|origin| cors_origin(origin))?;
+    std::iter::once(&config.model).chain(&config.more_models).try_for_each(|model| device(model.device))?;
+    config.api.cors_origins.iter().try_for_each(|origin| cors_origin(origin))?;
     Ok(config)
 }
 
@@ -58,14 +38,17 @@ fn pair(small: &'static str, got: usize, large: &'static str, least: usize) -> E
 
 /// Values that nobody typed and that follow from others.
 fn fill_in(config: &mut Config) -> Result<()> {
-    if config.registry.cache_dir.as_os_str().is_empty() {
+    if config.process.cache_dir.as_os_str().is_empty() {
         let base = dirs::cache_dir().ok_or_else(|| {
             Error::invalid("registry.cache_dir", "--cache-dir must be given: this user has no cache directory")
         })?;
-        config.registry.cache_dir = base.join("tallow");
-        let shown = config.registry.cache_dir.to_string_lossy().into_owned();
+        config.process.cache_dir = base.join("tallow");
+        let shown = config.process.cache_dir.to_string_lossy().into_owned();
         replace(config, "registry.cache_dir", Value::Text(shown));
     }
+    // More than a queue takes of one key would be refused though nobody else is there.
+    let queue_max = config.process.embedding_queue_max.min(config.engine.queue_requests_max);
+    config.service.embedding_inputs_at_once = config.service.embedding_inputs_at_once.min(queue_part(queue_max));
     // A smaller step than the default prefill share is a wish about the step, not a mistake about the share.
     let engine = &mut config.engine;
     let step = engine.max_num_batched_tokens;
@@ -76,6 +59,11 @@ fn fill_in(config: &mut Config) -> Result<()> {
         replace(config, "engine.prefill_tokens_per_step_max", Value::Number(step as u64));
     }
     Ok(())
+}
+
+/// Most requests of a lone key that a queue of so many takes.
+fn queue_part(requests_max: usize) -> usize {
+    (requests_max - requests_max / 5).max(1)
 }
 
 fn replace(config: &mut Config, key: &str, value: Value) {

@@ -12,13 +12,17 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use crate::api::ApiKey;
 use crate::error::{Error, Result};
-use crate::protocol::{OwnerLimits, PRIORITY_MAX, PRIORITY_MIN, WEIGHT_MAX, WEIGHT_MIN};
+use crate::protocol::{Owner, OwnerLimits, PRIORITY_MAX, PRIORITY_MIN, Tenant, WEIGHT_MAX, WEIGHT_MIN};
+use crate::settings;
+use crate::settings::{Kind, common};
 
 /// More would make telling keys apart slow, as each request is compared with all of them.
 const KEYS_MAX: usize = 4096;
@@ -29,6 +33,65 @@ const SECRET_LEN_MIN: usize = 8;
 const SECRET_LEN_MAX: usize = 512;
 /// A file longer than this is no list of keys.
 const FILE_BYTES_MAX: u64 = 4 << 20;
+
+settings! {
+    /// Who may ask.
+    #[derive(Clone, PartialEq, Eq)]
+    pub struct KeysConfig {
+        /// API keys, KEY or NAME:KEY; other users of this machine can see the command line.
+        pub typed: Vec<String> = Vec::new() => common("keys.list", "api-keys", Kind::Secrets);
+        /// API keys with their weights and limits: `NAME KEY [...]` lines, or TOML.
+        pub file: Option<PathBuf> = None => common("keys.file", "api-keys-file", Kind::Text);
+        /// Of a key that does not say, or of everybody together if there are no keys.
+        pub limits: OwnerLimits = OwnerLimits::default();
+        /// Every key, those of the file too; none lets everybody in.
+        pub keys: Vec<KeyConfig> = Vec::new();
+    }
+}
+
+impl fmt::Debug for KeysConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeysConfig").field("keys", &self.keys).finish_non_exhaustive()
+    }
+}
+
+impl KeysConfig {
+    /// Reads the keys, typed and of the file.
+    pub(super) fn collect(&mut self) -> Result<()> {
+        self.keys = collect(&self.typed, self.file.as_deref(), self.limits)?;
+        Ok(())
+    }
+
+    /// Everybody who may ask.
+    pub(super) fn owners(&self) -> Vec<Arc<Owner>> {
+        match self.keys.as_slice() {
+            [] => vec![Arc::new(Owner { limits: self.limits, ..Owner::anonymous() })],
+            keys => keys.iter().map(|key| Arc::new(key.owner())).collect(),
+        }
+    }
+
+    /// The keys as the wire compares them.
+    pub(super) fn api_keys(&self) -> Vec<ApiKey> {
+        self.keys.iter().map(|key| ApiKey::new(&key.secret.0, Arc::new(key.owner()))).collect()
+    }
+}
+
+impl KeyConfig {
+    /// Whose its streams are. The tenant follows from the name alone, so that it outlives the key and the process.
+    fn owner(&self) -> Owner {
+        let digest = Sha256::digest(format!("tallow owner {}", self.name));
+        let tenant = digest.iter().take(8).fold(0, |bits, byte| bits << 8 | u64::from(*byte));
+        Owner {
+            // 0 is the anonymous owner's.
+            tenant: Tenant(tenant.max(1)),
+            name: self.name.clone(),
+            is_admin: self.is_admin,
+            weight: self.weight,
+            priority: self.priority,
+            limits: self.limits,
+        }
+    }
+}
 
 /// A text that is never shown.
 #[derive(Clone, PartialEq, Eq, Hash)]

@@ -13,34 +13,15 @@
 //! max_model_len = 8192
 //! ```
 
-use super::sources::FileModel;
-use super::{Config, ModelSection, Origin, Sources, Value, setting};
+use super::house::{Config, Origin};
+use super::process::ModelSection;
+use super::sources::{FileModel, Sources};
 use crate::error::{Error, Result};
-
-/// Names of models as they were typed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ModelNames {
-    pub(super) more: Vec<String>,
-    pub(super) served: Vec<String>,
-}
-
-/// What `[[models]]` can say of a model, beside `name` and `aliases`.
-pub(super) const OWN_KEYS: &[&str] = &[
-    "served_name",
-    "preload",
-    "pinned",
-    "device",
-    "activations",
-    "reference",
-    "call_format",
-    "reasoning_format",
-    "max_model_len",
-    "kv_cache_bytes",
-];
+use crate::settings::Setting;
 
 /// Gives every model its section.
 pub(super) fn list(config: &mut Config, sources: &Sources) -> Result<()> {
-    config.embeddings.pinned = config.model.pinned;
+    config.process.embedding_pinned = config.model.pinned;
     let is_typed = ["model.name", "model.more"].iter().any(|key| config.origin(key) > Origin::File);
     let in_file = if is_typed { &[] } else { sources.file_models() };
     let mut all = Vec::new();
@@ -54,15 +35,16 @@ pub(super) fn list(config: &mut Config, sources: &Sources) -> Result<()> {
         let message = "models must be named in `[[models]]` or in `[model]`, not in both";
         return Err(Error::invalid("model.name", message));
     }
-    let more = config.names.more.iter().map(|name| ModelSection { name: name.clone(), ..config.model.clone() });
+    let more =
+        config.process.more_models.iter().map(|name| ModelSection { name: name.clone(), ..config.model.clone() });
     all.extend(more);
-    let (num_models, num_names) = (all.len(), config.names.served.len());
+    let (num_models, num_names) = (all.len(), config.process.served_names.len());
     if num_names > num_models {
         let message =
             format!("--served-name must name at most the models that are served ({num_models}), got {num_names}");
         return Err(Error::invalid("model.served_name", message));
     }
-    for (model, name) in all.iter_mut().zip(&config.names.served) {
+    for (model, name) in all.iter_mut().zip(&config.process.served_names) {
         model.served_name = Some(name.clone());
     }
     // Who asks for one model waits for it at start, where an error has a person who reads it.
@@ -76,31 +58,13 @@ pub(super) fn list(config: &mut Config, sources: &Sources) -> Result<()> {
 
 /// What the file says of one, over what holds for all.
 fn of_file(base: &ModelSection, model: &FileModel) -> Result<ModelSection> {
-    let mut section = ModelSection { name: model.name.clone(), aliases: model.aliases.clone(), ..base.clone() };
-    for (key, text) in &model.values {
-        let rule = |rule: String| Error::invalid(format!("model.{key}"), format!("{key} {rule}"));
-        let value = setting(&format!("model.{key}")).parse(text).map_err(rule)?;
-        section.set(key, value);
-    }
+    let FileModel { name, served_name, aliases, values } = model.clone();
+    let mut section = ModelSection { name, served_name, aliases, ..base.clone() };
+    let mut read = |setting: &'static Setting, _| {
+        let Some((_, text)) = values.iter().find(|(own, _)| own.key == setting.key) else { return Ok(None) };
+        let rule = |rule| Error::invalid(setting.key, format!("{} {rule}", setting.name()));
+        setting.parse(text).map(Some).map_err(rule)
+    };
+    section.visit_settings(&mut read)?;
     Ok(section)
-}
-
-impl ModelSection {
-    /// Replaces what one of [`OWN_KEYS`] stands for.
-    fn set(&mut self, key: &str, value: Value) {
-        match (key, value) {
-            ("served_name", Value::List(names)) => self.served_name = names.into_iter().next(),
-            ("preload", Value::Bool(yes)) => self.preload = yes,
-            ("pinned", Value::Bool(yes)) => self.pinned = yes,
-            ("reference", Value::Bool(yes)) => self.reference = yes,
-            ("device", Value::Text(word)) => self.device = super::resolve::device(&word),
-            ("activations", Value::Text(word)) => self.activations = super::resolve::activations(&word),
-            ("call_format", Value::Text(word)) => self.call_format = word,
-            ("reasoning_format", Value::Text(word)) => self.reasoning_format = word,
-            ("max_model_len", Value::Auto) => self.max_model_len = None,
-            ("max_model_len", Value::Number(n)) => self.max_model_len = usize::try_from(n).ok(),
-            ("kv_cache_bytes", Value::Number(n)) => self.kv_cache_bytes = n,
-            (key, value) => unreachable!("{key} is read as {value:?}"),
-        }
-    }
 }

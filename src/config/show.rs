@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::{Config, Origin, SETTINGS};
+use super::house::{Config, Origin};
 
 /// What differs from the defaults.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl Config {
         for (key, text, origin) in &rows {
             writeln!(f, "  {key:key_width$}  {text:value_width$}  {origin}")?;
         }
-        Ok(SETTINGS.len() - rows.len())
+        Ok(self.resolved.len() - rows.len())
     }
 }
 

@@ -4,9 +4,10 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::models::OWN_KEYS;
-use super::settings::{Kind, SETTINGS, Setting, Value, setting};
+use super::house::{Origin, SETTINGS};
+use super::process::ModelSection;
 use crate::error::{Error, Result};
+use crate::settings::{Kind, Setting, Unit, Value};
 
 /// The file read when none is named and it exists in the working directory.
 pub const DEFAULT_FILE: &str = "tallow.toml";
@@ -14,31 +15,6 @@ pub const DEFAULT_FILE: &str = "tallow.toml";
 pub const CONFIG_ENV: &str = "TALLOW_CONFIG";
 /// A file longer than this is not a configuration.
 const FILE_BYTES_MAX: u64 = 1 << 20;
-
-/// Where a value came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Origin {
-    /// Nobody said anything.
-    Default,
-    /// The TOML file.
-    File,
-    /// A `TALLOW_` variable.
-    Env,
-    /// The command line.
-    Flag,
-}
-
-impl Origin {
-    /// One word for the table.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Default => "default",
-            Self::File => "file",
-            Self::Env => "env",
-            Self::Flag => "flag",
-        }
-    }
-}
 
 /// What stood on the command line, as typed.
 #[derive(Debug, Clone, Default)]
@@ -65,12 +41,12 @@ struct FileLayer {
 }
 
 /// One of the file's `[[models]]`, as if each of its settings had been typed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) struct FileModel {
     pub(super) name: String,
     pub(super) aliases: Vec<String>,
-    /// Of `OWN_KEYS`.
-    pub(super) values: Vec<(&'static str, String)>,
+    pub(super) served_name: Option<String>,
+    pub(super) values: Vec<(&'static Setting, String)>,
 }
 
 impl Sources {
@@ -84,7 +60,7 @@ impl Sources {
         let named = typed.file.clone().or(env_path);
         let path = named.or_else(|| Some(dir.join(DEFAULT_FILE)).filter(|path| path.is_file()));
         let file = path.map(read_file).transpose()?;
-        let env = SETTINGS.iter().filter_map(|s| Some((s, env(&s.env()).filter(|v| !v.is_empty())?))).collect();
+        let env = SETTINGS.iter().filter_map(|(s, _)| Some((*s, env(&s.env()).filter(|v| !v.is_empty())?))).collect();
         Ok(Self { typed, env, file })
     }
 
@@ -98,15 +74,15 @@ impl Sources {
         self.file.as_ref().map_or(&[], |file| &file.models)
     }
 
-    /// The value of `setting` from the strongest layer that has one.
+    /// The value of `setting` from the strongest layer that has one; `None` leaves the default.
     ///
     /// # Errors
     /// If it breaks its rule; the message begins with the name by which it was given and, where that was not the
     /// flag, ends with the flag.
-    pub fn value(&self, setting: &'static Setting) -> Result<(Value, Origin)> {
-        let is = |entry: &&'static Setting| std::ptr::eq(*entry, setting);
+    pub fn value(&self, setting: &'static Setting) -> Result<Option<(Value, Origin)>> {
+        let is = |entry: &Setting| entry.key == setting.key;
         if let Some((_, text)) = self.typed.values.iter().find(|(s, _)| is(s)) {
-            return accept(setting, text, &format!("--{}", setting.flag), Origin::Flag);
+            return accept(setting, text, "", Origin::Flag);
         }
         if let Some((_, text)) = self.env.iter().find(|(s, _)| is(s)) {
             let name = setting.env();
@@ -118,14 +94,14 @@ impl Sources {
         {
             return accept(setting, text, &format!("{}: {}", file.path.display(), setting.key), Origin::File);
         }
-        Ok((setting.default_value(), Origin::Default))
+        Ok(None)
     }
 }
 
-fn accept(setting: &'static Setting, text: &str, name: &str, origin: Origin) -> Result<(Value, Origin)> {
+fn accept(setting: &Setting, text: &str, name: &str, origin: Origin) -> Result<Option<(Value, Origin)>> {
     match setting.parse(text) {
-        Ok(value) => Ok((value, origin)),
-        Err(rule) if origin == Origin::Flag => Err(invalid(setting, format!("{name} {rule}"))),
+        Ok(value) => Ok(Some((value, origin))),
+        Err(rule) if origin == Origin::Flag => Err(setting.invalid(&rule)),
         Err(rule) => Err(invalid(setting, format!("{name} {rule} (the flag is --{})", setting.flag))),
     }
 }
@@ -158,9 +134,9 @@ fn parse_file(text: &str) -> Result<Parsed, String> {
     let models = table.remove("models").map_or_else(|| Ok(Vec::new()), |models| parse_models(&models))?;
     let mut values = Vec::new();
     for (section, entry) in &table {
-        let sections = SETTINGS.iter().map(Setting::section);
+        let sections = SETTINGS.iter().map(|(s, _)| s.section());
         if !sections.clone().any(|known| known == section) {
-            let whole = SETTINGS.iter().find(|s| s.key.ends_with(&format!(".{section}"))).map(|s| s.key);
+            let whole = keys().find(|key| key.ends_with(&format!(".{section}")));
             return Err(unknown("section", section, whole.or_else(|| nearest(section, sections))));
         }
         let toml::Value::Table(entries) = entry else {
@@ -168,13 +144,17 @@ fn parse_file(text: &str) -> Result<Parsed, String> {
         };
         for (name, value) in entries {
             let key = format!("{section}.{name}");
-            let Some(setting) = SETTINGS.iter().find(|s| s.key == key) else {
-                return Err(unknown("key", &key, nearest(&key, SETTINGS.iter().map(|s| s.key))));
+            let Some((setting, _)) = SETTINGS.iter().find(|(s, _)| s.key == key) else {
+                return Err(unknown("key", &key, nearest(&key, keys())));
             };
-            values.push((setting, text_of(setting, value)?));
+            values.push((*setting, text_of(setting, value)?));
         }
     }
     Ok((values, models))
+}
+
+fn keys() -> impl Iterator<Item = &'static str> {
+    SETTINGS.iter().map(|(s, _)| s.key)
 }
 
 /// Reads `[[models]]`.
@@ -192,25 +172,26 @@ fn parse_model(index: usize, table: &toml::Table) -> Result<FileModel, String> {
         let text = value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
         text.ok_or_else(|| format!("{} must be a string, got {value} ({})", place(key), value.type_str()))
     };
-    let (mut name, mut aliases, mut values) = (None, Vec::new(), Vec::new());
+    let own = ModelSection::settings();
+    let (mut name, mut served_name, mut aliases, mut values) = (None, None, Vec::new(), Vec::new());
     for (key, value) in table {
         match (key.as_str(), value) {
             ("name", value) => name = Some(text("name", value)?),
             ("aliases", toml::Value::Array(all)) => {
                 aliases = all.iter().map(|alias| text("aliases", alias)).collect::<Result<_, _>>()?;
             }
-            ("served_name", value) => values.push(("served_name", text("served_name", value)?)),
+            ("served_name", value) => served_name = Some(text("served_name", value)?),
             (key, value) => {
-                let Some(own) = OWN_KEYS.iter().find(|own| **own == key) else {
-                    let known = OWN_KEYS.iter().copied().chain(["name", "aliases"]);
+                let Some(setting) = own.iter().find(|own| own.name() == key) else {
+                    let known = own.iter().map(|own| own.name()).chain(["served_name", "aliases"]);
                     return Err(unknown("key", &place(key), nearest(key, known)));
                 };
-                values.push((*own, text_of(setting(&format!("model.{own}")), value)?));
+                values.push((*setting, text_of(setting, value)?));
             }
         }
     }
     let name = name.ok_or_else(|| format!("{} is missing", place("name")))?;
-    Ok(FileModel { name, aliases, values })
+    Ok(FileModel { name, served_name, aliases, values })
 }
 
 fn unknown(what: &str, name: &str, near: Option<&str>) -> String {
@@ -222,10 +203,11 @@ fn unknown(what: &str, name: &str, near: Option<&str>) -> String {
 fn text_of(setting: &Setting, value: &toml::Value) -> Result<String, String> {
     use toml::Value as Toml;
     let text = match (setting.kind, value) {
-        (Kind::Count { .. } | Kind::Millis { .. } | Kind::Bytes { .. }, Toml::Integer(n)) => Some(n.to_string()),
-        (Kind::Count { auto: true, .. } | Kind::Bytes { .. } | Kind::Text | Kind::OneOf(_), Toml::String(s)) => {
+        (Kind::Number { .. }, Toml::Integer(n)) => Some(n.to_string()),
+        (Kind::Number { unit: Unit::Bytes, .. } | Kind::Text | Kind::NonEmpty | Kind::OneOf(_), Toml::String(s)) => {
             Some(s.clone())
         }
+        (Kind::Number { none: "auto", .. }, Toml::String(s)) => Some(s.clone()),
         (Kind::Bool, Toml::Boolean(b)) => Some(b.to_string()),
         (Kind::List | Kind::Secrets, Toml::Array(items)) => {
             let texts: Option<Vec<&str>> = items.iter().map(Toml::as_str).collect();
@@ -234,10 +216,10 @@ fn text_of(setting: &Setting, value: &toml::Value) -> Result<String, String> {
         _ => None,
     };
     let wanted = match setting.kind {
-        Kind::Count { auto: true, .. } => "a whole number or \"auto\"",
-        Kind::Count { .. } | Kind::Millis { .. } => "a whole number",
-        Kind::Bytes { .. } => "a whole number or a string such as \"8MiB\"",
-        Kind::Text | Kind::OneOf(_) => "a string",
+        Kind::Number { unit: Unit::Bytes, .. } => "a whole number or a string such as \"8MiB\"",
+        Kind::Number { none: "auto", .. } => "a whole number or \"auto\"",
+        Kind::Number { .. } => "a whole number",
+        Kind::Text | Kind::NonEmpty | Kind::OneOf(_) => "a string",
         Kind::Bool => "true or false",
         Kind::List | Kind::Secrets => "an array of strings",
     };

@@ -1,10 +1,16 @@
 //! Two stages together: layers beat each other in order, and every broken rule is told by its name.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::api::ApiConfig;
+use crate::engine::EngineConfig;
+use crate::error::Result;
+use crate::service::{ModelLimits, ServiceConfig};
+use crate::settings::Value;
+use crate::stream::{StoreLimits, TableLimits};
 
 /// Flags, variables and a file's text in; a config or its error out.
 fn resolve(flags: &[(&str, &str)], env: &[(&str, &str)], file: Option<&str>) -> Result<Config> {
@@ -16,7 +22,7 @@ fn resolve(flags: &[(&str, &str)], env: &[(&str, &str)], file: Option<&str>) -> 
 }
 
 fn resolve_in(dir: &Path, flags: &[(&str, &str)], env: &[(&str, &str)], file: Option<PathBuf>) -> Result<Config> {
-    let row = |flag: &str| SETTINGS.iter().find(|s| s.flag == flag).expect("a flag of ours");
+    let row = |flag: &str| SETTINGS.iter().find(|(s, _)| s.flag == flag).expect("a flag of ours").0;
     let values = flags.iter().map(|(flag, text)| (row(flag), (*text).to_owned())).collect();
     let env: HashMap<String, OsString> = env.iter().map(|(k, v)| ((*k).to_owned(), OsString::from(v))).collect();
     Config::resolve(&Sources::collect(Typed { values, file }, &|name| env.get(name).cloned(), dir)?)
@@ -33,8 +39,8 @@ fn flag_beats_environment_beats_file_beats_default() {
     let file = Some("[server]\nport = 1\nhost = \"file\"\n[engine]\nmax_num_seqs = 7\n");
     let env = [("TALLOW_PORT", "2"), ("TALLOW_HOST", "env"), ("TALLOW_LOG_LEVEL", "")];
     let config = resolve(&[("port", "3")], &env, file).expect("a good configuration");
-    assert_eq!((config.server.port, config.origin("server.port")), (3, Origin::Flag));
-    assert_eq!((config.server.host.as_str(), config.origin("server.host")), ("env", Origin::Env));
+    assert_eq!((config.process.port, config.origin("server.port")), (3, Origin::Flag));
+    assert_eq!((config.process.host.as_str(), config.origin("server.host")), ("env", Origin::Env));
     assert_eq!((config.engine.max_num_seqs, config.origin("engine.max_num_seqs")), (7, Origin::File));
     assert_eq!((config.log.level.as_str(), config.origin("log.level")), ("info", Origin::Default));
 }
@@ -43,8 +49,44 @@ fn flag_beats_environment_beats_file_beats_default() {
 fn every_setting_is_resolved_once_and_in_order() {
     let config = resolve(&[], &[], None).expect("defaults are good");
     let keys: Vec<_> = config.resolved.iter().map(|(s, _, _)| s.key).collect();
-    let table: Vec<_> = SETTINGS.iter().map(|s| s.key).collect();
+    let table: Vec<_> = SETTINGS.iter().map(|(s, _)| s.key).collect();
     assert_eq!(keys, table);
+}
+
+#[test]
+fn names_are_unique_and_defaults_keep_their_own_rules() {
+    let (mut keys, mut flags) = (HashSet::new(), HashSet::new());
+    for (s, default) in SETTINGS.iter() {
+        assert!(keys.insert(s.key), "{} twice", s.key);
+        assert!(flags.insert(s.flag), "--{} twice", s.flag);
+        assert!(!s.help().is_empty(), "--{} has no help", s.flag);
+        if *default != Value::Text(String::new()) {
+            assert_eq!(s.parse(&s.typed(default)).as_ref(), Ok(default), "--{}", s.flag);
+        }
+    }
+}
+
+#[test]
+fn without_sources_every_room_has_its_defaults() {
+    let config = resolve(&[], &[], None).expect("defaults are good");
+    assert_eq!(config.engine, EngineConfig::default());
+    assert_eq!(config.api, ApiConfig::default());
+    assert_eq!(config.service, ServiceConfig::default());
+    assert_eq!(config.models, ModelLimits::default());
+    assert_eq!((config.streams, config.store), (TableLimits::default(), StoreLimits::default()));
+}
+
+#[test]
+fn a_setting_of_a_nested_room_arrives() {
+    let flags = [("responses-max", "7"), ("grammar-bytes-max", "1KiB"), ("background-threads", "3")];
+    let limits = [("key-concurrency-max", "2"), ("key-tokens-per-minute", "0"), ("stream-store-interval-ms", "5")];
+    let config = resolve(&[&flags[..], &limits].concat(), &[], None).expect("a good configuration");
+    assert_eq!(config.api.responses.num_responses_max, 7);
+    assert_eq!(config.engine.grammars.source_bytes_max, 1024);
+    assert_eq!(config.service.background.num_threads, Some(3));
+    let limits = config.service.owners[0].limits;
+    assert_eq!((limits.concurrency_max, limits.tokens_per_minute), (Some(2), None));
+    assert_eq!(config.store.commit_interval.as_millis(), 5);
 }
 
 #[test]
@@ -70,6 +112,8 @@ fn rules_between_settings_hold() {
     check_error(&flags, &[], None, "must be at most --max-num-batched-tokens (512), got 600");
     let flags = [("workers", "4"), ("threads", "2")];
     check_error(&flags, &[], None, "--threads must be at least --workers (4), got 2");
+    let config = resolve(&[("queue-requests-max", "8")], &[], None).expect("so much of one request fits the queue");
+    assert_eq!(config.service.embedding_inputs_at_once, 7);
     check_error(&[("cors-origins", "http://a.test/x")], &[], None, "https://chat.example, got `http://a.test/x`");
     let config = resolve(&[("max-num-batched-tokens", "64")], &[], None).expect("the default share follows the step");
     assert_eq!(config.engine.prefill_tokens_per_step_max, 64);
@@ -80,6 +124,8 @@ fn rules_between_settings_hold() {
 fn a_device_that_is_not_compiled_in_is_an_error() {
     let expect = "--device cuda: this binary has no cuda support; build it with `--features cuda`";
     check_error(&[("device", "cuda")], &[], None, expect);
+    let file = Some("[[models]]\nname = \"stub\"\n[[models]]\nname = \"stub:1\"\ndevice = \"cuda\"\n");
+    check_error(&[], &[], file, expect);
 }
 
 #[test]
@@ -91,7 +137,7 @@ fn a_named_file_must_exist_and_a_default_one_need_not() {
     let env = [(CONFIG_ENV, missing.to_str().expect("UTF-8"))];
     assert!(resolve_in(dir.path(), &[], &env, None).is_err());
     std::fs::write(&missing, "[server]\nport = 9").expect("the file is written");
-    assert_eq!(resolve_in(dir.path(), &[], &env, None).expect("a good file").server.port, 9);
+    assert_eq!(resolve_in(dir.path(), &[], &env, None).expect("a good file").process.port, 9);
 }
 
 #[test]

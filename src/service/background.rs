@@ -20,26 +20,32 @@ use tokio::sync::oneshot;
 use super::template::STACK_BYTES;
 use crate::error::{Error, Result};
 use crate::protocol::Tenant;
+use crate::settings;
+use crate::settings::{count, setting};
 use crate::threads::spawn_background;
 
 /// When an owner whose line is full is asked to come back.
 const RETRY_AFTER_MS: u64 = 1000;
 
-/// The pool's bounds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BackgroundLimits {
-    /// Threads. At least 1.
-    pub num_threads: usize,
-    /// Jobs of one owner that wait; a further one is refused. At least 1.
-    pub waiting_per_owner_max: usize,
+settings! {
+    /// The pool's bounds.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct BackgroundLimits {
+        /// Low-priority threads for long requests; auto is half of the cores, at least two.
+        ///
+        /// Two, so that one stays free for other owners.
+        pub num_threads: Option<usize> = None
+            => setting("requests.background_threads", "background-threads", count(1, 1024, "threads").or("auto"));
+        /// Jobs of one owner that wait; a further one is refused. At least 1. As many as the engine's queue takes, since every
+        /// long prompt waits here before it waits there.
+        pub waiting_per_owner_max: usize = 1024;
+    }
 }
 
-impl Default for BackgroundLimits {
-    /// Half of the cores, and two at least, so that one stays free for other owners.
-    fn default() -> Self {
-        let num_cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        // As many as the engine's queue takes, since every long prompt waits here before it waits there.
-        Self { num_threads: (num_cores / 2).max(2), waiting_per_owner_max: 1024 }
+impl BackgroundLimits {
+    fn num_threads(&self) -> usize {
+        let num_cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.num_threads.unwrap_or_else(|| (num_cores() / 2).max(2)).max(1)
     }
 }
 
@@ -132,7 +138,7 @@ impl Background {
     ) -> Result<Self> {
         let (lines, wake) = (Mutex::default(), Condvar::new());
         let pool = Self { shared: Arc::new(BackgroundShared { limits, lines, wake }) };
-        for index in 0..limits.num_threads.max(1) {
+        for index in 0..limits.num_threads() {
             start(index, pool.shared.clone()).map_err(|e| Error::io("cannot start a background thread", e))?;
         }
         Ok(pool)
@@ -197,7 +203,7 @@ impl BackgroundShared {
 
     /// Waits for a job; `None` at the end.
     fn next(&self) -> Option<(Tenant, Box<dyn BackgroundJob>)> {
-        let running_max = (self.limits.num_threads - 1).max(1);
+        let running_max = (self.limits.num_threads() - 1).max(1);
         let mut lines = self.lock();
         loop {
             if lines.is_closed {
@@ -250,7 +256,7 @@ mod tests {
     use crate::error::ErrorKind;
 
     fn pool(num_threads: usize, waiting_per_owner_max: usize) -> Background {
-        Background::start(BackgroundLimits { num_threads, waiting_per_owner_max }).expect("threads")
+        Background::start(BackgroundLimits { num_threads: Some(num_threads), waiting_per_owner_max }).expect("threads")
     }
 
     #[tokio::test]

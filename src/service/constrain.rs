@@ -18,6 +18,8 @@ use crate::metrics::RejectLabel;
 use crate::protocol::{Constraint, Field, GenerateRequest};
 use crate::sampling::grammar::{Grammar, STACK_BYTES};
 
+/// Constraints that are compiled at once: two, of which one is left to other owners. More would take the cores of the steps.
+const COMPILING_MAX: usize = 2;
 /// Requests of one owner that wait for a thread. Most are of one constraint: the first compiles it for the others.
 const WAITING_PER_OWNER_MAX: usize = 64;
 
@@ -35,7 +37,7 @@ impl Service {
             return Ok(Some(grammar));
         }
         let (compiler, constraint) = (served.grammars.clone(), constraint.clone());
-        let compiled = self.grammar_threads(served)?.run(owner, move || compiler.compile_here(owner, &constraint));
+        let compiled = self.grammar_threads()?.run(owner, move || compiler.compile_here(owner, &constraint));
         let patience = served.grammars.limits().compile_time_max;
         let outcome = tokio::time::timeout(patience, compiled).await.unwrap_or_else(|_| {
             let seconds = patience.as_secs_f64();
@@ -63,15 +65,15 @@ impl Service {
             };
             rules.into_iter().find_map(broken)
         };
-        let found = self.grammar_threads(served)?.run(owner, find).await?;
+        let found = self.grammar_threads()?.run(owner, find).await?;
         Ok(found.unwrap_or_else(|| Error::rule(Field::Tools, "cannot all be offered where a call must come")))
     }
 
     /// The threads that compile, started with the first constraint.
-    fn grammar_threads(&self, served: &Served) -> Result<&Background> {
+    fn grammar_threads(&self) -> Result<&Background> {
         let start = || {
-            let num_threads = served.grammars.limits().compiling_max.max(1);
-            let limits = BackgroundLimits { num_threads, waiting_per_owner_max: WAITING_PER_OWNER_MAX };
+            let limits =
+                BackgroundLimits { num_threads: Some(COMPILING_MAX), waiting_per_owner_max: WAITING_PER_OWNER_MAX };
             Background::start_named("grammar", STACK_BYTES, limits)
         };
         self.grammar_threads.get_or_init(start).as_ref().map_err(Clone::clone)

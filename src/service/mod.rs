@@ -30,7 +30,7 @@ mod validate;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_util::task::TaskTracker;
 
@@ -245,7 +245,7 @@ impl Service {
             }
             store.flushed().await;
         };
-        let is_kept = tokio::time::timeout(Duration::from_millis(self.config.cancel_wait_ms), kept).await.is_ok();
+        let is_kept = tokio::time::timeout(self.config.cancel_wait, kept).await.is_ok();
         if is_kept && !all.iter().any(|log| log.is_suspended()) {
             return Ok(());
         }

@@ -23,21 +23,22 @@ use super::encoder::only_embeds;
 use super::rule::shown;
 use super::{Readiness, Residence, Served};
 use crate::error::{Error, ErrorKind, Result};
+use crate::settings;
+use crate::settings::{HOUR_MS, bytes, common, millis, setting};
 
-/// When models are loaded and unloaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ModelLimits {
-    /// Most memory that loaded models may take together, by what each is known to need; `None` is no bound.
-    pub(crate) memory_bytes_max: Option<u64>,
-    /// A model that nothing was asked of for so long is unloaded; `None` is never.
-    pub(crate) idle_unload: Option<Duration>,
-    /// A loaded model stays for so long at least.
-    pub(crate) stay_min: Duration,
-}
-
-impl Default for ModelLimits {
-    fn default() -> Self {
-        Self { memory_bytes_max: None, idle_unload: None, stay_min: Duration::from_secs(10) }
+settings! {
+    /// When models are loaded and unloaded.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct ModelLimits {
+        /// Memory limit for loaded models with their KV caches; the least recently used is unloaded first; 0 is no limit.
+        ///
+        /// By what each is known to need.
+        pub memory_bytes_max: Option<u64> = None => common("model.memory_max", "memory-max", bytes(0, 1 << 50).or("0"));
+        /// Unload a model that has had no request for this long; 0 is never.
+        pub idle_unload: Option<Duration> = None
+            => common("model.idle_unload_ms", "idle-unload-ms", millis(0, 1000 * HOUR_MS).or("0"));
+        /// Keep a loaded model for at least this long.
+        pub stay_min: Duration = Duration::from_secs(10) => setting("model.stay_min_ms", "stay-min-ms", millis(0, HOUR_MS));
     }
 }
 
@@ -316,7 +317,8 @@ mod tests {
         assert_eq!(residence(&models, "b"), Residence::Unloaded, "nobody tended it");
         models.tend(Instant::now());
         log.finished().await;
-        assert!(log.is_finished() && residence(&models, "b") == Residence::Loaded);
+        // A worker may answer before the thread that loaded its model says so.
+        until(&models, "b", Residence::Loaded).await;
         assert_eq!(residence(&models, "a"), Residence::Unloaded);
     }
 
@@ -328,6 +330,7 @@ mod tests {
             let log = ask(&models, name);
             models.tend(now);
             log.finished().await;
+            until(&models, name, Residence::Loaded).await;
             now += Duration::from_secs(1);
             models.tend(now);
         }
@@ -339,7 +342,8 @@ mod tests {
         until(&models, "a", Residence::Unloaded).await;
         models.tend(now);
         log.finished().await;
-        assert_eq!([residence(&models, "b"), residence(&models, "c")], [Residence::Loaded, Residence::Loaded]);
+        until(&models, "c", Residence::Loaded).await;
+        assert_eq!(residence(&models, "b"), Residence::Loaded);
     }
 
     #[tokio::test]
@@ -349,6 +353,7 @@ mod tests {
         let log = ask(&models, "pinned");
         models.tend(now);
         log.finished().await;
+        until(&models, "pinned", Residence::Loaded).await;
         models.tend(now);
         let log = ask(&models, "b");
         models.tend(now + 10 * STAY);

@@ -18,7 +18,7 @@ use crate::text::{AnswerFormat, TEXT_PARAM, Tokenizer};
 
 /// Two, so that one stays free for other owners. A short chat takes a fraction of a millisecond; one of a template that does
 /// as much as it may takes a tenth of a second. More than any queue of the engine has behind it by default.
-const RENDER_LIMITS: BackgroundLimits = BackgroundLimits { num_threads: 2, waiting_per_owner_max: 1 << 14 };
+const RENDER_LIMITS: BackgroundLimits = BackgroundLimits { num_threads: Some(2), waiting_per_owner_max: 1 << 14 };
 
 impl Service {
     /// The request's prompt as tokens with the form of its answer, and the request back. With `room`, a text that cannot

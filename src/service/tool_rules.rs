@@ -4,6 +4,8 @@ use super::rule::shown;
 use crate::error::{Error, Result};
 use crate::protocol::{ChatMessage, Constraint, Field, GenerateRequest, ToolChoice};
 
+/// Most tools of a request. All of them stand in every prompt.
+const TOOLS_MAX: usize = 512;
 /// Longest name of a function: Anthropic's bound. MCP's servers use it, with dots and colons; OpenAI takes 64.
 const NAME_BYTES_MAX: usize = 128;
 /// Variables of a template that are not a client's to set.
@@ -13,11 +15,10 @@ const RESERVED_KWARGS: &[&str] = &["messages", "tools", "add_generation_prompt",
 ///
 /// # Errors
 /// [`crate::error::ErrorKind::InvalidRequest`] with the parameter at fault.
-pub(super) fn tools(request: &GenerateRequest, tools_max: usize) -> Result<()> {
+pub(super) fn tools(request: &GenerateRequest) -> Result<()> {
     let tools = &request.tools;
-    if tools.len() > tools_max {
-        let rule = format!("must have at most {tools_max} tools, got {}", tools.len());
-        return Err(Error::rule(Field::Tools, rule));
+    if tools.len() > TOOLS_MAX {
+        return Err(Error::rule(Field::Tools, format!("must have at most {TOOLS_MAX} tools, got {}", tools.len())));
     }
     for (i, tool) in tools.iter().enumerate() {
         let name = &tool.function.name;
@@ -112,8 +113,8 @@ mod tests {
             constraint: Some(constraint),
             ..GenerateRequest::new(Arc::new(Owner::anonymous()), Prompt::Chat(Vec::new()))
         };
-        assert_eq!(tools(&asking(Constraint::JsonObject), 1), Ok(()));
-        let error = tools(&asking(Constraint::Regex("a+".to_owned())), 1).expect_err("both cannot be kept");
+        assert_eq!(tools(&asking(Constraint::JsonObject)), Ok(()));
+        let error = tools(&asking(Constraint::Regex("a+".to_owned()))).expect_err("both cannot be kept");
         assert_eq!(error.param(), Some("tool_choice"));
         assert!(error.message().contains("beside another grammar"), "{error}");
     }

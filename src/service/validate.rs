@@ -1,5 +1,6 @@
 //! Every rule of a request, in one place. Each error names the parameter and says rule and value.
 
+use super::config::QUEUE_TIMEOUT_MS_MAX;
 use super::rule::{rule, shown};
 use super::{ServiceConfig, tool_rules};
 use crate::error::{Error, ErrorKind, Result};
@@ -14,6 +15,17 @@ const ROLES: [&str; 5] = ["system", "user", "assistant", "tool", "developer"];
 /// Least and largest `repetition_penalty`. Logits are divided by it or multiplied with it: one of 1e-45 makes an infinity of
 /// any of them, and no token is left. Nobody uses more than 2.
 const REPETITION_PENALTIES: (f32, f32) = (0.01, 100.0);
+
+/// Most stop strings. Every token is compared with all of them.
+const STOP_STRINGS_MAX: usize = 64;
+/// Longest stop string: so much text is held back, for a page of text is no stop.
+const STOP_STRING_BYTES_MAX: usize = 1024;
+/// Most stop tokens. They are compared with every token; no vocabulary has as many that end a text.
+const STOP_TOKENS_MAX: usize = 128;
+/// Most tokens with a bias. OpenAI takes 300; beyond this a step would spend its time on them.
+const LOGIT_BIAS_MAX: usize = 1024;
+/// Most rivals whose log-probability is told: OpenAI's bound.
+const TOP_LOGPROBS_MAX: usize = 20;
 
 /// What the rules depend on.
 #[derive(Debug, Clone, Copy)]
@@ -36,7 +48,7 @@ pub(crate) fn parameters(request: &GenerateRequest, limits: Limits<'_>) -> Resul
     match &request.prompt {
         Prompt::Chat(messages) => {
             messages_rules(messages)?;
-            tool_rules::tools(request, limits.config.tools_max)?;
+            tool_rules::tools(request)?;
             tool_rules::answers(messages)?;
         }
         Prompt::Text(_) => {}
@@ -49,7 +61,7 @@ pub(crate) fn parameters(request: &GenerateRequest, limits: Limits<'_>) -> Resul
     }
     sampling_rules(&request.sampling, limits)?;
     stop_rules(&request.stop, limits)?;
-    queue_rules(request, limits)?;
+    queue_rules(request)?;
     match request.on_disconnect {
         OnDisconnect::Linger { grace_ms } if grace_ms > limits.config.linger_ms_max => Err(rule(
             "on_disconnect",
@@ -185,9 +197,8 @@ fn sampling_rules(s: &SamplingParams, limits: Limits<'_>) -> Result<()> {
     between("frequency_penalty", s.frequency_penalty, -2.0, 2.0)?;
     let (min, max) = REPETITION_PENALTIES;
     between("repetition_penalty", s.repetition_penalty, min, max)?;
-    let (num_bias_max, top_max) = (limits.config.logit_bias_max, limits.config.top_logprobs_max);
-    if s.logit_bias.len() > num_bias_max {
-        return Err(rule("logit_bias", format!("must have at most {num_bias_max} entries"), s.logit_bias.len()));
+    if s.logit_bias.len() > LOGIT_BIAS_MAX {
+        return Err(rule("logit_bias", format!("must have at most {LOGIT_BIAS_MAX} entries"), s.logit_bias.len()));
     }
     for &(token, bias) in &s.logit_bias {
         let param = format!("logit_bias.{token}");
@@ -195,47 +206,45 @@ fn sampling_rules(s: &SamplingParams, limits: Limits<'_>) -> Result<()> {
         between(&param, bias, -100.0, 100.0)?;
     }
     match s.top_logprobs.max(s.prompt_logprobs) {
-        Some(n) if n > top_max => Err(rule("top_logprobs", format!("must be at most {top_max}"), n)),
+        Some(n) if n > TOP_LOGPROBS_MAX => Err(rule("top_logprobs", format!("must be at most {TOP_LOGPROBS_MAX}"), n)),
         _ => Ok(()),
     }
 }
 
 fn stop_rules(s: &StopParams, limits: Limits<'_>) -> Result<()> {
-    let config = limits.config;
     if s.max_tokens == Some(0) {
         return Err(Error::rule(Field::MaxTokens, "must be at least 1, got 0"));
     }
-    if s.strings.len() > config.stop_strings_max {
-        let rule = format!("must have at most {} strings, got {}", config.stop_strings_max, s.strings.len());
+    if s.strings.len() > STOP_STRINGS_MAX {
+        let rule = format!("must have at most {STOP_STRINGS_MAX} strings, got {}", s.strings.len());
         return Err(Error::rule(Field::Stop(None), rule));
     }
     for (i, string) in s.strings.iter().enumerate() {
         let num_bytes = string.len();
-        if num_bytes == 0 || num_bytes > config.stop_string_bytes_max {
-            let rule = format!("must have 1 to {} bytes, got {num_bytes}", config.stop_string_bytes_max);
+        if num_bytes == 0 || num_bytes > STOP_STRING_BYTES_MAX {
+            let rule = format!("must have 1 to {STOP_STRING_BYTES_MAX} bytes, got {num_bytes}");
             return Err(Error::rule(Field::Stop(Some(i)), rule));
         }
     }
-    if s.token_ids.len() > config.stop_tokens_max {
-        let at_most = format!("must have at most {} ids", config.stop_tokens_max);
+    if s.token_ids.len() > STOP_TOKENS_MAX {
+        let at_most = format!("must have at most {STOP_TOKENS_MAX} ids");
         return Err(rule("stop_token_ids", at_most, s.token_ids.len()));
     }
     tokens_rules("stop_token_ids", &s.token_ids, limits.vocab_size)
 }
 
-fn queue_rules(request: &GenerateRequest, limits: Limits<'_>) -> Result<()> {
+fn queue_rules(request: &GenerateRequest) -> Result<()> {
     // Without keys nobody is to be protected from anybody; with them a request cannot push past what its key may.
     let is_keyed = request.owner.tenant != Tenant(0);
     let most_urgent = if is_keyed { request.owner.priority } else { PRIORITY_MIN };
-    let timeout_ms_max = limits.config.queue_timeout_ms_max;
     match (request.priority, request.queue_timeout_ms) {
         (Some(priority), _) if !(most_urgent..=PRIORITY_MAX).contains(&priority) => {
             let (key, range) =
                 (if is_keyed { " with this key" } else { "" }, format!("{most_urgent} to {PRIORITY_MAX}"));
             Err(rule("priority", format!("must be {range}{key} (lower goes first)"), priority))
         }
-        (_, Some(ms)) if ms > timeout_ms_max => {
-            let at_most = format!("must be at most {} seconds", timeout_ms_max as f64 / 1000.0);
+        (_, Some(ms)) if ms > QUEUE_TIMEOUT_MS_MAX => {
+            let at_most = format!("must be at most {} seconds", QUEUE_TIMEOUT_MS_MAX as f64 / 1000.0);
             Err(rule("x-queue-timeout", at_most, ms as f64 / 1000.0))
         }
         _ => Ok(()),

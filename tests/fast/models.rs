@@ -78,7 +78,7 @@ fn models_that_are_loaded_at_start_must_fit_together() {
 /// A stub takes a mebibyte, so there is room for one of them.
 #[tokio::test]
 async fn models_that_do_not_fit_together_take_turns_and_who_waits_is_told() {
-    let more = ["--memory-max", "1MiB", "--stay-min-ms", "0", "--queue-note-interval-ms", "50"];
+    let more = ["--memory-max", "1MiB", "--stay-min-ms", "0"];
     let server = Server::start(&[&MODELS[..], &more].concat());
     for model in ["a", "b", "a", "b"] {
         let body = json!({"model": model, "prompt": "x", "max_tokens": 2, "stream": true});

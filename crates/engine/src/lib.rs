@@ -49,7 +49,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-pub use config::EngineConfig;
+pub use config::{EngineConfig, PRIORITY_STEP_TOKENS};
 pub use embedding::{Embedding, Vector};
 pub use fair::Load;
 pub use masks::MaskWait;

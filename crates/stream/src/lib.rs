@@ -3,7 +3,7 @@
 //! may be async: a reader can wait for the next event. It knows nothing of HTTP or of the code that produces events,
 //! and it reads no clock.
 //!
-//! The types that all rooms share, those of events among them, live here: `protocol` and `error`.
+//! The types that all rooms share, those of events among them, live here: `protocol`, `error` and `settings`.
 
 mod entry;
 pub mod error;
@@ -15,6 +15,7 @@ mod printable;
 mod progress;
 pub mod protocol;
 mod reader;
+pub mod settings;
 mod status;
 mod store;
 mod table;

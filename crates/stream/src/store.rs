@@ -35,6 +35,8 @@ use super::entry::Entry;
 use super::log::StreamLog;
 use crate::error::{Error, Result};
 use crate::protocol::{Epoch, Event, StreamId};
+use crate::settings;
+use crate::settings::{MIB, bytes, millis, setting};
 
 /// The file in the store's folder.
 const FILE_NAME: &str = "streams.redb";
@@ -45,16 +47,22 @@ const WHOLE_FILE_NAME: &str = "streams.whole";
 /// a crash.
 const CLOSE_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// The store's bounds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StoreLimits {
-    /// How long token events are gathered before they are committed.
-    pub commit_interval: Duration,
-    /// Most bytes of requests and events. Beyond it, ended streams are forgotten: each time, the one that ended first
-    /// of the owner with the most bytes per weight.
-    pub num_bytes_max: u64,
-    /// While a commit takes longer than this, the disk counts as stalled and new streams get no place.
-    pub stall_time_max: Duration,
+settings! {
+    /// The store's bounds.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct StoreLimits {
+        /// Disk limit for stored streams, shared by weight; beyond it the streams that ended first are deleted.
+        ///
+        /// Of requests and events; of the owner with most per weight.
+        pub num_bytes_max: u64 = 1 << 30
+            => setting("streams.store_bytes_max", "stream-store-bytes-max", bytes(MIB, 1 << 50));
+        /// How long tokens are collected before they are written to the store.
+        pub commit_interval: Duration = Duration::from_millis(20)
+            => setting("streams.store_interval_ms", "stream-store-interval-ms", millis(0, 10_000));
+        /// While a commit takes longer, new streams get no place and the server is not ready: the disk stalls. As long as a
+        /// worker may compute nothing, for a healthy disk takes milliseconds.
+        pub stall_time_max: Duration = Duration::from_millis(1500);
+    }
 }
 
 /// Streams on disk. Dropping the store commits the changes so far.

@@ -17,40 +17,36 @@ use super::holdings::Holdings;
 use super::{CancelCause, Feed, StreamLog, StreamStore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{Epoch, StreamId, Tenant};
+use crate::settings;
+use crate::settings::{COUNT_MAX, HOUR_MS, KIB, MIB, bytes, common, count, millis, setting};
 
 /// How long a client is asked to wait when the table is full of live streams: about one short generation.
 const RETRY_AFTER_MS: u64 = 1000;
 
-/// The table's bounds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TableLimits {
-    /// Most streams, live and retained.
-    pub num_streams_max: usize,
-    /// Most memory for their events.
-    pub num_bytes_max: usize,
-    /// Most memory for the events of one stream; beyond it, its oldest events are dropped.
-    pub stream_bytes_max: usize,
-    /// How long a stream that ends when its last reader leaves waits for its first reader.
-    pub unread_grace_ms: u64,
-    /// How long a finished stream can be replayed.
-    pub retention_ms: u64,
-    /// How many expired ids are remembered as such.
-    pub num_expired_max: usize,
-    /// Lifecycle events that are kept for operators.
-    pub feed_events_max: usize,
-}
-
-impl Default for TableLimits {
-    fn default() -> Self {
-        Self {
-            num_streams_max: 4096,
-            num_bytes_max: 256 << 20,
-            stream_bytes_max: 16 << 20,
-            unread_grace_ms: 30_000,
-            retention_ms: 600_000,
-            num_expired_max: 16_384,
-            feed_events_max: 4096,
-        }
+settings! {
+    /// The table's bounds.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct TableLimits {
+        /// Most streams, live and retained; keys share them by weight.
+        pub num_streams_max: usize = 4096
+            => setting("streams.num_streams_max", "streams-max", count(1, COUNT_MAX, "streams"));
+        /// Memory limit for the events of all streams; keys share it by weight.
+        pub num_bytes_max: usize = 256 << 20
+            => setting("streams.num_bytes_max", "streams-bytes-max", bytes(MIB, 1 << 50));
+        /// Memory limit for the events of one stream; beyond it the oldest events are dropped, and late readers get a `gap`.
+        pub stream_bytes_max: usize = 16 << 20
+            => setting("streams.stream_bytes_max", "stream-bytes-max", bytes(4 * KIB, 1 << 50));
+        /// Cancel a stream with policy `cancel` that has had no reader for this long.
+        pub unread_grace_ms: u64 = 30_000
+            => setting("streams.unread_grace_ms", "unread-grace-ms", millis(0, HOUR_MS));
+        /// How long a finished stream is kept for replay.
+        pub retention_ms: u64 = 600_000 => common("streams.retention_ms", "retention-ms", millis(0, 24 * HOUR_MS));
+        /// How many expired ids are remembered as such: four times the streams that there are, at some 100 bytes each. A client
+        /// that comes later is told that there is no such stream.
+        pub num_expired_max: usize = 16_384;
+        /// Lifecycle events that /v1/events can go back to.
+        pub feed_events_max: usize = 4096
+            => setting("streams.feed_events_max", "feed-events-max", count(1, COUNT_MAX, "events"));
     }
 }
 

@@ -9,6 +9,8 @@ use super::described::{Described, ID_PREFIX};
 use super::kept::KeptResponses;
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{StreamId, Tenant};
+use crate::settings;
+use crate::settings::{COUNT_MAX, KIB, bytes, count, setting};
 use crate::stream::{StreamLog, StreamTable};
 
 /// How long a client is asked to wait whose responses are all live: about one short generation.
@@ -17,18 +19,18 @@ const RETRY_AFTER_MS: u64 = 1000;
 /// Entries whose stream is gone are looked for when so many have come since the last time.
 const SWEEP_EVERY: usize = 64;
 
-/// How much one owner's responses may hold beside their logs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ResponseLimits {
-    /// Most responses.
-    pub num_responses_max: usize,
-    /// Most bytes of their requests and input items, as JSON.
-    pub num_bytes_max: usize,
-}
-
-impl Default for ResponseLimits {
-    fn default() -> Self {
-        Self { num_responses_max: 1024, num_bytes_max: 64 << 20 }
+settings! {
+    /// How much one owner's responses may hold beside their logs.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct ResponseLimits {
+        /// Most stored responses of one owner; its oldest that has ended makes room.
+        pub num_responses_max: usize = 1024
+            => setting("responses.num_responses_max", "responses-max", count(1, COUNT_MAX, "responses"));
+        /// Memory limit for the stored responses of one key.
+        ///
+        /// Of their requests and input items, as JSON.
+        pub num_bytes_max: usize = 64 << 20
+            => setting("responses.num_bytes_max", "responses-bytes-max", bytes(64 * KIB, 1 << 50));
     }
 }
 

@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use tallow::api::openapi::field_table;
-use tallow::config::{Kind, SETTINGS, Setting};
+use tallow::config::SETTINGS;
 use tallow::metrics::Metrics;
+use tallow::settings::{Kind, Setting, Unit};
 
 #[track_caller]
 fn check(file: &str, name: &str, table: &str) {
@@ -51,13 +52,14 @@ fn every_metric_is_documented() {
 #[test]
 fn every_setting_is_documented() {
     let mut table = "| flag | key in the file | default | |\n|---|---|---|---|\n".to_owned();
-    for Setting { key, flag, kind, default, help } in SETTINGS {
-        let default = match (default, kind) {
-            (&"", _) => "none".to_owned(),
-            (ms, Kind::Millis { .. }) => format!("{ms} ms"),
+    for (setting, default) in SETTINGS.iter() {
+        let Setting { key, flag, kind, .. } = setting;
+        let default = match (setting.typed(default).as_str(), kind) {
+            ("", _) => "none".to_owned(),
+            (ms, Kind::Number { unit: Unit::Millis, .. }) => format!("{ms} ms"),
             (text, _) => format!("`{text}`"),
         };
-        writeln!(table, "| `--{flag}` | `{key}` | {default} | {help} |").unwrap();
+        writeln!(table, "| `--{flag}` | `{key}` | {default} | {} |", setting.help()).unwrap();
     }
     check("settings.md", "settings", &table);
 }

@@ -16,7 +16,7 @@ use crate::http::common::{Client, Reply, Setup, TestServer, get, post, request};
 /// A server whose pool has one thread, which works for the anonymous owner only when it is let.
 async fn one_thread(change: impl FnOnce(&mut Setup)) -> TestServer {
     TestServer::with(|setup| {
-        setup.service.background = BackgroundLimits { num_threads: 1, waiting_per_owner_max: 8 };
+        setup.service.background = BackgroundLimits { num_threads: Some(1), waiting_per_owner_max: 8 };
         change(setup);
     })
     .await

@@ -36,7 +36,7 @@ async fn start(store: Option<Arc<StreamStore>>, gate: Option<Arc<StubGate>>) -> 
     let mut setup = Setup { store, ..Setup::default() };
     setup.table.num_streams_max = 1 << 16;
     setup.api.sweep_interval = Duration::from_millis(10);
-    setup.service.cancel_wait_ms = 50;
+    setup.service.cancel_wait = Duration::from_millis(50);
     crate::http::engine::start(config, StubConfig { gate, ..StubConfig::default() }, setup).await
 }
 

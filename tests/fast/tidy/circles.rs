@@ -13,15 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::tidy::source::{Source, is_test_file};
 
 /// Circles that stand, with the reason.
-const KNOWN_CIRCLES: &[(&str, &[&str], &str)] = &[
-    ("src/config/", &["models", "resolve", "sources"], "the settings are being redrawn"),
-    (
-        "src/config/",
-        &["row", "settings", "table", "table_embeddings", "table_keys", "table_memory", "table_models"],
-        "the settings are being redrawn",
-    ),
-    ("crates/stream/src/", &["log", "store"], "a log hands its events to the store, which tells it what is durable"),
-];
+const KNOWN_CIRCLES: &[(&str, &[&str], &str)] =
+    &[("crates/stream/src/", &["log", "store"], "a log hands its events to the store, which tells it what is durable")];
 
 /// A module: the folder of its crate's root file, and its path from there.
 type Module = (String, Vec<String>);

@@ -6,7 +6,8 @@ use crate::tidy::source::{Source, is_test_file};
 /// Rooms from the ground up; the tens are the floors of ARCHITECTURE.md, the units order what shares one.
 pub(crate) const FLOORS: &[(&str, u32)] = &[
     ("error", 0),
-    ("protocol", 1),
+    ("settings", 1),
+    ("protocol", 2),
     ("kernels", 10),
     ("stream", 10),
     ("text", 20),
@@ -20,8 +21,8 @@ pub(crate) const FLOORS: &[(&str, u32)] = &[
     ("service", 50),
     ("api", 60),
     ("cluster", 60),
-    ("config", 70),
-    ("telemetry", 71),
+    ("telemetry", 70),
+    ("config", 71),
     ("client", 71),
     ("bench", 72),
     ("cli", 73),
@@ -30,7 +31,7 @@ pub(crate) const FLOORS: &[(&str, u32)] = &[
 
 /// Rooms within crates; a crate's other files are the room of its name.
 const ROOMS_IN_CRATES: &[(&str, &[&str])] = &[
-    ("stream", &["error", "protocol"]),
+    ("stream", &["error", "protocol", "settings"]),
     ("model", &["text"]),
     ("engine", &["cache", "metrics", "sampling", "threads"]),
     ("bench", &["client"]),

@@ -21,6 +21,7 @@ use rope::Rope;
 use tallow_kernels::BLOCK_SIZE;
 use tallow_kernels::{self, Isa, Pool};
 use tallow_stream::error::{Error, Result};
+use tallow_stream::settings::words;
 
 /// Where the decoder runs and how.
 #[derive(Debug, Clone)]
@@ -36,15 +37,16 @@ pub enum Compute {
     Composed(Device),
 }
 
-/// How the inputs of quantised matrices are represented. Either way the same request gives the same bytes on every CPU;
-/// the two give different bytes from each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ActivationType {
-    /// Unchanged: only the sums are rounded.
-    F32,
-    /// In blocks of 32 signed bytes with one scale: several times faster where arithmetic is the limit, with rounding
-    /// errors of 1/254 of a block's greatest value.
-    Int8,
+words! {
+    /// How the inputs of quantised matrices are represented. Either way the same request gives the same bytes on every CPU;
+    /// the two give different bytes from each other.
+    pub enum ActivationType {
+        /// As they are: nothing is rounded but the sums.
+        F32 = "f32",
+        /// In blocks of 32 signed bytes with one scale: several times faster where arithmetic is the limit, with rounding
+        /// errors of 1/254 of a block's greatest value.
+        Int8 = "int8",
+    }
 }
 
 /// Bounds of one worker's decoder.

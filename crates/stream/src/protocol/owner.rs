@@ -2,6 +2,8 @@
 //! per API key; without keys every client is the one anonymous owner.
 
 use super::ids::Tenant;
+use crate::settings;
+use crate::settings::{count, setting};
 
 /// The smallest weight.
 pub const WEIGHT_MIN: u32 = 1;
@@ -11,6 +13,9 @@ pub const WEIGHT_MAX: u32 = 1000;
 pub const PRIORITY_MIN: i32 = -10;
 /// The least urgent priority.
 pub const PRIORITY_MAX: i32 = 10;
+
+/// What a limit's field holds.
+const LIMIT_MAX: u64 = u32::MAX as u64;
 
 /// A client that may see, resume and cancel its own streams, and the terms on which its requests are served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,15 +34,20 @@ pub struct Owner {
     pub limits: OwnerLimits,
 }
 
-/// What an owner may use at most; `None` is no limit of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct OwnerLimits {
-    /// Requests in a minute.
-    pub requests_per_minute: Option<u32>,
-    /// Tokens in a minute; a request counts as its prompt and `max_tokens`.
-    pub tokens_per_minute: Option<u32>,
-    /// Generations that wait or run at once.
-    pub concurrency_max: Option<u32>,
+settings! {
+    /// What an owner may use at most; `None` is no limit of its own.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct OwnerLimits {
+        /// Requests per minute of a key that does not say, or of all without keys; 0 is no limit.
+        pub requests_per_minute: Option<u32> = None
+            => setting("keys.requests_per_minute", "key-requests-per-minute", count(0, LIMIT_MAX, "requests").or("0"));
+        /// The same for tokens, prompt and max_tokens; 0 is no limit.
+        pub tokens_per_minute: Option<u32> = None
+            => setting("keys.tokens_per_minute", "key-tokens-per-minute", count(0, LIMIT_MAX, "tokens").or("0"));
+        /// The same for generations that wait or run at once; 0 is no limit.
+        pub concurrency_max: Option<u32> = None
+            => setting("keys.concurrency_max", "key-concurrency-max", count(0, LIMIT_MAX, "generations").or("0"));
+    }
 }
 
 impl Owner {

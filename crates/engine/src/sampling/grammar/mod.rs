@@ -41,34 +41,27 @@ use crate::threads::spawn_background;
 use tallow_model::text::Tokenizer;
 use tallow_stream::error::{Error, Result};
 use tallow_stream::protocol::{Constraint, Tenant};
+use tallow_stream::settings;
+use tallow_stream::settings::{GIB, bytes, setting};
+
+/// Memory of compiled grammars that are kept and not in use.
+const CACHED_BYTES_MAX: usize = 64 << 20;
 
 /// Stack of a thread that compiles or matches: both recurse as deep as a grammar nests.
 pub const STACK_BYTES: usize = 32 << 20;
 
-/// The bounds of grammars.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GrammarLimits {
-    /// Most compiled grammars that are kept. At least 1.
-    pub cached_max: usize,
-    /// Most memory of those.
-    pub cached_bytes_max: usize,
-    /// Longest grammar, schema or expression, as the client sent it.
-    pub source_bytes_max: usize,
-    /// Longest time that a request waits for its grammar. The compilation itself is bounded by its work.
-    pub compile_time_max: Duration,
-    /// Most compilations at once. At least 1. With 2 or more, one owner leaves at least one of them to other owners.
-    pub compiling_max: usize,
-}
-
-impl Default for GrammarLimits {
-    fn default() -> Self {
-        Self {
-            cached_max: 128,
-            cached_bytes_max: 64 << 20,
-            source_bytes_max: 64 << 10,
-            compile_time_max: Duration::from_secs(30),
-            compiling_max: 2,
-        }
+settings! {
+    /// How much grammars may take.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct GrammarLimits {
+        /// Compiled grammars that are kept. At least 1. A program has a handful of schemas, and `CACHED_BYTES_MAX` bounds what
+        /// many programs have.
+        pub cached_max: usize = 128;
+        /// Longest schema or grammar.
+        pub source_bytes_max: usize = 64 << 10 => setting("engine.grammar_bytes_max", "grammar-bytes-max", bytes(64, GIB));
+        /// Longest time that a request waits for its grammar. The compilation is bounded by itself, and takes a part of this
+        /// on a slow machine.
+        pub compile_time_max: Duration = Duration::from_secs(30);
     }
 }
 
@@ -170,7 +163,7 @@ impl GrammarCompiler {
         let grammar = compile::grammar(constraint, factory);
         self.metrics.grammar_compile_seconds.observe(began.elapsed().as_secs_f64());
         let grammar = Arc::new(grammar?);
-        let GrammarLimits { cached_max: num_max, cached_bytes_max: bytes_max, .. } = self.limits;
+        let (num_max, bytes_max) = (self.limits.cached_max, CACHED_BYTES_MAX);
         self.cache().insert(owner, constraint.clone(), grammar.clone(), CacheBounds { num_max, bytes_max });
         Ok(grammar)
     }
