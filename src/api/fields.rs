@@ -195,8 +195,8 @@ fn shared<L: for<'de> Deserialize<'de>>(
     let stop = StopParams {
         max_tokens,
         min_tokens: count("min_tokens", f.min_tokens, 0)?.unwrap_or(0),
-        // An empty string is how some clients say that there is none.
-        strings: f.stop.map_or_else(Vec::new, |s| s.0).into_iter().filter(|s| !s.is_empty()).collect(),
+        // An empty string in place of a list is how some clients say that there is none.
+        strings: f.stop.map_or_else(Vec::new, |s| s.0),
         token_ids: f.stop_token_ids.unwrap_or_default(),
         ignore_eos: f.ignore_eos.unwrap_or(false),
     };
@@ -339,7 +339,7 @@ impl<'de> Deserialize<'de> for OneOrMany {
                 f.write_str("a string or a list of strings")
             }
             fn visit_str<E>(self, one: &str) -> Result<OneOrMany, E> {
-                Ok(OneOrMany(vec![one.to_owned()]))
+                Ok(OneOrMany(if one.is_empty() { Vec::new() } else { vec![one.to_owned()] }))
             }
             fn visit_seq<A: SeqAccess<'de>>(self, many: A) -> Result<OneOrMany, A::Error> {
                 Deserialize::deserialize(SeqAccessDeserializer::new(many)).map(OneOrMany)

@@ -365,8 +365,8 @@ fn message_rules() -> Vec<Rule> {
         ),
         (
             said(json!({"role": "assistant", "tool_calls": [{"id": "a", "type": "x"}]})),
-            "messages[0].tool_calls[0].type",
-            "must be \"function\", got \"x\"",
+            "messages[0].tool_calls[0].function",
+            "must be given",
         ),
     ]
 }

@@ -22,6 +22,7 @@ const SHARED_NAMES: &[(&str, &str)] = &[
     ("ToolFields", "a tool in the words of each dialect"),
     ("Usage", "token counts: ours, and as servers tell them"),
     ("UsageObject", "token counts in the words of each dialect"),
+    ("Value", "of a key in a model's file, and of a setting"),
     ("Vector", "to come from the encoder, and as the wire writes it"),
     ("Weights", "of a model, in the two ways to compute"),
 ];
