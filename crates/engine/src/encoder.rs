@@ -101,7 +101,7 @@ impl EncoderPool {
     ///
     /// # Errors
     /// [`tallow_stream::error::ErrorKind::Overloaded`] when the queue is full, with the time to come back;
-    /// [`ErrorKind::Unavailable`] while draining.
+    /// `ErrorKind::Unavailable` while draining.
     pub fn embed(&self, input: ValidInput) -> Result<Embedding> {
         let embedding::Begun { request, log, vector, embedding } = embedding::begin(input);
         let coming = Coming { request, chain: None, grammar: None, vector: Some(vector) };
