@@ -77,6 +77,11 @@ impl Offered {
     }
 }
 
+/// Where the tool stands in the request that is number `index` of those the model is told of.
+pub(crate) fn path(paths: &[String], index: usize) -> &str {
+    paths.get(index).map_or("tools", String::as_str)
+}
+
 /// The tools of a request.
 ///
 /// # Errors

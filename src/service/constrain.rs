@@ -49,7 +49,9 @@ impl Service {
         }
         match outcome? {
             Ok(grammar) => Ok(Some(grammar)),
-            Err(_) if !request.constraint_tools.is_empty() => Err(self.tool_to_blame(served, request).await?),
+            Err(e) if e.kind() == ErrorKind::InvalidRequest && !request.constraint_tools.is_empty() => {
+                Err(self.tool_to_blame(served, request).await?)
+            }
             Err(e) => Err(e.context(format!("`{param}` cannot be used")).with_param(param)),
         }
     }

@@ -11,8 +11,8 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use super::room::Room;
 use super::{Served, Service, prompt, validate};
 use crate::engine::Load;
-use crate::error::{Error, ErrorKind, Result};
-use crate::protocol::{GenerateRequest, Owner, Prompt, StreamId, ValidInput};
+use crate::error::{Error, ErrorKind, FaultKind, Result};
+use crate::protocol::{Field, GenerateRequest, ListIndex, Owner, Prompt, StreamId, ValidInput};
 
 /// Texts of one request that are tokenised in a row: about 10 ms.
 const PIECE_BYTES: usize = 64 << 10;
@@ -180,13 +180,19 @@ fn param(index: usize, num_inputs: usize) -> String {
     if num_inputs == 1 { "input".to_owned() } else { format!("input[{index}]") }
 }
 
-/// An error about a prompt, as one about an input.
+/// An error about a prompt, as one about the input that the prompt came in.
 fn named(e: Error, index: usize, num_inputs: usize) -> Error {
-    let Some(field) = ["prompt", "tokens"].into_iter().find(|f| e.param().is_some_and(|p| p.starts_with(f))) else {
-        return e;
+    let Some(fault) = e.fault() else { return e };
+    let place = match fault.field {
+        Field::Tokens(place) => ListIndex(place),
+        _ => ListIndex(None),
     };
-    let (old, input) = (e.param().unwrap_or_default(), param(index, num_inputs));
-    let new = old.replacen(field, &input, 1);
-    let message = e.message().replacen(&format!("`{field}"), &format!("`{input}"), 1);
-    Error::new(e.kind(), message).with_param(new)
+    let input = format!("{}{place}", param(index, num_inputs));
+    match &fault.kind {
+        FaultKind::Rule(rule) => Error::invalid(input.clone(), format!("`{input}` {rule}")),
+        FaultKind::PromptTooLong { num_tokens, num_tokens_max } => {
+            let message = format!("`{input}` must have at most the model's {num_tokens_max} tokens, got {num_tokens}");
+            Error::new(ErrorKind::ContextLengthExceeded, message).with_param(input)
+        }
+    }
 }

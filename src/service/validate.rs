@@ -3,7 +3,7 @@
 use super::config::QUEUE_TIMEOUT_MS_MAX;
 use super::rule::{rule, shown};
 use super::{ServiceConfig, tool_rules};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::protocol::{
     ChatMessage, Field, GenerateRequest, OnDisconnect, PRIORITY_MAX, PRIORITY_MIN, Prompt, QueueTerms, SamplingParams,
     StopParams, StreamId, Tenant, TokenId, ValidInput, ValidRequest,
@@ -43,7 +43,7 @@ pub(crate) struct Limits<'a> {
 /// Checks everything that needs no tokens, so that a wrong parameter costs no tokenising.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidRequest`] with the parameter at fault.
+/// [`crate::error::ErrorKind::InvalidRequest`] with the parameter at fault.
 pub(crate) fn parameters(request: &GenerateRequest, limits: Limits<'_>) -> Result<()> {
     match &request.prompt {
         Prompt::Chat(messages) => {
@@ -75,7 +75,7 @@ pub(crate) fn parameters(request: &GenerateRequest, limits: Limits<'_>) -> Resul
 /// Checks how many generations are asked for.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidRequest`].
+/// [`crate::error::ErrorKind::InvalidRequest`].
 pub(crate) fn choices(num_choices: usize, config: &ServiceConfig) -> Result<()> {
     let max = config.choices_max;
     if (1..=max).contains(&num_choices) { Ok(()) } else { Err(rule("n", format!("must be 1 to {max}"), num_choices)) }
@@ -85,7 +85,7 @@ pub(crate) fn choices(num_choices: usize, config: &ServiceConfig) -> Result<()> 
 /// the room that the prompt leaves is cut to it. `seed` is used where the request has none.
 ///
 /// # Errors
-/// [`ErrorKind::ContextLengthExceeded`] if the prompt alone is too long, or [`ErrorKind::InvalidRequest`].
+/// [`crate::error::ErrorKind::ContextLengthExceeded`] if the prompt alone is too long, or [`ErrorKind::InvalidRequest`].
 pub(crate) fn fit(
     id: StreamId,
     request: GenerateRequest,
@@ -138,7 +138,7 @@ pub(crate) fn fit_embedding(
     tokens: Vec<TokenId>,
     limits: Limits<'_>,
 ) -> Result<ValidInput> {
-    input_length(&prompt_field(&request.prompt).to_string(), tokens.len(), limits.context_len)?;
+    input_length(prompt_field(&request.prompt), tokens.len(), limits.context_len)?;
     Ok(ValidInput { id, tenant: request.owner.tenant, tokens, queue: terms(request, limits) })
 }
 
@@ -146,13 +146,10 @@ pub(crate) fn fit_embedding(
 ///
 /// # Errors
 /// As [`fit`].
-pub(crate) fn input_length(param: &str, num_tokens: usize, num_tokens_max: usize) -> Result<()> {
+pub(crate) fn input_length(field: Field, num_tokens: usize, num_tokens_max: usize) -> Result<()> {
     match num_tokens {
-        0 => Err(Error::invalid(param, format!("`{param}` must have at least one token, got none"))),
-        n if n > num_tokens_max => {
-            let message = format!("`{param}` must have at most the model's {num_tokens_max} tokens, got {n}");
-            Err(Error::new(ErrorKind::ContextLengthExceeded, message).with_param(param))
-        }
+        0 => Err(Error::rule(field, "must have at least one token, got none")),
+        n if n > num_tokens_max => Err(Error::prompt_too_long(field, n, num_tokens_max)),
         _ => Ok(()),
     }
 }

@@ -10,30 +10,34 @@ use serde::Serialize;
 
 use super::events::MessageEvents;
 use super::message::{MessageObject, blocks, message_id, stop_reason};
-use super::request::MessagesRequest;
+use super::request::{AskedMessage, MessagesRequest};
 use crate::api::caller::Caller;
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;
 use crate::api::words::Words;
-use crate::api::{App, answer, body, event_body, fold, head, with_stream_id};
+use crate::api::{App, answer, body, event_body, fold, head, tool_fields, with_stream_id};
+use crate::error::Error;
 use crate::protocol::{Field, ListIndex, Tenant};
 use crate::service::Started;
 use crate::text::AnswerParser;
 
-/// Claude Code reads the numbers out of this sentence and compacts the conversation.
-const WORDS: Words<'static> = Words {
-    name: &|field| match field {
+/// What the service finds wrong, in this dialect's words; `paths` are those of the tools, of which some may have been left out.
+fn spelled(e: &Error, paths: &[String]) -> Problem {
+    let name = |field: Field| match field {
         // A turn of this dialect can be several messages to a template, so an index would be another's.
         Field::Messages | Field::Message(..) | Field::Prompt | Field::Tokens(_) => "messages".to_owned(),
         Field::Stop(index) => format!("stop_sequences{}", ListIndex(index)),
-        Field::ToolName(index) => format!("tools[{index}].name"),
-        Field::ToolParameters(index) | Field::ToolFormat(index) => format!("tools[{index}].input_schema"),
+        Field::ToolName(index) => format!("{}.name", tool_fields::path(paths, index)),
+        Field::ToolParameters(index) | Field::ToolFormat(index) => {
+            format!("{}.input_schema", tool_fields::path(paths, index))
+        }
         Field::MaxTokens | Field::Tools | Field::ToolChoice => field.to_string(),
-    },
-    prompt_too_long: |num_tokens, num_tokens_max| {
-        format!("prompt is too long: {num_tokens} tokens > {num_tokens_max} maximum")
-    },
-};
+    };
+    // Claude Code reads the numbers out of this sentence and compacts the conversation.
+    let prompt_too_long =
+        |num_tokens, num_tokens_max| format!("prompt is too long: {num_tokens} tokens > {num_tokens_max} maximum");
+    Problem::spelled(e, Words { name: &name, prompt_too_long })
+}
 
 /// Handles one request.
 ///
@@ -52,12 +56,12 @@ pub(crate) async fn create(
         let is_stream = message.stream.unwrap_or(false);
         Ok((message.into_generate(owner)?, is_stream))
     };
-    let (((mut generate, ignored), is_stream), held) = body.parse(&app, tenant, read).await?;
+    let ((AskedMessage { mut generate, ignored, paths }, is_stream), held) = body.parse(&app, tenant, read).await?;
     generate.queue_timeout_ms = queue_timeout_ms;
     if let Some(policy) = policy {
         generate.on_disconnect = policy;
     }
-    let started = app.service.start(generate).await.map_err(|e| Problem::spelled(&e, WORDS))?;
+    let started = app.service.start(generate).await.map_err(|e| spelled(&e, &paths))?;
     drop(held);
     if !is_stream {
         return Ok(ignored.tell(whole(&app, tenant, started).await?));
@@ -82,8 +86,8 @@ pub(crate) async fn count_tokens(
     let tenant = owner.tenant;
     let body = body::read(request, &app, tenant).await?;
     let read = move |json: &[u8]| MessagesRequest::read(json)?.into_generate(owner);
-    let ((generate, _ignored), _held) = body.parse(&app, tenant, read).await?;
-    let tokens = app.service.prompt_tokens(generate).await.map_err(|e| Problem::spelled(&e, WORDS))?;
+    let (AskedMessage { generate, paths, .. }, _held) = body.parse(&app, tenant, read).await?;
+    let tokens = app.service.prompt_tokens(generate).await.map_err(|e| spelled(&e, &paths))?;
     Ok(Json(Count { input_tokens: tokens.len() }).into_response())
 }
 

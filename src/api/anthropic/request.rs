@@ -99,11 +99,11 @@ impl MessagesRequest {
         required(self.max_tokens, "", "max_tokens").map(drop)
     }
 
-    /// What it asks for, and what of that is left out.
+    /// What it asks for.
     ///
     /// # Errors
     /// 400 with the path at fault.
-    pub(super) fn into_generate(self, owner: Arc<Owner>) -> Result<(GenerateRequest, Ignored), Problem> {
+    pub(super) fn into_generate(self, owner: Arc<Owner>) -> Result<AskedMessage, Problem> {
         let mut ignored = Ignored::default();
         ignored.hint("container", self.container.as_ref());
         ignored.hint("context_management", self.context_management.as_ref());
@@ -145,8 +145,17 @@ impl MessagesRequest {
             constraint_param: param,
             ..GenerateRequest::new(owner, Prompt::Chat(content::messages(self.system, turns)?))
         };
-        Ok((generate, ignored))
+        Ok(AskedMessage { generate, ignored, paths: offered.paths })
     }
+}
+
+/// What a request asks for.
+pub(super) struct AskedMessage {
+    pub(super) generate: GenerateRequest,
+    /// What is left out of it.
+    pub(super) ignored: Ignored,
+    /// Where each tool stands in the request.
+    pub(super) paths: Vec<String>,
 }
 
 /// Whether to think. `adaptive` leaves it to the model, and so does a request that says nothing.

@@ -24,11 +24,12 @@ use crate::api::numbers::Whole;
 use crate::api::opening::Opening;
 use crate::api::problem::Problem;
 use crate::api::tool_fields::ToolForm;
+use crate::api::words::Words;
 use crate::api::{
     App, answer, body, event_body, fields, fold, head, structured, template, tool_fields, with_stream_id,
 };
 use crate::error::{Error, ErrorKind};
-use crate::protocol::{GenerateRequest, OnDisconnect, Owner, Prompt, Tenant};
+use crate::protocol::{Field, GenerateRequest, OnDisconnect, Owner, Prompt, Tenant};
 use crate::service::Started;
 use crate::stream::{StreamLog, StreamReader};
 
@@ -49,11 +50,11 @@ pub(crate) async fn create(
     let tenant = owner.tenant;
     let Opening { policy, queue_timeout_ms, body } = Opening::read(request, &app, tenant).await?;
     let (asked, held) = body.parse(&app, tenant, move |json| read(json, owner)).await?;
-    let Asked { generate, num_choices, stream, usage, ignored, custom } = asked;
+    let Asked { generate, num_choices, stream, usage, ignored, custom, paths } = asked;
     let with_logprobs = generate.sampling.top_logprobs.is_some();
     let on_disconnect = policy.unwrap_or(OnDisconnect::Cancel);
     let generate = GenerateRequest { on_disconnect, queue_timeout_ms, ..generate };
-    let started = app.service.start_choices(generate, num_choices).await?;
+    let started = app.service.start_choices(generate, num_choices).await.map_err(|e| spelled(&e, &paths))?;
     drop(held);
     let readers: Vec<StreamReader> = started.iter().map(|choice| choice.log.reader(0)).collect();
     let response = if stream {
@@ -65,6 +66,17 @@ pub(crate) async fn create(
     Ok(ignored.tell(response))
 }
 
+/// What the service finds wrong; `paths` are those of the tools, of which some may have been left out.
+fn spelled(e: &Error, paths: &[String]) -> Problem {
+    let name = |field: Field| match field {
+        Field::ToolName(index) => format!("{}.function.name", tool_fields::path(paths, index)),
+        Field::ToolParameters(index) => format!("{}.function.parameters", tool_fields::path(paths, index)),
+        Field::ToolFormat(index) => format!("{}.custom.format", tool_fields::path(paths, index)),
+        field => field.to_string(),
+    };
+    Problem::spelled(e, Words { name: &name, ..Words::CHAT })
+}
+
 /// What a body asks for.
 struct Asked {
     generate: GenerateRequest,
@@ -74,6 +86,8 @@ struct Asked {
     ignored: Ignored,
     /// Names of the tools that take free text.
     custom: Vec<String>,
+    /// Where each tool stands in the request.
+    paths: Vec<String>,
 }
 
 fn read(json: &[u8], owner: Arc<Owner>) -> Result<Asked, Problem> {
@@ -120,7 +134,7 @@ fn read(json: &[u8], owner: Arc<Owner>) -> Result<Asked, Problem> {
     };
     let custom = generate.tools.iter().filter(|tool| tool.function.free_text.is_some());
     let custom = custom.map(|tool| tool.function.name.clone()).collect();
-    Ok(Asked { generate, num_choices, stream, usage, ignored, custom })
+    Ok(Asked { generate, num_choices, stream, usage, ignored, custom, paths: offered.paths })
 }
 
 /// `POST /v1/chat/completions/{id}/cancel`: cancels at once; 204 also when it has ended. Takes a completion's id and

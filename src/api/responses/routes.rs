@@ -24,7 +24,7 @@ use crate::api::opening::Opening;
 use crate::api::problem::Problem;
 use crate::api::query::{self, Pairs, broken, pairs, value};
 use crate::api::words::Words;
-use crate::api::{App, answer, body, event_body, fold, head, with_stream_id};
+use crate::api::{App, answer, body, event_body, fold, head, tool_fields, with_stream_id};
 use crate::error::Error;
 use crate::metrics::RejectLabel;
 use crate::protocol::{Field, GenerateRequest, OnDisconnect, Prompt, Tenant};
@@ -86,7 +86,7 @@ pub(crate) async fn create(
 
 /// What the service finds wrong, in this dialect's words; `paths` are those of the tools.
 fn spelled(e: &Error, paths: &[String]) -> Problem {
-    let tool = |index: usize| paths.get(index).cloned().unwrap_or_else(|| "tools".to_owned());
+    let tool = |index| tool_fields::path(paths, index);
     let name = |field: Field| match field {
         // Items become messages in a way of their own, so an index would be another's.
         Field::Messages | Field::Message(..) | Field::Prompt | Field::Tokens(_) => "input".to_owned(),

@@ -357,6 +357,17 @@ async fn an_error_names_the_field_as_its_dialect_does() {
     assert!(message.starts_with("`tools[0].name` must have"), "{message}");
     let message = refused(&server, MESSAGES, &json!({"stop_sequences": [""]})).await;
     assert!(message.starts_with("`stop_sequences[0]` must have"), "{message}");
+    // By the place in the request, of which the model is told a part.
+    let web = json!({"type": "web_search"});
+    let wrong = json!({"name": "a b", "input_schema": {}});
+    let message = refused(&server, MESSAGES, &json!({"tools": [web, wrong]})).await;
+    assert!(message.starts_with("`tools[1].name` must have"), "{message}");
+    let wrong = json!({"type": "function", "function": {"name": "a b"}});
+    let message = refused(&server, CHAT, &json!({"tools": [web, wrong]})).await;
+    assert!(message.starts_with("`tools[1].function.name` must have"), "{message}");
+    let wrong = json!([web, {"type": "namespace", "name": "n", "tools": [{"type": "function", "name": "a b"}]}]);
+    let message = refused(&server, RESPONSES, &json!({"tools": wrong})).await;
+    assert!(message.starts_with("`tools[1].tools[0].name` must have"), "{message}");
     let tool = json!({"type": "function", "function": {"name": "f", "parameters": {"type": 3}}});
     let message = refused(&server, CHAT, &json!({"tools": [tool], "tool_choice": "required"})).await;
     assert!(message.starts_with("`tools[0].function.parameters` "), "{message}");
